@@ -1,0 +1,56 @@
+-- What is known of each voice in processing. No foreign key to the application's table: it would
+-- block the application's own DELETE.
+CREATE TABLE voice_sync.voices (
+    row_id          text PRIMARY KEY,
+    provider_id     text,
+    first_seen      timestamptz NOT NULL DEFAULT now(),
+    -- Set when the row got a new provider id or was put back to processing: its age counts from here.
+    restarted_at    timestamptz,
+    run_id          uuid NOT NULL,
+    lease_until     timestamptz,
+    last_asked      timestamptz,
+    kind            text,
+    stage           text,
+    missing_count   integer NOT NULL DEFAULT 0,
+    missing_since   timestamptz,
+    strikes         integer NOT NULL DEFAULT 0,
+    set_aside_until timestamptz,
+    trouble         text,
+    failed_at       timestamptz,
+    failure         text
+);
+
+-- Events committed with their transition. Published ones are kept for a while, then removed.
+CREATE TABLE voice_sync.outbox (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    event_id     uuid NOT NULL,
+    event_type   text NOT NULL,
+    voice_id     text NOT NULL,
+    user_id      text,
+    occurred_at  timestamptz NOT NULL DEFAULT now(),
+    leased_until timestamptz,
+    published_at timestamptz
+);
+CREATE INDEX outbox_unpublished ON voice_sync.outbox (id) WHERE published_at IS NULL;
+
+-- What the provider showed of itself, for each key (by a digest of it) and base URL.
+CREATE TABLE voice_sync.provider (
+    account      uuid PRIMARY KEY,
+    -- Kinds of voices that the list leaves out, each with the time until which that is believed.
+    unlisted     jsonb NOT NULL DEFAULT '{}'
+);
+
+-- A ledger of passes.
+CREATE TABLE voice_sync.runs (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run_id      uuid NOT NULL,
+    account     uuid,
+    started_at  timestamptz NOT NULL,
+    finished_at timestamptz NOT NULL DEFAULT now(),
+    duration_ms bigint NOT NULL,
+    exit_code   smallint NOT NULL,
+    found       bigint NOT NULL,
+    counts      jsonb NOT NULL,
+    -- The row after which an unfinished pass stopped: the next one begins there.
+    resume_after text
+);

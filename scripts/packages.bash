@@ -1,0 +1,110 @@
+# Sourced by the other scripts: installs what they miss, by the system's own package manager.
+# Kept to bash 3.2, which is what macOS has.
+# shellcheck shell=bash
+
+fail() {
+	printf '%s: %s\n' "${0##*/}" "$*" >&2
+	exit 1
+}
+
+# package_names MANAGER WHAT…
+package_names() {
+	local manager=$1 what
+	shift
+	for what; do
+		case $manager-$what in
+		apt-get-postgresql) echo postgresql ;;
+		apt-get-redis) echo redis-server ;;
+		apt-get-python) echo python3 python3-venv ;;
+		dnf-postgresql) echo postgresql-server ;;
+		# Newer Fedora and RHEL have only Valkey; its file is found by either name.
+		dnf-redis) dnf -q info redis >/dev/null 2>&1 && echo redis || echo valkey ;;
+		dnf-python) echo python3 python3-pip ;;
+		brew-postgresql) echo postgresql@17 ;;
+		brew-redis) echo redis ;;
+		brew-python) echo python ;;
+		esac
+	done | tr '\n' ' '
+}
+
+# install_packages WHAT…, each of: postgresql redis python
+install_packages() {
+	local manager names
+	for manager in apt-get dnf brew ''; do
+		if command -v "${manager:-true}" >/dev/null; then break; fi
+	done
+	[ -n "$manager" ] ||
+		fail "missing: $*; found none of apt-get, dnf and brew to install it with, so install it by hand"
+	names=$(package_names "$manager" "$@")
+	names=${names% }
+
+	if [ "$manager" = brew ]; then
+		# Homebrew refuses to run as root, and needs no root.
+		[ "$EUID" -ne 0 ] || fail "missing: $*; as a user other than root, run: brew install $names"
+		# shellcheck disable=SC2086 # the names are words
+		brew install $names >&2 </dev/null || fail "missing: $*; this failed: brew install $names"
+		return
+	fi
+
+	local as_root=''
+	if [ "$EUID" -ne 0 ]; then
+		# -n: a test run must never stop to ask for a password.
+		sudo -n true 2>/dev/null ||
+			fail "missing: $*; neither root nor sudo without a password, so run: sudo $manager install $names"
+		as_root='sudo -n'
+	fi
+	echo "${0##*/}: installing $names" >&2
+	# shellcheck disable=SC2086 # words
+	case $manager in
+	apt-get) $as_root bash -c "$(declare -f install_with_apt); install_with_apt $names" ;;
+	dnf) $as_root dnf -y install $names ;;
+	esac >&2 </dev/null || fail "missing: $*; this failed: ${as_root:+sudo }$manager install $names"
+}
+
+# Debian's packages start their services, now and at every boot. The tests need only the programs,
+# and a developer's machine must not gain a running server from them.
+# Runs as root in a shell of its own, which is passed nothing but this function.
+install_with_apt() {
+	set -eu
+	export DEBIAN_FRONTEND=noninteractive PATH="$PATH:/usr/sbin:/sbin"
+	policy=/usr/sbin/policy-rc.d
+	clusters=/etc/postgresql-common/createcluster.conf
+	saved=$clusters.voice-sync
+
+	# Two test runs at once must not undo each other's guards.
+	exec 9>/run/lock/voice-sync-packages
+	flock 9
+
+	restore() {
+		# Nobody else's policy is removed; our own also when an earlier run was killed.
+		if grep -qs voice-sync "$policy"; then rm -f "$policy"; fi
+		if [ -e "$saved" ]; then mv -f "$saved" "$clusters"; fi
+	}
+	trap restore EXIT
+	trap 'exit 129' HUP
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
+	restore
+	get() { apt-get -q -y -o DPkg::Lock::Timeout=300 "$@" 9>&-; }
+
+	[ -e "$policy" ] || {
+		printf '#!/bin/sh\n# voice-sync: only while it installs packages\nexit 101\n' >"$policy"
+		chmod 755 "$policy"
+	}
+	# Without fresh lists the install may still work, and if not it says why.
+	get update || true
+	case " $* " in
+	*' postgresql '*)
+		# Its setting must be there before the server's package looks for it.
+		get install --no-install-recommends postgresql-common
+		cp -p "$clusters" "$saved"
+		echo 'create_main_cluster = false' >>"$clusters"
+		;;
+	esac
+	redis_was_there=
+	if dpkg -s redis-server >/dev/null 2>&1; then redis_was_there=yes; fi
+	get install --no-install-recommends "$@"
+	if [ -z "$redis_was_there" ] && dpkg -s redis-server >/dev/null 2>&1; then
+		update-rc.d redis-server disable
+	fi
+}

@@ -1,0 +1,153 @@
+//! Answers: what scripts give, and the error bodies of the API.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+/// A whole HTTP answer, for [`Simulator::script`](crate::Simulator::script).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status, from 100 to 999.
+    pub status: u16,
+    /// Headers, each as often as it is here.
+    pub headers: Vec<(String, String)>,
+    /// The bytes of the body, whatever the headers call them.
+    pub body: Vec<u8>,
+    /// How long the asker waits for this answer.
+    pub delay: Duration,
+}
+
+impl Answer {
+    /// An answer without headers and body, as some proxies give.
+    #[must_use]
+    pub fn empty(status: u16) -> Self {
+        Self {
+            status,
+            ..Self::default()
+        }
+    }
+
+    /// An answer that calls itself JSON; the body may be broken on purpose.
+    #[must_use]
+    pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        let mut answer = Self::empty(status).with_header("content-type", "application/json");
+        answer.body = body.into();
+        answer
+    }
+
+    /// The page that a proxy in front of the API gives.
+    #[must_use]
+    pub fn html(status: u16, title: &str) -> Self {
+        let mut answer = Self::empty(status).with_header("content-type", "text/html");
+        answer.body = format!(
+            "<html>\r\n<head><title>{status} {title}</title></head>\r\n\
+             <body><center><h1>{status} {title}</h1></center></body>\r\n</html>\r\n"
+        )
+        .into_bytes();
+        answer
+    }
+
+    /// An error in the API's own shape: `{"detail": {"status": …, "message": …}}`.
+    #[must_use]
+    pub fn error(status: u16, code: &str, message: &str) -> Self {
+        Self::detail(
+            status,
+            &Told {
+                status: code,
+                message,
+            },
+        )
+    }
+
+    /// This answer with one more header.
+    #[must_use]
+    pub fn with_header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// This answer after a while.
+    #[must_use]
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    pub(crate) fn invalid_api_key() -> Self {
+        Self::error(401, "invalid_api_key", "Invalid API key")
+    }
+
+    pub(crate) fn voice_not_found(voice_id: &str) -> Self {
+        let message = format!("A voice with the voice_id {voice_id} was not found.");
+        Self::error(400, "voice_not_found", &message)
+    }
+
+    /// As FastAPI answers a path or a method that it does not have.
+    pub(crate) fn unknown(status: u16, text: &str) -> Self {
+        Self::detail(status, &text)
+    }
+
+    /// As FastAPI answers an argument that does not fit.
+    pub(crate) fn invalid(place: &str, argument: &str, kind: &str, message: &str) -> Self {
+        let unfit = Unfit {
+            loc: [place, argument],
+            msg: message,
+            r#type: kind,
+        };
+        Self::detail(422, &[unfit])
+    }
+
+    fn detail<T: Serialize>(status: u16, detail: &T) -> Self {
+        Self::of(status, &Detail { detail })
+    }
+
+    pub(crate) fn of<T: Serialize>(status: u16, body: &T) -> Self {
+        Self::written(status, Vec::new(), body)
+    }
+
+    /// Writes the body into a buffer that was made large enough for it.
+    pub(crate) fn written<T: Serialize>(status: u16, mut buffer: Vec<u8>, body: &T) -> Self {
+        match serde_json::to_writer(&mut buffer, body) {
+            Ok(()) => Self::json(status, buffer),
+            Err(error) => Self::json(500, error.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        let mut response = Response::builder().status(self.status);
+        for (name, value) in self.headers {
+            response = response.header(name, value);
+        }
+        response
+            .body(Body::from(self.body))
+            .unwrap_or_else(|error| {
+                // Nothing that the API could answer: whoever wrote the script must notice.
+                let text = format!("the script's answer is no HTTP: {error}");
+                let plain = [(header::CONTENT_TYPE, "text/plain")];
+                (StatusCode::INTERNAL_SERVER_ERROR, plain, text).into_response()
+            })
+    }
+}
+
+#[derive(Serialize)]
+struct Detail<'a, T> {
+    detail: &'a T,
+}
+
+#[derive(Serialize)]
+struct Told<'a> {
+    status: &'a str,
+    message: &'a str,
+}
+
+#[derive(Serialize)]
+struct Unfit<'a> {
+    loc: [&'a str; 2],
+    msg: &'a str,
+    r#type: &'a str,
+}

@@ -1,0 +1,171 @@
+//! A simulated voice's fate and when it is fulfilled, and how the two are written.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::fate::Fate;
+
+/// A fate together with the time until it is fulfilled, counted from the voice's creation.
+///
+/// Written as the fate's word and, unless it is zero, a time: `ready 5s`, `pvcfailed2m`.
+/// Fates that never change have no use for the time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Plan {
+    /// What becomes of the voice.
+    pub fate: Fate,
+    /// How long that takes.
+    pub after: Duration,
+}
+
+impl Plan {
+    /// The plan in the last square brackets of a voice's name, as in `Anna [ready 5s]`.
+    ///
+    /// Brackets that hold anything else are part of a name like any other.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        let (_, opened) = name.rsplit_once('[')?;
+        let (text, _) = opened.split_once(']')?;
+        text.parse().ok()
+    }
+
+    /// The plan in a synthetic id, `sim-<fate><time?>-<anything>`, as in `sim-ready5s-0001`.
+    #[must_use]
+    pub fn from_id(voice_id: &str) -> Option<Self> {
+        let (text, _) = voice_id.strip_prefix("sim-")?.split_once('-')?;
+        text.parse().ok()
+    }
+}
+
+impl FromStr for Plan {
+    type Err = FateError;
+
+    fn from_str(text: &str) -> Result<Self, FateError> {
+        let text = text.trim();
+        let end = text
+            .find(|c: char| c.is_ascii_digit() || c.is_whitespace())
+            .unwrap_or(text.len());
+        let (word, time) = text.split_at(end);
+        let fate = word.parse()?;
+        let after = match time.trim_start() {
+            "" => Duration::ZERO,
+            time => humantime::parse_duration(time).map_err(|source| FateError::Time {
+                text: time.to_owned(),
+                source,
+            })?,
+        };
+        Ok(Self { fate, after })
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.fate.word())?;
+        if self.after.is_zero() {
+            return Ok(());
+        }
+        write!(f, " {}", humantime::format_duration(self.after))
+    }
+}
+
+/// Why a text tells no fate.
+#[derive(Debug)]
+pub enum FateError {
+    /// No fate goes by this word.
+    Unknown(String),
+    /// What follows the fate is not a time.
+    Time {
+        /// The text that should have been a time.
+        text: String,
+        /// What is wrong with it.
+        source: humantime::DurationError,
+    },
+}
+
+impl fmt::Display for FateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(word) => write!(f, "no fate is called {word:?}"),
+            Self::Time { text, .. } => write!(f, "{text:?} is not a time such as 5s or 1m30s"),
+        }
+    }
+}
+
+impl std::error::Error for FateError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unknown(_) => None,
+            Self::Time { source, .. } => Some(source),
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fate_is_read_back_from_its_word() {
+        for fate in Fate::ALL {
+            assert_eq!(fate.word().parse::<Fate>().unwrap(), fate);
+            for after in [
+                Duration::ZERO,
+                Duration::from_secs(90),
+                Duration::from_millis(1500),
+            ] {
+                let plan = Plan { fate, after };
+                assert_eq!(plan.to_string().parse::<Plan>().unwrap(), plan);
+            }
+        }
+    }
+
+    #[test]
+    fn the_time_may_touch_the_word() {
+        let five = Plan {
+            fate: Fate::PvcReady,
+            after: Duration::from_secs(5),
+        };
+        for text in [
+            "pvcready5s",
+            "pvcready 5s",
+            " pvcready  5s ",
+            "pvcready 4s 1000ms",
+        ] {
+            assert_eq!(text.parse::<Plan>().unwrap(), five, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_fate_is_refused() {
+        for text in ["", "redy", "READY", "ready-5s", "5s"] {
+            assert!(
+                matches!(text.parse::<Plan>(), Err(FateError::Unknown(_))),
+                "{text}"
+            );
+        }
+        for text in ["ready 5", "ready soon", "ready 5 parsecs"] {
+            let error = text.parse::<Plan>().unwrap_err();
+            assert!(matches!(error, FateError::Time { .. }), "{text}");
+            assert!(std::error::Error::source(&error).is_some());
+        }
+    }
+
+    #[test]
+    fn names_and_ids_tell_a_plan_only_in_their_own_notation() {
+        let minute = Plan {
+            fate: Fate::Banned,
+            after: Duration::from_secs(60),
+        };
+        assert_eq!(Plan::from_name("Anna [studio] [banned 1m]"), Some(minute));
+        assert_eq!(Plan::from_name("Anna [studio]"), None);
+        assert_eq!(Plan::from_name("Anna banned 1m"), None);
+        assert_eq!(Plan::from_name("Anna ]banned 1m["), None);
+
+        assert_eq!(Plan::from_id("sim-banned1m-0001-b"), Some(minute));
+        assert_eq!(Plan::from_id("sim-ready-7"), Some(Plan::default()));
+        assert_eq!(Plan::from_id("sim-ready"), None);
+        assert_eq!(Plan::from_id("sim-redy-7"), None);
+        assert_eq!(Plan::from_id("21m00Tcm4TlvDq8ikWAM"), None);
+    }
+}

@@ -1,0 +1,79 @@
+//! The endpoints that concern one voice.
+
+use std::sync::Arc;
+
+use axum::extract::multipart::MultipartError;
+use axum::extract::{Multipart, Path, State};
+use serde::Serialize;
+
+use crate::answer::Answer;
+use crate::server::Shared;
+
+/// `GET /v1/voices/{voice_id}`.
+pub(crate) async fn look_up(
+    State(shared): State<Arc<Shared>>,
+    Path(voice_id): Path<String>,
+) -> Answer {
+    match shared.account().single(&voice_id) {
+        Some(voice) => Answer::of(200, &voice),
+        None => Answer::voice_not_found(&voice_id),
+    }
+}
+
+#[derive(Serialize)]
+struct Done {
+    status: &'static str,
+}
+
+/// `DELETE /v1/voices/{voice_id}`.
+pub(crate) async fn delete(
+    State(shared): State<Arc<Shared>>,
+    Path(voice_id): Path<String>,
+) -> Answer {
+    let mut account = shared.account_mut();
+    if account.single(&voice_id).is_none() {
+        return Answer::voice_not_found(&voice_id);
+    }
+    account.remove(&voice_id);
+    Answer::of(200, &Done { status: "ok" })
+}
+
+#[derive(Serialize)]
+struct Created {
+    voice_id: String,
+    requires_verification: bool,
+}
+
+/// `POST /v1/voices/add`.
+pub(crate) async fn add(State(shared): State<Arc<Shared>>, form: Multipart) -> Answer {
+    match read(form).await {
+        Ok((Some(name), files)) if files > 0 => {
+            let voice_id = shared.account_mut().create(&name);
+            let created = Created {
+                voice_id,
+                requires_verification: false,
+            };
+            Answer::of(200, &created)
+        }
+        Ok((None, _)) => Answer::invalid("body", "name", "missing", "Field required"),
+        Ok(_) => Answer::invalid("body", "files", "missing", "Field required"),
+        Err(error) => Answer::unknown(400, &error.body_text()),
+    }
+}
+
+/// The name in a form and the number of its files, which are read and thrown away.
+async fn read(mut form: Multipart) -> Result<(Option<String>, usize), MultipartError> {
+    let mut name = None;
+    let mut files = 0;
+    while let Some(mut field) = form.next_field().await? {
+        match field.name() {
+            Some("name") => name = Some(field.text().await?),
+            Some("files" | "files[]") => {
+                files += 1;
+                while field.chunk().await?.is_some() {}
+            }
+            _ => {}
+        }
+    }
+    Ok((name, files))
+}

@@ -1,0 +1,73 @@
+//! `voice-sync migrate`.
+
+use std::io::{self, Write};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use serde_json::json;
+
+use super::{Options, Output};
+use crate::exit::{Exit, Failed};
+use crate::store::{Access, Database, MigrationState, PendingMigration};
+
+/// Make or update voice-sync's own tables.
+#[derive(Debug, Args)]
+pub(super) struct Migrate {
+    /// Print the SQL that would run, for a person who applies it by hand.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Migrate {
+    pub(super) async fn run(self, options: &Options) -> Result<Exit, Failed> {
+        let url = options.database_url()?;
+        let access = if self.dry_run {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
+        };
+        let database = Database::connect(&url, access).await?;
+        if let MigrationState::Ahead { found } = database.migration_state().await? {
+            return Err(Failed::config(anyhow!(
+                "the {url} has tables of a newer version ({found}) than this program knows; \
+                 run the newer voice-sync"
+            )));
+        }
+        let pending = database.pending_migrations().await?;
+        if !self.dry_run {
+            database.migrate().await?;
+        }
+        let text = match options.output {
+            Output::Json => json!({
+                "dry_run": self.dry_run,
+                "migrations": pending.iter().map(|m| json!({"version": m.version, "name": m.name, "sql": m.sql})).collect::<Vec<_>>(),
+                "exit_code": Exit::Success.code(),
+            })
+            .to_string(),
+            Output::Text if pending.is_empty() => {
+                format!("nothing to do: voice-sync's own tables in the {url} are up to date")
+            }
+            Output::Text if self.dry_run => sql(&pending),
+            Output::Text => pending
+                .iter()
+                .map(|m| format!("applied migration {} ({}) to the {url}", m.version, m.name))
+                .collect::<Vec<_>>()
+                .join("\n"),
+        };
+        writeln!(io::stdout(), "{text}")
+            .context("the result could not be written to stdout")
+            .map_err(|message| Failed {
+                exit: Exit::Io,
+                message,
+            })?;
+        Ok(Exit::Success)
+    }
+}
+
+fn sql(pending: &[PendingMigration]) -> String {
+    let statements: Vec<_> = pending
+        .iter()
+        .map(|migration| migration.sql.as_str())
+        .collect();
+    format!("BEGIN;\n\n{}\nCOMMIT;", statements.join("\n"))
+}

@@ -1,0 +1,403 @@
+//! The command line: its options, and the values they stand for.
+
+mod migrate;
+mod sync_once;
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use secrecy::ExposeSecret;
+use tracing::info;
+
+use crate::events::relay::{Kind, Relay};
+use crate::exit::{Exit, Failed};
+use crate::provider::lookup::Strategy;
+use crate::provider::{BaseUrl, Provider};
+use crate::settings::{self, DATABASE_URL, REDIS_URL};
+use crate::store::{
+    Access, ColumnNames, Database, DatabaseUrl, MigrationState, Names, StatusValues, Store,
+    StoreError, TableName,
+};
+use crate::telemetry::LogFormat;
+use crate::verdict::{OnTimeout, Rules};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  everything due was looked at, events are out
+   2  wrong usage
+  69  the database could not be reached: run again
+  74  local input or output failed, such as a full disk: run again
+  75  temporary: provider or event bus down, or time over, with work left: the next run goes on
+  77  the key is refused, or is of another workspace: do not run again
+  78  configuration, schema, or a missing privilege: do not run again
+
+Each option may also be given by its variable. A secret may stand in a file that
+DATABASE_URL_FILE, REDIS_URL_FILE or ELEVENLABS_API_KEY_FILE names.";
+
+/// Finishes what an application began: moves voices cloned with ElevenLabs from processing to
+/// completed or failed.
+#[derive(Debug, Parser)]
+#[command(name = "voice-sync", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Ask about every voice in processing once, and exit.
+    SyncOnce(sync_once::SyncOnce),
+    /// Make or update voice-sync's own tables.
+    Migrate(migrate::Migrate),
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+struct Options {
+    /// The application's database: postgresql://… or sqlite:///…, with or without a driver such as
+    /// +asyncpg [default: sqlite://voice-sync.db].
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "DATABASE_URL",
+        hide_env_values = true
+    )]
+    database_url: Option<String>,
+
+    /// The provider.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "ELEVENLABS_BASE_URL",
+        default_value = "https://api.elevenlabs.io",
+        hide_env_values = true
+    )]
+    api_url: String,
+
+    /// A file that holds the API key [env: ELEVENLABS_API_KEY_FILE=; the key itself: ELEVENLABS_API_KEY].
+    #[arg(long, global = true, value_name = "PATH")]
+    api_key_file: Option<PathBuf>,
+
+    /// The event bus. Without it no events are recorded.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "REDIS_URL",
+        hide_env_values = true
+    )]
+    redis_url: Option<String>,
+
+    /// How events are published [default: stream if there is a Redis URL].
+    #[arg(long, global = true, value_enum, env = "VOICE_SYNC_EVENTS")]
+    events: Option<Events>,
+
+    /// What the names of streams or channels begin with.
+    #[arg(
+        long,
+        global = true,
+        value_name = "TEXT",
+        env = "VOICE_SYNC_EVENT_PREFIX",
+        default_value = "events:"
+    )]
+    event_prefix: String,
+
+    /// Entries that a stream keeps at least.
+    #[arg(long, global = true, value_name = "N", env = "VOICE_SYNC_EVENT_MAXLEN", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    event_maxlen: u64,
+
+    /// Most requests to the provider at once.
+    #[arg(long, global = true, value_name = "N", env = "VOICE_SYNC_CONCURRENCY", default_value = "4", value_parser = concurrency)]
+    concurrency: NonZeroUsize,
+
+    /// Ask in batches or singly.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        env = "VOICE_SYNC_LOOKUP",
+        default_value_t
+    )]
+    lookup: Strategy,
+
+    /// How long a voice may be in processing, or "never".
+    #[arg(long, global = true, value_name = "DURATION", env = "VOICE_SYNC_FAIL_AFTER", default_value = "24h", value_parser = limit)]
+    fail_after: Limit,
+
+    /// What becomes of a voice that took longer.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        env = "VOICE_SYNC_ON_TIMEOUT",
+        default_value_t
+    )]
+    on_timeout: OnTimeout,
+
+    /// How long the provider must not know a voice before it fails; 0s: at once.
+    #[arg(long, global = true, value_name = "DURATION", env = "VOICE_SYNC_MISSING_AFTER", default_value = "15m", value_parser = humantime::parse_duration)]
+    missing_after: Duration,
+
+    /// The fine-tuning models that decide, by commas [default: all].
+    #[arg(
+        long,
+        global = true,
+        value_name = "MODELS",
+        env = "VOICE_SYNC_MODELS",
+        value_delimiter = ','
+    )]
+    models: Vec<String>,
+
+    /// The application's table, with its schema if that is not on the search path.
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "VOICE_SYNC_TABLE",
+        default_value = "voices"
+    )]
+    table: String,
+
+    /// Columns with other names: id=…,user_id=…,elevenlabs_voice_id=…,status=…,preview_url=…,created_at=…,completed_at=…
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAMES",
+        env = "VOICE_SYNC_COLUMNS",
+        default_value = ""
+    )]
+    columns: String,
+
+    /// Other status values: processing=…,completed=…,failed=…
+    #[arg(
+        long,
+        global = true,
+        value_name = "VALUES",
+        env = "VOICE_SYNC_STATUS_VALUES",
+        default_value = ""
+    )]
+    status_values: String,
+
+    /// Make or update voice-sync's own tables where needed [default: on for SQLite, off for PostgreSQL].
+    #[arg(long, global = true, value_name = "BOOL", env = "VOICE_SYNC_AUTO_MIGRATE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    auto_migrate: Option<bool>,
+
+    /// How log lines look, on stderr.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        env = "VOICE_SYNC_LOG_FORMAT",
+        default_value_t
+    )]
+    log_format: LogFormat,
+
+    /// How results look, on stdout.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        env = "VOICE_SYNC_OUTPUT",
+        default_value_t
+    )]
+    output: Output,
+}
+
+/// How results look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// How events are published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Events {
+    /// To Redis Streams, one for each type of event.
+    Stream,
+    /// To Redis channels.
+    Pubsub,
+    /// Not at all; none are recorded either.
+    None,
+}
+
+/// A duration, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limit(Option<Duration>);
+
+fn limit(text: &str) -> Result<Limit, humantime::DurationError> {
+    match text {
+        "never" => Ok(Limit(None)),
+        text => humantime::parse_duration(text).map(|duration| Limit(Some(duration))),
+    }
+}
+
+fn concurrency(text: &str) -> Result<NonZeroUsize, String> {
+    const MOST: usize = 1000;
+    text.parse::<NonZeroUsize>()
+        .ok()
+        .filter(|number| number.get() <= MOST)
+        .ok_or_else(|| format!("give a whole number from 1 to {MOST}"))
+}
+
+impl Cli {
+    /// How log lines should look.
+    pub fn log_format(&self) -> LogFormat {
+        self.options.log_format
+    }
+
+    /// Runs the command. What it prints is on stdout; an error is the caller's to show.
+    pub async fn run(self) -> Result<Exit, Failed> {
+        match self.command {
+            Command::SyncOnce(command) => command.run(self.options).await,
+            Command::Migrate(command) => command.run(&self.options).await,
+        }
+    }
+}
+
+impl Options {
+    fn database_url(&self) -> Result<DatabaseUrl, Failed> {
+        let url = DATABASE_URL
+            .resolve(self.database_url.clone())
+            .map_err(Failed::config)?
+            .unwrap_or_else(|| "sqlite://voice-sync.db".into());
+        DatabaseUrl::parse(url.expose_secret())
+            .context("the database URL (--database-url or DATABASE_URL) cannot be used")
+            .map_err(Failed::config)
+    }
+
+    fn names(&self) -> Result<Names, Failed> {
+        let parse = || {
+            Ok::<_, anyhow::Error>(Names {
+                table: TableName::parse(&self.table).context("--table")?,
+                columns: ColumnNames::parse(&self.columns).context("--columns")?,
+                statuses: StatusValues::parse(&self.status_values).context("--status-values")?,
+            })
+        };
+        parse().map_err(Failed::config)
+    }
+
+    fn rules(&self) -> Rules {
+        let models: BTreeSet<String> = self
+            .models
+            .iter()
+            .map(|model| model.trim().to_owned())
+            .filter(|model| !model.is_empty())
+            .collect();
+        Rules {
+            fail_after: self.fail_after.0,
+            on_timeout: self.on_timeout,
+            models: (!models.is_empty()).then_some(models),
+        }
+    }
+
+    fn provider(&self) -> Result<Provider, Failed> {
+        let base = BaseUrl::parse(&self.api_url)
+            .context("the provider's URL (--api-url or ELEVENLABS_BASE_URL) cannot be used")
+            .map_err(Failed::config)?;
+        let key = settings::api_key(self.api_key_file.clone()).map_err(Failed::config)?;
+        Provider::new(base, &key, self.concurrency).map_err(Failed::config)
+    }
+
+    fn relay(&self) -> Result<Option<Relay>, Failed> {
+        let url = REDIS_URL
+            .resolve(self.redis_url.clone())
+            .map_err(Failed::config)?;
+        let maxlen = self.event_maxlen;
+        let (kind, url) = match (self.events, url) {
+            (Some(Events::None), _) | (None, None) => return Ok(None),
+            (Some(Events::Stream) | None, Some(url)) => (Kind::Stream { maxlen }, url),
+            (Some(Events::Pubsub), Some(url)) => (Kind::PubSub, url),
+            (Some(Events::Stream | Events::Pubsub), None) => {
+                return Err(Failed::config(anyhow!(
+                    "--events needs a Redis: give --redis-url or REDIS_URL, or say --events none"
+                )));
+            }
+        };
+        Relay::new(url.expose_secret(), kind, self.event_prefix.clone())
+            .context("the Redis URL (--redis-url or REDIS_URL) cannot be used")
+            .map(Some)
+            .map_err(Failed::config)
+    }
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self {
+            exit: error.exit(),
+            message: error.into(),
+        }
+    }
+}
+
+/// Connects, and makes sure that voice-sync's own tables are as this version needs them.
+async fn open(
+    url: &DatabaseUrl,
+    names: &Names,
+    auto_migrate: Option<bool>,
+    access: Access,
+) -> Result<Store, Failed> {
+    let at = |error: StoreError| Failed {
+        exit: error.exit(),
+        message: anyhow::Error::from(error).context(url.to_string()),
+    };
+    let database = Database::connect(url, access).await.map_err(at)?;
+    let state = database.migration_state().await.map_err(at)?;
+    let by_itself = auto_migrate.unwrap_or(match database {
+        Database::Sqlite(_) => true,
+        Database::Postgres(_) => false,
+    });
+    let own_tables = match (state, access) {
+        (MigrationState::Current, _) => true,
+        (MigrationState::Ahead { found }, _) => {
+            return Err(Failed::config(anyhow!(
+                "voice-sync's own tables in the {url} are of a newer version ({found}) than this \
+                 program knows; run the newer voice-sync"
+            )));
+        }
+        // Reading needs no tables of our own: a first dry run leaves no trace.
+        (MigrationState::Absent, Access::ReadOnly) => false,
+        (MigrationState::Absent | MigrationState::Behind { .. }, Access::ReadWrite)
+            if by_itself =>
+        {
+            // The table is looked at first: a database that does not fit is left as it is.
+            let store = Store::open(database, names, false).await.map_err(at)?;
+            let database = store.into_database();
+            database.migrate().await.map_err(at)?;
+            info!("made voice-sync's own tables in the {url}");
+            return Store::open(database, names, true).await.map_err(at);
+        }
+        (MigrationState::Absent | MigrationState::Behind { .. }, _) => {
+            return Err(Failed::config(anyhow!(
+                "voice-sync's own tables are missing or too old in the {url}; run `voice-sync migrate` \
+                 as a role that may create tables, or add --auto-migrate"
+            )));
+        }
+    };
+    Store::open(database, names, own_tables).await.map_err(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,144 @@
+//! Publishing: from the outbox to Redis.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, Pipeline, Value};
+use tokio::sync::Mutex;
+
+use super::OutboxEvent;
+
+/// Most events in one round trip.
+pub const BATCH: usize = 500;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Where events go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `XADD <prefix><type> MAXLEN ~ <maxlen> * event <json> type <type>`.
+    Stream {
+        /// Entries that a stream keeps at least.
+        maxlen: u64,
+    },
+    /// `PUBLISH <prefix><type> <json>`.
+    PubSub,
+}
+
+/// A connection to the event bus, made when there is something to publish.
+pub struct Relay {
+    client: Client,
+    kind: Kind,
+    prefix: String,
+    connection: Mutex<Option<MultiplexedConnection>>,
+}
+
+/// The URL is not one of Redis. It is not repeated: it may hold a password.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "it is not a Redis URL; an example is redis://user:password@host:6379/0 (rediss:// for TLS)"
+)]
+pub struct InvalidRedisUrl;
+
+/// Some events of a batch did not get out.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct NotPublished {
+    /// Outbox ids of those that did.
+    pub published: Vec<i64>,
+    /// Why the others did not.
+    pub reason: String,
+}
+
+impl Relay {
+    /// A relay to the Redis at `url`. Nothing is connected yet.
+    pub fn new(url: &str, kind: Kind, prefix: String) -> Result<Self, InvalidRedisUrl> {
+        Ok(Self {
+            client: Client::open(url).map_err(|_| InvalidRedisUrl)?,
+            kind,
+            prefix,
+            connection: Mutex::new(None),
+        })
+    }
+
+    /// Publishes events, at most [`BATCH`] of them, in their order and in one round trip.
+    ///
+    /// An event counts as published when Redis has answered for it. After an error the connection
+    /// is dropped, and the next call makes a new one.
+    pub async fn publish(&self, events: &[OutboxEvent]) -> Result<(), NotPublished> {
+        let mut slot = self.connection.lock().await;
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
+            None => self.connect().await.map_err(|error| none(&error))?,
+        };
+        let mut pipeline = Pipeline::with_capacity(events.len());
+        pipeline.ignore_errors();
+        for event in events {
+            self.add(&mut pipeline, event);
+        }
+        let answers: Vec<Result<Value, redis::RedisError>> = pipeline
+            .query_async(&mut connection)
+            .await
+            .map_err(|error| none(&error))?;
+
+        let mut published = Vec::with_capacity(events.len());
+        let mut refused = None;
+        for (event, answer) in events.iter().zip(answers) {
+            match answer {
+                Ok(_) => published.push(event.id),
+                Err(error) => refused = Some(error),
+            }
+        }
+        match refused {
+            None if published.len() == events.len() => {
+                *slot = Some(connection);
+                Ok(())
+            }
+            None => Err(NotPublished {
+                published,
+                reason: "Redis answered fewer commands than were sent".to_owned(),
+            }),
+            Some(error) => Err(NotPublished {
+                published,
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    async fn connect(&self) -> redis::RedisResult<MultiplexedConnection> {
+        crate::tls::install();
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(RESPONSE_TIMEOUT));
+        self.client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await
+    }
+
+    fn add(&self, pipeline: &mut Pipeline, event: &OutboxEvent) {
+        let name = event.event_type.as_str();
+        let key = format!("{}{name}", self.prefix);
+        match self.kind {
+            // `~` lets Redis trim whole nodes only: it keeps a little more, and costs far less.
+            Kind::Stream { maxlen } => pipeline
+                .cmd("XADD")
+                .arg(key)
+                .arg("MAXLEN")
+                .arg("~")
+                .arg(maxlen)
+                .arg("*")
+                .arg("event")
+                .arg(event.body())
+                .arg("type")
+                .arg(name),
+            Kind::PubSub => pipeline.cmd("PUBLISH").arg(key).arg(event.body()),
+        };
+    }
+}
+
+fn none(error: &redis::RedisError) -> NotPublished {
+    NotPublished {
+        published: Vec::new(),
+        reason: error.to_string(),
+    }
+}

@@ -1,0 +1,76 @@
+//! The exit codes, which supervisors act on. The numbers are those of BSD's `sysexits.h`.
+
+use std::process;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Exit {
+    /// Everything due was looked at, events are out. Also: nothing was due.
+    Success = 0,
+    /// Wrong usage. Do not retry.
+    Usage = 2,
+    /// The database could not be reached. Retry.
+    Database = 69,
+    /// Local input or output failed, such as a full disk. Retry.
+    Io = 74,
+    /// Provider or event bus down or throttling, or time over, with work left. The next run goes on.
+    Temporary = 75,
+    /// The key is refused, or fits another workspace. Do not retry.
+    Key = 77,
+    /// Configuration, schema, or a missing privilege. Do not retry.
+    Config = 78,
+}
+
+impl Exit {
+    /// The number that the supervisor sees.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+impl From<Exit> for process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
+
+/// An error that says by which code the process exits.
+#[derive(Debug, thiserror::Error)]
+#[error("{message:#}")]
+pub struct Failed {
+    /// The code.
+    pub exit: Exit,
+    /// What failed, on what, why, and what to do next.
+    pub message: anyhow::Error,
+}
+
+impl Failed {
+    /// Wrong configuration, schema or privilege.
+    pub fn config(message: impl Into<anyhow::Error>) -> Self {
+        Self {
+            exit: Exit::Config,
+            message: message.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_are_those_that_supervisors_know() {
+        let codes = [
+            Exit::Success,
+            Exit::Usage,
+            Exit::Database,
+            Exit::Io,
+            Exit::Temporary,
+            Exit::Key,
+            Exit::Config,
+        ]
+        .map(Exit::code);
+        assert_eq!(codes, [0, 2, 69, 74, 75, 77, 78]);
+    }
+}

@@ -1,0 +1,31 @@
+//! voice-sync finishes what an application began: it finds the voices that still stand as
+//! `processing` in the application's own table, asks ElevenLabs how far each is, moves the row to
+//! `completed` or `failed`, and tells the application's event bus.
+//!
+//! # Architecture
+//!
+//! ```text
+//! main ── cli ── pass ──┬── provider   (HTTP: lookups, errors by what the caller does)
+//!                       ├── store      (SQL: PostgreSQL and SQLite)
+//!                       └── events     (relay: outbox → Redis)
+//!         pure, no IO, no clock:  voice · verdict · missing · retry · report · exit · pass::cursor
+//! ```
+//!
+//! A [`pass`] is five steps: claim → look up → judge → apply → relay. Everything that decides is a
+//! pure function, tested as one; everything that talks is thin. Only [`pass`] sees HTTP and SQL both.
+
+pub mod cli;
+pub mod events;
+pub mod exit;
+pub mod missing;
+pub mod pass;
+pub mod provider;
+pub mod report;
+pub mod retry;
+pub mod settings;
+pub mod shutdown;
+pub mod store;
+pub mod telemetry;
+pub mod tls;
+pub mod verdict;
+pub mod voice;

@@ -1,0 +1,44 @@
+//! The binary: see the library for everything else.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing::error;
+use voice_sync::cli::Cli;
+use voice_sync::exit::{Exit, Failed};
+use voice_sync::{telemetry, tls};
+
+fn main() -> ExitCode {
+    keep_secrets_out_of_core_files();
+    tls::install();
+    let cli = Cli::parse();
+    telemetry::init(cli.log_format());
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(cause) => {
+            error!("the runtime cannot start: {cause}");
+            return Exit::Io.into();
+        }
+    };
+    match runtime.block_on(cli.run()) {
+        Ok(exit) => exit.into(),
+        Err(Failed { exit, message }) => {
+            error!(exit_code = exit.code(), "{message:#}");
+            exit.into()
+        }
+    }
+}
+
+/// The process holds a key and passwords: a crash must not write them to disk.
+fn keep_secrets_out_of_core_files() {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        // Where the kernel refuses, there is nothing else to do about it.
+        let _refused = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    }
+}

@@ -1,0 +1,171 @@
+//! When "the provider does not know this voice" may be believed. Pure.
+//!
+//! Absence is no verdict at once: a voice may not be visible yet right after its creation, and with
+//! a key of another workspace every voice is absent. So one voice's absence has to be confirmed, and
+//! a pass in which too many are absent changes none of them.
+
+use std::time::Duration;
+
+/// How often a voice must be missed before its absence is believed.
+const CONFIRMATIONS: u32 = 3;
+/// Fewer missing voices than this never blow the fuse.
+const FUSE_FLOOR: u64 = 10;
+/// So many voices asked, and not one known, are enough to stop asking.
+const HOPELESS_AFTER: u64 = 100;
+
+/// What is recorded of a voice that single lookups did not find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Absence {
+    /// Lookups in a row that did not find it.
+    pub times: u32,
+    /// Time since the first of them.
+    pub lasting: Duration,
+    /// Whether another voice was found under the same key since the first of them.
+    pub others_found: bool,
+}
+
+/// Whether an absence is believed.
+///
+/// `missing_after` of zero believes the first one. Otherwise it takes three over that time, with
+/// another voice found in between. An application with a single voice in processing has no other to
+/// find, so without that an absence is believed once it has lasted for `fail_after` as well.
+pub fn is_confirmed(
+    absence: Absence,
+    missing_after: Duration,
+    fail_after: Option<Duration>,
+) -> bool {
+    let Absence {
+        times,
+        lasting,
+        others_found,
+    } = absence;
+    if missing_after.is_zero() {
+        return times > 0;
+    }
+    let long_enough = match others_found {
+        true => Some(missing_after),
+        false => fail_after.map(|limit| limit.max(missing_after)),
+    };
+    times >= CONFIRMATIONS && long_enough.is_some_and(|limit| lasting >= limit)
+}
+
+/// Guards against a key of another workspace, over the voices asked in one pass.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fuse {
+    answered: u64,
+    missing: u64,
+}
+
+impl Fuse {
+    /// Counts answers about voices, and how many of them were "not found".
+    pub fn count(&mut self, answered: u64, missing: u64) {
+        self.answered += answered;
+        self.missing += missing;
+    }
+
+    /// Voices that the provider knew.
+    pub fn found(&self) -> u64 {
+        self.answered - self.missing
+    }
+
+    /// Whether any voice was found.
+    pub fn found_any(&self) -> bool {
+        self.found() > 0
+    }
+
+    /// Whether any voice was not found.
+    pub fn missed_any(&self) -> bool {
+        self.missing > 0
+    }
+
+    /// More than a fifth, and at least ten, are missing: none of them may fail by it.
+    pub fn is_blown(&self) -> bool {
+        self.missing >= FUSE_FLOOR && self.missing * 5 > self.answered
+    }
+
+    /// Not one of many was found: asking on would only waste requests.
+    pub fn is_hopeless(&self) -> bool {
+        self.answered >= HOPELESS_AFTER && !self.found_any()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn confirmed(times: u32, lasting: Duration, others_found: bool) -> bool {
+        let absence = Absence {
+            times,
+            lasting,
+            others_found,
+        };
+        is_confirmed(absence, 15 * MINUTE, Some(DAY))
+    }
+
+    #[test]
+    fn an_absence_is_believed_after_three_times_in_fifteen_minutes() {
+        assert!(!confirmed(1, DAY, true));
+        assert!(!confirmed(2, DAY, true));
+        assert!(!confirmed(3, 14 * MINUTE, true));
+        assert!(confirmed(3, 15 * MINUTE, true));
+        assert!(confirmed(9, DAY, true));
+    }
+
+    #[test]
+    fn a_lonely_voice_takes_the_full_time_allowed() {
+        assert!(!confirmed(100, 23 * 60 * MINUTE, false));
+        assert!(confirmed(100, DAY, false));
+        let absence = Absence {
+            times: 100,
+            lasting: 100 * DAY,
+            others_found: false,
+        };
+        assert!(!is_confirmed(absence, 15 * MINUTE, None));
+    }
+
+    #[test]
+    fn zero_believes_the_first() {
+        let first = Absence {
+            times: 1,
+            lasting: Duration::ZERO,
+            others_found: false,
+        };
+        assert!(is_confirmed(first, Duration::ZERO, None));
+        assert!(!is_confirmed(
+            Absence { times: 0, ..first },
+            Duration::ZERO,
+            None
+        ));
+    }
+
+    #[test]
+    fn the_fuse_needs_ten_and_more_than_a_fifth() {
+        for (answered, missing, blown) in [
+            (0, 0, false),
+            (9, 9, false),
+            (10, 10, true),
+            (50, 10, false),
+            (49, 10, true),
+            (1000, 200, false),
+            (1000, 201, true),
+        ] {
+            let mut fuse = Fuse::default();
+            fuse.count(answered, missing);
+            assert_eq!(fuse.is_blown(), blown, "{missing} of {answered}");
+        }
+    }
+
+    #[test]
+    fn only_a_pass_that_finds_nothing_is_hopeless() {
+        let mut fuse = Fuse::default();
+        fuse.count(99, 99);
+        assert!(!fuse.is_hopeless());
+        fuse.count(1, 1);
+        assert!(fuse.is_hopeless());
+        fuse.count(1, 0);
+        assert!(!fuse.is_hopeless());
+    }
+}

@@ -1,0 +1,255 @@
+//! What a pass does when all its voices have been asked about: it fails those whose absence is
+//! confirmed, publishes what is left in the outbox, and writes itself into the ledger.
+
+use chrono::{DateTime, Utc};
+use serde_json::json;
+use tracing::{error, info, warn};
+
+use super::Pass;
+use super::progress::Progress;
+use crate::events::relay;
+use crate::exit::Exit;
+use crate::missing::{self, Absence};
+use crate::report::{self, Halt, Report};
+use crate::store::{MissingVoice, Note, Run, StoreError, Target, Transition};
+use crate::verdict::Failure;
+use crate::voice::{ProviderVoiceId, RowId};
+
+/// Missing voices looked through at once.
+const PAGE: u32 = 500;
+
+/// What is known at the end of a pass.
+#[derive(Default)]
+struct Ending {
+    resume_after: Option<RowId>,
+    events_stuck: bool,
+}
+
+impl Pass<'_> {
+    pub(super) async fn close(&self, progress: Progress, started_at: DateTime<Utc>) -> Report {
+        let mut ending = Ending::default();
+        if !self.has_no_database(&progress)
+            && let Err(error) = self.end(&progress, &mut ending).await
+        {
+            progress.database_failed(&error);
+        }
+        let report = self.report(&progress, &ending, started_at);
+        if !self.scope.dry_run && !self.has_no_database(&progress) {
+            self.record(&progress, &report, ending).await;
+        }
+        report
+    }
+
+    fn has_no_database(&self, progress: &Progress) -> bool {
+        matches!(progress.tally().halt, Some(Halt::Database(..)))
+    }
+
+    async fn end(&self, progress: &Progress, ending: &mut Ending) -> Result<(), StoreError> {
+        self.left_undone(progress, ending).await?;
+        self.judge_missing(progress).await?;
+        if !self.scope.dry_run && self.relay.is_some() {
+            self.relay_rest(progress, ending).await?;
+        }
+        Ok(())
+    }
+
+    /// Counts what a pass that had to stop never claimed, and where the next one begins.
+    async fn left_undone(
+        &self,
+        progress: &Progress,
+        ending: &mut Ending,
+    ) -> Result<(), StoreError> {
+        let cursor = progress.cursor.lock().await;
+        let (rest, resume_after) = cursor.rest();
+        ending.resume_after = resume_after;
+        if progress.tally().halt.is_none() {
+            return Ok(());
+        }
+        let mut left = 0;
+        for selection in &rest {
+            left += self.store.count(selection).await?;
+        }
+        progress.tally().counts.due += cursor.left().map_or(left, |limit| limit.min(left));
+        Ok(())
+    }
+
+    /// Fails the voices whose absence is confirmed, unless so many are missing that the key is to
+    /// blame rather than they.
+    async fn judge_missing(&self, progress: &Progress) -> Result<(), StoreError> {
+        let fuse = progress.tally().fuse;
+        if fuse.is_blown() {
+            progress.halt(Halt::OtherWorkspace);
+        }
+        if fuse.is_blown() || !fuse.missed_any() {
+            return Ok(());
+        }
+        if self.scope.dry_run {
+            let counts = &mut progress.tally().counts;
+            if self.missing_after.is_zero() {
+                counts.failed += std::mem::take(&mut counts.missing);
+            }
+            return Ok(());
+        }
+        let account = self.provider.account();
+        let mut after = None;
+        loop {
+            let page = self
+                .store
+                .missing(progress.run_id, account, after.as_ref(), PAGE)
+                .await?;
+            let Some(last) = page.last() else {
+                return Ok(());
+            };
+            after = Some(last.row.clone());
+            let confirmed = page
+                .into_iter()
+                .filter_map(|voice| self.confirm(voice, fuse.found_any()));
+            self.fail_missing(progress, confirmed.collect()).await?;
+        }
+    }
+
+    fn confirm(&self, voice: MissingVoice, found_any: bool) -> Option<Transition> {
+        let MissingVoice {
+            row,
+            provider_id,
+            times,
+            lasting,
+            others_found,
+        } = voice;
+        let absence = Absence {
+            times,
+            lasting,
+            others_found: others_found || found_any,
+        };
+        let confirmed = missing::is_confirmed(absence, self.missing_after, self.rules.fail_after);
+        Some(Transition {
+            row,
+            provider_id: ProviderVoiceId::parse(&provider_id)
+                .ok()
+                .filter(|_| confirmed)?,
+            target: Target::Failed {
+                reason: Failure::Missing.to_string(),
+            },
+        })
+    }
+
+    async fn fail_missing(
+        &self,
+        progress: &Progress,
+        confirmed: Vec<Transition>,
+    ) -> Result<(), StoreError> {
+        let mut refused: Vec<Note> = Vec::new();
+        let count = confirmed.len() as u64;
+        let events = self.apply_each(progress, confirmed, &mut refused).await?;
+        // Each of them was counted as missing when it was looked up.
+        progress.tally().counts.missing -= count;
+        self.count_notes(progress, &refused);
+        self.relay(progress, events).await
+    }
+
+    /// Publishes whatever the outbox still holds, of this pass or an earlier one.
+    async fn relay_rest(&self, progress: &Progress, ending: &mut Ending) -> Result<(), StoreError> {
+        let Some(relay) = self.relay else {
+            return Ok(());
+        };
+        let mut pending = self.store.pending_events().await?;
+        let mut all_published = true;
+        while all_published && pending.unleased > 0 {
+            let events = self.store.take_events(relay::BATCH as u32).await?;
+            if events.is_empty() {
+                break;
+            }
+            all_published = self.publish(progress, relay, &events).await?;
+            if events.len() < relay::BATCH {
+                break;
+            }
+        }
+        pending = self.store.pending_events().await?;
+        progress.tally().counts.events_pending = pending.all;
+        ending.events_stuck = pending.unleased > 0 || !all_published;
+        if ending.events_stuck {
+            warn!(
+                events.pending = pending.all,
+                "events wait in the outbox; the next run publishes them"
+            );
+        }
+        Ok(())
+    }
+
+    fn report(&self, progress: &Progress, ending: &Ending, started_at: DateTime<Utc>) -> Report {
+        let tally = progress.tally();
+        let mut counts = tally.counts.clone();
+        counts.requests = self.provider.requests();
+        counts.retries = self.provider.retries();
+        counts.looked_up = counts.completed
+            + counts.failed
+            + counts.processing
+            + counts.missing
+            + counts.superseded
+            + counts.set_aside;
+        counts.unavailable = counts
+            .due
+            .saturating_sub(counts.looked_up + counts.leased_elsewhere);
+        let exit_code = report::exit(&counts, tally.halt.as_ref(), ending.events_stuck);
+        let duration = progress.started.elapsed();
+        tally.log_troubles();
+        if let Some(halt) = &tally.halt {
+            match exit_code {
+                Exit::Temporary => warn!(exit_code = exit_code.code(), "the pass stopped: {halt}"),
+                Exit::Success
+                | Exit::Usage
+                | Exit::Database
+                | Exit::Io
+                | Exit::Key
+                | Exit::Config => {
+                    error!(exit_code = exit_code.code(), "the pass stopped: {halt}");
+                }
+            }
+        }
+        info!(
+            run_id = %progress.run_id, exit_code = exit_code.code(),
+            duration_ms = duration.as_millis() as u64, due = counts.due,
+            completed = counts.completed, failed = counts.failed, processing = counts.processing,
+            missing = counts.missing, unavailable = counts.unavailable,
+            set_aside = counts.set_aside, requests = counts.requests,
+            events_published = counts.events_published, events_pending = counts.events_pending,
+            "pass finished"
+        );
+        Report {
+            run_id: progress.run_id,
+            started_at,
+            finished_at: Utc::now(),
+            duration_ms: duration.as_millis() as u64,
+            dry_run: self.scope.dry_run,
+            counts,
+            exit_code,
+        }
+    }
+
+    /// Writes the pass into the ledger and tidies up. Neither is worth failing a pass for.
+    async fn record(&self, progress: &Progress, report: &Report, ending: Ending) {
+        let (found, unlisted) = {
+            let tally = progress.tally();
+            (tally.fuse.found(), tally.unlisted())
+        };
+        let run = Run {
+            run_id: report.run_id,
+            account: (report.counts.requests > 0).then(|| self.provider.account()),
+            started_at: report.started_at,
+            duration: progress.started.elapsed(),
+            exit_code: report.exit_code.code(),
+            found,
+            counts: json!(report.counts),
+            resume_after: ending.resume_after.filter(|_| self.scope.named.is_none()),
+            unlisted,
+        };
+        if let Err(error) = self.store.record_run(&run).await {
+            warn!(%error, "the pass could not be written into the ledger");
+        }
+        if report.counts.due > 0
+            && let Err(error) = self.store.tidy().await
+        {
+            warn!(%error, "old rows of voice-sync's own tables could not be removed");
+        }
+    }
+}

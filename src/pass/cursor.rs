@@ -1,0 +1,245 @@
+//! Where a pass is in the table. Pure.
+//!
+//! A pass takes the rows in the order of their keys. Where the last one did not get to the end, this
+//! one begins after it and wraps around: otherwise rows with high keys would never be asked about.
+
+use crate::store::{Page, Selection};
+use crate::voice::RowId;
+
+/// Names looked for in one statement.
+const NAMES_AT_ONCE: usize = 50;
+/// Rows that one statement with names may find: a name can be that of a row and of a voice, and an
+/// application may use one voice in several rows.
+const ROWS_OF_NAMES: u32 = 10_000;
+
+/// The place of a pass, or its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Cursor {
+    way: Way,
+    /// Voices that may still be claimed.
+    left: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Way {
+    /// From a row to the end of the table, and then from its beginning.
+    ToTheEnd {
+        start: Option<RowId>,
+        after: Option<RowId>,
+    },
+    /// From the beginning of the table to where the pass had started.
+    ToTheStart {
+        start: RowId,
+        after: Option<RowId>,
+    },
+    /// By name.
+    Named(Vec<String>),
+    Over,
+}
+
+impl Cursor {
+    pub(super) fn new(
+        named: Option<Vec<String>>,
+        limit: Option<u64>,
+        resume_after: Option<RowId>,
+    ) -> Self {
+        let way = match named {
+            Some(names) => Way::Named(names),
+            None => Way::ToTheEnd {
+                start: resume_after.clone(),
+                after: resume_after,
+            },
+        };
+        Self { way, left: limit }
+    }
+
+    /// What to claim next, and how many rows at the most.
+    pub(super) fn next(&self, size: usize) -> Option<(Selection, u32)> {
+        let size = match &self.way {
+            Way::Named(_) => ROWS_OF_NAMES,
+            Way::ToTheEnd { .. } | Way::ToTheStart { .. } | Way::Over => {
+                u32::try_from(size).unwrap_or(u32::MAX)
+            }
+        };
+        let left = self
+            .left
+            .map_or(u32::MAX, |left| u32::try_from(left).unwrap_or(u32::MAX));
+        let selection = match &self.way {
+            Way::ToTheEnd { after, .. } => Selection::Range {
+                after: after.clone(),
+                up_to: None,
+            },
+            Way::ToTheStart { start, after } => Selection::Range {
+                after: after.clone(),
+                up_to: Some(start.clone()),
+            },
+            Way::Named(names) if names.is_empty() => return None,
+            Way::Named(names) => {
+                Selection::Named(names.iter().take(NAMES_AT_ONCE).cloned().collect())
+            }
+            Way::Over => return None,
+        };
+        (left > 0).then_some((selection, size.min(left)))
+    }
+
+    /// Goes on behind a page that was claimed.
+    pub(super) fn advance(&mut self, page: &Page) {
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(page.voices.len() as u64 + page.leased_elsewhere);
+        }
+        self.way = match (
+            std::mem::replace(&mut self.way, Way::Over),
+            page.last.clone(),
+        ) {
+            (Way::ToTheEnd { start, .. }, Some(last)) => Way::ToTheEnd {
+                start,
+                after: Some(last),
+            },
+            (
+                Way::ToTheEnd {
+                    start: Some(start), ..
+                },
+                None,
+            ) => Way::ToTheStart { start, after: None },
+            (Way::ToTheStart { start, .. }, Some(last)) => Way::ToTheStart {
+                start,
+                after: Some(last),
+            },
+            (Way::Named(names), _) => Way::Named(names.into_iter().skip(NAMES_AT_ONCE).collect()),
+            (Way::ToTheEnd { start: None, .. } | Way::ToTheStart { .. }, None) | (Way::Over, _) => {
+                Way::Over
+            }
+        };
+    }
+
+    /// What was never claimed, and the row after which it begins: for a pass that had to stop.
+    pub(super) fn rest(&self) -> (Vec<Selection>, Option<RowId>) {
+        let range = |after: &Option<RowId>, up_to: Option<RowId>| Selection::Range {
+            after: after.clone(),
+            up_to,
+        };
+        match &self.way {
+            Way::ToTheEnd { start, after } => {
+                let wrapped = start.clone().map(|start| range(&None, Some(start)));
+                let ahead = range(after, None);
+                (
+                    std::iter::once(ahead).chain(wrapped).collect(),
+                    after.clone(),
+                )
+            }
+            Way::ToTheStart { start, after } => {
+                (vec![range(after, Some(start.clone()))], after.clone())
+            }
+            Way::Named(names) if names.is_empty() => (Vec::new(), None),
+            Way::Named(names) => (vec![Selection::Named(names.clone())], None),
+            Way::Over => (Vec::new(), None),
+        }
+    }
+
+    /// Voices that may still be claimed, where there is a limit.
+    pub(super) fn left(&self) -> Option<u64> {
+        self.left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::Claimed;
+
+    /// A table whose rows are the numbers 10..10+n, claimed as a store would.
+    fn claim(rows: &[u32], selection: &Selection, limit: u32) -> Page {
+        let Selection::Range { after, up_to } = selection else {
+            panic!("only ranges here");
+        };
+        let number = |row: &RowId| row.as_str().parse::<u32>().expect("a number");
+        let found: Vec<_> = rows
+            .iter()
+            .filter(|row| after.as_ref().is_none_or(|after| **row > number(after)))
+            .filter(|row| up_to.as_ref().is_none_or(|up_to| **row <= number(up_to)))
+            .take(limit as usize)
+            .map(|row| Claimed {
+                row: RowId::new(row.to_string()),
+                provider_id: None,
+                age: std::time::Duration::ZERO,
+                kind: None,
+            })
+            .collect();
+        let last = found.last().filter(|_| found.len() == limit as usize);
+        Page {
+            last: last.map(|voice| voice.row.clone()),
+            voices: found,
+            leased_elsewhere: 0,
+        }
+    }
+
+    fn walk(cursor: &mut Cursor, rows: &[u32], size: usize, pages: usize) -> Vec<u32> {
+        let mut seen = Vec::new();
+        for _ in 0..pages {
+            let Some((selection, limit)) = cursor.next(size) else {
+                break;
+            };
+            let page = claim(rows, &selection, limit);
+            seen.extend(
+                page.voices
+                    .iter()
+                    .map(|v| v.row.as_str().parse::<u32>().expect("a number")),
+            );
+            cursor.advance(&page);
+        }
+        seen
+    }
+
+    proptest! {
+        /// Wherever it begins, a pass sees every row once.
+        #[test]
+        fn every_row_is_seen_once(n in 0u32..40, start in prop::option::of(0u32..60), size in 1usize..12) {
+            let rows: Vec<u32> = (10..10 + n).collect();
+            let start = start.map(|row| RowId::new(row.to_string()));
+            let mut seen = walk(&mut Cursor::new(None, None, start), &rows, size, 1000);
+            seen.sort_unstable();
+            prop_assert_eq!(seen, rows);
+        }
+
+        /// Passes that stop early take turns: together they see everything.
+        #[test]
+        fn short_passes_get_around(n in 1u32..40, size in 1usize..12, limit in 1u64..8) {
+            let rows: Vec<u32> = (10..10 + n).collect();
+            let mut seen = std::collections::BTreeSet::new();
+            let mut resume = None;
+            for _ in 0..rows.len() + 1 {
+                let mut cursor = Cursor::new(None, Some(limit), resume.take());
+                seen.extend(walk(&mut cursor, &rows, size, 1000));
+                resume = cursor.rest().1;
+            }
+            prop_assert_eq!(seen.len(), rows.len());
+        }
+
+        /// What is left over is just what was not seen.
+        #[test]
+        fn the_rest_is_what_was_not_seen(n in 0u32..40, start in prop::option::of(0u32..60), size in 1usize..12, pages in 0usize..5) {
+            let rows: Vec<u32> = (10..10 + n).collect();
+            let mut cursor = Cursor::new(None, None, start.map(|row| RowId::new(row.to_string())));
+            let mut seen = walk(&mut cursor, &rows, size, pages);
+            for selection in cursor.rest().0 {
+                seen.extend(claim(&rows, &selection, 1000).voices.iter().map(|v| v.row.as_str().parse::<u32>().expect("a number")));
+            }
+            seen.sort_unstable();
+            prop_assert_eq!(seen, rows);
+        }
+    }
+
+    #[test]
+    fn names_are_taken_in_portions() {
+        let names: Vec<String> = (0..120).map(|n| n.to_string()).collect();
+        let mut cursor = Cursor::new(Some(names), None, None);
+        let mut portions = Vec::new();
+        while let Some((Selection::Named(names), _)) = cursor.next(100) {
+            portions.push(names.len());
+            cursor.advance(&Page::default());
+        }
+        assert_eq!(portions, [50, 50, 20]);
+    }
+}

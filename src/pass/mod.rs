@@ -1,0 +1,457 @@
+//! One pass over the voices in processing: claim → look up → judge → apply → relay.
+//!
+//! A batch of voices goes through the five steps as one; a few more batches than requests are
+//! allowed are under way at once, so that the provider is kept busy while others claim and apply.
+//! No transaction is open and no row is locked while the provider is asked.
+
+mod closing;
+mod cursor;
+mod progress;
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use chrono::Utc;
+use futures_util::future::{join, join_all};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+use uuid::Uuid;
+
+use self::cursor::Cursor;
+use self::progress::Progress;
+use crate::events::OutboxEvent;
+use crate::events::relay::Relay;
+use crate::provider::Provider;
+use crate::provider::error::{Trouble, TroubleKind};
+use crate::provider::lookup::{BATCH, Lookup, Lookups, Strategy};
+use crate::report::{Counts, Halt, Report};
+use crate::store::{
+    Applied, Claimed, LEASE, Memory, Note, Record, Seen, Store, StoreError, Target, Transition,
+};
+use crate::verdict::{Rules, Verdict, judge, storable};
+use crate::voice::{ProviderVoiceId, Voice};
+
+/// Voices claimed at once where each takes a request of its own: enough to spare statements, few
+/// enough that a slow provider gets through them within their lease.
+const SINGLES: usize = 20;
+/// Batches under way beyond those that are being asked about.
+const SPARE_BATCHES: usize = 2;
+/// Part of the lease that is kept for writing the answers down.
+const LEASE_RESERVE: Duration = Duration::from_secs(10);
+
+/// Which voices a pass is about, and how far it goes.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// Only these row or provider ids.
+    pub named: Option<Vec<String>>,
+    /// At most so many voices.
+    pub limit: Option<u64>,
+    /// No longer than this.
+    pub max_runtime: Option<Duration>,
+    /// Read and ask, but write nothing.
+    pub dry_run: bool,
+}
+
+/// What a pass works with.
+pub struct Pass<'a> {
+    /// The application's table and voice-sync's own.
+    pub store: &'a Store,
+    /// Who is asked.
+    pub provider: &'a Provider,
+    /// Where events go, if anywhere.
+    pub relay: Option<&'a Relay>,
+    /// How answers are judged.
+    pub rules: &'a Rules,
+    /// How long a voice must be missing before it fails.
+    pub missing_after: Duration,
+    /// In batches or singly.
+    pub strategy: Strategy,
+    /// Which voices, and how far.
+    pub scope: &'a Scope,
+    /// Stops claiming when it is cancelled.
+    pub stop: &'a CancellationToken,
+    /// Is told the counts after every batch.
+    pub observe: &'a dyn Fn(&Counts),
+}
+
+/// Voices that go through the steps together.
+struct Batch {
+    voices: Vec<Claimed>,
+    /// Taken before the lease began, so that it never seems longer than it is.
+    claimed_at: Instant,
+}
+
+/// What judging a batch came to.
+#[derive(Default)]
+struct Judged {
+    transitions: Vec<Transition>,
+    notes: Vec<Note>,
+}
+
+impl Pass<'_> {
+    /// Runs the pass to its end. Whatever happened is in the report, a failing database included.
+    pub async fn run(&self) -> Report {
+        let (started, started_at) = (Instant::now(), Utc::now());
+        let (memory, unreadable) = match self.remember().await {
+            Ok(memory) => (memory, None),
+            Err(error) => (Memory::default(), Some(error)),
+        };
+        let Scope {
+            named,
+            limit,
+            max_runtime,
+            dry_run: _,
+        } = self.scope;
+        let progress = Progress::new(
+            Uuid::new_v4(),
+            started,
+            max_runtime.map(|longest| started + longest),
+            Cursor::new(named.clone(), *limit, memory.resume_after),
+            memory.unlisted,
+        );
+        let outcome = match unreadable {
+            Some(error) => Err(error),
+            None => self.all_batches(&progress).await,
+        };
+        if let Err(error) = outcome {
+            progress.database_failed(&error);
+        }
+        self.close(progress, started_at).await
+    }
+
+    async fn remember(&self) -> Result<Memory, StoreError> {
+        match self.scope.dry_run {
+            true => Ok(Memory::default()),
+            false => self.store.remember(self.provider.account()).await,
+        }
+    }
+
+    async fn all_batches(&self, progress: &Progress) -> Result<(), StoreError> {
+        let at_once = self.provider.concurrency() + SPARE_BATCHES;
+        let outcomes = join_all((0..at_once).map(|_| self.batches(progress))).await;
+        outcomes.into_iter().collect()
+    }
+
+    /// The five steps, for one batch after the other until there are no more.
+    async fn batches(&self, progress: &Progress) -> Result<(), StoreError> {
+        while let Some(batch) = self.claim(progress).await? {
+            let lookups = self.look_up(progress, &batch).await;
+            let judged = self.judge(progress, &batch, lookups);
+            let events = self.apply(progress, &batch, judged).await?;
+            self.relay(progress, events).await?;
+            (self.observe)(&progress.tally().counts);
+        }
+        Ok(())
+    }
+
+    /// Leases the next voices; `None` where there are no more, or the pass has to stop.
+    async fn claim(&self, progress: &Progress) -> Result<Option<Batch>, StoreError> {
+        let mut cursor = progress.cursor.lock().await;
+        loop {
+            if let Some(halt) = self.reason_to_halt(progress) {
+                progress.halt(halt);
+            }
+            let size = match self.strategy == Strategy::Single || self.provider.has_no_list() {
+                true => SINGLES,
+                false => BATCH,
+            };
+            let halted = progress.tally().halt.is_some();
+            let Some((selection, limit)) = cursor.next(size).filter(|_| !halted) else {
+                return Ok(None);
+            };
+            let claimed_at = Instant::now();
+            let page = match self.scope.dry_run {
+                true => self.store.peek(&selection, limit).await,
+                false => self.store.claim(progress.run_id, &selection, limit).await,
+            };
+            // A database that fails here would fail the other batches in their turn, each after
+            // its own patience.
+            let page = page.inspect_err(|error| progress.database_failed(error))?;
+            cursor.advance(&page);
+            let counts = &mut progress.tally().counts;
+            counts.due += page.voices.len() as u64 + page.leased_elsewhere;
+            counts.leased_elsewhere += page.leased_elsewhere;
+            if !page.voices.is_empty() {
+                return Ok(Some(Batch {
+                    voices: page.voices,
+                    claimed_at,
+                }));
+            }
+        }
+    }
+
+    fn reason_to_halt(&self, progress: &Progress) -> Option<Halt> {
+        if let Some(reason) = self.provider.key_refused() {
+            Some(Halt::KeyRefused(reason.to_owned()))
+        } else if progress.tally().fuse.is_hopeless() {
+            Some(Halt::OtherWorkspace)
+        } else if self.stop.is_cancelled() {
+            Some(Halt::Stopped)
+        } else if progress
+            .deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+        {
+            Some(Halt::TimeOver)
+        } else if self.provider.is_down() {
+            Some(Halt::ProviderDown)
+        } else {
+            None
+        }
+    }
+
+    /// Asks about each voice of the batch whose id may be asked about: in one go, except for the
+    /// kinds that the list is known to leave out.
+    async fn look_up(&self, progress: &Progress, batch: &Batch) -> Lookups {
+        let lease_ends = batch.claimed_at + LEASE - LEASE_RESERVE;
+        let until = progress
+            .deadline
+            .map_or(lease_ends, |deadline| deadline.min(lease_ends));
+        let (mut in_batch, mut singly) = (HashSet::new(), HashSet::new());
+        for voice in &batch.voices {
+            let Ok(id) = ProviderVoiceId::parse(voice.provider_id.as_deref().unwrap_or_default())
+            else {
+                continue;
+            };
+            let known_unlisted = voice
+                .kind
+                .as_ref()
+                .is_some_and(|k| progress.unlisted.contains(k));
+            match self.strategy {
+                Strategy::Single => singly.insert(id),
+                Strategy::Auto if known_unlisted => singly.insert(id),
+                Strategy::Auto | Strategy::Batch => in_batch.insert(id),
+            };
+        }
+        let (mut lookups, others) = join(
+            self.provider.look_up(&in_batch, false, until),
+            self.provider.look_up(&singly, true, until),
+        )
+        .await;
+        let mut tally = progress.tally();
+        for (lookup, asked_list) in lookups
+            .values()
+            .map(|lookup| (lookup, true))
+            .chain(others.values().map(|lookup| (lookup, false)))
+        {
+            match lookup {
+                Lookup::Found { voice, listed } => tally.found(voice, *listed, asked_list),
+                Lookup::Unavailable(trouble) => tally.trouble(trouble),
+                Lookup::Missing | Lookup::Rejected(_) => {}
+            }
+        }
+        drop(tally);
+        lookups.extend(others);
+        lookups
+    }
+
+    /// Says what each answer means for its row.
+    fn judge(&self, progress: &Progress, batch: &Batch, lookups: Lookups) -> Judged {
+        let held = batch.claimed_at.elapsed();
+        let mut judged = Judged::default();
+        let (mut answered, mut missing) = (0, 0);
+        for claimed in &batch.voices {
+            let age = claimed.age + held;
+            let seen =
+                match ProviderVoiceId::parse(claimed.provider_id.as_deref().unwrap_or_default()) {
+                    Err(invalid) => Seen::SetAside(invalid.to_string()),
+                    Ok(provider_id) => match lookups.get(&provider_id) {
+                        Some(Lookup::Found { voice, .. }) => {
+                            answered += 1;
+                            match self.judge_one(voice, age) {
+                                Ok(target) => {
+                                    judged.transitions.push(Transition {
+                                        row: claimed.row.clone(),
+                                        provider_id,
+                                        target,
+                                    });
+                                    continue;
+                                }
+                                Err(seen) => seen,
+                            }
+                        }
+                        Some(Lookup::Missing) => {
+                            answered += 1;
+                            missing += 1;
+                            Seen::Missing
+                        }
+                        Some(Lookup::Rejected(reason)) => {
+                            Seen::SetAside(format!("the provider rejects its id: {reason}"))
+                        }
+                        Some(Lookup::Unavailable(trouble)) => {
+                            Seen::Unavailable(trouble.to_string())
+                        }
+                        None => Seen::Unavailable("not asked".to_owned()),
+                    },
+                };
+            judged.notes.push(Note {
+                row: claimed.row.clone(),
+                seen,
+            });
+        }
+        progress.tally().fuse.count(answered, missing);
+        judged
+    }
+
+    fn judge_one(&self, voice: &Voice, age: Duration) -> Result<Target, Seen> {
+        match judge(voice, age, self.rules) {
+            Verdict::Completed { preview_url } => {
+                let room = self.store.preview_room();
+                match preview_url
+                    .as_deref()
+                    .map_or(Ok(()), |url| storable(url, room))
+                {
+                    Ok(()) => Ok(Target::Completed { preview_url }),
+                    Err(unstorable) => Err(Seen::SetAside(unstorable.to_string())),
+                }
+            }
+            Verdict::Failed(failure) => Ok(Target::Failed {
+                reason: failure.to_string(),
+            }),
+            Verdict::Processing(stage) => Err(Seen::Processing {
+                kind: voice.kind().to_owned(),
+                stage,
+            }),
+        }
+    }
+
+    /// Makes the transitions happen, with their events, and notes the rest.
+    async fn apply(
+        &self,
+        progress: &Progress,
+        batch: &Batch,
+        judged: Judged,
+    ) -> Result<Vec<OutboxEvent>, StoreError> {
+        let Judged {
+            transitions,
+            mut notes,
+        } = judged;
+        if batch.claimed_at.elapsed() >= LEASE {
+            // By now another process may have asked about the same voices.
+            let voices = batch.voices.len();
+            warn!(
+                voices,
+                "held for longer than their lease; the answers are dropped"
+            );
+            let late = Trouble::new(TroubleKind::NotAsked, "answered after the lease");
+            progress.tally().trouble(&late);
+            return Ok(Vec::new());
+        }
+        let mut events = Vec::new();
+        if self.scope.dry_run {
+            let moved = transitions.iter().map(|t| t.row.clone()).collect();
+            let as_if = Applied {
+                moved,
+                events: Vec::new(),
+            };
+            progress.tally().transitions(&transitions, &as_if);
+        } else {
+            events = self.apply_each(progress, transitions, &mut notes).await?;
+            self.store.note(progress.run_id, &notes).await?;
+        }
+        self.count_notes(progress, &notes);
+        Ok(events)
+    }
+
+    /// Applies in bulk. A bulk that the database refuses is halved until the row that it refuses is
+    /// alone; that one is set aside.
+    async fn apply_each(
+        &self,
+        progress: &Progress,
+        transitions: Vec<Transition>,
+        notes: &mut Vec<Note>,
+    ) -> Result<Vec<OutboxEvent>, StoreError> {
+        let record = match (self.relay, progress.relay_is_down.load(Ordering::Relaxed)) {
+            (None, _) => Record::Nothing,
+            (Some(_), true) => Record::ForAnyone,
+            (Some(_), false) => Record::ForMe,
+        };
+        let mut events = Vec::new();
+        let mut bulks = vec![transitions];
+        while let Some(mut bulk) = bulks.pop() {
+            match self.store.apply(progress.run_id, &bulk, record).await {
+                Ok(applied) => {
+                    progress.tally().transitions(&bulk, &applied);
+                    events.extend(applied.events);
+                }
+                Err(StoreError::Refused(_)) if bulk.len() > 1 => {
+                    let half = bulk.split_off(bulk.len() / 2);
+                    bulks.extend([half, bulk]);
+                }
+                Err(StoreError::Refused(reason)) => {
+                    notes.extend(bulk.into_iter().map(|Transition { row, .. }| Note {
+                        row,
+                        seen: Seen::SetAside(format!("the database refuses the change: {reason}")),
+                    }));
+                }
+                Err(
+                    error @ (StoreError::Unreachable(_)
+                    | StoreError::Contended(_)
+                    | StoreError::Io(_)
+                    | StoreError::Config(_)
+                    | StoreError::Misfit(_)),
+                ) => return Err(error),
+            }
+        }
+        Ok(if record == Record::ForMe {
+            events
+        } else {
+            Vec::new()
+        })
+    }
+
+    fn count_notes(&self, progress: &Progress, notes: &[Note]) {
+        let counts = &mut progress.tally().counts;
+        for Note { row, seen } in notes {
+            match seen {
+                Seen::Processing { .. } => counts.processing += 1,
+                Seen::Missing => counts.missing += 1,
+                Seen::SetAside(reason) => {
+                    counts.set_aside += 1;
+                    warn!(voice.row = %row, %reason, "voice set aside");
+                }
+                Seen::Unavailable(_) => {}
+            }
+        }
+    }
+
+    /// Publishes the events of a batch right after their commit. Once that failed, the rest of the
+    /// pass only records: its end tries again, and so does the next pass.
+    async fn relay(&self, progress: &Progress, events: Vec<OutboxEvent>) -> Result<(), StoreError> {
+        let Some(relay) = self.relay.filter(|_| !events.is_empty()) else {
+            return Ok(());
+        };
+        self.publish(progress, relay, &events).await?;
+        Ok(())
+    }
+
+    /// Publishes events that are leased to this pass, and marks what got out. Returns whether all
+    /// did; the leases of the others are given back.
+    async fn publish(
+        &self,
+        progress: &Progress,
+        relay: &Relay,
+        events: &[OutboxEvent],
+    ) -> Result<bool, StoreError> {
+        let Err(not_published) = relay.publish(events).await else {
+            let ids: Vec<i64> = events.iter().map(|event| event.id).collect();
+            self.store.mark_published(&ids).await?;
+            progress.tally().counts.events_published += ids.len() as u64;
+            return Ok(true);
+        };
+        if !progress.relay_is_down.swap(true, Ordering::Relaxed) {
+            error!(reason = %not_published.reason, "events cannot be published; they stay in the outbox");
+        }
+        let published: HashSet<i64> = not_published.published.iter().copied().collect();
+        let rest: Vec<i64> = events
+            .iter()
+            .map(|event| event.id)
+            .filter(|id| !published.contains(id))
+            .collect();
+        self.store.mark_published(&not_published.published).await?;
+        self.store.give_back_events(&rest).await?;
+        progress.tally().counts.events_published += published.len() as u64;
+        Ok(false)
+    }
+}

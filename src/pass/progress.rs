@@ -1,0 +1,145 @@
+//! What a pass has seen and done so far, shared by the batches that are under way.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::cursor::Cursor;
+use crate::missing::Fuse;
+use crate::provider::error::{Trouble, TroubleKind};
+use crate::report::{Counts, Halt};
+use crate::store::{Applied, StoreError, Target, Transition};
+use crate::voice::Voice;
+
+/// Single lookups that must find a kind of voice, and the list never, before it is asked singly.
+const UNLISTED_AFTER: u64 = 3;
+
+pub(super) struct Progress {
+    pub(super) run_id: Uuid,
+    pub(super) started: Instant,
+    pub(super) deadline: Option<Instant>,
+    pub(super) cursor: tokio::sync::Mutex<Cursor>,
+    /// Kinds of voices that an earlier pass found the list to leave out.
+    pub(super) unlisted: HashSet<String>,
+    pub(super) relay_is_down: AtomicBool,
+    tally: Mutex<Tally>,
+}
+
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) counts: Counts,
+    pub(super) fuse: Fuse,
+    pub(super) halt: Option<Halt>,
+    troubles: HashMap<TroubleKind, (u64, String)>,
+    unknown_values: HashSet<String>,
+    /// For each kind of voice: shown by the list, found only by a single lookup.
+    shown: HashMap<String, (u64, u64)>,
+}
+
+impl Progress {
+    pub(super) fn new(
+        run_id: Uuid,
+        started: Instant,
+        deadline: Option<Instant>,
+        cursor: Cursor,
+        unlisted: HashSet<String>,
+    ) -> Self {
+        Self {
+            run_id,
+            started,
+            deadline,
+            cursor: tokio::sync::Mutex::new(cursor),
+            unlisted,
+            relay_is_down: AtomicBool::new(false),
+            tally: Mutex::default(),
+        }
+    }
+
+    pub(super) fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the pass from claiming more. The first reason stays.
+    pub(super) fn halt(&self, halt: Halt) {
+        self.tally().halt.get_or_insert(halt);
+    }
+
+    /// A failing database outweighs any other reason: nothing more can be written.
+    pub(super) fn database_failed(&self, error: &StoreError) {
+        self.tally().halt = Some(Halt::Database(error.exit(), error.to_string()));
+    }
+}
+
+impl Tally {
+    /// Notes an answer about a voice, and whether the list or a single lookup brought it.
+    pub(super) fn found(&mut self, voice: &Voice, listed: bool, asked_list: bool) {
+        for value in voice.unknown_values() {
+            if self.unknown_values.insert(value.to_string()) {
+                info!(%value, "the provider uses a value that this version does not know");
+            }
+        }
+        if asked_list {
+            if !self.shown.contains_key(voice.kind()) {
+                self.shown.insert(voice.kind().to_owned(), (0, 0));
+            }
+            if let Some((by_list, singly)) = self.shown.get_mut(voice.kind()) {
+                match listed {
+                    true => *by_list += 1,
+                    false => *singly += 1,
+                }
+            }
+        }
+    }
+
+    /// Kinds of voices that the list never showed and single lookups kept finding.
+    pub(super) fn unlisted(&self) -> Vec<String> {
+        self.shown
+            .iter()
+            .filter(|(_, (by_list, singly))| *by_list == 0 && *singly >= UNLISTED_AFTER)
+            .map(|(kind, _)| kind.clone())
+            .collect()
+    }
+
+    pub(super) fn trouble(&mut self, trouble: &Trouble) {
+        let entry = self.troubles.entry(trouble.kind);
+        entry.or_insert_with(|| (0, trouble.detail.clone())).0 += 1;
+    }
+
+    /// One line for each kind of trouble, however many voices it met.
+    pub(super) fn log_troubles(&self) {
+        for (kind, (voices, example)) in &self.troubles {
+            warn!(%kind, voices, %example, "voices without an answer; the next run asks again");
+        }
+    }
+
+    /// Counts transitions, and logs those that happened.
+    pub(super) fn transitions(&mut self, transitions: &[Transition], applied: &Applied) {
+        for Transition {
+            row,
+            provider_id,
+            target,
+        } in transitions
+        {
+            if !applied.moved.contains(row) {
+                self.counts.superseded += 1;
+                info!(voice.row = %row, voice.provider_id = %provider_id, "the application changed the row meanwhile, its change stays");
+                continue;
+            }
+            match target {
+                Target::Completed { .. } => {
+                    self.counts.completed += 1;
+                    info!(voice.row = %row, voice.provider_id = %provider_id, "voice completed");
+                }
+                Target::Failed { reason } => {
+                    self.counts.failed += 1;
+                    info!(voice.row = %row, voice.provider_id = %provider_id, %reason, "voice failed");
+                }
+            }
+        }
+        self.counts.events_recorded += applied.events.len() as u64;
+    }
+}

@@ -1,0 +1,108 @@
+//! Where the provider is, known to be a place that the key may be sent to.
+
+use std::fmt;
+
+use url::{Host, Url};
+
+/// `https://host[:port][/path]`, or `http://` on this machine. Data-residency hosts and gateways
+/// differ, so it is configurable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseUrl(Url);
+
+/// Why a URL cannot be the provider's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidBaseUrl {
+    /// Does not parse, or is of another scheme.
+    #[error("it is not an http(s) URL; an example is https://api.elevenlabs.io")]
+    NotAUrl,
+    /// The key would travel in the clear.
+    #[error(
+        "http:// would send the key in the clear to {0}; use https://, http is for this machine only"
+    )]
+    InTheClear(String),
+    /// A user, password, query or fragment has no meaning here, and could be a secret.
+    #[error("it has a user, password, query or fragment; give scheme, host, port and path only")]
+    TooMuch,
+}
+
+impl BaseUrl {
+    /// Checks a URL that a user gave.
+    pub fn parse(text: &str) -> Result<Self, InvalidBaseUrl> {
+        let url = Url::parse(text.trim()).map_err(|_| InvalidBaseUrl::NotAUrl)?;
+        let host = url.host().ok_or(InvalidBaseUrl::NotAUrl)?;
+        let loopback = match host {
+            Host::Domain(name) => name == "localhost" || name.ends_with(".localhost"),
+            Host::Ipv4(address) => address.is_loopback(),
+            Host::Ipv6(address) => address.is_loopback(),
+        };
+        match url.scheme() {
+            "https" => {}
+            "http" if loopback => {}
+            "http" => return Err(InvalidBaseUrl::InTheClear(host.to_string())),
+            _ => return Err(InvalidBaseUrl::NotAUrl),
+        }
+        let bare = url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none();
+        bare.then_some(Self(url)).ok_or(InvalidBaseUrl::TooMuch)
+    }
+
+    /// Whether it is http, and so on this machine.
+    pub fn is_plain(&self) -> bool {
+        self.0.scheme() == "http"
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    /// Without a slash at the end, ready for a path to follow.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str().trim_end_matches('/'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_travels_encrypted_or_not_at_all() {
+        for text in [
+            "https://api.elevenlabs.io",
+            "https://api.eu.residency.elevenlabs.io/",
+            "https://gateway.example/eleven/",
+            "http://127.0.0.1:8900",
+            "http://localhost:8900",
+            "http://[::1]:8900",
+        ] {
+            assert!(BaseUrl::parse(text).is_ok(), "{text}");
+        }
+        for (text, error) in [
+            (
+                "http://api.elevenlabs.io",
+                InvalidBaseUrl::InTheClear("api.elevenlabs.io".into()),
+            ),
+            (
+                "http://localhost.example",
+                InvalidBaseUrl::InTheClear("localhost.example".into()),
+            ),
+            (
+                "http://10.0.0.1",
+                InvalidBaseUrl::InTheClear("10.0.0.1".into()),
+            ),
+            ("ftp://127.0.0.1", InvalidBaseUrl::NotAUrl),
+            ("api.elevenlabs.io", InvalidBaseUrl::NotAUrl),
+            ("", InvalidBaseUrl::NotAUrl),
+            ("https://user:secret@host", InvalidBaseUrl::TooMuch),
+            ("https://host?key=secret", InvalidBaseUrl::TooMuch),
+        ] {
+            assert_eq!(BaseUrl::parse(text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_can_follow() {
+        let url = BaseUrl::parse("https://gateway.example/eleven/").expect("parses");
+        assert_eq!(url.to_string(), "https://gateway.example/eleven");
+    }
+}

@@ -1,0 +1,260 @@
+//! Finding out how far voices are: in batches where the list is there, singly where it is not.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::error::{Refusal, Trouble, TroubleKind, printable};
+use super::{Provider, wire};
+use crate::voice::{ProviderVoiceId, Voice};
+
+/// Most ids that one list request may name, and most voices on a page of its answer.
+pub const BATCH: usize = 100;
+/// A list that always has more is followed no further than this: 100 voices come in 10 pages even
+/// where the provider shows its default page size of 10.
+const MAX_PAGES: usize = 10;
+
+/// How voices are asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Strategy {
+    /// In batches, but singly the kinds of voices that the list keeps leaving out.
+    #[default]
+    Auto,
+    /// Always in batches first.
+    Batch,
+    /// Always singly.
+    Single,
+}
+
+/// What the provider answered for a voice.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Lookup {
+    /// How far it is. `listed` says whether the list showed it.
+    Found {
+        /// The voice.
+        voice: Voice,
+        /// Found in the list, rather than by a single lookup.
+        listed: bool,
+    },
+    /// Asked for singly, it does not exist.
+    Missing,
+    /// The provider takes this id for a wrong request.
+    Rejected(String),
+    /// No answer.
+    Unavailable(Trouble),
+}
+
+/// Answers by provider id; every id that was asked about has one.
+pub type Lookups = HashMap<ProviderVoiceId, Lookup>;
+
+/// What became of one list request.
+enum Listed {
+    Answered(Vec<Voice>),
+    /// Some pages came, then trouble: what they did not show is not to be taken for absent.
+    Partly(Vec<Voice>, Trouble),
+    NotThere,
+    Rejected,
+    Unavailable(Trouble),
+}
+
+impl Provider {
+    /// Asks about each of `ids`, with answers no later than `until`.
+    pub async fn look_up(
+        &self,
+        ids: &HashSet<ProviderVoiceId>,
+        singly: bool,
+        until: Instant,
+    ) -> Lookups {
+        let mut lookups = Lookups::with_capacity(ids.len());
+        let mut batches = match singly || self.list_is_gone.load(Ordering::Relaxed) {
+            true => Vec::new(),
+            false => {
+                let all: Vec<_> = ids.iter().cloned().collect();
+                all.chunks(BATCH).map(<[_]>::to_vec).collect()
+            }
+        };
+        while let Some(batch) = batches.pop() {
+            match self.list(&batch, until).await {
+                Listed::Answered(voices) => take(&mut lookups, ids, voices),
+                Listed::Partly(voices, trouble) => {
+                    take(&mut lookups, ids, voices);
+                    give_up(&mut lookups, batch, &trouble);
+                }
+                Listed::Unavailable(trouble) => give_up(&mut lookups, batch, &trouble),
+                Listed::NotThere => {
+                    if !self.list_is_gone.swap(true, Ordering::Relaxed) {
+                        warn!("the provider has no list of voices here; asking for each singly");
+                    }
+                    break;
+                }
+                // Somewhere in it is an id that the provider chokes on.
+                Listed::Rejected if batch.len() > 1 => {
+                    let (left, right) = batch.split_at(batch.len() / 2);
+                    batches.extend([left.to_vec(), right.to_vec()]);
+                }
+                Listed::Rejected => {}
+            }
+        }
+        let mut singles: FuturesUnordered<_> = ids
+            .iter()
+            .filter(|id| !lookups.contains_key(*id))
+            .map(|id| async move { (id.clone(), self.single(id, until).await) })
+            .collect();
+        let mut answers = Vec::with_capacity(singles.len());
+        while let Some(answer) = singles.next().await {
+            answers.push(answer);
+        }
+        drop(singles);
+        lookups.extend(answers);
+        lookups
+    }
+
+    /// `GET /v2/voices?voice_ids=…`, with the pages that follow. Page 0 may hold voices nobody asked
+    /// for, and absent ones are simply left out.
+    async fn list(&self, ids: &[ProviderVoiceId], until: Instant) -> Listed {
+        let mut query = format!("/v2/voices?page_size={BATCH}&include_total_count=false");
+        for id in ids {
+            query.push_str("&voice_ids=");
+            query.push_str(&encoded(id.as_str()));
+        }
+        let mut voices: Vec<Voice> = Vec::with_capacity(ids.len());
+        let mut asked_for: HashSet<&str> = ids.iter().map(ProviderVoiceId::as_str).collect();
+        let mut token: Option<String> = None;
+        for page in 0..MAX_PAGES {
+            let path = match &token {
+                None => query.clone(),
+                Some(token) => format!("{query}&next_page_token={}", encoded(token)),
+            };
+            let answer = self
+                .get(&path, until)
+                .await
+                .and_then(|body| wire::list_page(&body).map_err(|error| unreadable(&error)));
+            let next = match answer {
+                Ok(next) => next,
+                Err(refusal) => return self.not_listed(refusal, page, voices),
+            };
+            let before = asked_for.len();
+            for voice in next.voices {
+                if asked_for.remove(voice.voice_id.as_str()) {
+                    voices.push(voice);
+                }
+            }
+            token = next.next_page_token;
+            let progress = asked_for.len() < before;
+            if asked_for.is_empty() || token.is_none() || !progress {
+                break;
+            }
+        }
+        Listed::Answered(voices)
+    }
+
+    fn not_listed(&self, refusal: Refusal, page: usize, voices: Vec<Voice>) -> Listed {
+        match refusal {
+            Refusal::NoSuchEndpoint(_) | Refusal::Forbidden(..) => Listed::NotThere,
+            Refusal::NotFound | Refusal::Rejected(..) if page == 0 => Listed::Rejected,
+            Refusal::NotFound
+            | Refusal::Rejected(..)
+            | Refusal::Throttled { .. }
+            | Refusal::Unauthorized(_)
+            | Refusal::Unavailable(_) => {
+                let trouble = self.trouble(refusal);
+                match voices.is_empty() {
+                    true => Listed::Unavailable(trouble),
+                    false => Listed::Partly(voices, trouble),
+                }
+            }
+        }
+    }
+
+    /// `GET /v1/voices/{voice_id}`.
+    async fn single(&self, id: &ProviderVoiceId, until: Instant) -> Lookup {
+        let path = format!("/v1/voices/{}", encoded(id.as_str()));
+        let answer = self
+            .get(&path, until)
+            .await
+            .and_then(|body| wire::voice(&body).map_err(|error| unreadable(&error)));
+        match answer {
+            Ok(voice) if voice.voice_id == id.as_str() => Lookup::Found {
+                voice,
+                listed: false,
+            },
+            Ok(_) => Lookup::Unavailable(Trouble::new(
+                TroubleKind::Unreadable,
+                "the answer is about another voice",
+            )),
+            Err(Refusal::NotFound) => Lookup::Missing,
+            Err(Refusal::Rejected(status, said)) => {
+                Lookup::Rejected(format!("HTTP {status} {said}").trim_end().to_owned())
+            }
+            Err(
+                refusal @ (Refusal::NoSuchEndpoint(_)
+                | Refusal::Unauthorized(_)
+                | Refusal::Forbidden(..)
+                | Refusal::Throttled { .. }
+                | Refusal::Unavailable(_)),
+            ) => Lookup::Unavailable(self.trouble(refusal)),
+        }
+    }
+
+    /// What a refusal means for voices that it is not about. A refused key is remembered: nothing
+    /// more is asked with it.
+    fn trouble(&self, refusal: Refusal) -> Trouble {
+        let text = refusal.to_string();
+        match refusal {
+            Refusal::Unauthorized(_) | Refusal::Forbidden(..) => {
+                self.key_refused.get_or_init(|| text.clone());
+                Trouble::new(TroubleKind::Status, text)
+            }
+            Refusal::Throttled { told, .. } => Trouble {
+                kind: TroubleKind::Throttled,
+                detail: text,
+                told,
+            },
+            Refusal::Unavailable(trouble) => trouble,
+            Refusal::NotFound | Refusal::NoSuchEndpoint(_) | Refusal::Rejected(..) => {
+                Trouble::new(TroubleKind::Status, text)
+            }
+        }
+    }
+}
+
+/// Percent-encodes all but the characters that every id may have.
+fn encoded(text: &str) -> String {
+    const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
+    utf8_percent_encode(text, ENCODED).to_string()
+}
+
+fn unreadable(error: &serde_json::Error) -> Refusal {
+    Refusal::Unavailable(Trouble::new(
+        TroubleKind::Unreadable,
+        printable(&error.to_string()),
+    ))
+}
+
+fn take(lookups: &mut Lookups, ids: &HashSet<ProviderVoiceId>, voices: Vec<Voice>) {
+    for voice in voices {
+        let id = ProviderVoiceId::parse(&voice.voice_id).ok();
+        if let Some(id) = id.filter(|id| ids.contains(id)) {
+            lookups.insert(
+                id,
+                Lookup::Found {
+                    voice,
+                    listed: true,
+                },
+            );
+        }
+    }
+}
+
+fn give_up(lookups: &mut Lookups, batch: Vec<ProviderVoiceId>, trouble: &Trouble) {
+    for id in batch {
+        lookups
+            .entry(id)
+            .or_insert_with(|| Lookup::Unavailable(trouble.clone()));
+    }
+}

@@ -1,0 +1,113 @@
+//! The provider's JSON, read for the few fields that decide, without building a tree.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::voice::Voice;
+
+/// One page of `GET /v2/voices` (`GetVoicesV2ResponseModel`).
+#[derive(Debug, Default, PartialEq)]
+pub struct ListPage {
+    /// The voices on it that could be read. One that could not is as good as left out.
+    pub voices: Vec<Voice>,
+    /// Where the next page begins, if the provider says that there is one.
+    pub next_page_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Page<T> {
+    voices: Vec<T>,
+    #[serde(default)]
+    has_more: Option<bool>,
+    #[serde(default)]
+    next_page_token: Option<String>,
+}
+
+/// Reads a page of the list. Where one voice in it is not as described, the others still are read.
+pub fn list_page(body: &[u8]) -> Result<ListPage, serde_json::Error> {
+    let page = serde_json::from_slice::<Page<Voice>>(body).or_else(|_| {
+        let Page {
+            voices,
+            has_more,
+            next_page_token,
+        } = serde_json::from_slice::<Page<&RawValue>>(body)?;
+        let voices = voices
+            .into_iter()
+            .filter_map(|voice| serde_json::from_str(voice.get()).ok())
+            .collect();
+        Ok::<_, serde_json::Error>(Page {
+            voices,
+            has_more,
+            next_page_token,
+        })
+    })?;
+    Ok(ListPage {
+        voices: page.voices,
+        next_page_token: page
+            .next_page_token
+            .filter(|token| page.has_more == Some(true) && !token.is_empty()),
+    })
+}
+
+/// Reads the answer of `GET /v1/voices/{voice_id}` (`VoiceResponseModel`).
+pub fn voice(body: &[u8]) -> Result<Voice, serde_json::Error> {
+    serde_json::from_slice(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn one_malformed_voice_does_not_spoil_the_page() {
+        let page = list_page(
+            br#"{"voices":[{"voice_id":"a"},{"voice_id":"b","preview_url":7},{"voice_id":"c","preview_url":"x"},3],
+                 "has_more":true,"next_page_token":"t","total_count":"many"}"#,
+        )
+        .expect("reads");
+        let ids: Vec<_> = page.voices.iter().map(|v| v.voice_id.as_str()).collect();
+        assert_eq!(ids, ["a", "c"]);
+        assert_eq!(page.next_page_token.as_deref(), Some("t"));
+    }
+
+    #[test]
+    fn a_token_counts_only_where_there_is_more() {
+        let token = |tail: &str| {
+            list_page(format!(r#"{{"voices":[]{tail}}}"#).as_bytes())
+                .expect("reads")
+                .next_page_token
+        };
+        assert_eq!(token(r#","has_more":false,"next_page_token":"t""#), None);
+        assert_eq!(token(r#","has_more":true,"next_page_token":null"#), None);
+        assert_eq!(token(r#","has_more":true,"next_page_token":"""#), None);
+        assert_eq!(token(""), None);
+    }
+
+    #[test]
+    fn what_is_no_page_is_an_error() {
+        for body in [
+            "",
+            "<html>",
+            "{}",
+            "[]",
+            "null",
+            r#"{"voices":null}"#,
+            r#"{"voices":[{"voice_id":"a"}"#,
+        ] {
+            assert!(list_page(body.as_bytes()).is_err(), "{body}");
+        }
+        for body in ["", "null", "{}", r#"{"voice_id":7}"#, r#"{"detail":{}}"#] {
+            assert!(voice(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = list_page(&bytes);
+            let _ = voice(&bytes);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What a pass did, in numbers, and what that means for its exit code. Pure.
+
+use std::fmt;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Serialize, Serializer};
+use uuid::Uuid;
+
+use crate::exit::Exit;
+
+/// Voices, requests and events, counted over one pass.
+///
+/// `due = looked_up + unavailable + leased_elsewhere`, and
+/// `looked_up = completed + failed + processing + missing + superseded + set_aside`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Everything the pass meant to ask about.
+    pub due: u64,
+    /// Of those, answered.
+    pub looked_up: u64,
+    /// Moved to completed.
+    pub completed: u64,
+    /// Moved to failed.
+    pub failed: u64,
+    /// Answered, and not decided yet.
+    pub processing: u64,
+    /// Not known to the provider, and not failed by it (yet).
+    pub missing: u64,
+    /// Asked without an answer, or not asked because the provider was down or time ran out.
+    pub unavailable: u64,
+    /// Could not be asked about or stored.
+    pub set_aside: u64,
+    /// Just being asked about by another process.
+    pub leased_elsewhere: u64,
+    /// Answered, but the row had changed meanwhile.
+    pub superseded: u64,
+    /// Requests sent to the provider, retries included.
+    pub requests: u64,
+    /// Requests that repeated an earlier one.
+    pub retries: u64,
+    /// Events committed with their transition.
+    pub events_recorded: u64,
+    /// Events that reached the event bus.
+    pub events_published: u64,
+    /// Events recorded, by this or an earlier run, and not published yet.
+    pub events_pending: u64,
+}
+
+/// Why a pass ended before it had asked about everything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Halt {
+    /// The provider refuses the key, in its words.
+    KeyRefused(String),
+    /// So many voices are missing that the key is probably of another workspace.
+    OtherWorkspace,
+    /// The provider does not answer.
+    ProviderDown,
+    /// `--max-runtime` is over.
+    TimeOver,
+    /// The process was told to stop.
+    Stopped,
+    /// The database failed, with the code to exit with and its words.
+    Database(Exit, String),
+}
+
+impl fmt::Display for Halt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KeyRefused(reason) => write!(f, "the provider refuses the key: {reason}"),
+            Self::OtherWorkspace => f.write_str(
+                "so many voices are unknown to the provider that the key is probably of another workspace",
+            ),
+            Self::ProviderDown => f.write_str("the provider does not answer"),
+            Self::TimeOver => f.write_str("the time is over"),
+            Self::Stopped => f.write_str("told to stop"),
+            Self::Database(_, error) => f.write_str(error),
+        }
+    }
+}
+
+/// One pass, as `sync-once --output json` prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The pass's own id, which is also in its log lines.
+    pub run_id: Uuid,
+    /// When it began.
+    #[serde(serialize_with = "rfc3339")]
+    pub started_at: DateTime<Utc>,
+    /// When it ended.
+    #[serde(serialize_with = "rfc3339")]
+    pub finished_at: DateTime<Utc>,
+    /// Time between the two, in milliseconds of a clock that nobody sets.
+    pub duration_ms: u64,
+    /// Whether it only read and asked.
+    pub dry_run: bool,
+    /// What was counted.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// The code that the process exits with.
+    #[serde(serialize_with = "code")]
+    pub exit_code: Exit,
+}
+
+fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
+}
+
+fn code<S: Serializer>(exit: &Exit, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u8(exit.code())
+}
+
+/// The exit code of a pass. `events_stuck` says that events
+/// wait which nobody is publishing.
+pub fn exit(counts: &Counts, halt: Option<&Halt>, events_stuck: bool) -> Exit {
+    match halt {
+        Some(Halt::Database(exit, _)) => *exit,
+        Some(Halt::KeyRefused(_) | Halt::OtherWorkspace) => Exit::Key,
+        Some(Halt::ProviderDown | Halt::TimeOver | Halt::Stopped) => Exit::Temporary,
+        None if counts.unavailable > 0 || events_stuck => Exit::Temporary,
+        None => Exit::Success,
+    }
+}
+
+impl fmt::Display for Report {
+    /// A few lines for people; what is zero and usually is, is left out.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let c = &self.counts;
+        let seconds = self.duration_ms as f64 / 1000.0;
+        let dry = if self.dry_run {
+            " (dry run: nothing was written)"
+        } else {
+            ""
+        };
+        writeln!(
+            f,
+            "{} due, {} looked up in {seconds:.2} s{dry}",
+            c.due, c.looked_up
+        )?;
+        writeln!(
+            f,
+            "  {} completed, {} failed, {} still processing",
+            c.completed, c.failed, c.processing
+        )?;
+        for (number, text) in [
+            (c.missing, "missing at the provider"),
+            (
+                c.set_aside,
+                "set aside: they could not be asked about or stored",
+            ),
+            (
+                c.superseded,
+                "superseded: the application changed the row meanwhile",
+            ),
+            (c.leased_elsewhere, "leased by another process"),
+            (
+                c.unavailable,
+                "unavailable: no answer, the next run asks again",
+            ),
+        ] {
+            if number > 0 {
+                writeln!(f, "  {number} {text}")?;
+            }
+        }
+        writeln!(
+            f,
+            "  {} requests, {} of them retries",
+            c.requests, c.retries
+        )?;
+        write!(
+            f,
+            "  {} events recorded, {} published, {} pending",
+            c.events_recorded, c.events_published, c.events_pending
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_follows_from_what_was_left_undone() {
+        let clean = Counts {
+            due: 3,
+            looked_up: 3,
+            processing: 3,
+            missing: 1,
+            set_aside: 1,
+            leased_elsewhere: 1,
+            ..Counts::default()
+        };
+        let unanswered = Counts {
+            unavailable: 1,
+            ..clean.clone()
+        };
+        assert_eq!(exit(&clean, None, false), Exit::Success);
+        assert_eq!(exit(&clean, None, true), Exit::Temporary);
+        assert_eq!(exit(&unanswered, None, false), Exit::Temporary);
+        for (halt, code) in [
+            (Halt::KeyRefused("no".into()), Exit::Key),
+            (Halt::OtherWorkspace, Exit::Key),
+            (Halt::ProviderDown, Exit::Temporary),
+            (Halt::TimeOver, Exit::Temporary),
+            (Halt::Stopped, Exit::Temporary),
+            (Halt::Database(Exit::Io, "full".into()), Exit::Io),
+        ] {
+            assert_eq!(exit(&unanswered, Some(&halt), true), code, "{halt}");
+        }
+    }
+
+    #[test]
+    fn the_json_has_the_documented_fields_in_their_order() {
+        let report = Report {
+            run_id: Uuid::nil(),
+            started_at: DateTime::UNIX_EPOCH,
+            finished_at: DateTime::UNIX_EPOCH,
+            duration_ms: 0,
+            dry_run: false,
+            counts: Counts::default(),
+            exit_code: Exit::Success,
+        };
+        let json = serde_json::to_string(&report).expect("serialises");
+        assert_eq!(
+            json,
+            r#"{"run_id":"00000000-0000-0000-0000-000000000000","started_at":"1970-01-01T00:00:00.000Z","finished_at":"1970-01-01T00:00:00.000Z","duration_ms":0,"dry_run":false,"due":0,"looked_up":0,"completed":0,"failed":0,"processing":0,"missing":0,"unavailable":0,"set_aside":0,"leased_elsewhere":0,"superseded":0,"requests":0,"retries":0,"events_recorded":0,"events_published":0,"events_pending":0,"exit_code":0}"#
+        );
+    }
+}

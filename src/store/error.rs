@@ -1,0 +1,101 @@
+//! Database errors, by what the caller does about them.
+
+use std::fmt;
+
+use sqlx::error::DatabaseError;
+
+use super::table::Misfit;
+use crate::exit::Exit;
+
+/// A statement that did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No connection, no slot, no answer in time: later.
+    #[error("the database cannot be reached: {0}")]
+    Unreachable(String),
+    /// A lock, a deadlock, a busy file: at once again.
+    #[error("the database is busy: {0}")]
+    Contended(String),
+    /// A value in this batch is refused: with fewer rows, until it is alone.
+    #[error("the database refuses a value: {0}")]
+    Refused(String),
+    /// The disk is full or broken.
+    #[error("the database cannot write: {0}")]
+    Io(String),
+    /// Wrong login, schema or privilege: nothing will change by waiting.
+    #[error("{0}")]
+    Config(String),
+    /// The application's table does not fit.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
+}
+
+impl StoreError {
+    /// The code to exit with where nothing else can be done.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Unreachable(_) | Self::Contended(_) | Self::Refused(_) => Exit::Database,
+            Self::Io(_) => Exit::Io,
+            Self::Config(_) | Self::Misfit(_) => Exit::Config,
+        }
+    }
+
+    /// Whether the same statement may succeed a moment later.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Contended(_) => true,
+            Self::Refused(_) | Self::Io(_) | Self::Config(_) | Self::Misfit(_) => false,
+        }
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Database(error) => {
+                match error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+                    Some(_) => by_sqlstate(&*error),
+                    None => by_sqlite_code(&*error),
+                }
+            }
+            sqlx::Error::PoolTimedOut => Self::Unreachable("no connection in time".to_owned()),
+            sqlx::Error::Io(error) => Self::Unreachable(error.to_string()),
+            sqlx::Error::Tls(error) => Self::Unreachable(format!("TLS: {error}")),
+            other => Self::Unreachable(other.to_string()),
+        }
+    }
+}
+
+/// Classes and codes: "PostgreSQL Error Codes", appendix A of its manual.
+fn by_sqlstate(error: &dyn DatabaseError) -> StoreError {
+    let code = error.code().unwrap_or_default();
+    let message = said(error, &code);
+    match &*code {
+        "40001" | "40P01" | "55P03" | "0A000" => StoreError::Contended(message),
+        "53100" | "58030" => StoreError::Io(message),
+        "42501" => StoreError::Config(format!("a privilege is missing: {message}")),
+        "3D000" | "42P01" | "42703" | "3F000" => StoreError::Config(message),
+        code => match code.get(..2).unwrap_or_default() {
+            "22" | "23" | "44" | "P0" => StoreError::Refused(message),
+            "28" => StoreError::Config(format!("the login is refused: {message}")),
+            "42" => StoreError::Config(message),
+            _ => StoreError::Unreachable(message),
+        },
+    }
+}
+
+/// Primary result codes: <https://www.sqlite.org/rescode.html>.
+fn by_sqlite_code(error: &dyn DatabaseError) -> StoreError {
+    let code = error.code().unwrap_or_default();
+    let message = said(error, &code);
+    match code.parse::<u32>().map(|extended| extended & 0xff) {
+        Ok(5 | 6) => StoreError::Contended(message),
+        Ok(10 | 11 | 13) => StoreError::Io(message),
+        Ok(18..=20) => StoreError::Refused(message),
+        Ok(_) | Err(_) => StoreError::Config(message),
+    }
+}
+
+fn said(error: &dyn DatabaseError, code: &dyn fmt::Display) -> String {
+    format!("{} ({code})", error.message())
+}

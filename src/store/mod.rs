@@ -1,0 +1,429 @@
+//! The application's table and voice-sync's own, on PostgreSQL and SQLite.
+//!
+//! What an operation promises is said here; how each database does it, in [`postgres`] and
+//! [`sqlite`]. The two share no SQL: one works with arrays and one statement a step, the other with
+//! JSON and short write transactions. `tests/store` runs the same contract on both.
+
+mod database_url;
+mod error;
+mod migrate;
+mod postgres;
+mod sqlite;
+mod table;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
+pub use error::StoreError;
+pub use migrate::{MigrationState, PendingMigration};
+pub use table::{ColumnNames, Identifier, InvalidName, Misfit, Names, StatusValues, TableName};
+
+use crate::events::{EventType, OutboxEvent};
+use crate::verdict::Stage;
+use crate::voice::{ProviderVoiceId, RowId};
+
+/// How long a claimed voice is this process's alone, by the database's clock.
+pub const LEASE: Duration = Duration::from_secs(60);
+/// How long a freshly recorded event is its recorder's alone to publish.
+const OUTBOX_LEASE: Duration = Duration::from_secs(15);
+/// A voice that could not be asked about or stored so often is left alone for [`SET_ASIDE`].
+const MAX_STRIKES: u32 = 3;
+/// How long a voice that keeps making trouble is left alone.
+const SET_ASIDE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long published events, failures and passes are kept for people to look at.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Rows that one pass tidies away at the most, of each table.
+const TIDIED_AT_ONCE: i64 = 1000;
+/// A database that does not answer within this is gone; neither driver would notice for minutes.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connecting included.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Whether anything may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing: an SQLite file stays as it is, to the byte.
+    ReadOnly,
+    /// The three columns of the application's table, and voice-sync's own tables.
+    ReadWrite,
+}
+
+/// A voice in processing that this pass may look up.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claimed {
+    /// Its row.
+    pub row: RowId,
+    /// The provider id, as it stands there.
+    pub provider_id: Option<String>,
+    /// How long it has been in processing.
+    pub age: Duration,
+    /// Its kind, if it was ever looked up.
+    pub kind: Option<String>,
+}
+
+/// One page of the voices in processing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Page {
+    /// Those that this pass may look up now.
+    pub voices: Vec<Claimed>,
+    /// Another process is asking about these.
+    pub leased_elsewhere: u64,
+    /// The last row seen, from which the next page goes on; `None` where there are no more.
+    pub last: Option<RowId>,
+}
+
+/// Which voices a page is taken from, in the order of their rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selection {
+    /// All in processing, after one row and up to another.
+    Range {
+        /// Exclusive.
+        after: Option<RowId>,
+        /// Inclusive.
+        up_to: Option<RowId>,
+    },
+    /// Those of these row or provider ids that are in processing, even if they were set aside.
+    Named(Vec<String>),
+}
+
+/// A change of status, on the ground of an answer about `provider_id`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    /// The row to change.
+    pub row: RowId,
+    /// The id that was looked up: if the row has another by now, nothing happens.
+    pub provider_id: ProviderVoiceId,
+    /// What to.
+    pub target: Target,
+}
+
+/// The status that a voice moves to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Ready, with a preview that fits the column.
+    Completed {
+        /// Where it is.
+        preview_url: Option<String>,
+    },
+    /// Never ready.
+    Failed {
+        /// Why, for the log and voice-sync's own table.
+        reason: String,
+    },
+}
+
+impl Target {
+    /// The event that tells of it.
+    pub fn event_type(&self) -> EventType {
+        match self {
+            Self::Completed { .. } => EventType::VoiceCreated,
+            Self::Failed { .. } => EventType::VoiceUpdated,
+        }
+    }
+}
+
+/// What became of a claimed voice that made no transition. Noting it gives the lease back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// Its row.
+    pub row: RowId,
+    /// What was seen.
+    pub seen: Seen,
+}
+
+/// What was seen of a voice that made no transition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// It is still processing.
+    Processing {
+        /// Its category.
+        kind: String,
+        /// What it waits for.
+        stage: Stage,
+    },
+    /// The provider does not know it.
+    Missing,
+    /// It cannot be asked about or stored, and why.
+    SetAside(String),
+    /// There was no answer, and why. This changes nothing that is known of the voice.
+    Unavailable(String),
+}
+
+/// What becomes of the events of transitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Record {
+    /// None are recorded: there is no event bus.
+    Nothing,
+    /// They are recorded for whoever publishes next.
+    ForAnyone,
+    /// They are recorded, and leased to this process, which publishes them at once.
+    ForMe,
+}
+
+impl Record {
+    fn is_wanted(self) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::ForAnyone | Self::ForMe => true,
+        }
+    }
+
+    fn lease(self) -> Duration {
+        match self {
+            Self::Nothing | Self::ForAnyone => Duration::ZERO,
+            Self::ForMe => OUTBOX_LEASE,
+        }
+    }
+}
+
+/// What a bulk of transitions did.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Applied {
+    /// The rows that changed; the others had been changed by somebody else.
+    pub moved: HashSet<RowId>,
+    /// Their events, as far as they were recorded.
+    pub events: Vec<OutboxEvent>,
+}
+
+/// A voice that the provider did not know, this time and perhaps earlier.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MissingVoice {
+    /// Its row.
+    pub row: RowId,
+    /// The provider id that is not known.
+    pub provider_id: String,
+    /// Lookups in a row that did not find it.
+    pub times: u32,
+    /// Time since the first of them.
+    pub lasting: Duration,
+    /// Whether an earlier pass of the same account found voices since then.
+    pub others_found: bool,
+}
+
+/// Events that are recorded and not published.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// All of them.
+    pub all: u64,
+    /// Those that no process is just publishing.
+    pub unleased: u64,
+}
+
+/// What the last pass and the provider's account left behind for this one.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Memory {
+    /// The row after which the last pass stopped, if it did not get to the end.
+    pub resume_after: Option<RowId>,
+    /// Kinds of voices that the list is known to leave out.
+    pub unlisted: HashSet<String>,
+}
+
+/// An entry of the ledger.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// The pass.
+    pub run_id: Uuid,
+    /// The provider's account, if any voice was asked about.
+    pub account: Option<Uuid>,
+    /// When it began.
+    pub started_at: DateTime<Utc>,
+    /// How long it took.
+    pub duration: Duration,
+    /// How it ended.
+    pub exit_code: u8,
+    /// Voices that the provider knew.
+    pub found: u64,
+    /// The report's counts.
+    pub counts: Value,
+    /// Where the next pass should begin, if this one did not get to the end.
+    pub resume_after: Option<RowId>,
+    /// Kinds of voices that the list left out, to be remembered.
+    pub unlisted: Vec<String>,
+}
+
+/// A connected database whose application table has not been looked at.
+pub enum Database {
+    /// A small pool.
+    Postgres(sqlx::PgPool),
+    /// A single connection.
+    Sqlite(sqlx::SqlitePool),
+}
+
+impl Database {
+    /// Connects, and shows that it works with one cheap statement.
+    pub async fn connect(url: &DatabaseUrl, access: Access) -> Result<Self, StoreError> {
+        match url {
+            DatabaseUrl::Postgres(options) => Ok(Self::Postgres(postgres::connect(options).await?)),
+            DatabaseUrl::Sqlite(path) => Ok(Self::Sqlite(sqlite::connect(path, access).await?)),
+        }
+    }
+}
+
+/// The application's table and voice-sync's own, found to fit.
+pub enum Store {
+    /// On PostgreSQL.
+    Postgres(postgres::PostgresStore),
+    /// On SQLite.
+    Sqlite(sqlite::SqliteStore),
+}
+
+/// Runs the same method on whichever database it is: within a time limit, and again where the
+/// trouble is of the kind that passes. Every operation may be repeated after a lost reply: claims
+/// are recognised by their run, transitions are guarded, notes and marks say the same twice.
+macro_rules! on_either {
+    ($store:expr, $s:ident => $operation:expr) => {{
+        let once = || async {
+            let limited = match $store {
+                Store::Postgres($s) => timeout(OPERATION_TIMEOUT, $operation).await,
+                Store::Sqlite($s) => timeout(OPERATION_TIMEOUT, $operation).await,
+            };
+            limited.unwrap_or_else(|_| Err(StoreError::Unreachable("no answer in time".to_owned())))
+        };
+        once.retry(patience()).when(StoreError::is_passing).await
+    }};
+}
+
+fn patience() -> ExponentialBuilder {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_times(4)
+        .with_jitter()
+}
+
+impl Store {
+    /// Looks at the application's table and finds out whether it fits. `own_tables` says whether
+    /// voice-sync's own are there; a pass that writes needs them, one that only reads does not.
+    pub async fn open(
+        database: Database,
+        names: &Names,
+        own_tables: bool,
+    ) -> Result<Self, StoreError> {
+        match database {
+            Database::Postgres(pool) => postgres::PostgresStore::open(pool, names, own_tables)
+                .await
+                .map(Self::Postgres),
+            Database::Sqlite(pool) => sqlite::SqliteStore::open(pool, names, own_tables)
+                .await
+                .map(Self::Sqlite),
+        }
+    }
+
+    /// Gives the connection back.
+    pub fn into_database(self) -> Database {
+        match self {
+            Self::Postgres(store) => Database::Postgres(store.into_pool()),
+            Self::Sqlite(store) => Database::Sqlite(store.into_pool()),
+        }
+    }
+
+    /// How many characters a preview may have; `None` is any number.
+    pub fn preview_room(&self) -> Option<usize> {
+        match self {
+            Self::Postgres(store) => store.preview_room(),
+            Self::Sqlite(store) => store.preview_room(),
+        }
+    }
+
+    /// Takes the next page of voices in processing and leases those that are free to `run_id`.
+    pub async fn claim(
+        &self,
+        run_id: Uuid,
+        selection: &Selection,
+        limit: u32,
+    ) -> Result<Page, StoreError> {
+        on_either!(self, s => s.claim(run_id, selection, limit))
+    }
+
+    /// The same page, without leasing anything.
+    pub async fn peek(&self, selection: &Selection, limit: u32) -> Result<Page, StoreError> {
+        on_either!(self, s => s.peek(selection, limit))
+    }
+
+    /// Voices in processing within a range, whether leased or not.
+    pub async fn count(&self, selection: &Selection) -> Result<u64, StoreError> {
+        on_either!(self, s => s.count(selection))
+    }
+
+    /// Makes transitions happen, each guarded by the row still being in processing with the id that
+    /// was looked up, and records their events in the same transaction.
+    pub async fn apply(
+        &self,
+        run_id: Uuid,
+        transitions: &[Transition],
+        record: Record,
+    ) -> Result<Applied, StoreError> {
+        if transitions.is_empty() {
+            return Ok(Applied::default());
+        }
+        on_either!(self, s => s.apply(run_id, transitions, record))
+    }
+
+    /// Notes what was seen of voices that made no transition, and gives their leases back. A voice
+    /// that another run has claimed meanwhile is left alone.
+    pub async fn note(&self, run_id: Uuid, notes: &[Note]) -> Result<(), StoreError> {
+        if notes.is_empty() {
+            return Ok(());
+        }
+        on_either!(self, s => s.note(run_id, notes))
+    }
+
+    /// Voices that `run_id` asked about and found missing, in the order of their rows.
+    pub async fn missing(
+        &self,
+        run_id: Uuid,
+        account: Uuid,
+        after: Option<&RowId>,
+        limit: u32,
+    ) -> Result<Vec<MissingVoice>, StoreError> {
+        on_either!(self, s => s.missing(run_id, account, after, limit))
+    }
+
+    /// Leases unpublished events that no process is publishing, oldest first.
+    pub async fn take_events(&self, limit: u32) -> Result<Vec<OutboxEvent>, StoreError> {
+        on_either!(self, s => s.take_events(limit))
+    }
+
+    /// Marks events as published.
+    pub async fn mark_published(&self, ids: &[i64]) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        on_either!(self, s => s.mark_published(ids))
+    }
+
+    /// Gives back the leases of events that could not be published.
+    pub async fn give_back_events(&self, ids: &[i64]) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        on_either!(self, s => s.give_back_events(ids))
+    }
+
+    /// How many events wait.
+    pub async fn pending_events(&self) -> Result<Pending, StoreError> {
+        on_either!(self, s => s.pending_events())
+    }
+
+    /// What earlier passes left behind for this one.
+    pub async fn remember(&self, account: Uuid) -> Result<Memory, StoreError> {
+        on_either!(self, s => s.remember(account))
+    }
+
+    /// Writes a pass into the ledger, and what was learned of the provider.
+    pub async fn record_run(&self, run: &Run) -> Result<(), StoreError> {
+        on_either!(self, s => s.record_run(run))
+    }
+
+    /// Removes, in a small step, what is no longer of use: published events, failures and passes
+    /// older than a week, and notes of voices that are no longer in processing.
+    pub async fn tidy(&self) -> Result<(), StoreError> {
+        on_either!(self, s => s.tidy())
+    }
+}

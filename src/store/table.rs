@@ -1,0 +1,321 @@
+//! The application's table: the names a user gives it, and the shape the catalog shows.
+
+use std::fmt::Write;
+
+use thiserror::Error;
+
+/// A word of the configuration that cannot be a name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum InvalidName {
+    /// Empty, or with a NUL byte.
+    #[error("{0:?} is no name for a table or column")]
+    Identifier(String),
+    /// Not of the form `key=value,…`.
+    #[error("{0:?} is not of the form key=value")]
+    Pair(String),
+    /// A key that does not exist.
+    #[error("{key:?} is not one of {known}")]
+    Key {
+        /// What was given.
+        key: String,
+        /// What is known.
+        known: String,
+    },
+    /// The same key twice.
+    #[error("{0:?} is given twice")]
+    Repeated(String),
+}
+
+/// A name that is quoted wherever it stands in SQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identifier(String);
+
+impl Identifier {
+    /// Takes any name that a database could have.
+    pub fn parse(text: &str) -> Result<Self, InvalidName> {
+        match text.is_empty() || text.contains('\0') {
+            true => Err(InvalidName::Identifier(text.to_owned())),
+            false => Ok(Self(text.to_owned())),
+        }
+    }
+
+    /// The bare name, for comparing with the catalog.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name in double quotes.
+    pub fn quoted(&self) -> String {
+        format!("\"{}\"", self.0.replace('"', "\"\""))
+    }
+}
+
+/// `table` or `schema.table`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableName {
+    schema: Option<Identifier>,
+    name: Identifier,
+}
+
+impl TableName {
+    /// Reads `--table`.
+    pub fn parse(text: &str) -> Result<Self, InvalidName> {
+        let (schema, name) = match text.split_once('.') {
+            Some((schema, name)) => (Some(Identifier::parse(schema)?), name),
+            None => (None, text),
+        };
+        let name = Identifier::parse(name)?;
+        Ok(Self { schema, name })
+    }
+
+    /// The name for SQL, quoted.
+    pub fn quoted(&self) -> String {
+        match &self.schema {
+            Some(schema) => format!("{}.{}", schema.quoted(), self.name.quoted()),
+            None => self.name.quoted(),
+        }
+    }
+
+    /// Schema and name, bare.
+    pub fn parts(&self) -> (Option<&str>, &str) {
+        (
+            self.schema.as_ref().map(Identifier::as_str),
+            self.name.as_str(),
+        )
+    }
+}
+
+/// Names of the seven columns that are used; the application may call them otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColumnNames {
+    /// Primary key.
+    pub id: Identifier,
+    /// Whose voice it is; goes into events.
+    pub user_id: Identifier,
+    /// The provider's id.
+    pub elevenlabs_voice_id: Identifier,
+    /// Where the status stands.
+    pub status: Identifier,
+    /// Written on completion.
+    pub preview_url: Identifier,
+    /// Read for the age.
+    pub created_at: Identifier,
+    /// Written on completion.
+    pub completed_at: Identifier,
+}
+
+impl ColumnNames {
+    /// Reads `--columns`: `id=voice_pk,status=state`. What is not named keeps its name.
+    pub fn parse(text: &str) -> Result<Self, InvalidName> {
+        let keys = [
+            "id",
+            "user_id",
+            "elevenlabs_voice_id",
+            "status",
+            "preview_url",
+            "created_at",
+            "completed_at",
+        ];
+        let [
+            id,
+            user_id,
+            elevenlabs_voice_id,
+            status,
+            preview_url,
+            created_at,
+            completed_at,
+        ] = pairs(text, keys)?;
+        Ok(Self {
+            id: Identifier::parse(&id)?,
+            user_id: Identifier::parse(&user_id)?,
+            elevenlabs_voice_id: Identifier::parse(&elevenlabs_voice_id)?,
+            status: Identifier::parse(&status)?,
+            preview_url: Identifier::parse(&preview_url)?,
+            created_at: Identifier::parse(&created_at)?,
+            completed_at: Identifier::parse(&completed_at)?,
+        })
+    }
+}
+
+/// What the application writes for each status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusValues {
+    /// Not finished.
+    pub processing: String,
+    /// Ready.
+    pub completed: String,
+    /// Never ready.
+    pub failed: String,
+}
+
+impl StatusValues {
+    /// Reads `--status-values`: `processing=PROCESSING,…`. What is not named keeps its value.
+    pub fn parse(text: &str) -> Result<Self, InvalidName> {
+        let [processing, completed, failed] = pairs(text, ["processing", "completed", "failed"])?;
+        for value in [&processing, &completed, &failed] {
+            Identifier::parse(value)?;
+        }
+        Ok(Self {
+            processing,
+            completed,
+            failed,
+        })
+    }
+
+    /// The three of them.
+    pub fn all(&self) -> [&str; 3] {
+        [&self.processing, &self.completed, &self.failed]
+    }
+}
+
+/// Reads `key=value,…`, with each key standing for itself where it is not given.
+fn pairs<const N: usize>(text: &str, keys: [&str; N]) -> Result<[String; N], InvalidName> {
+    let mut values: [Option<String>; N] = std::array::from_fn(|_| None);
+    for pair in text
+        .split(',')
+        .map(str::trim)
+        .filter(|pair| !pair.is_empty())
+    {
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or_else(|| InvalidName::Pair(pair.to_owned()))?;
+        let (key, value) = (key.trim(), value.trim());
+        let position =
+            keys.iter()
+                .position(|known| *known == key)
+                .ok_or_else(|| InvalidName::Key {
+                    key: key.to_owned(),
+                    known: keys.join(", "),
+                })?;
+        if values[position].replace(value.to_owned()).is_some() {
+            return Err(InvalidName::Repeated(key.to_owned()));
+        }
+    }
+    let mut given = values.into_iter().zip(keys);
+    Ok(std::array::from_fn(|_| {
+        let (value, key) = given.next().expect("both have N elements");
+        value.unwrap_or_else(|| key.to_owned())
+    }))
+}
+
+/// Everything a user says about the application's table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// The table.
+    pub table: TableName,
+    /// Its columns.
+    pub columns: ColumnNames,
+    /// The values in its status column.
+    pub statuses: StatusValues,
+}
+
+/// A text in single quotes.
+pub(super) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// A table that does not fit, with what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Misfit {
+    /// Not in this database, or not visible to this role.
+    #[error(
+        "there is no table {table}; name the application's table with --table, or run its migrations first"
+    )]
+    NoTable {
+        /// As it was looked for.
+        table: String,
+    },
+    /// Columns that cannot be done without.
+    #[error(
+        "table {table} has no column {columns}; name them with --columns, as in --columns status=state, or add them"
+    )]
+    NoColumns {
+        /// The table.
+        table: String,
+        /// The missing ones.
+        columns: String,
+    },
+    /// A column of a type that nothing sensible can be written to.
+    #[error("column {column} of table {table} is of type {sql_type}, not {wanted}")]
+    Type {
+        /// The table.
+        table: String,
+        /// The column.
+        column: String,
+        /// Its type.
+        sql_type: String,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// A status that the enum does not know.
+    #[error(
+        "status value {value:?} is not one of {labels} in column {column} of table {table}; say what the application writes with --status-values, as in processing=PROCESSING,completed=COMPLETED,failed=FAILED"
+    )]
+    Label {
+        /// The table.
+        table: String,
+        /// The status column.
+        column: String,
+        /// The value.
+        value: String,
+        /// What the enum has.
+        labels: String,
+    },
+}
+
+/// Collects which of the needed columns are absent.
+pub(super) fn absent(table: &str, needed: &[(&Identifier, bool)]) -> Result<(), Misfit> {
+    let mut columns = String::new();
+    for (name, _) in needed.iter().filter(|(_, there)| !there) {
+        let separator = if columns.is_empty() { "" } else { ", " };
+        write!(columns, "{separator}{}", name.quoted()).expect("writing to a string cannot fail");
+    }
+    match columns.is_empty() {
+        true => Ok(()),
+        false => Err(Misfit::NoColumns {
+            table: table.to_owned(),
+            columns,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_quoted_whatever_they_contain() {
+        let name = TableName::parse(r#"app.voices"; DROP TABLE users; --"#).expect("a name");
+        assert_eq!(name.quoted(), r#""app"."voices""; DROP TABLE users; --""#);
+        assert_eq!(literal("it's"), "'it''s'");
+        for text in ["", "app.", ".voices", "a\0b"] {
+            assert!(TableName::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_renamed_keeps_its_name() {
+        let columns = ColumnNames::parse("id=pk, status = state").expect("names");
+        assert_eq!(columns.id.as_str(), "pk");
+        assert_eq!(columns.status.as_str(), "state");
+        assert_eq!(columns.user_id.as_str(), "user_id");
+        let values = StatusValues::parse("processing=PROCESSING").expect("values");
+        assert_eq!(values.all(), ["PROCESSING", "completed", "failed"]);
+    }
+
+    #[test]
+    fn a_wrong_word_is_named() {
+        assert_eq!(
+            ColumnNames::parse("id"),
+            Err(InvalidName::Pair("id".into()))
+        );
+        assert_eq!(
+            ColumnNames::parse("id=a,id=b"),
+            Err(InvalidName::Repeated("id".into()))
+        );
+        assert!(
+            matches!(ColumnNames::parse("ident=a"), Err(InvalidName::Key { key, .. }) if key == "ident")
+        );
+        assert!(StatusValues::parse("failed=").is_err());
+    }
+}

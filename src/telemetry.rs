@@ -1,0 +1,68 @@
+//! Logging: to stderr, as text for people or JSON for machines.
+
+use std::io::IsTerminal;
+use std::{env, io};
+
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    #[default]
+    Auto,
+    /// For people.
+    Text,
+    /// For machines, one object a line.
+    Json,
+}
+
+/// Starts logging. `RUST_LOG` says how much (default `info`), of voice-sync only: libraries get to
+/// warn and no more, since at finer levels some of them print what they send.
+pub fn init(format: LogFormat) {
+    let wanted = env::var("RUST_LOG")
+        .ok()
+        .filter(|text| !text.trim().is_empty());
+    let (level, misread) = match wanted.as_deref().unwrap_or("info").parse::<Targets>() {
+        Ok(targets) => (targets, None),
+        Err(error) => (Targets::new().with_default(Level::INFO), Some(error)),
+    };
+    let filter = level.and(filter_fn(|event: &Metadata<'_>| {
+        event.target().starts_with("voice_sync") || *event.level() <= Level::WARN
+    }));
+
+    let terminal = io::stderr().is_terminal();
+    let text = match format {
+        LogFormat::Text => true,
+        LogFormat::Json => false,
+        LogFormat::Auto => terminal,
+    };
+    let colour = terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let journal = env::var_os("JOURNAL_STREAM").is_some();
+    let lines = fmt::layer().with_writer(io::stderr);
+    let lines = match (text, journal) {
+        // The journal has a time of its own.
+        (true, true) => lines
+            .with_ansi(colour)
+            .with_target(false)
+            .without_time()
+            .boxed(),
+        (true, false) => lines.with_ansi(colour).with_target(false).boxed(),
+        (false, _) => lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .init();
+    if let Some(error) = misread {
+        tracing::warn!(%error, "RUST_LOG cannot be read; an example is RUST_LOG=debug");
+    }
+}

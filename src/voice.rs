@@ -1,0 +1,340 @@
+//! What is known of a voice: how its row is named, and what the provider says about it.
+//!
+//! The fields of [`Voice`] are those of the provider's `VoiceResponseModel` that decide how far a
+//! voice is; everything else in its answers is passed over unread. All but `voice_id` may be absent
+//! or null, and values this program does not know are kept as text rather than refused.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+
+/// The primary key of a row in the application's table, as that database prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RowId(String);
+
+impl RowId {
+    /// Takes a key as the store read it.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RowId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The provider's id of a voice, known to be safe inside a URL.
+///
+/// Ids come from the application's table, and so from outside: what is not made of letters, digits,
+/// `-` and `_` never reaches the network.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProviderVoiceId(String);
+
+/// Why a stored provider id cannot be asked about.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidProviderId {
+    /// The column is null or holds an empty string.
+    #[error("the row has no provider id")]
+    Absent,
+    /// Longer than any id the provider gives out.
+    #[error("the provider id has {0} characters, more than {max}", max = ProviderVoiceId::MAX_CHARS)]
+    TooLong(usize),
+    /// A character that cannot be part of an id.
+    #[error("the provider id contains {0:?}, which no ElevenLabs id does")]
+    Character(char),
+}
+
+impl ProviderVoiceId {
+    /// Ids seen have 20 characters; the application's column has room for 100.
+    pub const MAX_CHARS: usize = 100;
+
+    /// Checks an id as it stands in the application's table.
+    pub fn parse(text: &str) -> Result<Self, InvalidProviderId> {
+        if text.is_empty() {
+            return Err(InvalidProviderId::Absent);
+        }
+        if let Some(stranger) = text
+            .chars()
+            .find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_')))
+        {
+            return Err(InvalidProviderId::Character(stranger));
+        }
+        if text.len() > Self::MAX_CHARS {
+            return Err(InvalidProviderId::TooLong(text.len()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ProviderVoiceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What the provider says about one voice, cut down to the fields that decide.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct Voice {
+    /// The provider's id, by which answers are matched to rows.
+    pub voice_id: String,
+    /// Not the provider's own: gateways that normalise it add this.
+    #[serde(default)]
+    pub status: Option<GatewayStatus>,
+    /// `professional` is trained for hours; all others are instant.
+    #[serde(default)]
+    pub category: Option<Category>,
+    /// Null until the provider has made the preview.
+    #[serde(default)]
+    pub preview_url: Option<String>,
+    /// Progress of professional training.
+    #[serde(default)]
+    pub fine_tuning: Option<FineTuning>,
+    /// Whether the owner has yet to prove that the voice is theirs.
+    #[serde(default)]
+    pub voice_verification: Option<Verification>,
+    /// Whether the provider has locked the voice.
+    #[serde(default)]
+    pub safety_control: Option<SafetyControl>,
+}
+
+impl Voice {
+    /// The preview, where there is one: an empty string is none.
+    pub fn preview(&self) -> Option<&str> {
+        self.preview_url.as_deref().filter(|url| !url.is_empty())
+    }
+
+    /// Whether the voice waits for its owner rather than for the provider.
+    pub fn is_unverified(&self) -> bool {
+        self.voice_verification.as_ref().is_some_and(|v| {
+            v.requires_verification.unwrap_or(false) && !v.is_verified.unwrap_or(false)
+        })
+    }
+
+    /// The kind of voice, for remembering which kinds the list leaves out.
+    pub fn kind(&self) -> &str {
+        self.category.as_ref().map_or("unknown", Category::as_str)
+    }
+
+    /// Values that this version does not know, for one line in the log.
+    pub fn unknown_values(&self) -> Vec<Cow<'static, str>> {
+        let mut unknown = Vec::new();
+        if let Some(GatewayStatus::Unknown(text)) = &self.status {
+            unknown.push(format!("status {text:?}").into());
+        }
+        if let Some(Category::Unknown(text)) = &self.category {
+            unknown.push(format!("category {text:?}").into());
+        }
+        if let Some(SafetyControl::Unknown(text)) = &self.safety_control {
+            unknown.push(format!("safety_control {text:?}").into());
+        }
+        if let Some(fine_tuning) = &self.fine_tuning {
+            for state in fine_tuning.states().map(|(_, state)| state) {
+                if let FineTuningState::Unknown(text) = state {
+                    unknown.push(format!("fine_tuning.state {text:?}").into());
+                }
+            }
+        }
+        unknown
+    }
+}
+
+/// A top-level `status`, where a gateway adds one.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GatewayStatus {
+    /// Ready for use.
+    Completed,
+    /// Will never be ready.
+    Failed,
+    /// Not decided yet.
+    Processing,
+    /// Anything else; passed over.
+    #[serde(untagged)]
+    Unknown(String),
+}
+
+/// How a voice came to be.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Category {
+    /// Designed from a description.
+    Generated,
+    /// An instant clone.
+    Cloned,
+    /// One of the provider's own.
+    Premade,
+    /// A professional clone, trained for hours.
+    Professional,
+    /// A licensed voice.
+    Famous,
+    /// A shared voice of high quality.
+    HighQuality,
+    /// A category newer than this program.
+    #[serde(untagged)]
+    Unknown(String),
+}
+
+impl Category {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Generated => "generated",
+            Self::Cloned => "cloned",
+            Self::Premade => "premade",
+            Self::Professional => "professional",
+            Self::Famous => "famous",
+            Self::HighQuality => "high_quality",
+            Self::Unknown(text) => text,
+        }
+    }
+}
+
+/// Progress of professional training, for each model that the voice is trained for.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct FineTuning {
+    #[serde(default)]
+    state: Option<BTreeMap<String, Option<FineTuningState>>>,
+    #[serde(default)]
+    message: Option<BTreeMap<String, Option<String>>>,
+}
+
+impl FineTuning {
+    /// Each model with its state; a null state counts as absent.
+    pub fn states(&self) -> impl Iterator<Item = (&str, &FineTuningState)> {
+        self.state
+            .iter()
+            .flatten()
+            .filter_map(|(model, state)| Some((model.as_str(), state.as_ref()?)))
+    }
+
+    /// What the provider says of a model, in its own words.
+    pub fn message(&self, model: &str) -> Option<&str> {
+        self.message.as_ref()?.get(model)?.as_deref()
+    }
+}
+
+/// How far the training for one model is.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FineTuningState {
+    /// Waits for its owner to start it.
+    NotStarted,
+    /// Waits for the provider.
+    Queued,
+    /// Under way.
+    FineTuning,
+    /// Done.
+    FineTuned,
+    /// Over, without success.
+    Failed,
+    /// Waits for the provider, longer than usual.
+    Delayed,
+    /// A state newer than this program: still processing.
+    #[serde(untagged)]
+    Unknown(String),
+}
+
+/// Whether the owner must prove, and has proved, that the voice is theirs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Verification {
+    #[serde(default)]
+    requires_verification: Option<bool>,
+    #[serde(default)]
+    is_verified: Option<bool>,
+}
+
+/// What the provider's moderation has put on a voice.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum SafetyControl {
+    /// Nothing.
+    None,
+    /// The voice will never be usable.
+    Ban,
+    /// Its user must pass a captcha.
+    Captcha,
+    /// As [`SafetyControl::Ban`], for an enterprise.
+    EnterpriseBan,
+    /// As [`SafetyControl::Captcha`], for an enterprise.
+    EnterpriseCaptcha,
+    /// A value newer than this program; passed over.
+    #[serde(untagged)]
+    Unknown(String),
+}
+
+impl SafetyControl {
+    /// Whether the voice is locked for good.
+    pub fn is_ban(&self) -> bool {
+        match self {
+            Self::Ban | Self::EnterpriseBan => true,
+            Self::None | Self::Captcha | Self::EnterpriseCaptcha | Self::Unknown(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_could_leave_its_place_in_a_url_is_refused() {
+        for (text, error) in [
+            ("", InvalidProviderId::Absent),
+            ("../user", InvalidProviderId::Character('.')),
+            ("a/b", InvalidProviderId::Character('/')),
+            ("a?b", InvalidProviderId::Character('?')),
+            ("a b", InvalidProviderId::Character(' ')),
+            ("a%2e", InvalidProviderId::Character('%')),
+            ("a\0", InvalidProviderId::Character('\0')),
+            ("vöice", InvalidProviderId::Character('ö')),
+        ] {
+            assert_eq!(ProviderVoiceId::parse(text), Err(error), "{text:?}");
+        }
+        assert_eq!(
+            ProviderVoiceId::parse(&"x".repeat(101)),
+            Err(InvalidProviderId::TooLong(101))
+        );
+        assert!(ProviderVoiceId::parse(&"x".repeat(100)).is_ok());
+        assert!(ProviderVoiceId::parse("21m00Tcm4TlvDq8ikWAM").is_ok());
+    }
+
+    #[test]
+    fn everything_but_the_id_may_be_absent_or_null() {
+        let bare: Voice = serde_json::from_str(r#"{"voice_id":"v"}"#).expect("parses");
+        let nulls: Voice = serde_json::from_str(
+            r#"{"voice_id":"v","status":null,"category":null,"preview_url":null,
+                "fine_tuning":null,"voice_verification":null,"safety_control":null}"#,
+        )
+        .expect("parses");
+        assert_eq!(bare, nulls);
+        let inner: Voice = serde_json::from_str(
+            r#"{"voice_id":"v","fine_tuning":{"state":{"m":null},"message":null},
+                "voice_verification":{"requires_verification":null}}"#,
+        )
+        .expect("parses");
+        assert_eq!(inner.fine_tuning.expect("is there").states().count(), 0);
+    }
+
+    #[test]
+    fn unknown_values_are_kept_and_told() {
+        let voice: Voice = serde_json::from_str(
+            r#"{"voice_id":"v","category":"holographic","safety_control":"SHRUG","status":"odd",
+                "fine_tuning":{"state":{"m":"pondering"}},"new_field":{"a":[1]}}"#,
+        )
+        .expect("parses");
+        assert_eq!(voice.unknown_values().len(), 4);
+    }
+}

@@ -1,0 +1,740 @@
+//! What the store promises, on every variant of the application's table.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use chrono::{NaiveDateTime, Utc};
+use serde_json::json;
+use uuid::Uuid;
+use voice_sync::events::{EventType, event_id};
+use voice_sync::store::{
+    Claimed, Note, Record, Run, Seen, Selection, Store, StoreError, Target, Transition,
+};
+use voice_sync::verdict::Stage;
+use voice_sync::voice::{ProviderVoiceId, RowId};
+
+use crate::support::app::{App, NewVoice, Pool, Variant, row_id, user_id};
+
+const ALL: Selection = Selection::Range {
+    after: None,
+    up_to: None,
+};
+
+async fn claim(store: &Store, run_id: Uuid) -> Vec<Claimed> {
+    store.claim(run_id, &ALL, 100).await.expect("claims").voices
+}
+
+fn completed(app: &App, id: &str) -> Transition {
+    let preview_url = Some(format!("https://x/{id}.mp3"));
+    transition(app, id, Target::Completed { preview_url })
+}
+
+fn failed(app: &App, id: &str) -> Transition {
+    transition(
+        app,
+        id,
+        Target::Failed {
+            reason: "banned".to_owned(),
+        },
+    )
+}
+
+fn transition(app: &App, id: &str, target: Target) -> Transition {
+    Transition {
+        row: RowId::new(app.stored(row_id(id))),
+        provider_id: ProviderVoiceId::parse(id).expect("an id"),
+        target,
+    }
+}
+
+fn note(app: &App, id: &str, seen: Seen) -> Note {
+    Note {
+        row: RowId::new(app.stored(row_id(id))),
+        seen,
+    }
+}
+
+async fn every_processing_voice_is_claimed_once_page_by_page(variant: Variant) {
+    let app = App::new(variant).await;
+    let ids: Vec<String> = (0..25).map(|n| format!("v{n}")).collect();
+    let mut voices: Vec<_> = ids.iter().map(NewVoice::processing).collect();
+    voices.push(NewVoice {
+        status: "completed",
+        ..NewVoice::processing("done")
+    });
+    voices.push(NewVoice {
+        status: "failed",
+        ..NewVoice::processing("over")
+    });
+    app.insert(&voices).await;
+    let store = app.store().await;
+    let run_id = Uuid::new_v4();
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = store
+            .claim(run_id, &Selection::Range { after, up_to: None }, 10)
+            .await
+            .expect("claims");
+        seen.extend(
+            page.voices
+                .into_iter()
+                .filter_map(|voice| voice.provider_id),
+        );
+        after = page.last;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen.len(), 25);
+    assert_eq!(
+        seen.into_iter().collect::<BTreeSet<_>>(),
+        ids.into_iter().collect()
+    );
+
+    let all = store.count(&ALL).await.expect("counts");
+    assert_eq!(all, 25);
+}
+
+async fn a_leased_voice_is_nobody_elses_until_the_lease_ends(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["a", "b"]).await;
+    let store = app.store().await;
+    let (first, second) = (Uuid::new_v4(), Uuid::new_v4());
+    assert_eq!(claim(&store, first).await.len(), 2);
+
+    let page = store.claim(second, &ALL, 100).await.expect("claims");
+    assert_eq!((page.voices.len(), page.leased_elsewhere), (0, 2));
+    assert_eq!(
+        claim(&store, first).await.len(),
+        2,
+        "a repeated claim finds its own"
+    );
+
+    app.age_own_tables(59).await;
+    assert_eq!(claim(&store, second).await.len(), 0);
+    app.age_own_tables(61).await;
+    assert_eq!(claim(&store, second).await.len(), 2);
+
+    // The first one's notes come too late and change nothing.
+    store
+        .note(first, &[note(&app, "a", Seen::Missing)])
+        .await
+        .expect("notes");
+    let missing = format!(
+        "SELECT count(*) FROM {} WHERE missing_count > 0",
+        app.own("voices")
+    );
+    assert_eq!(app.number(&missing).await, 0);
+    store
+        .note(second, &[note(&app, "a", Seen::Unavailable("503".into()))])
+        .await
+        .expect("notes");
+    assert_eq!(
+        claim(&store, first).await.len(),
+        1,
+        "given back, it is free at once"
+    );
+}
+
+async fn a_completion_writes_three_columns_and_its_event(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["a", "b"]).await;
+    let store = app.store().await;
+    let run_id = Uuid::new_v4();
+    claim(&store, run_id).await;
+    let applied = store
+        .apply(run_id, &[completed(&app, "a")], Record::ForMe)
+        .await
+        .expect("applies");
+
+    let row = app.row("a").await;
+    assert_eq!(row.status, "completed");
+    assert_eq!(row.preview_url.as_deref(), Some("https://x/a.mp3"));
+    let completed_at = row.completed_at.expect("it is set");
+    let form = "%Y-%m-%d %H:%M:%S%.f";
+    let moment = NaiveDateTime::parse_from_str(completed_at.trim_end_matches("+00"), form)
+        .expect(&completed_at);
+    let off = (Utc::now().naive_utc() - moment).num_seconds().abs();
+    assert!(off < 60, "{completed_at} is UTC");
+    assert_eq!(app.row("b").await.status, "processing");
+
+    let [event] = &applied.events[..] else {
+        panic!("one event, not {:?}", applied.events)
+    };
+    let provider_id = ProviderVoiceId::parse("a").expect("an id");
+    let row = RowId::new(app.stored(row_id("a")));
+    assert_eq!(
+        event.event_id,
+        event_id(&row, &provider_id, EventType::VoiceCreated)
+    );
+    assert_eq!(event.voice_id, row_id("a").hyphenated().to_string());
+    assert_eq!(event.user_id, Some(user_id("a").hyphenated().to_string()));
+    assert_eq!(event.event_type, EventType::VoiceCreated);
+    assert!(
+        store.take_events(10).await.expect("takes").is_empty(),
+        "it is leased to its recorder"
+    );
+    let known = format!("SELECT count(*) FROM {}", app.own("voices"));
+    assert_eq!(
+        app.number(&known).await,
+        1,
+        "a completed voice is forgotten"
+    );
+}
+
+async fn a_failure_writes_the_status_alone(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["a"]).await;
+    let store = app.store().await;
+    let run_id = Uuid::new_v4();
+    claim(&store, run_id).await;
+    let applied = store
+        .apply(run_id, &[failed(&app, "a")], Record::ForAnyone)
+        .await
+        .expect("applies");
+    let row = app.row("a").await;
+    assert_eq!(
+        (row.status.as_str(), row.preview_url, row.completed_at),
+        ("failed", None, None)
+    );
+    assert_eq!(applied.events[0].event_type, EventType::VoiceUpdated);
+    let why = format!(
+        "SELECT count(*) FROM {} WHERE failure = 'banned'",
+        app.own("voices")
+    );
+    assert_eq!(app.number(&why).await, 1, "why it failed is kept");
+    assert_eq!(
+        store.take_events(10).await.expect("takes").len(),
+        1,
+        "anyone may publish it"
+    );
+}
+
+async fn the_applications_own_change_wins(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["recloned", "failed", "completed", "deleted", "kept"])
+        .await;
+    let store = app.store().await;
+    let run_id = Uuid::new_v4();
+    claim(&store, run_id).await;
+    app.execute(
+        "UPDATE voices SET elevenlabs_voice_id = 'new' WHERE elevenlabs_voice_id = 'recloned'",
+    )
+    .await;
+    app.execute("UPDATE voices SET status = 'failed' WHERE elevenlabs_voice_id = 'failed'")
+        .await;
+    app.execute("UPDATE voices SET status = 'completed' WHERE elevenlabs_voice_id = 'completed'")
+        .await;
+    app.execute("DELETE FROM voices WHERE elevenlabs_voice_id = 'deleted'")
+        .await;
+    let before = app.rows().await;
+    let stale: Vec<_> = ["recloned", "failed", "deleted"]
+        .iter()
+        .map(|id| completed(&app, id))
+        .chain([failed(&app, "completed"), completed(&app, "kept")])
+        .collect();
+    let applied = store
+        .apply(run_id, &stale, Record::ForMe)
+        .await
+        .expect("applies");
+    assert_eq!(applied.moved.len(), 1);
+    assert_eq!(applied.events.len(), 1);
+    let mut after = app.rows().await;
+    assert_eq!(
+        after.remove("kept").map(|row| row.status).as_deref(),
+        Some("completed")
+    );
+    assert!(
+        after.iter().all(|(id, row)| before.get(id) == Some(row)),
+        "{after:?}"
+    );
+
+    let again = store
+        .apply(run_id, &stale, Record::ForMe)
+        .await
+        .expect("applies");
+    assert!(
+        again.moved.is_empty() && again.events.is_empty(),
+        "a transition happens once"
+    );
+    let events = format!("SELECT count(*) FROM {}", app.own("outbox"));
+    assert_eq!(app.number(&events).await, 1);
+}
+
+async fn a_refused_row_takes_its_events_with_it(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["good", "bad"]).await;
+    let constraint = "elevenlabs_voice_id <> 'bad' OR status <> 'completed'";
+    match &app.pool {
+        Pool::Postgres(_) => {
+            let text = constraint.replace("status", "status::text");
+            app.execute(&format!("ALTER TABLE voices ADD CHECK ({text})"))
+                .await;
+        }
+        Pool::Sqlite(_) => {
+            app.execute(
+                "CREATE TRIGGER picky BEFORE UPDATE ON voices
+                 WHEN NEW.elevenlabs_voice_id = 'bad' AND NEW.status = 'completed'
+                 BEGIN SELECT RAISE(ABORT, 'no'); END",
+            )
+            .await;
+        }
+    }
+    let store = app.store().await;
+    let run_id = Uuid::new_v4();
+    claim(&store, run_id).await;
+    let both = [completed(&app, "good"), completed(&app, "bad")];
+    let refused = store.apply(run_id, &both, Record::ForMe).await;
+    assert!(
+        matches!(refused, Err(StoreError::Refused(_))),
+        "{refused:?}"
+    );
+    assert_eq!(app.row("good").await.status, "processing");
+    assert_eq!(
+        store.pending_events().await.expect("counts").all,
+        0,
+        "no event without its transition"
+    );
+    let applied = store
+        .apply(run_id, &both[..1], Record::ForMe)
+        .await
+        .expect("applies");
+    assert_eq!(applied.moved.len(), 1);
+}
+
+async fn what_was_seen_is_remembered(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["waits", "gone", "away"]).await;
+    let store = app.store().await;
+    let account = Uuid::new_v4();
+    for round in 1..=3 {
+        let run_id = Uuid::new_v4();
+        assert_eq!(claim(&store, run_id).await.len(), 3);
+        let processing = Seen::Processing {
+            kind: "professional".into(),
+            stage: Stage::Training,
+        };
+        let notes = [
+            note(&app, "waits", processing),
+            note(&app, "gone", Seen::Missing),
+            note(
+                &app,
+                "away",
+                if round == 1 {
+                    Seen::Missing
+                } else {
+                    Seen::Unavailable("timeout".into())
+                },
+            ),
+        ];
+        store.note(run_id, &notes).await.expect("notes");
+        store
+            .note(run_id, &notes)
+            .await
+            .expect("a repeated note says the same twice");
+        app.age_own_tables(10).await;
+
+        let missing = store
+            .missing(run_id, account, None, 10)
+            .await
+            .expect("lists");
+        let names: BTreeSet<_> = missing
+            .iter()
+            .map(|voice| voice.provider_id.as_str())
+            .collect();
+        let asked = if round == 1 {
+            BTreeSet::from(["away", "gone"])
+        } else {
+            BTreeSet::from(["gone"])
+        };
+        assert_eq!(names, asked, "only those asked about in this pass");
+        let gone = missing
+            .iter()
+            .find(|voice| voice.provider_id == "gone")
+            .expect("it is there");
+        assert_eq!(gone.times, round);
+        assert!(
+            gone.lasting >= Duration::from_secs(10) * round
+                && gone.lasting < Duration::from_secs(120)
+        );
+        assert!(!gone.others_found);
+    }
+    let run = Run {
+        account: Some(account),
+        found: 1,
+        ..ledger_entry()
+    };
+    store.record_run(&run).await.expect("records");
+    let run_id = Uuid::new_v4();
+    let kinds: Vec<_> = claim(&store, run_id)
+        .await
+        .into_iter()
+        .map(|voice| (voice.provider_id, voice.kind))
+        .collect();
+    assert!(
+        kinds.contains(&(Some("waits".into()), Some("professional".into()))),
+        "{kinds:?}"
+    );
+    store
+        .note(run_id, &[note(&app, "gone", Seen::Missing)])
+        .await
+        .expect("notes");
+    let missing = store
+        .missing(run_id, account, None, 10)
+        .await
+        .expect("lists");
+    assert!(
+        missing[0].others_found,
+        "another pass found voices meanwhile"
+    );
+    let other_account = store
+        .missing(run_id, Uuid::new_v4(), None, 10)
+        .await
+        .expect("lists");
+    assert!(!other_account[0].others_found, "but with another key");
+}
+
+async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["odd"]).await;
+    let store = app.store().await;
+    for _ in 0..3 {
+        let run_id = Uuid::new_v4();
+        assert_eq!(claim(&store, run_id).await.len(), 1);
+        store
+            .note(
+                run_id,
+                &[note(&app, "odd", Seen::SetAside("too long".into()))],
+            )
+            .await
+            .expect("notes");
+    }
+    assert!(claim(&store, Uuid::new_v4()).await.is_empty());
+    let by_name = Selection::Named(vec!["odd".into()]);
+    let run_id = Uuid::new_v4();
+    assert_eq!(
+        store
+            .claim(run_id, &by_name, 10)
+            .await
+            .expect("claims")
+            .voices
+            .len(),
+        1,
+        "on request"
+    );
+    store
+        .note(
+            run_id,
+            &[note(&app, "odd", Seen::SetAside("too long".into()))],
+        )
+        .await
+        .expect("notes");
+    assert!(claim(&store, Uuid::new_v4()).await.is_empty());
+    app.age_own_tables(24 * 60 * 60).await;
+    assert_eq!(claim(&store, Uuid::new_v4()).await.len(), 1, "after a day");
+
+    let run_id = Uuid::new_v4();
+    app.age_own_tables(61).await;
+    claim(&store, run_id).await;
+    store
+        .note(
+            run_id,
+            &[note(&app, "odd", Seen::SetAside("too long".into()))],
+        )
+        .await
+        .expect("notes");
+    assert!(claim(&store, Uuid::new_v4()).await.is_empty());
+    app.execute("UPDATE voices SET elevenlabs_voice_id = 'replaced'")
+        .await;
+    assert_eq!(
+        claim(&store, Uuid::new_v4()).await.len(),
+        1,
+        "a replaced clone starts over"
+    );
+}
+
+async fn voices_are_found_by_row_and_by_provider_id(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["a", "b", "c"]).await;
+    app.insert(&[NewVoice {
+        status: "failed",
+        ..NewVoice::processing("d")
+    }])
+    .await;
+    let store = app.store().await;
+    let names = vec![
+        row_id("a").hyphenated().to_string(),
+        "b".into(),
+        "nobody".into(),
+        "d".into(),
+    ];
+    let page = store
+        .peek(&Selection::Named(names), 100)
+        .await
+        .expect("peeks");
+    let found: BTreeSet<_> = page
+        .voices
+        .into_iter()
+        .filter_map(|voice| voice.provider_id)
+        .collect();
+    assert_eq!(found, BTreeSet::from(["a".into(), "b".into()]));
+}
+
+async fn age_counts_from_creation_or_first_sight_or_restart(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["a"]).await;
+    let store = app.store().await;
+    match (variant, &app.pool) {
+        (Variant::B, _) => {
+            claim(&store, Uuid::new_v4()).await;
+            app.age_own_tables(7200).await;
+        }
+        (_, Pool::Postgres(_)) => {
+            app.execute("UPDATE voices SET created_at = created_at - interval '2 hours'")
+                .await
+        }
+        (_, Pool::Sqlite(_)) => {
+            app.execute("UPDATE voices SET created_at = strftime('%Y-%m-%d %H:%M:%f000', 'now', '-2 hours')").await;
+        }
+    }
+    let two_hours = Duration::from_secs(2 * 60 * 60);
+    let age = claim(&store, Uuid::new_v4()).await[0].age;
+    assert!(
+        age >= two_hours && age < two_hours + Duration::from_secs(60),
+        "{age:?}"
+    );
+
+    app.execute("UPDATE voices SET elevenlabs_voice_id = 'replaced'")
+        .await;
+    app.age_own_tables(61).await;
+    let age = claim(&store, Uuid::new_v4()).await[0].age;
+    assert!(
+        age < Duration::from_secs(60),
+        "a replaced clone is new: {age:?}"
+    );
+    app.age_own_tables(100).await;
+    let age = claim(&store, Uuid::new_v4()).await[0].age;
+    assert!(
+        age >= Duration::from_secs(100) && age < Duration::from_secs(160),
+        "{age:?}"
+    );
+}
+
+async fn events_are_published_by_one_process_and_by_another_after_a_crash(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["a", "b", "c"]).await;
+    let store = app.store().await;
+    let run_id = Uuid::new_v4();
+    claim(&store, run_id).await;
+    let all = [
+        completed(&app, "a"),
+        completed(&app, "b"),
+        failed(&app, "c"),
+    ];
+    let recorded = store
+        .apply(run_id, &all, Record::ForMe)
+        .await
+        .expect("applies")
+        .events;
+    assert_eq!(recorded.len(), 3);
+    let pending = store.pending_events().await.expect("counts");
+    assert_eq!((pending.all, pending.unleased), (3, 0));
+
+    store
+        .mark_published(&[recorded[0].id])
+        .await
+        .expect("marks");
+    store
+        .give_back_events(&[recorded[0].id, recorded[1].id])
+        .await
+        .expect("gives back");
+    let taken = store.take_events(10).await.expect("takes");
+    assert_eq!(taken, [recorded[1].clone()], "the same event, to the byte");
+    assert!(store.take_events(10).await.expect("takes").is_empty());
+    app.age_own_tables(16).await;
+    let mut taken = store.take_events(10).await.expect("takes");
+    assert_eq!(taken.len(), 2, "a crashed process's lease ends by itself");
+    taken.sort_by_key(|event| event.id);
+    assert_eq!(
+        taken.iter().map(|e| e.event_id).collect::<Vec<_>>(),
+        [recorded[1].event_id, recorded[2].event_id]
+    );
+    store
+        .mark_published(&taken.iter().map(|event| event.id).collect::<Vec<_>>())
+        .await
+        .expect("marks");
+    assert_eq!(store.pending_events().await.expect("counts").all, 0);
+}
+
+fn ledger_entry() -> Run {
+    Run {
+        run_id: Uuid::new_v4(),
+        account: None,
+        started_at: Utc::now(),
+        duration: Duration::from_millis(12),
+        exit_code: 0,
+        found: 0,
+        counts: json!({"due": 1}),
+        resume_after: None,
+        unlisted: Vec::new(),
+    }
+}
+
+async fn the_ledger_tells_the_next_pass_where_to_begin(variant: Variant) {
+    let app = App::new(variant).await;
+    let store = app.store().await;
+    let account = Uuid::new_v4();
+    assert_eq!(
+        store.remember(account).await.expect("remembers"),
+        Default::default()
+    );
+    let row = RowId::new(app.stored(row_id("a")));
+    let run = Run {
+        account: Some(account),
+        resume_after: Some(row.clone()),
+        unlisted: vec!["professional".into()],
+        ..ledger_entry()
+    };
+    store.record_run(&run).await.expect("records");
+    let more = Run {
+        unlisted: vec!["generated".into()],
+        ..run.clone()
+    };
+    store.record_run(&more).await.expect("records");
+    let memory = store.remember(account).await.expect("remembers");
+    assert_eq!(memory.resume_after, Some(row));
+    assert_eq!(memory.unlisted.len(), 2);
+    assert!(
+        store
+            .remember(Uuid::new_v4())
+            .await
+            .expect("remembers")
+            .unlisted
+            .is_empty()
+    );
+    store.record_run(&ledger_entry()).await.expect("records");
+    assert_eq!(
+        store
+            .remember(account)
+            .await
+            .expect("remembers")
+            .resume_after,
+        None
+    );
+}
+
+async fn tidying_removes_what_is_of_no_more_use(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["done", "bad", "left", "waits"])
+        .await;
+    let store = app.store().await;
+    let run_id = Uuid::new_v4();
+    claim(&store, run_id).await;
+    let events = store
+        .apply(
+            run_id,
+            &[completed(&app, "done"), failed(&app, "bad")],
+            Record::ForMe,
+        )
+        .await
+        .expect("applies")
+        .events;
+    let processing = || Seen::Processing {
+        kind: "cloned".into(),
+        stage: Stage::Preparing,
+    };
+    store
+        .note(
+            run_id,
+            &[
+                note(&app, "left", processing()),
+                note(&app, "waits", processing()),
+            ],
+        )
+        .await
+        .expect("notes");
+    store.record_run(&ledger_entry()).await.expect("records");
+    store.mark_published(&[events[0].id]).await.expect("marks");
+    app.execute("DELETE FROM voices WHERE elevenlabs_voice_id = 'left'")
+        .await;
+    let counts = async |app: &App| {
+        let mut counts = Vec::new();
+        for table in ["voices", "outbox", "runs"] {
+            counts.push(
+                app.number(&format!("SELECT count(*) FROM {}", app.own(table)))
+                    .await,
+            );
+        }
+        counts
+    };
+    store.tidy().await.expect("tidies");
+    assert_eq!(counts(&app).await, [3, 2, 1], "all of it is fresh");
+    app.age_own_tables(2 * 60 * 60).await;
+    store.tidy().await.expect("tidies");
+    assert_eq!(
+        counts(&app).await,
+        [2, 2, 1],
+        "a deleted row's voice is forgotten"
+    );
+    app.age_own_tables(7 * 24 * 60 * 60).await;
+    store.tidy().await.expect("tidies");
+    assert_eq!(
+        counts(&app).await,
+        [1, 1, 0],
+        "what waits and what is unpublished stays"
+    );
+}
+
+async fn peeking_leaves_no_trace(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["a"]).await;
+    let store = app.store().await;
+    let page = store.peek(&ALL, 10).await.expect("peeks");
+    assert_eq!(page.voices.len(), 1);
+    assert_eq!(
+        app.number(&format!("SELECT count(*) FROM {}", app.own("voices")))
+            .await,
+        0
+    );
+    claim(&store, Uuid::new_v4()).await;
+    let page = store.peek(&ALL, 10).await.expect("peeks");
+    assert_eq!((page.voices.len(), page.leased_elsewhere), (0, 1));
+}
+
+macro_rules! contract {
+    ($($promise:ident),+ $(,)?) => {
+        contract!(@variant variant_a, A, $($promise),+);
+        contract!(@variant variant_b, B, $($promise),+);
+        contract!(@variant variant_d, D, $($promise),+);
+        contract!(@variant variant_e_with_32_characters, E32, $($promise),+);
+        contract!(@variant variant_e_with_36_characters, E36, $($promise),+);
+    };
+    (@variant $module:ident, $variant:ident, $($promise:ident),+) => {
+        mod $module {
+            use crate::support::app::Variant;
+            $(
+                #[tokio::test]
+                async fn $promise() {
+                    super::$promise(Variant::$variant).await;
+                }
+            )+
+        }
+    };
+}
+
+contract!(
+    every_processing_voice_is_claimed_once_page_by_page,
+    a_leased_voice_is_nobody_elses_until_the_lease_ends,
+    a_completion_writes_three_columns_and_its_event,
+    a_failure_writes_the_status_alone,
+    the_applications_own_change_wins,
+    a_refused_row_takes_its_events_with_it,
+    what_was_seen_is_remembered,
+    a_voice_that_keeps_making_trouble_is_left_alone_for_a_day,
+    voices_are_found_by_row_and_by_provider_id,
+    age_counts_from_creation_or_first_sight_or_restart,
+    events_are_published_by_one_process_and_by_another_after_a_crash,
+    the_ledger_tells_the_next_pass_where_to_begin,
+    tidying_removes_what_is_of_no_more_use,
+    peeking_leaves_no_trace,
+);

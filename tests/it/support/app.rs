@@ -1,0 +1,427 @@
+//! An application's database, with the table `voices` in one of the variants that are out there.
+
+use std::collections::BTreeMap;
+use std::thread;
+
+use serde_json::json;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
+use sqlx::{AssertSqlSafe, PgPool, Row as _, SqlitePool};
+use tempfile::TempDir;
+use uuid::Uuid;
+use voice_sync::store::{
+    Access, ColumnNames, Database, DatabaseUrl, Names, StatusValues, Store, TableName,
+};
+
+use super::from_scripts;
+
+/// How the application made its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// PostgreSQL: native enum, uuid, timestamps without time zone.
+    A,
+    /// PostgreSQL: varchar status, no `created_at`.
+    B,
+    /// PostgreSQL: timestamps with time zone.
+    D,
+    /// SQLite through SQLAlchemy: uuids of 32 characters.
+    E32,
+    /// SQLite: uuids of 36 characters.
+    E36,
+}
+
+const A: &str = "
+    CREATE TYPE voicestatus AS ENUM ('processing', 'completed', 'failed');
+    CREATE TYPE voicevisibility AS ENUM ('private', 'public');
+    CREATE TABLE users (id uuid PRIMARY KEY);
+    CREATE TABLE voices (
+        id uuid PRIMARY KEY,
+        user_id uuid NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+        elevenlabs_voice_id varchar(100) NOT NULL UNIQUE,
+        name varchar(200) NOT NULL,
+        language varchar(10) NOT NULL DEFAULT 'en',
+        gender varchar(20) NOT NULL DEFAULT 'neutral',
+        category varchar(20) NOT NULL DEFAULT 'cloned',
+        visibility voicevisibility NOT NULL DEFAULT 'private',
+        preview_url varchar(1024),
+        status voicestatus NOT NULL DEFAULT 'processing',
+        created_at timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'UTC'),
+        completed_at timestamp,
+        meta_data json
+    );
+    CREATE INDEX ix_voices_status ON voices (status);";
+
+const B: &str = "
+    CREATE TABLE voices (
+        id uuid PRIMARY KEY,
+        user_id uuid NOT NULL,
+        elevenlabs_voice_id varchar(100) NOT NULL UNIQUE,
+        name varchar(200) NOT NULL,
+        status varchar(20) DEFAULT 'processing',
+        preview_url varchar(1024),
+        completed_at timestamp
+    );
+    CREATE INDEX ix_voices_status ON voices (status);";
+
+const D: &str = "
+    CREATE TYPE voicestatus AS ENUM ('processing', 'completed', 'failed');
+    CREATE TABLE voices (
+        id uuid PRIMARY KEY,
+        user_id uuid NOT NULL,
+        elevenlabs_voice_id varchar(100) NOT NULL UNIQUE,
+        name varchar(200) NOT NULL,
+        preview_url varchar(1024),
+        status voicestatus NOT NULL DEFAULT 'processing',
+        created_at timestamptz NOT NULL DEFAULT now(),
+        completed_at timestamptz
+    );";
+
+fn sqlite_ddl(characters: u8) -> String {
+    format!(
+        "CREATE TABLE voices (
+             id CHAR({characters}) NOT NULL PRIMARY KEY,
+             user_id CHAR({characters}) NOT NULL,
+             elevenlabs_voice_id VARCHAR(100) NOT NULL UNIQUE,
+             name VARCHAR(200) NOT NULL,
+             preview_url VARCHAR(1024),
+             status VARCHAR(10) NOT NULL DEFAULT 'processing',
+             created_at DATETIME NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f000', 'now')),
+             completed_at DATETIME
+         )"
+    )
+}
+
+/// A voice as the application inserts it.
+#[derive(Debug, Clone)]
+pub struct NewVoice {
+    pub id: Uuid,
+    pub user_id: Uuid,
+    pub provider_id: String,
+    pub status: &'static str,
+}
+
+impl NewVoice {
+    /// In processing, with ids that follow from the provider id.
+    pub fn processing(provider_id: impl Into<String>) -> Self {
+        let provider_id = provider_id.into();
+        Self {
+            id: row_id(&provider_id),
+            user_id: user_id(&provider_id),
+            provider_id,
+            status: "processing",
+        }
+    }
+}
+
+/// The row of a voice made by [`NewVoice::processing`].
+pub fn row_id(provider_id: &str) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_URL, provider_id.as_bytes())
+}
+
+/// The user of a voice made by [`NewVoice::processing`].
+pub fn user_id(provider_id: &str) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, provider_id.as_bytes())
+}
+
+/// A row, as far as voice-sync may write it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    pub status: String,
+    pub preview_url: Option<String>,
+    pub completed_at: Option<String>,
+}
+
+pub enum Pool {
+    Postgres(PgPool),
+    Sqlite(SqlitePool),
+}
+
+/// An application's database that lives as long as its test.
+pub struct App {
+    pub variant: Variant,
+    pub pool: Pool,
+    /// As the application has it in its environment.
+    pub url: String,
+    _directory: Option<TempDir>,
+    created: Option<(String, String)>,
+}
+
+impl App {
+    pub async fn new(variant: Variant) -> Self {
+        match variant {
+            Variant::A => Self::postgres(variant, A).await,
+            Variant::B => Self::postgres(variant, B).await,
+            Variant::D => Self::postgres(variant, D).await,
+            Variant::E32 => Self::sqlite(variant, &sqlite_ddl(32)).await,
+            Variant::E36 => Self::sqlite(variant, &sqlite_ddl(36)).await,
+        }
+    }
+
+    pub async fn postgres(variant: Variant, ddl: &str) -> Self {
+        let server = from_scripts("VOICE_SYNC_TEST_DATABASE_URL");
+        let name = format!("voice_sync_test_{}", Uuid::new_v4().simple());
+        let admin = PgPool::connect(&server).await.expect("the server answers");
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}")))
+            .execute(&admin)
+            .await
+            .expect("the database is made");
+        admin.close().await;
+        let url = server
+            .rsplit_once('/')
+            .map(|(base, _)| format!("{base}/{name}"))
+            .expect("a URL");
+        let pool = PgPoolOptions::new()
+            .max_connections(4)
+            .connect(&url)
+            .await
+            .expect("connects");
+        sqlx::raw_sql(AssertSqlSafe(ddl.to_owned()))
+            .execute(&pool)
+            .await
+            .expect("DDL runs");
+        Self {
+            variant,
+            pool: Pool::Postgres(pool),
+            url: url.replacen("postgresql://", "postgresql+asyncpg://", 1),
+            _directory: None,
+            created: Some((server, name)),
+        }
+    }
+
+    pub async fn sqlite(variant: Variant, ddl: &str) -> Self {
+        let directory = TempDir::new().expect("a directory");
+        let path = directory.path().join("app.db");
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options)
+            .await
+            .expect("opens");
+        sqlx::raw_sql(AssertSqlSafe(ddl.to_owned()))
+            .execute(&pool)
+            .await
+            .expect("DDL runs");
+        Self {
+            variant,
+            pool: Pool::Sqlite(pool),
+            url: format!("sqlite+aiosqlite:///{}", path.display()),
+            _directory: Some(directory),
+            created: None,
+        }
+    }
+
+    /// A key as this variant's columns hold it.
+    pub fn stored(&self, id: Uuid) -> String {
+        match self.variant {
+            Variant::E32 => id.simple().to_string(),
+            Variant::A | Variant::B | Variant::D | Variant::E36 => id.hyphenated().to_string(),
+        }
+    }
+
+    pub async fn insert(&self, voices: &[NewVoice]) {
+        let rows: Vec<_> = voices
+            .iter()
+            .map(|voice| {
+                json!({"id": self.stored(voice.id), "user_id": self.stored(voice.user_id),
+                       "elevenlabs_voice_id": voice.provider_id, "name": voice.provider_id,
+                       "status": voice.status})
+            })
+            .collect();
+        let rows = json!(rows);
+        match &self.pool {
+            Pool::Postgres(pool) => {
+                if self.variant == Variant::A {
+                    let users = "INSERT INTO users SELECT DISTINCT (value ->> 'user_id')::uuid
+                                 FROM jsonb_array_elements($1) ON CONFLICT DO NOTHING";
+                    sqlx::query(users)
+                        .bind(&rows)
+                        .execute(pool)
+                        .await
+                        .expect("users are inserted");
+                }
+                let status = if self.variant == Variant::B {
+                    "varchar"
+                } else {
+                    "voicestatus"
+                };
+                let sql = format!(
+                    "INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status)
+                     SELECT (value ->> 'id')::uuid, (value ->> 'user_id')::uuid,
+                            value ->> 'elevenlabs_voice_id', value ->> 'name',
+                            (value ->> 'status')::{status}
+                     FROM jsonb_array_elements($1)"
+                );
+                sqlx::query(AssertSqlSafe(sql))
+                    .bind(&rows)
+                    .execute(pool)
+                    .await
+                    .expect("rows are inserted");
+            }
+            Pool::Sqlite(pool) => {
+                let sql = "INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status)
+                           SELECT value ->> 'id', value ->> 'user_id', value ->> 'elevenlabs_voice_id',
+                                  value ->> 'name', value ->> 'status' FROM json_each($1)";
+                sqlx::query(sql)
+                    .bind(rows.to_string())
+                    .execute(pool)
+                    .await
+                    .expect("rows are inserted");
+            }
+        }
+    }
+
+    /// Voices in processing, by their provider ids.
+    pub async fn insert_processing(&self, provider_ids: &[&str]) {
+        let voices: Vec<_> = provider_ids
+            .iter()
+            .copied()
+            .map(NewVoice::processing)
+            .collect();
+        self.insert(&voices).await;
+    }
+
+    /// Runs SQL as the application, or as time itself, would.
+    pub async fn execute(&self, sql: &str) {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match &self.pool {
+            Pool::Postgres(pool) => {
+                sqlx::raw_sql(sql).execute(pool).await.expect("runs");
+            }
+            Pool::Sqlite(pool) => {
+                sqlx::raw_sql(sql).execute(pool).await.expect("runs");
+            }
+        }
+    }
+
+    pub async fn number(&self, sql: &str) -> i64 {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match &self.pool {
+            Pool::Postgres(pool) => sqlx::query_scalar(sql).fetch_one(pool).await.expect("runs"),
+            Pool::Sqlite(pool) => sqlx::query_scalar(sql).fetch_one(pool).await.expect("runs"),
+        }
+    }
+
+    /// A table of voice-sync's own.
+    pub fn own(&self, table: &str) -> String {
+        match self.pool {
+            Pool::Postgres(_) => format!("voice_sync.{table}"),
+            Pool::Sqlite(_) => format!("voice_sync_{table}"),
+        }
+    }
+
+    /// Lets time pass for voice-sync's own tables: every moment in them moves into the past.
+    pub async fn age_own_tables(&self, seconds: u32) {
+        for (table, columns) in [
+            (
+                "voices",
+                &[
+                    "first_seen",
+                    "restarted_at",
+                    "lease_until",
+                    "last_asked",
+                    "missing_since",
+                    "set_aside_until",
+                    "failed_at",
+                ][..],
+            ),
+            ("outbox", &["occurred_at", "leased_until", "published_at"]),
+            ("runs", &["started_at", "finished_at"]),
+        ] {
+            let changes: Vec<_> = columns
+                .iter()
+                .map(|column| match self.pool {
+                    Pool::Postgres(_) => {
+                        format!("{column} = {column} - interval '{seconds} seconds'")
+                    }
+                    Pool::Sqlite(_) => format!("{column} = {column} - {seconds} * 1000"),
+                })
+                .collect();
+            self.execute(&format!(
+                "UPDATE {} SET {}",
+                self.own(table),
+                changes.join(", ")
+            ))
+            .await;
+        }
+    }
+
+    /// All rows, by provider id.
+    pub async fn rows(&self) -> BTreeMap<String, Row> {
+        let sql = "SELECT elevenlabs_voice_id, CAST(status AS text) AS status, preview_url,
+                          CAST(completed_at AS text) AS completed_at FROM voices";
+        macro_rules! read {
+            ($pool:expr) => {
+                sqlx::query(sql)
+                    .fetch_all($pool)
+                    .await
+                    .expect("rows are read")
+                    .iter()
+                    .map(|row| {
+                        let read = Row {
+                            status: row.get("status"),
+                            preview_url: row.get("preview_url"),
+                            completed_at: row.get("completed_at"),
+                        };
+                        (row.get("elevenlabs_voice_id"), read)
+                    })
+                    .collect()
+            };
+        }
+        match &self.pool {
+            Pool::Postgres(pool) => read!(pool),
+            Pool::Sqlite(pool) => read!(pool),
+        }
+    }
+
+    pub async fn row(&self, provider_id: &str) -> Row {
+        self.rows()
+            .await
+            .remove(provider_id)
+            .unwrap_or_else(|| panic!("there is no {provider_id}"))
+    }
+
+    /// voice-sync's store on this database, migrated.
+    pub async fn store(&self) -> Store {
+        self.store_named("voices", "", "").await
+    }
+
+    pub async fn store_named(&self, table: &str, columns: &str, statuses: &str) -> Store {
+        let names = Names {
+            table: TableName::parse(table).expect("a name"),
+            columns: ColumnNames::parse(columns).expect("names"),
+            statuses: StatusValues::parse(statuses).expect("values"),
+        };
+        let url = DatabaseUrl::parse(&self.url).expect("a URL");
+        let database = Database::connect(&url, Access::ReadWrite)
+            .await
+            .expect("connects");
+        database.migrate().await.expect("migrates");
+        Store::open(database, &names, true).await.expect("opens")
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        let Some((server, name)) = self.created.take() else {
+            return;
+        };
+        // Dropping a database needs a runtime, and a test's own is on its way out here.
+        let dropping = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                let admin = PgPool::connect(&server).await?;
+                let sql = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
+                sqlx::query(AssertSqlSafe(sql)).execute(&admin).await
+            })?;
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+        });
+        if let Ok(Err(error)) = dropping.join() {
+            eprintln!("a test's database stays behind: {error}");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Redis, with streams of a test's own.
+
+use redis::aio::MultiplexedConnection;
+use redis::streams::StreamRangeReply;
+use redis::{AsyncTypedCommands, Client};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::from_scripts;
+
+/// A prefix that no other test uses, on the tests' Redis.
+pub struct Bus {
+    pub url: String,
+    pub prefix: String,
+    pub connection: MultiplexedConnection,
+}
+
+impl Bus {
+    pub async fn new() -> Self {
+        let url = from_scripts("VOICE_SYNC_TEST_REDIS_URL");
+        let client = Client::open(url.as_str()).expect("a URL");
+        let connection = client
+            .get_multiplexed_async_connection()
+            .await
+            .expect("Redis answers");
+        let prefix = format!("test:{}:", Uuid::new_v4().simple());
+        Self {
+            url,
+            prefix,
+            connection,
+        }
+    }
+
+    /// The events of a type, in their order, with the fields beside them checked.
+    pub async fn events(&self, event_type: &str) -> Vec<Value> {
+        let mut connection = self.connection.clone();
+        let key = format!("{}{event_type}", self.prefix);
+        let reply: StreamRangeReply = connection.xrange_all(key).await.expect("a stream");
+        reply
+            .ids
+            .iter()
+            .map(|entry| {
+                assert_eq!(entry.get::<String>("type").as_deref(), Some(event_type));
+                assert_eq!(entry.map.len(), 2, "an entry has two fields");
+                let body: String = entry.get("event").expect("an event");
+                serde_json::from_str(&body).expect("JSON")
+            })
+            .collect()
+    }
+}

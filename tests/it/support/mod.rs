@@ -1,0 +1,17 @@
+//! What the tests stand on: an application's database, a simulator, Redis, and the built binary.
+
+pub mod app;
+pub mod binary;
+pub mod bus;
+
+use std::env;
+
+/// A variable that `scripts/with-servers` sets. A test that needs it fails without it: a test that
+/// passes by skipping would say nothing.
+pub fn from_scripts(variable: &str) -> String {
+    env::var(variable).unwrap_or_else(|_| {
+        panic!(
+            "{variable} is not set: run `scripts/test`, which starts the servers that tests need"
+        )
+    })
+}
