@@ -108,13 +108,11 @@ pub fn judge(voice: &Voice, age: Duration, rules: &Rules) -> Verdict {
             true => by_training(voice, rules),
             false => by_preview(voice),
         });
-    match verdict {
-        Verdict::Processing(_) if !professional && is_overdue(age, rules) => match rules.on_timeout
-        {
-            OnTimeout::Fail => Verdict::Failed(Failure::TimedOut),
-            OnTimeout::Complete => completed(voice),
-        },
-        decided => decided,
+    let overdue = !professional && is_overdue(age, rules);
+    match (&verdict, rules.on_timeout) {
+        (Verdict::Processing(_), OnTimeout::Fail) if overdue => Verdict::Failed(Failure::TimedOut),
+        (Verdict::Processing(_), OnTimeout::Complete) if overdue => completed(voice),
+        (Verdict::Completed { .. } | Verdict::Failed(_) | Verdict::Processing(_), _) => verdict,
     }
 }
 

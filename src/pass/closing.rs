@@ -61,7 +61,7 @@ impl Pass<'_> {
     ) -> Result<(), StoreError> {
         let cursor = progress.cursor.lock().await;
         let (rest, resume_after) = cursor.rest();
-        ending.resume_after = resume_after;
+        ending.resume_after = progress.tally().resume_after(resume_after);
         if progress.tally().halt.is_none() {
             return Ok(());
         }

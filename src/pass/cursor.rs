@@ -18,6 +18,8 @@ pub(super) struct Cursor {
     way: Way,
     /// Voices that may still be claimed.
     left: Option<u64>,
+    /// Pages claimed.
+    pages: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +52,11 @@ impl Cursor {
                 after: resume_after,
             },
         };
-        Self { way, left: limit }
+        Self {
+            way,
+            left: limit,
+            pages: 0,
+        }
     }
 
     /// What to claim next, and how many rows at the most.
@@ -82,8 +88,13 @@ impl Cursor {
         (left > 0).then_some((selection, size.min(left)))
     }
 
-    /// Goes on behind a page that was claimed.
-    pub(super) fn advance(&mut self, page: &Page) {
+    /// Goes on behind a page that was claimed. Returns the page's number and the last row before it.
+    pub(super) fn advance(&mut self, page: &Page) -> (u64, Option<RowId>) {
+        let before = match &self.way {
+            Way::ToTheEnd { after, .. } | Way::ToTheStart { after, .. } => after.clone(),
+            Way::Named(_) | Way::Over => None,
+        };
+        self.pages += 1;
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(page.voices.len() as u64 + page.leased_elsewhere);
         }
@@ -110,6 +121,7 @@ impl Cursor {
                 Way::Over
             }
         };
+        (self.pages, before)
     }
 
     /// What was never claimed, and the row after which it begins: for a pass that had to stop.

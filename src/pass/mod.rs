@@ -31,7 +31,7 @@ use crate::store::{
     Applied, Claimed, LEASE, Memory, Note, Record, Seen, Store, StoreError, Target, Transition,
 };
 use crate::verdict::{Rules, Verdict, judge, storable};
-use crate::voice::{ProviderVoiceId, Voice};
+use crate::voice::{ProviderVoiceId, RowId, Voice};
 
 /// Voices claimed at once where each takes a request of its own: enough to spare statements, few
 /// enough that a slow provider gets through them within their lease.
@@ -78,6 +78,11 @@ pub struct Pass<'a> {
 
 /// Voices that go through the steps together.
 struct Batch {
+    /// Its place among the pass's batches.
+    number: u64,
+    /// The last row before it.
+    preceded_by: Option<RowId>,
+    /// In the order of their rows.
     voices: Vec<Claimed>,
     /// Taken before the lease began, so that it never seems longer than it is.
     claimed_at: Instant,
@@ -169,12 +174,14 @@ impl Pass<'_> {
             // A database that fails here would fail the other batches in their turn, each after
             // its own patience.
             let page = page.inspect_err(|error| progress.database_failed(error))?;
-            cursor.advance(&page);
+            let (number, preceded_by) = cursor.advance(&page);
             let counts = &mut progress.tally().counts;
             counts.due += page.voices.len() as u64 + page.leased_elsewhere;
             counts.leased_elsewhere += page.leased_elsewhere;
             if !page.voices.is_empty() {
                 return Ok(Some(Batch {
+                    number,
+                    preceded_by,
                     voices: page.voices,
                     claimed_at,
                 }));
@@ -208,21 +215,22 @@ impl Pass<'_> {
         let until = progress
             .deadline
             .map_or(lease_ends, |deadline| deadline.min(lease_ends));
-        let (mut in_batch, mut singly) = (HashSet::new(), HashSet::new());
+        let (mut in_batch, mut singly) = (Vec::new(), Vec::new());
+        let mut ids = HashSet::with_capacity(batch.voices.len());
         for voice in &batch.voices {
-            let Ok(id) = ProviderVoiceId::parse(voice.provider_id.as_deref().unwrap_or_default())
-            else {
+            let id = ProviderVoiceId::parse(voice.provider_id.as_deref().unwrap_or_default());
+            let Some(id) = id.ok().filter(|id| ids.insert(id.clone())) else {
                 continue;
             };
             let known_unlisted = voice
                 .kind
                 .as_ref()
-                .is_some_and(|k| progress.unlisted.contains(k));
+                .is_some_and(|kind| progress.unlisted.contains(kind));
             match self.strategy {
-                Strategy::Single => singly.insert(id),
-                Strategy::Auto if known_unlisted => singly.insert(id),
-                Strategy::Auto | Strategy::Batch => in_batch.insert(id),
-            };
+                Strategy::Single => singly.push(id),
+                Strategy::Auto if known_unlisted => singly.push(id),
+                Strategy::Auto | Strategy::Batch => in_batch.push(id),
+            }
         }
         let (mut lookups, others) = join(
             self.provider.look_up(&in_batch, false, until),
@@ -230,6 +238,7 @@ impl Pass<'_> {
         )
         .await;
         let mut tally = progress.tally();
+        tally.not_asked(batch, [&lookups, &others]);
         for (lookup, asked_list) in lookups
             .values()
             .map(|lookup| (lookup, true))

@@ -8,12 +8,14 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::Batch;
 use super::cursor::Cursor;
 use crate::missing::Fuse;
 use crate::provider::error::{Trouble, TroubleKind};
+use crate::provider::lookup::{Lookup, Lookups};
 use crate::report::{Counts, Halt};
-use crate::store::{Applied, StoreError, Target, Transition};
-use crate::voice::Voice;
+use crate::store::{Applied, Claimed, StoreError, Target, Transition};
+use crate::voice::{ProviderVoiceId, RowId, Voice};
 
 /// Single lookups that must find a kind of voice, and the list never, before it is asked singly.
 const UNLISTED_AFTER: u64 = 3;
@@ -36,6 +38,8 @@ pub(super) struct Tally {
     pub(super) halt: Option<Halt>,
     troubles: HashMap<TroubleKind, (u64, String)>,
     unknown_values: HashSet<String>,
+    /// The first batch with voices that nobody got to ask about, and the last row before them.
+    first_not_asked: Option<(u64, Option<RowId>)>,
     /// For each kind of voice: shown by the list, found only by a single lookup.
     shown: HashMap<String, (u64, u64)>,
 }
@@ -92,6 +96,37 @@ impl Tally {
                     false => *singly += 1,
                 }
             }
+        }
+    }
+
+    /// Notes where in a batch the asking stopped, for lack of time or because the provider was
+    /// down. The next pass begins there: else the rows behind would never have their turn.
+    pub(super) fn not_asked(&mut self, batch: &Batch, lookups: [&Lookups; 2]) {
+        let asked = |voice: &Claimed| {
+            let id = ProviderVoiceId::parse(voice.provider_id.as_deref().unwrap_or_default());
+            let lookup = id
+                .ok()
+                .and_then(|id| lookups.iter().find_map(|some| some.get(&id)));
+            !matches!(lookup, Some(Lookup::Unavailable(t)) if t.kind == TroubleKind::NotAsked)
+        };
+        let Some(first) = batch.voices.iter().position(|voice| !asked(voice)) else {
+            return;
+        };
+        let before = match first {
+            0 => batch.preceded_by.clone(),
+            first => Some(batch.voices[first - 1].row.clone()),
+        };
+        let earliest = self.first_not_asked.as_ref().map(|(number, _)| *number);
+        if earliest.is_none_or(|earliest| batch.number < earliest) {
+            self.first_not_asked = Some((batch.number, before));
+        }
+    }
+
+    /// The row after which the next pass should begin, given where the cursor stands.
+    pub(super) fn resume_after(&self, cursor: Option<RowId>) -> Option<RowId> {
+        match &self.first_not_asked {
+            Some((_, before)) => before.clone(),
+            None => cursor,
         }
     }
 

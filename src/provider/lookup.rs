@@ -1,6 +1,6 @@
 //! Finding out how far voices are: in batches where the list is there, singly where it is not.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt;
@@ -52,37 +52,33 @@ pub enum Lookup {
 /// Answers by provider id; every id that was asked about has one.
 pub type Lookups = HashMap<ProviderVoiceId, Lookup>;
 
+/// Voices that the list showed, by their ids.
+type Shown = Vec<(ProviderVoiceId, Voice)>;
+
 /// What became of one list request.
 enum Listed {
-    Answered(Vec<Voice>),
+    Answered(Shown),
     /// Some pages came, then trouble: what they did not show is not to be taken for absent.
-    Partly(Vec<Voice>, Trouble),
+    Partly(Shown, Trouble),
     NotThere,
     Rejected,
     Unavailable(Trouble),
 }
 
 impl Provider {
-    /// Asks about each of `ids`, with answers no later than `until`.
-    pub async fn look_up(
-        &self,
-        ids: &HashSet<ProviderVoiceId>,
-        singly: bool,
-        until: Instant,
-    ) -> Lookups {
+    /// Asks about each of `ids`, which are all different, in their order, with answers no later than
+    /// `until`.
+    pub async fn look_up(&self, ids: &[ProviderVoiceId], singly: bool, until: Instant) -> Lookups {
         let mut lookups = Lookups::with_capacity(ids.len());
         let mut batches = match singly || self.list_is_gone.load(Ordering::Relaxed) {
             true => Vec::new(),
-            false => {
-                let all: Vec<_> = ids.iter().cloned().collect();
-                all.chunks(BATCH).map(<[_]>::to_vec).collect()
-            }
+            false => ids.chunks(BATCH).map(<[_]>::to_vec).collect(),
         };
         while let Some(batch) = batches.pop() {
             match self.list(&batch, until).await {
-                Listed::Answered(voices) => take(&mut lookups, ids, voices),
+                Listed::Answered(voices) => take(&mut lookups, voices),
                 Listed::Partly(voices, trouble) => {
-                    take(&mut lookups, ids, voices);
+                    take(&mut lookups, voices);
                     give_up(&mut lookups, batch, &trouble);
                 }
                 Listed::Unavailable(trouble) => give_up(&mut lookups, batch, &trouble),
@@ -122,8 +118,9 @@ impl Provider {
             query.push_str("&voice_ids=");
             query.push_str(&encoded(id.as_str()));
         }
-        let mut voices: Vec<Voice> = Vec::with_capacity(ids.len());
-        let mut asked_for: HashSet<&str> = ids.iter().map(ProviderVoiceId::as_str).collect();
+        let mut voices = Shown::with_capacity(ids.len());
+        let mut asked_for: HashMap<&str, &ProviderVoiceId> =
+            ids.iter().map(|id| (id.as_str(), id)).collect();
         let mut token: Option<String> = None;
         for page in 0..MAX_PAGES {
             let path = match &token {
@@ -140,8 +137,8 @@ impl Provider {
             };
             let before = asked_for.len();
             for voice in next.voices {
-                if asked_for.remove(voice.voice_id.as_str()) {
-                    voices.push(voice);
+                if let Some(id) = asked_for.remove(voice.voice_id.as_str()) {
+                    voices.push((id.clone(), voice));
                 }
             }
             token = next.next_page_token;
@@ -153,7 +150,7 @@ impl Provider {
         Listed::Answered(voices)
     }
 
-    fn not_listed(&self, refusal: Refusal, page: usize, voices: Vec<Voice>) -> Listed {
+    fn not_listed(&self, refusal: Refusal, page: usize, voices: Shown) -> Listed {
         match refusal {
             Refusal::NoSuchEndpoint(_) | Refusal::Forbidden(..) => Listed::NotThere,
             Refusal::NotFound | Refusal::Rejected(..) if page == 0 => Listed::Rejected,
@@ -236,19 +233,11 @@ fn unreadable(error: &serde_json::Error) -> Refusal {
     ))
 }
 
-fn take(lookups: &mut Lookups, ids: &HashSet<ProviderVoiceId>, voices: Vec<Voice>) {
-    for voice in voices {
-        let id = ProviderVoiceId::parse(&voice.voice_id).ok();
-        if let Some(id) = id.filter(|id| ids.contains(id)) {
-            lookups.insert(
-                id,
-                Lookup::Found {
-                    voice,
-                    listed: true,
-                },
-            );
-        }
-    }
+fn take(lookups: &mut Lookups, voices: Shown) {
+    lookups.extend(voices.into_iter().map(|(id, voice)| {
+        let listed = true;
+        (id, Lookup::Found { voice, listed })
+    }));
 }
 
 fn give_up(lookups: &mut Lookups, batch: Vec<ProviderVoiceId>, trouble: &Trouble) {

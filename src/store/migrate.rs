@@ -1,6 +1,6 @@
 //! voice-sync's own tables: their migrations, and which of them a database has.
 
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{Connection, SqlSafeStr};
 
 use super::{Database, StoreError};
@@ -199,11 +199,18 @@ impl Database {
                 }
             }
         };
-        outcome.map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(error)
-            | sqlx::migrate::MigrateError::ExecuteMigration(error, _) => error.into(),
-            other => StoreError::Config(format!("voice-sync's own tables: {other}")),
-        })
+        outcome.map_err(migration_error)
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "all but failing SQL say that the migrations do not fit together"
+)]
+fn migration_error(error: MigrateError) -> StoreError {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error.into(),
+        other => StoreError::Config(format!("voice-sync's own tables: {other}")),
     }
 }
 

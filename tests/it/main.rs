@@ -3,4 +3,10 @@
 
 mod support;
 
+mod bad_input;
+mod events;
+mod migrate;
+mod sdk;
+mod secrets;
 mod store;
+mod sync_once;

@@ -1,6 +1,7 @@
 //! An application's database, with the table `voices` in one of the variants that are out there.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::thread;
 
 use serde_json::json;
@@ -142,7 +143,7 @@ pub struct App {
     pub pool: Pool,
     /// As the application has it in its environment.
     pub url: String,
-    _directory: Option<TempDir>,
+    directory: Option<TempDir>,
     created: Option<(String, String)>,
 }
 
@@ -183,7 +184,7 @@ impl App {
             variant,
             pool: Pool::Postgres(pool),
             url: url.replacen("postgresql://", "postgresql+asyncpg://", 1),
-            _directory: None,
+            directory: None,
             created: Some((server, name)),
         }
     }
@@ -208,9 +209,14 @@ impl App {
             variant,
             pool: Pool::Sqlite(pool),
             url: format!("sqlite+aiosqlite:///{}", path.display()),
-            _directory: Some(directory),
+            directory: Some(directory),
             created: None,
         }
+    }
+
+    /// Where the file of an SQLite database lies.
+    pub fn directory(&self) -> &Path {
+        self.directory.as_ref().expect("only SQLite has one").path()
     }
 
     /// A key as this variant's columns hold it.

@@ -1,8 +1,9 @@
 //! What the tests stand on: an application's database, a simulator, Redis, and the built binary.
 
-pub mod app;
-pub mod binary;
-pub mod bus;
+pub(crate) mod app;
+pub(crate) mod binary;
+pub(crate) mod bus;
+pub(crate) mod fates;
 
 use std::env;
 

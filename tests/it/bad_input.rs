@@ -1,0 +1,279 @@
+//! Wrong configuration: one message that names the thing, the value and the way out; nothing is
+//! asked, and nothing written.
+
+use tempfile::TempDir;
+
+use crate::support::app::{App, Variant};
+use crate::support::binary::{VoiceSync, sync_once};
+use crate::support::fates::simulator;
+
+struct Case {
+    name: &'static str,
+    change: fn(VoiceSync) -> VoiceSync,
+    code: i32,
+    says: &'static [&'static str],
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "unknown parameter in the database URL",
+        change: |c| c.env("DATABASE_URL", "postgresql://u:hidden@h/d?sslmod=require"),
+        code: 78,
+        says: &["DATABASE_URL", "sslmod", "remove it"],
+    },
+    Case {
+        name: "unknown scheme",
+        change: |c| c.env("DATABASE_URL", "mysql://u:hidden@h/d"),
+        code: 78,
+        says: &["mysql", "postgresql://"],
+    },
+    Case {
+        name: "missing database file",
+        change: |c| c.env("DATABASE_URL", "sqlite:///absent.db"),
+        code: 78,
+        says: &["absent.db", "--database-url"],
+    },
+    Case {
+        name: "missing key file",
+        change: |c| c.args(&["--api-key-file", "absent.key"]),
+        code: 78,
+        says: &["absent.key", "--api-key-file"],
+    },
+    Case {
+        name: "missing key file by variable",
+        change: |c| {
+            c.without("ELEVENLABS_API_KEY")
+                .env("ELEVENLABS_API_KEY_FILE", "absent.key")
+        },
+        code: 78,
+        says: &["absent.key", "ELEVENLABS_API_KEY_FILE"],
+    },
+    Case {
+        name: "no key at all",
+        change: |c| c.env("ELEVENLABS_API_KEY", ""),
+        code: 78,
+        says: &["no API key", "--api-key-file"],
+    },
+    Case {
+        name: "a key with a line break",
+        change: |c| c.env("ELEVENLABS_API_KEY", "hid\nden"),
+        code: 78,
+        says: &["API key", "line break"],
+    },
+    Case {
+        name: "key and key file",
+        change: |c| c.env("ELEVENLABS_API_KEY_FILE", "some.key"),
+        code: 78,
+        says: &["ELEVENLABS_API_KEY", "ELEVENLABS_API_KEY_FILE", "unset one"],
+    },
+    Case {
+        name: "database URL and its file",
+        change: |c| c.env("DATABASE_URL_FILE", "some.url"),
+        code: 78,
+        says: &["DATABASE_URL", "DATABASE_URL_FILE", "unset one"],
+    },
+    Case {
+        name: "Redis URL and its file",
+        change: |c| {
+            c.env("REDIS_URL", "redis://:hidden@h")
+                .env("REDIS_URL_FILE", "some.url")
+        },
+        code: 78,
+        says: &["REDIS_URL", "REDIS_URL_FILE", "unset one"],
+    },
+    Case {
+        name: "a Redis URL that is none",
+        change: |c| c.env("REDIS_URL", "http://:hidden@h"),
+        code: 78,
+        says: &["REDIS_URL", "redis://"],
+    },
+    Case {
+        name: "events without a Redis",
+        change: |c| c.args(&["--events", "stream"]),
+        code: 78,
+        says: &["--events", "--redis-url"],
+    },
+    Case {
+        name: "no such table",
+        change: |c| c.args(&["--table", "vices"]),
+        code: 78,
+        says: &["\"vices\"", "--table"],
+    },
+    Case {
+        name: "no such column",
+        change: |c| c.args(&["--columns", "status=state,id=pk"]),
+        code: 78,
+        says: &["\"pk\"", "\"state\"", "--columns"],
+    },
+    Case {
+        name: "an unknown column key",
+        change: |c| c.args(&["--columns", "state=status"]),
+        code: 78,
+        says: &["--columns", "\"state\"", "elevenlabs_voice_id"],
+    },
+    Case {
+        name: "a provider in the clear",
+        change: |c| c.env("ELEVENLABS_BASE_URL", "http://api.elevenlabs.io"),
+        code: 78,
+        says: &["ELEVENLABS_BASE_URL", "api.elevenlabs.io", "https://"],
+    },
+    Case {
+        name: "a concurrency of 0",
+        change: |c| c.args(&["--concurrency", "0"]),
+        code: 2,
+        says: &["--concurrency", "'0'", "1 to 1000"],
+    },
+    Case {
+        name: "a duration that does not parse",
+        change: |c| c.args(&["--fail-after", "soon"]),
+        code: 2,
+        says: &["--fail-after", "'soon'"],
+    },
+    Case {
+        name: "a duration by variable that does not parse",
+        change: |c| c.env("VOICE_SYNC_MISSING_AFTER", "5 minuets"),
+        code: 2,
+        says: &["--missing-after", "5 minuets"],
+    },
+    Case {
+        name: "an unknown flag",
+        change: |c| c.args(&["--concurency", "5"]),
+        code: 2,
+        says: &["--concurency", "--concurrency"],
+    },
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_mistake_is_named_and_nothing_happens() {
+    let app = App::new(Variant::E32).await;
+    app.insert_processing(&["sim-ready-1"]).await;
+    let before = app.rows().await;
+    let provider = simulator().await;
+    let empty = TempDir::new().expect("a directory");
+    for Case {
+        name,
+        change,
+        code,
+        says,
+    } in CASES
+    {
+        let ended = change(sync_once(&app.url, &provider.url()))
+            .within(empty.path())
+            .run()
+            .await;
+        assert_eq!(
+            ended.code, *code,
+            "{name}: {}{}",
+            ended.stdout, ended.stderr
+        );
+        for word in *says {
+            let said = ended.stderr.replace("\\\"", "\"");
+            assert!(said.contains(word), "{name}: {word:?} is not in {said}");
+        }
+        assert!(!ended.stderr.contains("hidden"), "{name}: {}", ended.stderr);
+        assert_eq!(ended.stdout, "", "{name}");
+        assert!(provider.requests().is_empty(), "{name}");
+    }
+    assert_eq!(app.rows().await, before);
+    let own = "SELECT count(*) FROM sqlite_schema WHERE name LIKE 'voice_sync_%'";
+    assert_eq!(app.number(own).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_status_that_the_enum_lacks_is_named() {
+    let app = App::new(Variant::A).await;
+    app.insert_processing(&["sim-ready-1"]).await;
+    let provider = simulator().await;
+    let ended = sync_once(&app.url, &provider.url())
+        .args(&["--auto-migrate", "--status-values", "completed=DONE"])
+        .run()
+        .await;
+    ended.expect_code(78);
+    for word in ["DONE", "processing, completed, failed", "--status-values"] {
+        assert!(
+            ended.stderr.contains(word),
+            "{word} is not in {}",
+            ended.stderr
+        );
+    }
+    let schemas = "SELECT count(*) FROM pg_namespace WHERE nspname = 'voice_sync'";
+    assert_eq!(
+        app.number(schemas).await,
+        0,
+        "nothing is made in a database that does not fit"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_no_database_is_named() {
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("notes.db");
+    std::fs::write(
+        &path,
+        "this is no database, and long enough to be looked at closely",
+    )
+    .expect("is written");
+    let provider = simulator().await;
+    let ended = sync_once(&format!("sqlite:///{}", path.display()), &provider.url())
+        .run()
+        .await;
+    ended.expect_code(78);
+    assert!(ended.stderr.contains("notes.db"), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_away_is_worth_another_try() {
+    let provider = simulator().await;
+    let ended = sync_once("postgresql://u:hidden@127.0.0.1:1/d", &provider.url())
+        .run()
+        .await;
+    ended.expect_code(69);
+    assert!(ended.stderr.contains("127.0.0.1:1"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("hidden"), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_password_is_not() {
+    let app = App::new(Variant::A).await;
+    let (_, host) = app.url.rsplit_once('@').expect("a login");
+    let provider = simulator().await;
+    let ended = sync_once(
+        &format!("postgresql://postgres:hidden@{host}"),
+        &provider.url(),
+    )
+    .run()
+    .await;
+    ended.expect_code(78);
+    assert!(ended.stderr.contains("login"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("hidden"), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_may_stand_in_files() {
+    let app = App::new(Variant::E32).await;
+    app.insert_processing(&["sim-ready-1"]).await;
+    let provider = simulator().await;
+    let directory = TempDir::new().expect("a directory");
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).expect("is written");
+        path.display().to_string()
+    };
+    file("elevenlabs-api-key", "from systemd\n");
+    for command in [
+        sync_once(&app.url, &provider.url())
+            .without("DATABASE_URL")
+            .env("DATABASE_URL_FILE", file("url", &format!("{}\n", app.url)))
+            .without("ELEVENLABS_API_KEY")
+            .env("ELEVENLABS_API_KEY_FILE", file("key", "a key\n")),
+        sync_once(&app.url, &provider.url())
+            .without("ELEVENLABS_API_KEY")
+            .env(
+                "CREDENTIALS_DIRECTORY",
+                directory.path().display().to_string(),
+            ),
+    ] {
+        command.run().await.expect_code(0);
+    }
+    assert_eq!(app.row("sim-ready-1").await.status, "completed");
+}

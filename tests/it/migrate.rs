@@ -1,0 +1,140 @@
+//! voice-sync's own tables.
+
+use serde_json::Value;
+
+use crate::support::app::{App, Pool, Variant};
+use crate::support::binary::{VoiceSync, sync_once};
+use crate::support::fates::simulator;
+
+fn migrate(app: &App) -> VoiceSync {
+    VoiceSync::new(&["migrate"]).env("DATABASE_URL", &app.url)
+}
+
+async fn own_tables(app: &App) -> i64 {
+    app.number(match app.pool {
+        Pool::Postgres(_) => "SELECT count(*) FROM pg_tables WHERE schemaname = 'voice_sync'",
+        Pool::Sqlite(_) => {
+            "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name LIKE 'voice_sync_%'"
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn migrating_twice_or_at_the_same_time_is_harmless() {
+    for variant in [Variant::A, Variant::E32] {
+        let app = App::new(variant).await;
+        let runs = futures_util::future::join_all((0..4).map(|_| migrate(&app).run())).await;
+        for ended in &runs {
+            ended.expect_code(0);
+        }
+        assert_eq!(own_tables(&app).await, 5, "{variant:?}");
+        let again = migrate(&app).run().await;
+        again.expect_code(0);
+        assert_eq!(again.report()["migrations"], Value::Array(Vec::new()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sql_of_a_dry_run_can_be_applied_by_hand() {
+    for variant in [Variant::A, Variant::E32] {
+        let app = App::new(variant).await;
+        let dry = migrate(&app)
+            .args(&["--dry-run", "--output", "text"])
+            .run()
+            .await;
+        dry.expect_code(0);
+        assert_eq!(own_tables(&app).await, 0, "a dry run makes nothing");
+        app.execute(&dry.stdout).await;
+        assert_eq!(own_tables(&app).await, 5, "{variant:?}");
+        let ended = migrate(&app).run().await;
+        ended.expect_code(0);
+        assert_eq!(ended.report()["migrations"], Value::Array(Vec::new()));
+        let provider = simulator().await;
+        sync_once(&app.url, &provider.url())
+            .run()
+            .await
+            .expect_code(0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_postgresql_a_person_migrates_unless_told_otherwise() {
+    let app = App::new(Variant::A).await;
+    app.insert_processing(&["sim-ready-1"]).await;
+    let provider = simulator().await;
+    let refused = sync_once(&app.url, &provider.url()).run().await;
+    refused.expect_code(78);
+    assert!(
+        refused.stderr.contains("voice-sync migrate"),
+        "{}",
+        refused.stderr
+    );
+    assert!(provider.requests().is_empty(), "nothing was asked");
+    assert_eq!(own_tables(&app).await, 0);
+    let ended = sync_once(&app.url, &provider.url())
+        .arg("--auto-migrate")
+        .run()
+        .await;
+    ended.expect_code(0);
+    assert_eq!(ended.count("completed"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_of_a_newer_version_are_left_alone() {
+    for variant in [Variant::A, Variant::E32] {
+        let app = App::new(variant).await;
+        migrate(&app).run().await.expect_code(0);
+        let blob = if variant == Variant::A {
+            "'\\x00'"
+        } else {
+            "x'00'"
+        };
+        app.execute(&format!(
+            "INSERT INTO {} (version, description, success, checksum, execution_time)
+             VALUES (999, 'from the future', TRUE, {blob}, 0)",
+            app.own("migrations")
+        ))
+        .await;
+        let provider = simulator().await;
+        for command in [migrate(&app), sync_once(&app.url, &provider.url())] {
+            let ended = command.run().await;
+            ended.expect_code(78);
+            assert!(ended.stderr.contains("newer version"), "{}", ended.stderr);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn least_privileges_suffice_after_migrating() {
+    let app = App::new(Variant::A).await;
+    app.insert_processing(&["sim-ready-1", "sim-banned-1", "sim-pvctraining-1"])
+        .await;
+    migrate(&app).run().await.expect_code(0);
+    let role = format!("runner_{}", uuid::Uuid::new_v4().simple());
+    app.execute(&format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'runs';
+         GRANT USAGE ON SCHEMA voice_sync TO {role};
+         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA voice_sync TO {role};
+         GRANT SELECT ON voices TO {role};
+         GRANT UPDATE (status, preview_url, completed_at) ON voices TO {role};"
+    ))
+    .await;
+    let (_, host) = app.url.rsplit_once('@').expect("a login");
+    let url = format!("postgresql://{role}:runs@{host}");
+    let provider = simulator().await;
+    let ended = sync_once(&url, &provider.url()).run().await;
+    ended.expect_code(0);
+    assert_eq!((ended.count("completed"), ended.count("failed")), (1, 1));
+
+    app.execute("INSERT INTO voices SELECT gen_random_uuid(), user_id, 'sim-ready-2', name FROM voices LIMIT 1").await;
+    app.execute(&format!(
+        "REVOKE UPDATE (completed_at) ON voices FROM {role}"
+    ))
+    .await;
+    let ended = sync_once(&url, &provider.url()).run().await;
+    ended.expect_code(78);
+    assert!(ended.stderr.contains("privilege"), "{}", ended.stderr);
+    app.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
+        .await;
+}

@@ -1,0 +1,37 @@
+//! The simulator, as the provider's official Python SDK sees it.
+
+use std::process::Command;
+
+use voice_sync_simulator::Options;
+
+use crate::support::fates::simulator_with;
+use crate::support::from_scripts;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_official_sdk_lists_gets_adds_and_deletes_voices() {
+    let provider = simulator_with(Options {
+        key: Some("right".into()),
+        ..Options::default()
+    })
+    .await;
+    let url = provider.url();
+    let output = tokio::task::spawn_blocking(move || {
+        Command::new(from_scripts("VOICE_SYNC_TEST_PYTHON"))
+            .args([
+                concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/sdk.py"),
+                &url,
+                "right",
+            ])
+            .output()
+            .expect("python runs")
+    })
+    .await
+    .expect("joins");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(said.ends_with("sdk ok\n"), "{said}");
+}
