@@ -46,6 +46,18 @@ pub struct Counts {
     pub events_pending: u64,
 }
 
+impl Counts {
+    /// Voices that were answered, whatever came of it.
+    pub fn answered(&self) -> u64 {
+        self.completed
+            + self.failed
+            + self.processing
+            + self.missing
+            + self.superseded
+            + self.set_aside
+    }
+}
+
 /// Why a pass ended before it had asked about everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Halt {

@@ -181,12 +181,7 @@ impl Pass<'_> {
         let mut counts = tally.counts.clone();
         counts.requests = self.provider.requests();
         counts.retries = self.provider.retries();
-        counts.looked_up = counts.completed
-            + counts.failed
-            + counts.processing
-            + counts.missing
-            + counts.superseded
-            + counts.set_aside;
+        counts.looked_up = counts.answered();
         counts.unavailable = counts
             .due
             .saturating_sub(counts.looked_up + counts.leased_elsewhere);

@@ -13,7 +13,7 @@ use crate::support::bus::Bus;
 use crate::support::fates::{FATES, Outcome, is_listed, outcome, simulator, simulator_with, tally};
 
 /// Ids of every fate in turn, without those named.
-pub fn mixed(n: usize, without: &[&str]) -> Vec<String> {
+pub(crate) fn mixed(n: usize, without: &[&str]) -> Vec<String> {
     let words: Vec<_> = FATES
         .iter()
         .map(|(word, ..)| *word)
@@ -45,7 +45,7 @@ async fn migrate(app: &App) {
 #[track_caller]
 fn check_row(provider_id: &str, row: &Row) {
     let status = match outcome(provider_id) {
-        Outcome::Completed | Outcome::CompletedWithoutPreview => "completed",
+        Outcome::Completed => "completed",
         Outcome::Failed => "failed",
         Outcome::Processing | Outcome::Missing | Outcome::SetAside | Outcome::Unavailable => {
             "processing"
@@ -63,7 +63,7 @@ fn check_row(provider_id: &str, row: &Row) {
 }
 
 /// Everything that issue and README promise of a pass, for `n` voices of all fates.
-pub async fn every_voice_gets_what_its_fate_says(variant: Variant, n: usize) {
+pub(crate) async fn every_voice_gets_what_its_fate_says(variant: Variant, n: usize) {
     let ids = mixed(n, &["malformed"]);
     let app = app_with(variant, &ids).await;
     migrate(&app).await;

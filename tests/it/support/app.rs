@@ -18,7 +18,7 @@ use super::from_scripts;
 
 /// How the application made its table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Variant {
+pub(crate) enum Variant {
     /// PostgreSQL: native enum, uuid, timestamps without time zone.
     A,
     /// PostgreSQL: varchar status, no `created_at`.
@@ -94,16 +94,16 @@ fn sqlite_ddl(characters: u8) -> String {
 
 /// A voice as the application inserts it.
 #[derive(Debug, Clone)]
-pub struct NewVoice {
-    pub id: Uuid,
-    pub user_id: Uuid,
-    pub provider_id: String,
-    pub status: &'static str,
+pub(crate) struct NewVoice {
+    pub(crate) id: Uuid,
+    pub(crate) user_id: Uuid,
+    pub(crate) provider_id: String,
+    pub(crate) status: &'static str,
 }
 
 impl NewVoice {
     /// In processing, with ids that follow from the provider id.
-    pub fn processing(provider_id: impl Into<String>) -> Self {
+    pub(crate) fn processing(provider_id: impl Into<String>) -> Self {
         let provider_id = provider_id.into();
         Self {
             id: row_id(&provider_id),
@@ -115,40 +115,40 @@ impl NewVoice {
 }
 
 /// The row of a voice made by [`NewVoice::processing`].
-pub fn row_id(provider_id: &str) -> Uuid {
+pub(crate) fn row_id(provider_id: &str) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_URL, provider_id.as_bytes())
 }
 
 /// The user of a voice made by [`NewVoice::processing`].
-pub fn user_id(provider_id: &str) -> Uuid {
+pub(crate) fn user_id(provider_id: &str) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, provider_id.as_bytes())
 }
 
 /// A row, as far as voice-sync may write it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    pub status: String,
-    pub preview_url: Option<String>,
-    pub completed_at: Option<String>,
+pub(crate) struct Row {
+    pub(crate) status: String,
+    pub(crate) preview_url: Option<String>,
+    pub(crate) completed_at: Option<String>,
 }
 
-pub enum Pool {
+pub(crate) enum Pool {
     Postgres(PgPool),
     Sqlite(SqlitePool),
 }
 
 /// An application's database that lives as long as its test.
-pub struct App {
-    pub variant: Variant,
-    pub pool: Pool,
+pub(crate) struct App {
+    pub(crate) variant: Variant,
+    pub(crate) pool: Pool,
     /// As the application has it in its environment.
-    pub url: String,
+    pub(crate) url: String,
     directory: Option<TempDir>,
     created: Option<(String, String)>,
 }
 
 impl App {
-    pub async fn new(variant: Variant) -> Self {
+    pub(crate) async fn new(variant: Variant) -> Self {
         match variant {
             Variant::A => Self::postgres(variant, A).await,
             Variant::B => Self::postgres(variant, B).await,
@@ -158,7 +158,7 @@ impl App {
         }
     }
 
-    pub async fn postgres(variant: Variant, ddl: &str) -> Self {
+    pub(crate) async fn postgres(variant: Variant, ddl: &str) -> Self {
         let server = from_scripts("VOICE_SYNC_TEST_DATABASE_URL");
         let name = format!("voice_sync_test_{}", Uuid::new_v4().simple());
         let admin = PgPool::connect(&server).await.expect("the server answers");
@@ -189,7 +189,7 @@ impl App {
         }
     }
 
-    pub async fn sqlite(variant: Variant, ddl: &str) -> Self {
+    pub(crate) async fn sqlite(variant: Variant, ddl: &str) -> Self {
         let directory = TempDir::new().expect("a directory");
         let path = directory.path().join("app.db");
         let options = SqliteConnectOptions::new()
@@ -215,19 +215,19 @@ impl App {
     }
 
     /// Where the file of an SQLite database lies.
-    pub fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         self.directory.as_ref().expect("only SQLite has one").path()
     }
 
     /// A key as this variant's columns hold it.
-    pub fn stored(&self, id: Uuid) -> String {
+    pub(crate) fn stored(&self, id: Uuid) -> String {
         match self.variant {
             Variant::E32 => id.simple().to_string(),
             Variant::A | Variant::B | Variant::D | Variant::E36 => id.hyphenated().to_string(),
         }
     }
 
-    pub async fn insert(&self, voices: &[NewVoice]) {
+    pub(crate) async fn insert(&self, voices: &[NewVoice]) {
         let rows: Vec<_> = voices
             .iter()
             .map(|voice| {
@@ -280,7 +280,7 @@ impl App {
     }
 
     /// Voices in processing, by their provider ids.
-    pub async fn insert_processing(&self, provider_ids: &[&str]) {
+    pub(crate) async fn insert_processing(&self, provider_ids: &[&str]) {
         let voices: Vec<_> = provider_ids
             .iter()
             .copied()
@@ -290,7 +290,7 @@ impl App {
     }
 
     /// Runs SQL as the application, or as time itself, would.
-    pub async fn execute(&self, sql: &str) {
+    pub(crate) async fn execute(&self, sql: &str) {
         let sql = AssertSqlSafe(sql.to_owned());
         match &self.pool {
             Pool::Postgres(pool) => {
@@ -302,7 +302,7 @@ impl App {
         }
     }
 
-    pub async fn number(&self, sql: &str) -> i64 {
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
         let sql = AssertSqlSafe(sql.to_owned());
         match &self.pool {
             Pool::Postgres(pool) => sqlx::query_scalar(sql).fetch_one(pool).await.expect("runs"),
@@ -311,7 +311,7 @@ impl App {
     }
 
     /// A table of voice-sync's own.
-    pub fn own(&self, table: &str) -> String {
+    pub(crate) fn own(&self, table: &str) -> String {
         match self.pool {
             Pool::Postgres(_) => format!("voice_sync.{table}"),
             Pool::Sqlite(_) => format!("voice_sync_{table}"),
@@ -319,7 +319,7 @@ impl App {
     }
 
     /// Lets time pass for voice-sync's own tables: every moment in them moves into the past.
-    pub async fn age_own_tables(&self, seconds: u32) {
+    pub(crate) async fn age_own_tables(&self, seconds: u32) {
         for (table, columns) in [
             (
                 "voices",
@@ -355,7 +355,7 @@ impl App {
     }
 
     /// All rows, by provider id.
-    pub async fn rows(&self) -> BTreeMap<String, Row> {
+    pub(crate) async fn rows(&self) -> BTreeMap<String, Row> {
         let sql = "SELECT elevenlabs_voice_id, CAST(status AS text) AS status, preview_url,
                           CAST(completed_at AS text) AS completed_at FROM voices";
         macro_rules! read {
@@ -382,7 +382,7 @@ impl App {
         }
     }
 
-    pub async fn row(&self, provider_id: &str) -> Row {
+    pub(crate) async fn row(&self, provider_id: &str) -> Row {
         self.rows()
             .await
             .remove(provider_id)
@@ -390,11 +390,11 @@ impl App {
     }
 
     /// voice-sync's store on this database, migrated.
-    pub async fn store(&self) -> Store {
+    pub(crate) async fn store(&self) -> Store {
         self.store_named("voices", "", "").await
     }
 
-    pub async fn store_named(&self, table: &str, columns: &str, statuses: &str) -> Store {
+    pub(crate) async fn store_named(&self, table: &str, columns: &str, statuses: &str) -> Store {
         let names = Names {
             table: TableName::parse(table).expect("a name"),
             columns: ColumnNames::parse(columns).expect("names"),

@@ -7,26 +7,26 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The key that tests use unless they are about keys.
-pub const KEY: &str = "test-key";
+pub(crate) const KEY: &str = "test-key";
 
 /// How a run ended.
 #[derive(Debug)]
-pub struct Ended {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ended {
     /// The report of `sync-once --output json`.
-    pub fn report(&self) -> Value {
+    pub(crate) fn report(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| {
             panic!("no report ({error}):\n{}\n{}", self.stdout, self.stderr)
         })
     }
 
     /// A number of the report.
-    pub fn count(&self, field: &str) -> u64 {
+    pub(crate) fn count(&self, field: &str) -> u64 {
         let report = self.report();
         report[field]
             .as_u64()
@@ -34,7 +34,7 @@ impl Ended {
     }
 
     #[track_caller]
-    pub fn expect_code(&self, code: i32) -> &Self {
+    pub(crate) fn expect_code(&self, code: i32) -> &Self {
         assert_eq!(
             self.code, code,
             "stdout: {}\nstderr: {}",
@@ -45,14 +45,14 @@ impl Ended {
 }
 
 /// A command line in the making, with an environment that has nothing of the caller's.
-pub struct VoiceSync {
+pub(crate) struct VoiceSync {
     arguments: Vec<OsString>,
     variables: Vec<(String, String)>,
     directory: Option<PathBuf>,
 }
 
 impl VoiceSync {
-    pub fn new(command: &[&str]) -> Self {
+    pub(crate) fn new(command: &[&str]) -> Self {
         let variables = [("ELEVENLABS_API_KEY", KEY), ("VOICE_SYNC_OUTPUT", "json")];
         Self {
             arguments: command.iter().map(OsString::from).collect(),
@@ -63,34 +63,34 @@ impl VoiceSync {
         }
     }
 
-    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
+    pub(crate) fn arg(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
         self
     }
 
-    pub fn args(mut self, arguments: &[&str]) -> Self {
+    pub(crate) fn args(mut self, arguments: &[&str]) -> Self {
         self.arguments.extend(arguments.iter().map(OsString::from));
         self
     }
 
-    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+    pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.variables.retain(|(known, _)| known != name);
         self.variables.push((name.to_owned(), value.into()));
         self
     }
 
-    pub fn without(mut self, name: &str) -> Self {
+    pub(crate) fn without(mut self, name: &str) -> Self {
         self.variables.retain(|(known, _)| known != name);
         self
     }
 
-    pub fn within(mut self, directory: impl Into<PathBuf>) -> Self {
+    pub(crate) fn within(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
         self
     }
 
     /// Runs it to its end, beside the simulator that this process serves.
-    pub async fn run(self) -> Ended {
+    pub(crate) async fn run(self) -> Ended {
         tokio::task::spawn_blocking(move || {
             let mut command = Command::new(env!("CARGO_BIN_EXE_voice-sync"));
             command
@@ -113,7 +113,7 @@ impl VoiceSync {
 }
 
 /// `sync-once` of this database against this provider.
-pub fn sync_once(database_url: &str, api_url: &str) -> VoiceSync {
+pub(crate) fn sync_once(database_url: &str, api_url: &str) -> VoiceSync {
     VoiceSync::new(&["sync-once"])
         .env("DATABASE_URL", database_url)
         .env("ELEVENLABS_BASE_URL", api_url)

@@ -9,14 +9,14 @@ use uuid::Uuid;
 use super::from_scripts;
 
 /// A prefix that no other test uses, on the tests' Redis.
-pub struct Bus {
-    pub url: String,
-    pub prefix: String,
-    pub connection: MultiplexedConnection,
+pub(crate) struct Bus {
+    pub(crate) url: String,
+    pub(crate) prefix: String,
+    pub(crate) connection: MultiplexedConnection,
 }
 
 impl Bus {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let url = from_scripts("VOICE_SYNC_TEST_REDIS_URL");
         let client = Client::open(url.as_str()).expect("a URL");
         let connection = client
@@ -32,7 +32,7 @@ impl Bus {
     }
 
     /// The events of a type, in their order, with the fields beside them checked.
-    pub async fn events(&self, event_type: &str) -> Vec<Value> {
+    pub(crate) async fn events(&self, event_type: &str) -> Vec<Value> {
         let mut connection = self.connection.clone();
         let key = format!("{}{event_type}", self.prefix);
         let reply: StreamRangeReply = connection.xrange_all(key).await.expect("a stream");

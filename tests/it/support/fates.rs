@@ -6,9 +6,8 @@ use voice_sync_simulator::{Options, Simulator};
 
 /// What must have become of a voice after one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     Completed,
-    CompletedWithoutPreview,
     Failed,
     Processing,
     Missing,
@@ -17,7 +16,7 @@ pub enum Outcome {
 }
 
 /// Each fate by the word that a synthetic id tells it with, its outcome, and whether the list shows it.
-pub const FATES: [(&str, Outcome, bool); 17] = [
+pub(crate) const FATES: [(&str, Outcome, bool); 17] = [
     ("ready", Outcome::Completed, true),
     ("nopreview", Outcome::Processing, true),
     ("banned", Outcome::Failed, true),
@@ -38,12 +37,12 @@ pub const FATES: [(&str, Outcome, bool); 17] = [
 ];
 
 /// The outcome of a synthetic id.
-pub fn outcome(provider_id: &str) -> Outcome {
+pub(crate) fn outcome(provider_id: &str) -> Outcome {
     fate(provider_id).1
 }
 
 /// Whether the list shows a synthetic id as voice-sync can read it.
-pub fn is_listed(provider_id: &str) -> bool {
+pub(crate) fn is_listed(provider_id: &str) -> bool {
     fate(provider_id).2
 }
 
@@ -56,7 +55,7 @@ fn fate(provider_id: &str) -> (&'static str, Outcome, bool) {
 }
 
 /// How many of these ids come to each outcome.
-pub fn tally(provider_ids: &[String]) -> BTreeMap<Outcome, u64> {
+pub(crate) fn tally(provider_ids: &[String]) -> BTreeMap<Outcome, u64> {
     let mut tally = BTreeMap::new();
     for id in provider_ids {
         *tally.entry(outcome(id)).or_default() += 1;
@@ -65,11 +64,11 @@ pub fn tally(provider_ids: &[String]) -> BTreeMap<Outcome, u64> {
 }
 
 /// A simulator without latency.
-pub async fn simulator() -> Simulator {
+pub(crate) async fn simulator() -> Simulator {
     simulator_with(Options::default()).await
 }
 
-pub async fn simulator_with(options: Options) -> Simulator {
+pub(crate) async fn simulator_with(options: Options) -> Simulator {
     Simulator::start(([127, 0, 0, 1], 0).into(), options)
         .await
         .expect("the simulator listens")

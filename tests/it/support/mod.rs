@@ -9,7 +9,7 @@ use std::env;
 
 /// A variable that `scripts/with-servers` sets. A test that needs it fails without it: a test that
 /// passes by skipping would say nothing.
-pub fn from_scripts(variable: &str) -> String {
+pub(crate) fn from_scripts(variable: &str) -> String {
     env::var(variable).unwrap_or_else(|_| {
         panic!(
             "{variable} is not set: run `scripts/test`, which starts the servers that tests need"
