@@ -170,7 +170,7 @@ async fn show_statuses(application: &SqlitePool) -> anyhow::Result<()> {
         *counts.entry((fate, status)).or_default() += 1;
     }
     let mut table = Table::new();
-    table.load_style(presets::UTF8_NO_BORDERS);
+    table.load_style(presets::NOTHING);
     table.set_header(["", "processing", "completed", "failed"]);
     for (fate, _, words) in VOICES {
         let cells = STATUSES.map(|status| match counts.get(&(fate, status)) {

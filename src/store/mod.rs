@@ -156,6 +156,20 @@ pub enum Seen {
     Unavailable(String),
 }
 
+impl Seen {
+    /// As the columns `seen`, `kind`, `stage` and `trouble`.
+    fn columns(&self) -> (&'static str, Option<&str>, Option<String>, Option<&str>) {
+        match self {
+            Self::Processing { kind, stage } => {
+                ("processing", Some(kind), Some(stage.to_string()), None)
+            }
+            Self::Missing => ("missing", None, None, None),
+            Self::SetAside(reason) => ("set_aside", None, None, Some(reason)),
+            Self::Unavailable(trouble) => ("unavailable", None, None, Some(trouble)),
+        }
+    }
+}
+
 /// What becomes of the events of transitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Record {

@@ -8,7 +8,7 @@ mod voices;
 
 use std::future::Future;
 
-use reqwest::{Client, RequestBuilder, header::HeaderMap};
+use reqwest::{Client, ClientBuilder, RequestBuilder, header::HeaderMap};
 use serde_json::Value;
 use voice_sync_simulator::{Options, Simulator};
 
@@ -25,13 +25,21 @@ struct Reply {
     body: Value,
 }
 
+/// A client in the making. Built together with voice-sync, reqwest has TLS and wants to know which
+/// implementation it is, even where none is used.
+fn client_builder() -> ClientBuilder {
+    // An error says that one is installed already, which is what is wanted.
+    let _already_installed = rustls::crypto::ring::default_provider().install_default();
+    Client::builder()
+}
+
 impl Api {
     async fn start(options: Options) -> Self {
         let simulator = Simulator::start(([127, 0, 0, 1], 0).into(), options)
             .await
             .unwrap();
         // A connection a request: where the time is paused it jumps, and idle ones with it.
-        let client = Client::builder()
+        let client = client_builder()
             .no_proxy()
             .pool_max_idle_per_host(0)
             .user_agent("test/1")

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::{Client, Version};
+use reqwest::Version;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use voice_sync_simulator::{Answer, Counts, Options, Request};
@@ -98,7 +98,7 @@ async fn a_request_whose_sender_hangs_up_is_noted_without_a_status() {
 #[tokio::test]
 async fn both_versions_of_http_are_spoken() {
     let api = Api::plain().await;
-    let client = Client::builder()
+    let client = crate::client_builder()
         .no_proxy()
         .http2_prior_knowledge()
         .build()

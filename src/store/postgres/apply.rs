@@ -1,0 +1,211 @@
+//! Writing down what became of claimed voices.
+
+use sqlx::{AssertSqlSafe, Row};
+use uuid::Uuid;
+
+use super::outbox::event;
+use super::{PostgresStore, seconds};
+use crate::events::{EventType, event_id};
+use crate::store::{
+    Applied, MAX_STRIKES, MissingVoice, Note, Record, SET_ASIDE, StoreError, Target, Transition,
+};
+use crate::voice::RowId;
+
+impl PostgresStore {
+    pub(in crate::store) async fn apply(
+        &self,
+        run_id: Uuid,
+        transitions: &[Transition],
+        record: Record,
+    ) -> Result<Applied, StoreError> {
+        let mut ids = Vec::with_capacity(transitions.len());
+        let mut provider_ids = Vec::with_capacity(transitions.len());
+        let mut completes = Vec::with_capacity(transitions.len());
+        let mut previews = Vec::with_capacity(transitions.len());
+        let mut reasons = Vec::with_capacity(transitions.len());
+        let mut event_ids = Vec::with_capacity(transitions.len());
+        for Transition {
+            row,
+            provider_id,
+            target,
+        } in transitions
+        {
+            let (preview, reason) = match target {
+                Target::Completed { preview_url } => (preview_url.as_deref(), None),
+                Target::Failed { reason } => (None, Some(reason.as_str())),
+            };
+            ids.push(row.as_str());
+            provider_ids.push(provider_id.as_str());
+            completes.push(reason.is_none());
+            previews.push(preview);
+            reasons.push(reason);
+            event_ids.push(event_id(row, provider_id, target.event_type()));
+        }
+        let Self {
+            table,
+            id,
+            id_type,
+            user_id,
+            provider_id,
+            status,
+            preview_url,
+            completed_at,
+            processing,
+            completed,
+            failed,
+            completed_now,
+            ..
+        } = self;
+        let (created, updated) = (EventType::VoiceCreated, EventType::VoiceUpdated);
+        let sql = format!(
+            "WITH answer AS (
+                 SELECT * FROM unnest($1::text[]::{id_type}[], $2::text[], $3::bool[], $4::text[],
+                                      $5::text[], $6::uuid[])
+                     AS a (id, provider_id, completes, preview, reason, event_id)
+             ),
+             moved AS (
+                 UPDATE {table} v
+                 SET {status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END,
+                     {preview_url} = CASE WHEN a.completes THEN COALESCE(a.preview, v.{preview_url})
+                                          ELSE v.{preview_url} END,
+                     {completed_at} = CASE WHEN a.completes THEN {completed_now}
+                                           ELSE v.{completed_at} END
+                 FROM answer a
+                 WHERE v.{id} = a.id AND v.{status} = {processing} AND v.{provider_id} = a.provider_id
+                 RETURNING a.id::text AS row_id, a.completes, a.reason, a.event_id,
+                           {user_id} AS user_id
+             ),
+             recorded AS (
+                 INSERT INTO voice_sync.outbox (event_id, event_type, voice_id, user_id, leased_until)
+                 SELECT event_id, CASE WHEN completes THEN '{created}' ELSE '{updated}' END, row_id,
+                        user_id, now() + make_interval(secs => $9)
+                 FROM moved WHERE $8
+                 RETURNING id, voice_id, event_id, event_type, user_id, occurred_at
+             ),
+             explained AS (
+                 UPDATE voice_sync.voices w
+                 SET lease_until = NULL, last_asked = now(), failed_at = now(), failure = m.reason
+                 FROM moved m
+                 WHERE NOT m.completes AND w.row_id = m.row_id AND w.run_id = $7
+             ),
+             forgotten AS (
+                 DELETE FROM voice_sync.voices w USING answer a
+                 WHERE w.row_id = a.id::text AND w.run_id = $7
+                   AND NOT EXISTS (SELECT FROM moved m WHERE m.row_id = w.row_id AND NOT m.completes)
+             )
+             SELECT m.row_id, r.id, r.event_id, r.event_type, r.voice_id, r.user_id, r.occurred_at
+             FROM moved m LEFT JOIN recorded r ON r.voice_id = m.row_id
+             ORDER BY r.id"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(ids)
+            .bind(provider_ids)
+            .bind(completes)
+            .bind(previews)
+            .bind(reasons)
+            .bind(event_ids)
+            .bind(run_id)
+            .bind(record.is_wanted())
+            .bind(record.lease().as_secs_f64())
+            .fetch_all(&self.pool)
+            .await?;
+        let mut applied = Applied::default();
+        for row in rows {
+            applied
+                .moved
+                .insert(RowId::new(row.try_get::<String, _>("row_id")?));
+            if row.try_get::<Option<i64>, _>("id")?.is_some() {
+                applied.events.extend(event(&row)?);
+            }
+        }
+        Ok(applied)
+    }
+
+    pub(in crate::store) async fn note(
+        &self,
+        run_id: Uuid,
+        notes: &[Note],
+    ) -> Result<(), StoreError> {
+        const NOTE: &str = "
+            UPDATE voice_sync.voices w
+            SET lease_until = NULL,
+                last_asked = CASE WHEN n.seen = 'unavailable' THEN w.last_asked ELSE now() END,
+                kind = COALESCE(n.kind, w.kind),
+                stage = CASE WHEN n.seen = 'unavailable' THEN w.stage ELSE n.stage END,
+                missing_count = CASE n.seen WHEN 'missing' THEN w.missing_count + 1
+                                            WHEN 'unavailable' THEN w.missing_count ELSE 0 END,
+                missing_since = CASE n.seen WHEN 'missing' THEN COALESCE(w.missing_since, now())
+                                            WHEN 'unavailable' THEN w.missing_since END,
+                strikes = CASE n.seen WHEN 'set_aside' THEN w.strikes + 1
+                                      WHEN 'unavailable' THEN w.strikes ELSE 0 END,
+                set_aside_until = CASE WHEN n.seen = 'set_aside' AND w.strikes + 1 >= $7
+                                       THEN now() + make_interval(secs => $8) END,
+                trouble = n.trouble
+            FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+                     AS n (row_id, seen, kind, stage, trouble)
+            WHERE w.row_id = n.row_id AND w.run_id = $1 AND w.lease_until IS NOT NULL";
+        let mut rows = Vec::with_capacity(notes.len());
+        let mut seens = Vec::with_capacity(notes.len());
+        let mut kinds = Vec::with_capacity(notes.len());
+        let mut stages = Vec::with_capacity(notes.len());
+        let mut troubles = Vec::with_capacity(notes.len());
+        for Note { row, seen } in notes {
+            let (word, kind, stage, trouble) = seen.columns();
+            rows.push(row.as_str());
+            seens.push(word);
+            kinds.push(kind);
+            stages.push(stage);
+            troubles.push(trouble);
+        }
+        sqlx::query(NOTE)
+            .bind(run_id)
+            .bind(rows)
+            .bind(seens)
+            .bind(kinds)
+            .bind(stages)
+            .bind(troubles)
+            .bind(i32::try_from(MAX_STRIKES).unwrap_or(i32::MAX))
+            .bind(SET_ASIDE.as_secs_f64())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    pub(in crate::store) async fn missing(
+        &self,
+        run_id: Uuid,
+        account: Uuid,
+        after: Option<&RowId>,
+        limit: u32,
+    ) -> Result<Vec<MissingVoice>, StoreError> {
+        const MISSING: &str = "
+            SELECT w.row_id, w.provider_id, w.missing_count,
+                   extract(epoch FROM now() - w.missing_since)::float8 AS lasting,
+                   EXISTS (SELECT FROM voice_sync.runs r
+                           WHERE r.account = $2 AND r.found > 0 AND r.finished_at > w.missing_since
+                          ) AS others_found
+            FROM voice_sync.voices w
+            WHERE w.run_id = $1 AND w.missing_count > 0 AND w.trouble IS NULL
+               AND w.lease_until IS NULL AND w.provider_id IS NOT NULL
+              AND w.row_id > $3
+            ORDER BY w.row_id LIMIT $4";
+        let rows = sqlx::query(MISSING)
+            .bind(run_id)
+            .bind(account)
+            .bind(after.map_or("", RowId::as_str))
+            .bind(i64::from(limit))
+            .fetch_all(&self.pool)
+            .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(MissingVoice {
+                    row: RowId::new(row.try_get::<String, _>("row_id")?),
+                    provider_id: row.try_get("provider_id")?,
+                    times: row.try_get::<i32, _>("missing_count")?.unsigned_abs(),
+                    lasting: seconds(row.try_get("lasting")?),
+                    others_found: row.try_get("others_found")?,
+                })
+            })
+            .collect()
+    }
+}

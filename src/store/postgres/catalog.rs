@@ -1,0 +1,165 @@
+//! Finding out whether the application's table fits, and how to speak to it.
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgPool, Row};
+use tracing::warn;
+
+use super::PostgresStore;
+use crate::store::StoreError;
+use crate::store::table::{Identifier, Misfit, Names, absent, literal};
+
+struct Column {
+    name: String,
+    sql_type: String,
+    /// Of `varchar(n)`.
+    length: Option<usize>,
+    labels: Vec<String>,
+}
+
+const COLUMNS: &str = "
+    SELECT a.attname::text AS name,
+           format_type(a.atttypid, NULL) AS sql_type,
+           CASE WHEN a.atttypid IN ('varchar'::regtype, 'bpchar'::regtype) AND a.atttypmod > 4
+                THEN a.atttypmod - 4 END AS length,
+           ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = a.atttypid
+                 ORDER BY e.enumsortorder) AS labels
+    FROM pg_attribute a
+    WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped";
+
+impl PostgresStore {
+    pub(in crate::store) async fn open(
+        pool: PgPool,
+        names: &Names,
+        own_tables: bool,
+    ) -> Result<Self, StoreError> {
+        let table = names.table.quoted();
+        let columns: Vec<Column> = sqlx::query(COLUMNS)
+            .bind(&table)
+            .fetch_all(&pool)
+            .await?
+            .into_iter()
+            .map(column)
+            .collect::<Result<_, _>>()?;
+        if columns.is_empty() {
+            return Err(Misfit::NoTable { table }.into());
+        }
+        let find = |name: &Identifier| columns.iter().find(|column| column.name == name.as_str());
+        let c = &names.columns;
+        let needed = [
+            &c.id,
+            &c.elevenlabs_voice_id,
+            &c.status,
+            &c.preview_url,
+            &c.completed_at,
+        ];
+        absent(&table, &needed.map(|name| (name, find(name).is_some())))?;
+        let [
+            Some(id),
+            Some(provider_id),
+            Some(status),
+            Some(preview_url),
+            Some(completed_at),
+        ] = needed.map(find)
+        else {
+            unreachable!("absent() has found them all");
+        };
+
+        check_labels(&table, status, names)?;
+        let completed_now = match completed_at.sql_type.as_str() {
+            "timestamp without time zone" => "(now() AT TIME ZONE 'UTC')",
+            "timestamp with time zone" => "now()",
+            "text" | "character varying" => {
+                "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')"
+            }
+            _ => {
+                return Err(Misfit::Type {
+                    table,
+                    column: c.completed_at.quoted(),
+                    sql_type: completed_at.sql_type.clone(),
+                    wanted: "timestamp or timestamptz",
+                }
+                .into());
+            }
+        };
+        let created = find(&c.created_at);
+        let created_at = match created.map(|column| column.sql_type.as_str()) {
+            Some("timestamp without time zone") => {
+                format!("(v.{} AT TIME ZONE 'UTC')", c.created_at.quoted())
+            }
+            Some("timestamp with time zone") => format!("v.{}", c.created_at.quoted()),
+            Some(other) => {
+                warn!(
+                    column = c.created_at.as_str(),
+                    sql_type = other,
+                    "the column is no timestamp; voices age from when they are first seen"
+                );
+                "NULL::timestamptz".to_owned()
+            }
+            None => "NULL::timestamptz".to_owned(),
+        };
+        let user_id = match find(&c.user_id) {
+            Some(_) => format!("v.{}::text", c.user_id.quoted()),
+            None => {
+                warn!(
+                    column = c.user_id.as_str(),
+                    "the table has no such column; events carry no user"
+                );
+                "NULL::text".to_owned()
+            }
+        };
+        let value = |text: &str| format!("{}::{}", literal(text), status.sql_type);
+        Ok(Self {
+            id: c.id.quoted(),
+            id_type: id.sql_type.clone(),
+            user_id,
+            provider_id: format!("{}::text", c.elevenlabs_voice_id.quoted()),
+            status: c.status.quoted(),
+            preview_url: c.preview_url.quoted(),
+            completed_at: c.completed_at.quoted(),
+            created_at,
+            processing: value(&names.statuses.processing),
+            completed: value(&names.statuses.completed),
+            failed: value(&names.statuses.failed),
+            completed_now,
+            preview_room: preview_url.length,
+            own_tables,
+            table,
+            pool,
+        }
+        .with_plain_provider_id(provider_id))
+    }
+
+    /// Text columns are compared as they are; only other types need a cast to be read.
+    fn with_plain_provider_id(mut self, column: &Column) -> Self {
+        if matches!(column.sql_type.as_str(), "text" | "character varying") {
+            self.provider_id
+                .truncate(self.provider_id.len() - "::text".len());
+        }
+        self
+    }
+}
+
+fn column(row: PgRow) -> Result<Column, sqlx::Error> {
+    Ok(Column {
+        name: row.try_get("name")?,
+        sql_type: row.try_get("sql_type")?,
+        length: row
+            .try_get::<Option<i32>, _>("length")?
+            .and_then(|length| usize::try_from(length).ok()),
+        labels: row.try_get("labels")?,
+    })
+}
+
+fn check_labels(table: &str, status: &Column, names: &Names) -> Result<(), Misfit> {
+    for value in names.statuses.all() {
+        if !status.labels.is_empty() && !status.labels.iter().any(|label| label == value) {
+            return Err(Misfit::Label {
+                table: table.to_owned(),
+                column: names.columns.status.quoted(),
+                value: value.to_owned(),
+                labels: status.labels.join(", "),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,230 @@
+//! Writing down what became of claimed voices.
+
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Row};
+use uuid::Uuid;
+
+use super::outbox::event;
+use super::{NOW, SqliteStore, elapsed, milliseconds};
+use crate::events::event_id;
+use crate::store::{
+    Applied, MAX_STRIKES, MissingVoice, Note, Record, SET_ASIDE, StoreError, Target, Transition,
+};
+use crate::voice::RowId;
+
+impl SqliteStore {
+    pub(in crate::store) async fn apply(
+        &self,
+        run_id: Uuid,
+        transitions: &[Transition],
+        record: Record,
+    ) -> Result<Applied, StoreError> {
+        const RECORD: &str = "
+            INSERT INTO voice_sync_outbox (event_id, event_type, voice_id, user_id, occurred_at,
+                                           leased_until)
+            SELECT value ->> 'event_id', value ->> 'event_type', value ->> 'voice_id',
+                   value ->> 'user_id', $2, $2 + $3
+            FROM json_each($1)
+            RETURNING id, event_id, event_type, voice_id, user_id, occurred_at";
+        const EXPLAIN: &str = "
+            UPDATE voice_sync_voices
+            SET lease_until = NULL, last_asked = $3, failed_at = $3, failure = a.value ->> 'reason'
+            FROM json_each($1) a
+            WHERE row_id = a.value ->> 'row' AND run_id = $2";
+        const FORGET: &str = "
+            DELETE FROM voice_sync_voices
+            WHERE row_id IN (SELECT value FROM json_each($1)) AND run_id = $2";
+        let answers: Vec<_> = transitions
+            .iter()
+            .map(
+                |Transition {
+                     row,
+                     provider_id,
+                     target,
+                 }| {
+                    let (preview, reason) = match target {
+                        Target::Completed { preview_url } => (preview_url.as_deref(), None),
+                        Target::Failed { reason } => (None, Some(reason)),
+                    };
+                    json!({"row": row.as_str(), "provider_id": provider_id.as_str(),
+                       "completes": reason.is_none(), "preview": preview})
+                },
+            )
+            .collect();
+        let Self {
+            table,
+            id,
+            user_id,
+            provider_id,
+            status,
+            preview_url,
+            completed_at,
+            processing,
+            completed,
+            failed,
+            ..
+        } = self;
+        // SQLAlchemy writes six digits of a second; SQLite's clock has three.
+        let sql = format!(
+            "UPDATE {table} AS v
+             SET {status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END,
+                 {preview_url} = CASE WHEN a.completes THEN COALESCE(a.preview, v.{preview_url})
+                                      ELSE v.{preview_url} END,
+                 {completed_at} = CASE WHEN a.completes
+                                       THEN strftime('%Y-%m-%d %H:%M:%f000', 'now')
+                                       ELSE v.{completed_at} END
+             FROM (SELECT value ->> 'row' AS row_id, value ->> 'provider_id' AS provider_id,
+                          value ->> 'completes' AS completes, value ->> 'preview' AS preview
+                   FROM json_each($1)) a
+             WHERE v.{id} = a.row_id AND v.{status} = {processing}
+               AND v.{provider_id} = a.provider_id
+             RETURNING CAST({id} AS TEXT) AS row_id, {user_id} AS user_id"
+        );
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(json!(answers).to_string())
+            .fetch_all(&mut *transaction)
+            .await?;
+        let present: i64 = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {NOW}")))
+            .fetch_one(&mut *transaction)
+            .await?;
+        let mut users = std::collections::HashMap::with_capacity(rows.len());
+        for row in &rows {
+            let user: Option<String> = row.try_get("user_id")?;
+            users.insert(RowId::new(row.try_get::<String, _>("row_id")?), user);
+        }
+        let mut applied = Applied::default();
+        let (mut events, mut explained, mut forgotten) = (Vec::new(), Vec::new(), Vec::new());
+        for Transition {
+            row,
+            provider_id,
+            target,
+        } in transitions
+        {
+            let user = users.get(row);
+            match (target, user) {
+                (Target::Failed { reason }, Some(_)) => {
+                    explained.push(json!({"row": row.as_str(), "reason": reason}));
+                }
+                (Target::Completed { .. } | Target::Failed { .. }, _) => {
+                    forgotten.push(row.as_str())
+                }
+            }
+            if let Some(user) = user {
+                let event_type = target.event_type();
+                events.push(json!({
+                    "event_id": event_id(row, provider_id, event_type),
+                    "event_type": event_type.as_str(),
+                    "voice_id": self.id_form.read(row.as_str()),
+                    "user_id": user.as_deref().map(|user| self.user_id_form.read(user)),
+                }));
+            }
+        }
+        if record.is_wanted() && !events.is_empty() {
+            let recorded = sqlx::query(RECORD)
+                .bind(json!(events).to_string())
+                .bind(present)
+                .bind(milliseconds(record.lease()))
+                .fetch_all(&mut *transaction)
+                .await?;
+            for row in &recorded {
+                applied.events.extend(event(row)?);
+            }
+        }
+        sqlx::query(EXPLAIN)
+            .bind(json!(explained).to_string())
+            .bind(run_id.to_string())
+            .bind(present)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query(FORGET)
+            .bind(json!(forgotten).to_string())
+            .bind(run_id.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        applied.moved = users.into_keys().collect();
+        Ok(applied)
+    }
+
+    pub(in crate::store) async fn note(
+        &self,
+        run_id: Uuid,
+        notes: &[Note],
+    ) -> Result<(), StoreError> {
+        let notes: Vec<_> = notes
+            .iter()
+            .map(|Note { row, seen }| {
+                let (seen, kind, stage, trouble) = seen.columns();
+                json!({"row": row.as_str(), "seen": seen, "kind": kind, "stage": stage,
+                       "trouble": trouble})
+            })
+            .collect();
+        let sql = format!(
+            "UPDATE voice_sync_voices AS w
+             SET lease_until = NULL,
+                 last_asked = CASE WHEN n.seen = 'unavailable' THEN w.last_asked ELSE {NOW} END,
+                 kind = COALESCE(n.kind, w.kind),
+                 stage = CASE WHEN n.seen = 'unavailable' THEN w.stage ELSE n.stage END,
+                 missing_count = CASE n.seen WHEN 'missing' THEN w.missing_count + 1
+                                             WHEN 'unavailable' THEN w.missing_count ELSE 0 END,
+                 missing_since = CASE n.seen WHEN 'missing' THEN COALESCE(w.missing_since, {NOW})
+                                             WHEN 'unavailable' THEN w.missing_since END,
+                 strikes = CASE n.seen WHEN 'set_aside' THEN w.strikes + 1
+                                       WHEN 'unavailable' THEN w.strikes ELSE 0 END,
+                 set_aside_until = CASE WHEN n.seen = 'set_aside' AND w.strikes + 1 >= $3
+                                        THEN {NOW} + $4 END,
+                 trouble = n.trouble
+             FROM (SELECT value ->> 'row' AS row_id, value ->> 'seen' AS seen,
+                          value ->> 'kind' AS kind, value ->> 'stage' AS stage,
+                          value ->> 'trouble' AS trouble FROM json_each($1)) n
+             WHERE w.row_id = n.row_id AND w.run_id = $2 AND w.lease_until IS NOT NULL"
+        );
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(json!(notes).to_string())
+            .bind(run_id.to_string())
+            .bind(MAX_STRIKES)
+            .bind(milliseconds(SET_ASIDE))
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    pub(in crate::store) async fn missing(
+        &self,
+        run_id: Uuid,
+        account: Uuid,
+        after: Option<&RowId>,
+        limit: u32,
+    ) -> Result<Vec<MissingVoice>, StoreError> {
+        let sql = format!(
+            "SELECT w.row_id, w.provider_id, w.missing_count, {NOW} - w.missing_since AS lasting,
+                    EXISTS (SELECT 1 FROM voice_sync_runs r
+                            WHERE r.account = $2 AND r.found > 0
+                              AND r.finished_at > w.missing_since) AS others_found
+             FROM voice_sync_voices w
+             WHERE w.run_id = $1 AND w.missing_count > 0 AND w.trouble IS NULL
+               AND w.lease_until IS NULL AND w.provider_id IS NOT NULL
+               AND w.row_id > $3
+             ORDER BY w.row_id LIMIT $4"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(run_id.to_string())
+            .bind(account.to_string())
+            .bind(after.map_or("", RowId::as_str))
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(MissingVoice {
+                    row: RowId::new(row.try_get::<String, _>("row_id")?),
+                    provider_id: row.try_get("provider_id")?,
+                    times: row.try_get("missing_count")?,
+                    lasting: elapsed(row.try_get("lasting")?),
+                    others_found: row.try_get("others_found")?,
+                })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,264 @@
+//! Taking voices in processing, page by page.
+
+use std::time::Duration;
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use serde_json::json;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, Row};
+use uuid::Uuid;
+
+use super::{KeyForm, NOW, SqliteStore, elapsed, milliseconds};
+use crate::store::{Claimed, LEASE, Page, Selection, StoreError};
+use crate::voice::RowId;
+
+impl SqliteStore {
+    /// The condition that selects voices, on `v`, and its parameter `$1`, a JSON array.
+    ///
+    /// Keys are compared through a subquery without affinity of its own, so that the column's
+    /// applies: text for `CHAR(32)`, integer for `INTEGER`.
+    fn condition(&self, selection: &Selection) -> (String, String) {
+        let Self {
+            id,
+            provider_id,
+            status,
+            processing,
+            ..
+        } = self;
+        let base = format!("v.{status} = {processing}");
+        match selection {
+            Selection::Range { after, up_to } => {
+                let mut condition = base;
+                if after.is_some() {
+                    condition.push_str(&format!(" AND v.{id} > ($1 ->> 0)"));
+                }
+                if up_to.is_some() {
+                    condition.push_str(&format!(" AND v.{id} <= ($1 ->> 1)"));
+                }
+                let bound = |row: &Option<RowId>| row.as_ref().map(|r| r.as_str().to_owned());
+                (condition, json!([bound(after), bound(up_to)]).to_string())
+            }
+            Selection::Named(names) => {
+                let condition = format!(
+                    "{base} AND (v.{id} IN (SELECT value FROM json_each($1))
+                                 OR v.{provider_id} IN (SELECT value FROM json_each($1)))"
+                );
+                let bare = names
+                    .iter()
+                    .filter(|_| self.id_form == KeyForm::BareUuid)
+                    .filter_map(|name| Uuid::parse_str(name).ok())
+                    .map(|uuid| uuid.simple().to_string());
+                let all: Vec<String> = names.iter().cloned().chain(bare).collect();
+                (condition, json!(all).to_string())
+            }
+        }
+    }
+
+    fn page_sql(&self, selection: &Selection, condition: &str) -> String {
+        let Self {
+            table,
+            id,
+            provider_id,
+            created_at,
+            ..
+        } = self;
+        let known = match self.own_tables {
+            true => "voice_sync_voices",
+            false => {
+                "(SELECT NULL AS row_id, NULL AS provider_id, NULL AS first_seen, NULL AS restarted_at,
+                         NULL AS run_id, NULL AS lease_until, NULL AS kind, NULL AS set_aside_until,
+                         NULL AS failed_at)"
+            }
+        };
+        let named = matches!(selection, Selection::Named(_));
+        format!(
+            "SELECT p.*, w.kind, {NOW} AS present, w.first_seen, w.restarted_at,
+                    w.row_id IS NOT NULL AND (w.provider_id IS NOT p.provider_id
+                                              OR w.failed_at IS NOT NULL) AS restarts,
+                    COALESCE(w.lease_until > {NOW} AND w.run_id <> $3, 0) AS leased,
+                    COALESCE(w.set_aside_until > {NOW}, 0) AND w.provider_id IS p.provider_id
+                        AND NOT {named} AS resting
+             FROM (SELECT CAST(v.{id} AS TEXT) AS row_id, v.{id} AS id,
+                          CAST(v.{provider_id} AS TEXT) AS provider_id, {created_at} AS created_at
+                   FROM {table} v WHERE {condition} ORDER BY v.{id} LIMIT $2) p
+             LEFT JOIN {known} w ON w.row_id = p.row_id
+             ORDER BY p.id"
+        )
+    }
+
+    pub(in crate::store) async fn peek(
+        &self,
+        selection: &Selection,
+        limit: u32,
+    ) -> Result<Page, StoreError> {
+        let (condition, parameter) = self.condition(selection);
+        let rows = sqlx::query(AssertSqlSafe(self.page_sql(selection, &condition)))
+            .bind(parameter)
+            .bind(limit)
+            .bind(Uuid::nil().to_string())
+            .fetch_all(&self.pool)
+            .await?;
+        page(&rows, limit)
+    }
+
+    pub(in crate::store) async fn claim(
+        &self,
+        run_id: Uuid,
+        selection: &Selection,
+        limit: u32,
+    ) -> Result<Page, StoreError> {
+        const CLAIM: &str = "
+            INSERT INTO voice_sync_voices (row_id, provider_id, run_id, first_seen, lease_until)
+            SELECT value ->> 'row', value ->> 'provider_id', $2, $3, $3 + $4 FROM json_each($1)
+            WHERE TRUE
+            ON CONFLICT (row_id) DO UPDATE
+            SET run_id = excluded.run_id, lease_until = excluded.lease_until,
+                set_aside_until = NULL, provider_id = excluded.provider_id";
+        const RESTART: &str = "
+            UPDATE voice_sync_voices
+            SET first_seen = $2, restarted_at = $2, missing_count = 0, missing_since = NULL,
+                strikes = 0, kind = NULL, failed_at = NULL, failure = NULL
+            WHERE row_id IN (SELECT value FROM json_each($1))";
+        let (condition, parameter) = self.condition(selection);
+        let sql = self.page_sql(selection, &condition);
+        // Nothing to do takes no write lock: the application may be writing.
+        let any = sqlx::query(AssertSqlSafe(sql.clone()))
+            .bind(&parameter)
+            .bind(1)
+            .bind(run_id.to_string())
+            .fetch_optional(&self.pool)
+            .await?;
+        if any.is_none() {
+            return Ok(Page::default());
+        }
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(&parameter)
+            .bind(limit)
+            .bind(run_id.to_string())
+            .fetch_all(&mut *transaction)
+            .await?;
+        let page = page(&rows, limit)?;
+        let mut restarts = Vec::new();
+        let mut present: i64 = 0;
+        for row in &rows {
+            present = row.try_get("present")?;
+            if row.try_get("restarts")? && !row.try_get::<bool, _>("leased")? {
+                restarts.push(row.try_get::<String, _>("row_id")?);
+            }
+        }
+        let claimed: Vec<_> = page
+            .voices
+            .iter()
+            .map(|voice| json!({"row": voice.row.as_str(), "provider_id": voice.provider_id}))
+            .collect();
+        sqlx::query(CLAIM)
+            .bind(json!(claimed).to_string())
+            .bind(run_id.to_string())
+            .bind(present)
+            .bind(milliseconds(LEASE))
+            .execute(&mut *transaction)
+            .await?;
+        if !restarts.is_empty() {
+            sqlx::query(RESTART)
+                .bind(json!(restarts).to_string())
+                .bind(present)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(page)
+    }
+
+    pub(in crate::store) async fn count(&self, selection: &Selection) -> Result<u64, StoreError> {
+        let (condition, parameter) = self.condition(selection);
+        let sql = format!("SELECT count(*) FROM {} v WHERE {condition}", self.table);
+        let count: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(parameter)
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(count.unsigned_abs())
+    }
+}
+
+fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
+    let mut page = Page::default();
+    for row in rows {
+        let id = RowId::new(row.try_get::<String, _>("row_id")?);
+        if rows.len() >= limit as usize {
+            page.last = Some(id.clone());
+        }
+        if row.try_get("leased")? {
+            page.leased_elsewhere += 1;
+        } else if !row.try_get::<bool, _>("resting")? {
+            page.voices.push(Claimed {
+                row: id,
+                provider_id: row.try_get("provider_id")?,
+                age: age(row)?,
+                kind: row.try_get("kind")?,
+            });
+        }
+    }
+    Ok(page)
+}
+
+/// Time in processing: since the row was made or put back, or else since it was first seen.
+fn age(row: &SqliteRow) -> Result<Duration, sqlx::Error> {
+    let present: i64 = row.try_get("present")?;
+    if row.try_get("restarts")? {
+        return Ok(Duration::ZERO);
+    }
+    let created: Option<String> = row.try_get("created_at")?;
+    let created = created
+        .as_deref()
+        .and_then(timestamp)
+        .map(|time| time.timestamp_millis());
+    let restarted: Option<i64> = row.try_get("restarted_at")?;
+    let first_seen: Option<i64> = row.try_get("first_seen")?;
+    let since = created.max(restarted).or(first_seen).unwrap_or(present);
+    Ok(elapsed(present - since))
+}
+
+/// Reads a stored time: SQLAlchemy's text, ISO 8601 with or without a zone, or Unix seconds.
+fn timestamp(text: &str) -> Option<DateTime<Utc>> {
+    let text = text.trim();
+    ["%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f"]
+        .iter()
+        .find_map(|form| NaiveDateTime::parse_from_str(text, form).ok())
+        .map(|naive| naive.and_utc())
+        .or_else(|| {
+            DateTime::parse_from_rfc3339(text)
+                .ok()
+                .map(|time| time.to_utc())
+        })
+        .or_else(|| {
+            DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%#z")
+                .ok()
+                .map(|time| time.to_utc())
+        })
+        .or_else(|| DateTime::from_timestamp(text.parse().ok()?, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_a_stored_time_is_read() {
+        for text in [
+            "2026-11-02 08:00:00.000000",
+            "2026-11-02 08:00:00",
+            "2026-11-02T08:00:00",
+            "2026-11-02T08:00:00Z",
+            "2026-11-02 09:00:00+01:00",
+            "2026-11-02T09:00:00.000+01:00",
+            "1793606400",
+        ] {
+            let read = timestamp(text).expect(text);
+            assert_eq!(read.timestamp(), 1_793_606_400, "{text}");
+        }
+        for text in ["", "yesterday", "2026-13-02 08:00:00"] {
+            assert_eq!(timestamp(text), None, "{text:?}");
+        }
+    }
+}

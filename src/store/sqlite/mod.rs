@@ -1,0 +1,109 @@
+//! The store on SQLite: a write transaction of a few statements for each operation.
+//!
+//! Bulk parameters are one JSON array each. SQLite has a single writer, so `BEGIN IMMEDIATE` is all
+//! the coordination there is. The file's journal mode is the application's choice and stays.
+
+mod apply;
+mod catalog;
+mod claim;
+mod ledger;
+mod outbox;
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+use sqlx::{ConnectOptions, SqlitePool};
+use uuid::Uuid;
+
+use super::{ACQUIRE_TIMEOUT, Access, StoreError};
+
+/// How long to wait for the application to finish a write of its own.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The present in whole milliseconds since 1970.
+const NOW: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
+
+pub(super) async fn connect(path: &Path, access: Access) -> Result<SqlitePool, StoreError> {
+    if !path.exists() {
+        return Err(StoreError::Config(format!(
+            "there is no file {}; give the application's database with --database-url",
+            path.display()
+        )));
+    }
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(access == Access::ReadOnly)
+        .create_if_missing(false)
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(false)
+        .disable_statement_logging();
+    let pool = SqlitePoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .test_before_acquire(false)
+        .connect_lazy_with(options);
+    // Opening is lazy in SQLite itself: the first read finds out whether this is a database.
+    sqlx::query("SELECT count(*) FROM sqlite_schema")
+        .execute(&pool)
+        .await?;
+    Ok(pool)
+}
+
+/// How a column holds a UUID or another key, and how it reads to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KeyForm {
+    /// As it stands.
+    Plain,
+    /// SQLAlchemy's `CHAR(32)`: a UUID without its dashes, which events have.
+    BareUuid,
+}
+
+/// The application's table as SQL needs it: names quoted, values quoted.
+pub struct SqliteStore {
+    pool: SqlitePool,
+    table: String,
+    id: String,
+    id_form: KeyForm,
+    user_id: String,
+    user_id_form: KeyForm,
+    provider_id: String,
+    status: String,
+    preview_url: String,
+    completed_at: String,
+    created_at: String,
+    processing: String,
+    completed: String,
+    failed: String,
+    preview_room: Option<usize>,
+    own_tables: bool,
+}
+
+impl SqliteStore {
+    pub(super) fn into_pool(self) -> SqlitePool {
+        self.pool
+    }
+
+    pub(super) fn preview_room(&self) -> Option<usize> {
+        self.preview_room
+    }
+}
+
+impl KeyForm {
+    /// A stored key as others read it. What is no UUID after all stays as it is.
+    fn read(self, stored: &str) -> String {
+        match self {
+            Self::Plain => stored.to_owned(),
+            Self::BareUuid => Uuid::parse_str(stored)
+                .map_or_else(|_| stored.to_owned(), |uuid| uuid.hyphenated().to_string()),
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn elapsed(milliseconds: i64) -> Duration {
+    Duration::from_millis(u64::try_from(milliseconds).unwrap_or(0))
+}
