@@ -29,7 +29,7 @@ pub(super) struct SyncOnce {
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
 
-    /// Claim no more voices after this time.
+    /// Come to an end after this time; the next run goes on.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     max_runtime: Option<Duration>,
 }

@@ -23,9 +23,9 @@ use self::cursor::Cursor;
 use self::progress::Progress;
 use crate::events::OutboxEvent;
 use crate::events::relay::Relay;
-use crate::provider::Provider;
 use crate::provider::error::{Trouble, TroubleKind};
 use crate::provider::lookup::{BATCH, Lookup, Lookups, Strategy};
+use crate::provider::{Patience, Provider};
 use crate::report::{Counts, Halt, Report};
 use crate::store::{
     Applied, Claimed, LEASE, Memory, Note, Record, Seen, Store, StoreError, Target, Transition,
@@ -212,9 +212,12 @@ impl Pass<'_> {
     /// kinds that the list is known to leave out.
     async fn look_up(&self, progress: &Progress, batch: &Batch) -> Lookups {
         let lease_ends = batch.claimed_at + LEASE - LEASE_RESERVE;
-        let until = progress
-            .deadline
-            .map_or(lease_ends, |deadline| deadline.min(lease_ends));
+        let patience = Patience {
+            until: progress
+                .deadline
+                .map_or(lease_ends, |deadline| deadline.min(lease_ends)),
+            stop: self.stop,
+        };
         let (mut in_batch, mut singly) = (Vec::new(), Vec::new());
         let mut ids = HashSet::with_capacity(batch.voices.len());
         for voice in &batch.voices {
@@ -233,8 +236,8 @@ impl Pass<'_> {
             }
         }
         let (mut lookups, others) = join(
-            self.provider.look_up(&in_batch, false, until),
-            self.provider.look_up(&singly, true, until),
+            self.provider.look_up(&in_batch, false, patience),
+            self.provider.look_up(&singly, true, patience),
         )
         .await;
         let mut tally = progress.tally();

@@ -6,11 +6,10 @@ use std::sync::atomic::Ordering;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::time::Instant;
 use tracing::warn;
 
 use super::error::{Refusal, Trouble, TroubleKind, printable};
-use super::{Provider, wire};
+use super::{Patience, Provider, wire};
 use crate::voice::{ProviderVoiceId, Voice};
 
 /// Most ids that one list request may name, and most voices on a page of its answer.
@@ -66,16 +65,21 @@ enum Listed {
 }
 
 impl Provider {
-    /// Asks about each of `ids`, which are all different, in their order, with answers no later than
-    /// `until`.
-    pub async fn look_up(&self, ids: &[ProviderVoiceId], singly: bool, until: Instant) -> Lookups {
+    /// Asks about each of `ids`, which are all different, in their order, within
+    /// `patience`.
+    pub async fn look_up(
+        &self,
+        ids: &[ProviderVoiceId],
+        singly: bool,
+        patience: Patience<'_>,
+    ) -> Lookups {
         let mut lookups = Lookups::with_capacity(ids.len());
         let mut batches = match singly || self.list_is_gone.load(Ordering::Relaxed) {
             true => Vec::new(),
             false => ids.chunks(BATCH).map(<[_]>::to_vec).collect(),
         };
         while let Some(batch) = batches.pop() {
-            match self.list(&batch, until).await {
+            match self.list(&batch, patience).await {
                 Listed::Answered(voices) => take(&mut lookups, voices),
                 Listed::Partly(voices, trouble) => {
                     take(&mut lookups, voices);
@@ -99,7 +103,7 @@ impl Provider {
         let mut singles: FuturesUnordered<_> = ids
             .iter()
             .filter(|id| !lookups.contains_key(*id))
-            .map(|id| async move { (id.clone(), self.single(id, until).await) })
+            .map(|id| async move { (id.clone(), self.single(id, patience).await) })
             .collect();
         let mut answers = Vec::with_capacity(singles.len());
         while let Some(answer) = singles.next().await {
@@ -112,7 +116,7 @@ impl Provider {
 
     /// `GET /v2/voices?voice_ids=…`, with the pages that follow. Page 0 may hold voices nobody asked
     /// for, and absent ones are simply left out.
-    async fn list(&self, ids: &[ProviderVoiceId], until: Instant) -> Listed {
+    async fn list(&self, ids: &[ProviderVoiceId], patience: Patience<'_>) -> Listed {
         let mut query = format!("/v2/voices?page_size={BATCH}&include_total_count=false");
         for id in ids {
             query.push_str("&voice_ids=");
@@ -128,7 +132,7 @@ impl Provider {
                 Some(token) => format!("{query}&next_page_token={}", encoded(token)),
             };
             let answer = self
-                .get(&path, until)
+                .get(&path, patience)
                 .await
                 .and_then(|body| wire::list_page(&body).map_err(|error| unreadable(&error)));
             let next = match answer {
@@ -169,10 +173,10 @@ impl Provider {
     }
 
     /// `GET /v1/voices/{voice_id}`.
-    async fn single(&self, id: &ProviderVoiceId, until: Instant) -> Lookup {
+    async fn single(&self, id: &ProviderVoiceId, patience: Patience<'_>) -> Lookup {
         let path = format!("/v1/voices/{}", encoded(id.as_str()));
         let answer = self
-            .get(&path, until)
+            .get(&path, patience)
             .await
             .and_then(|body| wire::voice(&body).map_err(|error| unreadable(&error)));
         match answer {

@@ -4,6 +4,7 @@
 mod base_url;
 pub mod error;
 pub mod lookup;
+mod patience;
 pub mod wire;
 
 use std::num::NonZeroUsize;
@@ -15,12 +16,13 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Client, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, trace};
 use uuid::{Uuid, uuid};
 
 pub use base_url::BaseUrl;
 use error::{Refusal, Trouble, TroubleKind, refusal};
+pub use patience::Patience;
 
 use crate::retry::{self, Cause};
 
@@ -119,12 +121,11 @@ impl Provider {
         self.unanswered_in_a_row.load(Ordering::Relaxed) >= DOWN_AFTER
     }
 
-    /// Sends a GET and repeats it as [`retry`] allows, as long as an answer could still come before
-    /// `until`. Returns the body of a 200.
-    async fn get(&self, path_and_query: &str, until: Instant) -> Result<Vec<u8>, Refusal> {
+    /// Sends a GET and repeats it as [`retry`] allows, within `patience`. Returns the body of a 200.
+    async fn get(&self, path_and_query: &str, patience: Patience<'_>) -> Result<Vec<u8>, Refusal> {
         let mut tried = 0;
         let outcome = loop {
-            let outcome = self.try_once(path_and_query, until, tried > 0).await;
+            let outcome = self.try_once(path_and_query, patience, tried > 0).await;
             tried += 1;
             let (cause, told) = match &outcome {
                 Err(Refusal::Throttled { told, .. }) => (Cause::Throttled, *told),
@@ -151,15 +152,10 @@ impl Provider {
             if cause == Cause::Throttled || told.is_some() {
                 self.hold_for(told.unwrap_or(pause));
             }
-            if tried >= retry::MAX_TRIES || Instant::now() + pause >= until {
+            if tried >= retry::MAX_TRIES || !patience.sleep_until(Instant::now() + pause).await {
                 break outcome;
             }
-            debug!(
-                tried,
-                pause_ms = pause.as_millis() as u64,
-                "asking again after a pause"
-            );
-            sleep(pause).await;
+            debug!(tried, pause_ms = pause.as_millis() as u64, "asking again");
         };
         match &outcome {
             Err(Refusal::Throttled { .. }) => {
@@ -177,18 +173,17 @@ impl Provider {
     async fn try_once(
         &self,
         path_and_query: &str,
-        until: Instant,
+        patience: Patience<'_>,
         again: bool,
     ) -> Result<Vec<u8>, Refusal> {
         let not_asked = |why: &str| Refusal::Unavailable(Trouble::new(TroubleKind::NotAsked, why));
-        let Ok(Ok(_permit)) = timeout_at(until, self.gate.acquire()).await else {
+        let Ok(Ok(_permit)) = timeout_at(patience.until, self.gate.acquire()).await else {
             return Err(not_asked("no time left to ask"));
         };
-        if let Some(held) = self.held_until() {
-            if held >= until {
-                return Err(not_asked("the provider asks for a longer pause"));
-            }
-            tokio::time::sleep_until(held).await;
+        if let Some(held) = self.held_until()
+            && !patience.sleep_until(held).await
+        {
+            return Err(not_asked("the provider asks for a longer pause"));
         }
         if self.key_refused().is_some() {
             return Err(not_asked("the key was refused"));
@@ -196,28 +191,32 @@ impl Provider {
         if self.is_down() {
             return Err(not_asked("the provider does not answer"));
         }
-        let patience = until
-            .saturating_duration_since(Instant::now())
-            .min(REQUEST_TIMEOUT);
-        if patience.is_zero() {
+        let Some(left) = patience.left() else {
             return Err(not_asked("no time left to ask"));
-        }
+        };
 
         self.requests.fetch_add(1, Ordering::Relaxed);
         if again {
             self.retries.fetch_add(1, Ordering::Relaxed);
         }
+        let limit = left.min(REQUEST_TIMEOUT);
+        // An answer that we had no time for says nothing about the provider.
+        let no_answer = |error: reqwest::Error| match error.is_timeout() && limit < REQUEST_TIMEOUT
+        {
+            true => not_asked("no time left for an answer"),
+            false => no_answer(&error),
+        };
         let response = self
             .client()?
             .get(format!("{}{path_and_query}", self.base))
             .header("xi-api-key", self.key.clone())
-            .timeout(patience)
+            .timeout(limit)
             .send()
             .await
             .map_err(no_answer)?;
         let status = response.status().as_u16();
         let told = told_to_wait(response.headers());
-        let body = read(response).await;
+        let body = read(response, no_answer).await;
         trace!(status, path = path_and_query, "answered");
         match (status, body) {
             (200, body) => body,
@@ -272,9 +271,12 @@ fn told_to_wait(headers: &HeaderMap) -> Option<Duration> {
     )
 }
 
-async fn read(mut response: reqwest::Response) -> Result<Vec<u8>, Refusal> {
+async fn read(
+    mut response: reqwest::Response,
+    no_answer: impl Fn(reqwest::Error) -> Refusal,
+) -> Result<Vec<u8>, Refusal> {
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(no_answer)? {
+    while let Some(chunk) = response.chunk().await.map_err(&no_answer)? {
         if body.len() + chunk.len() > MAX_BODY_BYTES {
             return Err(Refusal::Unavailable(Trouble::new(
                 TroubleKind::TooLarge,
@@ -286,7 +288,7 @@ async fn read(mut response: reqwest::Response) -> Result<Vec<u8>, Refusal> {
     Ok(body)
 }
 
-fn no_answer(error: reqwest::Error) -> Refusal {
+fn no_answer(error: &reqwest::Error) -> Refusal {
     let kind = if error.is_timeout() {
         TroubleKind::Timeout
     } else if error.is_connect() {
@@ -294,7 +296,7 @@ fn no_answer(error: reqwest::Error) -> Refusal {
     } else {
         TroubleKind::Broken
     };
-    Refusal::Unavailable(Trouble::new(kind, root_cause(&error)))
+    Refusal::Unavailable(Trouble::new(kind, root_cause(error)))
 }
 
 /// The innermost error: the outer ones repeat the URL and say little.

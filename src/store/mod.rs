@@ -1,8 +1,8 @@
 //! The application's table and voice-sync's own, on PostgreSQL and SQLite.
 //!
-//! What an operation promises is said here; how each database does it, in [`postgres`] and
-//! [`sqlite`]. The two share no SQL: one works with arrays and one statement a step, the other with
-//! JSON and short write transactions. `tests/store` runs the same contract on both.
+//! What an operation promises is said here; how each database does it, in `postgres` and
+//! `sqlite`. The two share no SQL: one works with arrays and one statement a step, the other with
+//! JSON and short write transactions. `tests/it/store.rs` runs the same contract on both.
 
 mod database_url;
 mod error;

@@ -6,6 +6,7 @@ mod support;
 mod bad_input;
 mod events;
 mod migrate;
+mod provider;
 mod sdk;
 mod secrets;
 mod store;

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 use voice_sync_simulator::{Answer, Options, Outage};
 
 use crate::support::app::{App, NewVoice, Pool, Row, Variant, row_id, user_id};
-use crate::support::binary::{KEY, VoiceSync, sync_once};
+use crate::support::binary::{KEY, VoiceSync, end, sync_once};
 use crate::support::bus::Bus;
 use crate::support::fates::{FATES, Outcome, is_listed, outcome, simulator, simulator_with, tally};
 
@@ -673,6 +674,55 @@ async fn voices_leased_by_another_process_are_left_to_it() {
         ),
         (5, 2, 3)
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn told_to_stop_it_writes_down_what_it_knows_and_gives_its_leases_back() {
+    let ids: Vec<String> = (0..60).map(|n| format!("sim-ready-{n:02}")).collect();
+    let app = app_with(Variant::A, &ids).await;
+    migrate(&app).await;
+    let latency = Duration::from_millis(100);
+    let provider = simulator_with(Options {
+        latency,
+        ..Options::default()
+    })
+    .await;
+    let child = sync_once(&app.url, &provider.url())
+        .args(&["--lookup", "single", "--concurrency", "2"])
+        .start();
+    let answered = || {
+        provider
+            .requests()
+            .iter()
+            .filter(|request| request.status.is_some())
+            .count()
+    };
+    while answered() < 4 {
+        tokio::task::yield_now().await;
+    }
+    let told = Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status()
+        .expect("kill runs");
+    assert!(told.success());
+    let ended = end(child).await;
+    ended.expect_code(75);
+    let completed = app
+        .number("SELECT count(*) FROM voices WHERE status = 'completed'")
+        .await;
+    assert_eq!(completed.unsigned_abs(), ended.count("completed"));
+    assert_eq!(
+        completed.unsigned_abs() as usize,
+        answered(),
+        "every answer that came is written down"
+    );
+    assert!(completed < 60, "it did not go on to the end");
+    assert_eq!(ended.count("due"), 60);
+    let leased = "SELECT count(*) FROM voice_sync.voices WHERE lease_until IS NOT NULL";
+    assert_eq!(app.number(leased).await, 0);
+    let next = sync_once(&app.url, &provider.url()).run().await;
+    next.expect_code(0);
+    assert_eq!(next.count("completed") + ended.count("completed"), 60);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

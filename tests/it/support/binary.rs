@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
@@ -89,26 +89,40 @@ impl VoiceSync {
         self
     }
 
+    /// Starts it.
+    pub(crate) fn start(self) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_voice-sync"));
+        command
+            .args(&self.arguments)
+            .env_clear()
+            .envs(self.variables);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(directory) = self.directory {
+            command.current_dir(directory);
+        }
+        command.spawn().expect("the binary starts")
+    }
+
     /// Runs it to its end, beside the simulator that this process serves.
     pub(crate) async fn run(self) -> Ended {
-        tokio::task::spawn_blocking(move || {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_voice-sync"));
-            command
-                .args(&self.arguments)
-                .env_clear()
-                .envs(self.variables);
-            if let Some(directory) = self.directory {
-                command.current_dir(directory);
-            }
-            let output = command.output().expect("the binary starts");
-            Ended {
-                code: output.status.code().unwrap_or(-1),
-                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            }
-        })
+        end(self.start()).await
+    }
+}
+
+/// Waits for the end of a run.
+pub(crate) async fn end(child: Child) -> Ended {
+    let waiting = tokio::task::spawn_blocking(|| child.wait_with_output());
+    let output = waiting
         .await
-        .expect("the run is waited for")
+        .expect("joins")
+        .expect("the run is waited for");
+    Ended {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
 }
 
