@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::num::NonZeroUsize;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let store = Store::open(database, &names, true).await?;
     let key = "any key will do".to_owned().into();
-    let concurrency = NonZeroUsize::new(4).context("4 is not 0")?;
+    let concurrency = NonZeroU32::new(4).context("4 is not 0")?;
     // There is no Redis here: events are recorded with their transitions, and wait for one.
     let relay = Relay::new(
         "redis://127.0.0.1:1",

@@ -8,15 +8,19 @@
 //! main ── cli ── pass ──┬── provider   (HTTP: lookups, errors by what the caller does)
 //!                       ├── store      (SQL: PostgreSQL and SQLite)
 //!                       └── events     (relay: outbox → Redis)
-//!         pure, no IO, no clock:  voice · verdict · missing · retry · report · exit · pass::cursor
+//!         pure, no IO, no clock:  voice · verdict · missing · report · exit · pass::cursor
+//!                                retry · budget · breaker · limit · standing
 //! ```
 //!
 //! A [`pass`] is five steps: claim → look up → judge → apply → relay. Everything that decides is a
 //! pure function, tested as one; everything that talks is thin. Only [`pass`] sees HTTP and SQL both.
 
+pub mod breaker;
+pub mod budget;
 pub mod cli;
 pub mod events;
 pub mod exit;
+pub mod limit;
 pub mod missing;
 pub mod pass;
 pub mod provider;
@@ -24,6 +28,7 @@ pub mod report;
 pub mod retry;
 pub mod settings;
 pub mod shutdown;
+pub mod standing;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

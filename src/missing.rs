@@ -16,19 +16,30 @@ const HOPELESS_AFTER: u64 = 100;
 /// What is recorded of a voice that single lookups did not find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Absence {
-    /// Lookups in a row that did not find it.
+    /// Lookups in a row, with one key, that did not find it.
     pub times: u32,
     /// Time since the first of them.
     pub lasting: Duration,
-    /// Whether another voice was found under the same key since the first of them.
-    pub others_found: bool,
+    /// What the same key found otherwise.
+    pub others: Others,
+}
+
+/// What a key found besides a voice that it did not find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// Other voices, since the first lookup that did not find this one.
+    FoundSince,
+    /// Other voices, before that.
+    FoundBefore,
+    /// Nothing, ever: it may be the key of another workspace.
+    NeverFound,
 }
 
 /// Whether an absence is believed.
 ///
 /// `missing_after` of zero believes the first one. Otherwise it takes three over that time, with
 /// another voice found in between. An application with a single voice in processing has no other to
-/// find, so without that an absence is believed once it has lasted for `fail_after` as well.
+/// find; if its key found voices earlier, the absence is believed once it has lasted for `fail_after`.
 pub fn is_confirmed(
     absence: Absence,
     missing_after: Duration,
@@ -37,14 +48,15 @@ pub fn is_confirmed(
     let Absence {
         times,
         lasting,
-        others_found,
+        others,
     } = absence;
     if missing_after.is_zero() {
         return times > 0;
     }
-    let long_enough = match others_found {
-        true => Some(missing_after),
-        false => fail_after.map(|limit| limit.max(missing_after)),
+    let long_enough = match others {
+        Others::FoundSince => Some(missing_after),
+        Others::FoundBefore => fail_after.map(|limit| limit.max(missing_after)),
+        Others::NeverFound => None,
     };
     times >= CONFIRMATIONS && long_enough.is_some_and(|limit| lasting >= limit)
 }
@@ -96,34 +108,39 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-    fn confirmed(times: u32, lasting: Duration, others_found: bool) -> bool {
+    fn confirmed(times: u32, lasting: Duration, others: Others) -> bool {
         let absence = Absence {
             times,
             lasting,
-            others_found,
+            others,
         };
         is_confirmed(absence, 15 * MINUTE, Some(DAY))
     }
 
     #[test]
     fn an_absence_is_believed_after_three_times_in_fifteen_minutes() {
-        assert!(!confirmed(1, DAY, true));
-        assert!(!confirmed(2, DAY, true));
-        assert!(!confirmed(3, 14 * MINUTE, true));
-        assert!(confirmed(3, 15 * MINUTE, true));
-        assert!(confirmed(9, DAY, true));
+        assert!(!confirmed(1, DAY, Others::FoundSince));
+        assert!(!confirmed(2, DAY, Others::FoundSince));
+        assert!(!confirmed(3, 14 * MINUTE, Others::FoundSince));
+        assert!(confirmed(3, 15 * MINUTE, Others::FoundSince));
+        assert!(confirmed(9, DAY, Others::FoundSince));
     }
 
     #[test]
     fn a_lonely_voice_takes_the_full_time_allowed() {
-        assert!(!confirmed(100, 23 * 60 * MINUTE, false));
-        assert!(confirmed(100, DAY, false));
+        assert!(!confirmed(100, 23 * 60 * MINUTE, Others::FoundBefore));
+        assert!(confirmed(100, DAY, Others::FoundBefore));
         let absence = Absence {
             times: 100,
             lasting: 100 * DAY,
-            others_found: false,
+            others: Others::FoundBefore,
         };
         assert!(!is_confirmed(absence, 15 * MINUTE, None));
+    }
+
+    #[test]
+    fn a_key_that_never_found_anything_fails_nobody() {
+        assert!(!confirmed(u32::MAX, 1000 * DAY, Others::NeverFound));
     }
 
     #[test]
@@ -131,7 +148,7 @@ mod tests {
         let first = Absence {
             times: 1,
             lasting: Duration::ZERO,
-            others_found: false,
+            others: Others::NeverFound,
         };
         assert!(is_confirmed(first, Duration::ZERO, None));
         assert!(!is_confirmed(

@@ -75,6 +75,16 @@ pub enum Halt {
     Database(Exit, String),
 }
 
+impl Halt {
+    /// Whether it says something even if every voice had been asked about.
+    pub fn is_about_the_key(&self) -> bool {
+        match self {
+            Self::KeyRefused(_) | Self::OtherWorkspace => true,
+            Self::ProviderDown | Self::TimeOver | Self::Stopped | Self::Database(..) => false,
+        }
+    }
+}
+
 impl fmt::Display for Halt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -82,7 +92,7 @@ impl fmt::Display for Halt {
             Self::OtherWorkspace => f.write_str(
                 "so many voices are unknown to the provider that the key is probably of another workspace",
             ),
-            Self::ProviderDown => f.write_str("the provider does not answer"),
+            Self::ProviderDown => f.write_str("the provider does not answer, or asks for a pause"),
             Self::TimeOver => f.write_str("the time is over"),
             Self::Stopped => f.write_str("told to stop"),
             Self::Database(_, error) => f.write_str(error),

@@ -11,6 +11,8 @@ CREATE TABLE voice_sync.voices (
     last_asked      timestamptz,
     kind            text,
     stage           text,
+    -- Counted for one account at a time: with another key it starts over.
+    missing_account uuid,
     missing_count   integer NOT NULL DEFAULT 0,
     missing_since   timestamptz,
     strikes         integer NOT NULL DEFAULT 0,
@@ -35,9 +37,19 @@ CREATE INDEX outbox_unpublished ON voice_sync.outbox (id) WHERE published_at IS 
 
 -- What the provider showed of itself, for each key (by a digest of it) and base URL.
 CREATE TABLE voice_sync.provider (
-    account      uuid PRIMARY KEY,
+    account     uuid PRIMARY KEY,
     -- Kinds of voices that the list leaves out, each with the time until which that is believed.
-    unlisted     jsonb NOT NULL DEFAULT '{}'
+    unlisted    jsonb NOT NULL DEFAULT '{}',
+    -- The breaker: how often it opened without an answer since, until when it is open, and until
+    -- when the one process that probes may be waited for.
+    opened      integer NOT NULL DEFAULT 0,
+    open_until  timestamptz,
+    probe_until timestamptz,
+    -- No request before this, because the provider said so.
+    hold_until  timestamptz,
+    concurrency double precision,
+    -- When a voice was last found: then the key is of the right workspace.
+    found_at    timestamptz
 );
 
 -- A ledger of passes.
@@ -50,7 +62,11 @@ CREATE TABLE voice_sync.runs (
     duration_ms bigint NOT NULL,
     exit_code   smallint NOT NULL,
     found       bigint NOT NULL,
-    counts      jsonb NOT NULL,
-    -- The row after which an unfinished pass stopped: the next one begins there.
-    resume_after text
+    counts      jsonb NOT NULL
+);
+
+-- The row after which an unfinished pass stopped: the next one begins there.
+CREATE TABLE voice_sync.cursors (
+    table_name   text PRIMARY KEY,
+    resume_after text NOT NULL
 );

@@ -9,6 +9,7 @@ CREATE TABLE voice_sync_voices (
     last_asked      INTEGER,
     kind            TEXT,
     stage           TEXT,
+    missing_account TEXT,
     missing_count   INTEGER NOT NULL DEFAULT 0,
     missing_since   INTEGER,
     strikes         INTEGER NOT NULL DEFAULT 0,
@@ -31,8 +32,14 @@ CREATE TABLE voice_sync_outbox (
 CREATE INDEX voice_sync_outbox_unpublished ON voice_sync_outbox (id) WHERE published_at IS NULL;
 
 CREATE TABLE voice_sync_provider (
-    account  TEXT PRIMARY KEY NOT NULL,
-    unlisted TEXT NOT NULL DEFAULT '{}'
+    account     TEXT PRIMARY KEY NOT NULL,
+    unlisted    TEXT NOT NULL DEFAULT '{}',
+    opened      INTEGER NOT NULL DEFAULT 0,
+    open_until  INTEGER,
+    probe_until INTEGER,
+    hold_until  INTEGER,
+    concurrency REAL,
+    found_at    INTEGER
 );
 
 CREATE TABLE voice_sync_runs (
@@ -44,6 +51,10 @@ CREATE TABLE voice_sync_runs (
     duration_ms  INTEGER NOT NULL,
     exit_code    INTEGER NOT NULL,
     found        INTEGER NOT NULL,
-    counts       TEXT NOT NULL,
-    resume_after TEXT
+    counts       TEXT NOT NULL
+);
+
+CREATE TABLE voice_sync_cursors (
+    table_name   TEXT PRIMARY KEY NOT NULL,
+    resume_after TEXT NOT NULL
 );

@@ -4,7 +4,7 @@ mod migrate;
 mod sync_once;
 
 use std::collections::BTreeSet;
-use std::num::NonZeroUsize;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -79,10 +79,10 @@ struct Options {
         global = true,
         value_name = "URL",
         env = "ELEVENLABS_BASE_URL",
-        default_value = "https://api.elevenlabs.io",
+        help = "The provider [default: https://api.elevenlabs.io]",
         hide_env_values = true
     )]
-    api_url: String,
+    api_url: Option<String>,
 
     /// A file that holds the API key [env: ELEVENLABS_API_KEY_FILE=; the key itself: ELEVENLABS_API_KEY].
     #[arg(long, global = true, value_name = "PATH")]
@@ -118,7 +118,7 @@ struct Options {
 
     /// Most requests to the provider at once.
     #[arg(long, global = true, value_name = "N", env = "VOICE_SYNC_CONCURRENCY", default_value = "4", value_parser = concurrency)]
-    concurrency: NonZeroUsize,
+    concurrency: NonZeroU32,
 
     /// Ask in batches or singly.
     #[arg(
@@ -245,9 +245,9 @@ fn limit(text: &str) -> Result<Limit, humantime::DurationError> {
     }
 }
 
-fn concurrency(text: &str) -> Result<NonZeroUsize, String> {
-    const MOST: usize = 1000;
-    text.parse::<NonZeroUsize>()
+fn concurrency(text: &str) -> Result<NonZeroU32, String> {
+    const MOST: u32 = 1000;
+    text.parse::<NonZeroU32>()
         .ok()
         .filter(|number| number.get() <= MOST)
         .ok_or_else(|| format!("give a whole number from 1 to {MOST}"))
@@ -305,7 +305,8 @@ impl Options {
     }
 
     fn provider(&self) -> Result<Provider, Failed> {
-        let base = BaseUrl::parse(&self.api_url)
+        let url = self.api_url.as_deref().filter(|url| !url.trim().is_empty());
+        let base = BaseUrl::parse(url.unwrap_or("https://api.elevenlabs.io"))
             .context("the provider's URL (--api-url or ELEVENLABS_BASE_URL) cannot be used")
             .map_err(Failed::config)?;
         let key = settings::api_key(self.api_key_file.clone()).map_err(Failed::config)?;

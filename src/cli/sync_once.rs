@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::{Options, Output, open};
 use crate::exit::{Exit, Failed};
@@ -71,6 +72,12 @@ impl SyncOnce {
         }
         .run()
         .await;
+        if let (Some(names), 0) = (&scope.named, report.counts.due) {
+            warn!(
+                voices = names.join(", "),
+                "none of these is a voice in processing, by row or provider id"
+            );
+        }
         print(&report, options.output)
     }
 }

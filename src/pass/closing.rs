@@ -1,22 +1,33 @@
 //! What a pass does when all its voices have been asked about: it fails those whose absence is
 //! confirmed, publishes what is left in the outbox, and writes itself into the ledger.
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use super::Pass;
 use super::progress::Progress;
 use crate::events::relay;
 use crate::exit::Exit;
-use crate::missing::{self, Absence};
+use crate::missing::{self, Absence, Others};
 use crate::report::{self, Halt, Report};
-use crate::store::{MissingVoice, Note, Run, StoreError, Target, Transition};
+use crate::store::{MissingVoice, NextPass, Note, Run, StoreError, Target, Transition};
 use crate::verdict::Failure;
 use crate::voice::{ProviderVoiceId, RowId};
 
 /// Missing voices looked through at once.
 const PAGE: u32 = 500;
+
+/// Rows of each of its own tables that a pass removes at the most, unless it added more.
+const TIDIED_AT_ONCE: u32 = 1000;
+/// Of so many passes without work, one tidies up.
+const IDLE_PASSES_A_TIDYING: u32 = 50;
+/// How long a pass waits for events that another process is publishing, or was before it crashed.
+const OTHERS_EVENTS: Duration = Duration::from_secs(17);
 
 /// What is known at the end of a pass.
 #[derive(Default)]
@@ -47,10 +58,16 @@ impl Pass<'_> {
     async fn end(&self, progress: &Progress, ending: &mut Ending) -> Result<(), StoreError> {
         self.left_undone(progress, ending).await?;
         self.judge_missing(progress).await?;
-        if !self.scope.dry_run && self.relay.is_some() {
-            self.relay_rest(progress, ending).await?;
+        if self.scope.dry_run {
+            return Ok(());
         }
-        Ok(())
+        if self.provider.requests() > 0 {
+            let standing = self.provider.standing();
+            self.store
+                .keep_standing(self.provider.account(), standing)
+                .await?;
+        }
+        self.relay_rest(progress, ending).await
     }
 
     /// Counts what a pass that had to stop never claimed, and where the next one begins.
@@ -114,12 +131,18 @@ impl Pass<'_> {
             provider_id,
             times,
             lasting,
-            others_found,
+            last_found,
         } = voice;
+        let others = match last_found {
+            _ if found_any => Others::FoundSince,
+            Some(ago) if ago < lasting => Others::FoundSince,
+            Some(_) => Others::FoundBefore,
+            None => Others::NeverFound,
+        };
         let absence = Absence {
             times,
             lasting,
-            others_found: others_found || found_any,
+            others,
         };
         let confirmed = missing::is_confirmed(absence, self.missing_after, self.rules.fail_after);
         Some(Transition {
@@ -143,30 +166,36 @@ impl Pass<'_> {
         let events = self.apply_each(progress, confirmed, &mut refused).await?;
         // Each of them was counted as missing when it was looked up.
         progress.tally().counts.missing -= count;
+        self.store
+            .note(progress.run_id, self.provider.account(), &refused)
+            .await?;
         self.count_notes(progress, &refused);
         self.relay(progress, events).await
     }
 
-    /// Publishes whatever the outbox still holds, of this pass or an earlier one.
+    /// Publishes whatever the outbox still holds, of this pass or an earlier one. Events that
+    /// another process has leased are waited for: a crashed one's come free in a few seconds.
     async fn relay_rest(&self, progress: &Progress, ending: &mut Ending) -> Result<(), StoreError> {
         let Some(relay) = self.relay else {
             return Ok(());
         };
+        // The rest of the pass only recorded, if Redis was away; now it is asked once more.
+        progress.relay_is_down.store(false, Ordering::Relaxed);
         let mut pending = self.store.pending_events().await?;
-        let mut all_published = true;
-        while all_published && pending.unleased > 0 {
+        let patience = Instant::now() + OTHERS_EVENTS;
+        while pending.all > 0 && !progress.relay_is_down.load(Ordering::Relaxed) {
+            if self.is_over(progress) || Instant::now() >= patience && pending.unleased == 0 {
+                break;
+            }
             let events = self.store.take_events(relay::BATCH as u32).await?;
-            if events.is_empty() {
-                break;
+            match events.is_empty() {
+                true => sleep(Duration::from_millis(250)).await,
+                false => self.publish(progress, relay, &events).await?,
             }
-            all_published = self.publish(progress, relay, &events).await?;
-            if events.len() < relay::BATCH {
-                break;
-            }
+            pending = self.store.pending_events().await?;
         }
-        pending = self.store.pending_events().await?;
         progress.tally().counts.events_pending = pending.all;
-        ending.events_stuck = pending.unleased > 0 || !all_published;
+        ending.events_stuck = pending.all > 0;
         if ending.events_stuck {
             warn!(
                 events.pending = pending.all,
@@ -235,14 +264,20 @@ impl Pass<'_> {
             exit_code: report.exit_code.code(),
             found,
             counts: json!(report.counts),
-            resume_after: ending.resume_after.filter(|_| self.scope.named.is_none()),
+            cursor: match (&self.scope.named, ending.resume_after) {
+                (Some(_), _) => NextPass::AsBefore,
+                (None, None) => NextPass::FromTheBeginning,
+                (None, Some(row)) => NextPass::After(row),
+            },
             unlisted,
         };
         if let Err(error) = self.store.record_run(&run).await {
             warn!(%error, "the pass could not be written into the ledger");
         }
-        if report.counts.due > 0
-            && let Err(error) = self.store.tidy().await
+        // What a pass adds, the next ones must be able to remove. A pass without work seldom looks.
+        let at_once = TIDIED_AT_ONCE.max(u32::try_from(report.counts.due * 2).unwrap_or(u32::MAX));
+        if (report.counts.due > 0 || fastrand::u32(..IDLE_PASSES_A_TIDYING) == 0)
+            && let Err(error) = self.store.tidy(at_once).await
         {
             warn!(%error, "old rows of voice-sync's own tables could not be removed");
         }

@@ -7,7 +7,7 @@ use crate::store::{Page, Selection};
 use crate::voice::RowId;
 
 /// Names looked for in one statement.
-const NAMES_AT_ONCE: usize = 50;
+const NAMES_AT_ONCE: usize = 1000;
 /// Rows that one statement with names may find: a name can be that of a row and of a voice, and an
 /// application may use one voice in several rows.
 const ROWS_OF_NAMES: u32 = 10_000;
@@ -245,13 +245,13 @@ mod tests {
 
     #[test]
     fn names_are_taken_in_portions() {
-        let names: Vec<String> = (0..120).map(|n| n.to_string()).collect();
+        let names: Vec<String> = (0..2400).map(|n| n.to_string()).collect();
         let mut cursor = Cursor::new(Some(names), None, None);
         let mut portions = Vec::new();
         while let Some((Selection::Named(names), _)) = cursor.next(100) {
             portions.push(names.len());
             cursor.advance(&Page::default());
         }
-        assert_eq!(portions, [50, 50, 20]);
+        assert_eq!(portions, [1000, 1000, 400]);
     }
 }

@@ -22,20 +22,22 @@ use uuid::Uuid;
 use self::cursor::Cursor;
 use self::progress::Progress;
 use crate::events::OutboxEvent;
-use crate::events::relay::Relay;
-use crate::provider::error::{Trouble, TroubleKind};
+use crate::events::relay::{NotPublished, Relay};
+use crate::provider::error::{Trouble, TroubleKind, printable};
 use crate::provider::lookup::{BATCH, Lookup, Lookups, Strategy};
 use crate::provider::{Patience, Provider};
 use crate::report::{Counts, Halt, Report};
+use crate::standing::Standing;
 use crate::store::{
     Applied, Claimed, LEASE, Memory, Note, Record, Seen, Store, StoreError, Target, Transition,
 };
 use crate::verdict::{Rules, Verdict, judge, storable};
 use crate::voice::{ProviderVoiceId, RowId, Voice};
 
-/// Voices claimed at once where each takes a request of its own: enough to spare statements, few
-/// enough that a slow provider gets through them within their lease.
-const SINGLES: usize = 20;
+/// Part of the lease in which the voices of a batch should have been asked about.
+const ASKING_TIME: Duration = Duration::from_secs(15);
+/// A pause that the provider asks for is waited out, unless it is longer: then the next run goes on.
+const LONGEST_HOLD: Duration = Duration::from_secs(10);
 /// Batches under way beyond those that are being asked about.
 const SPARE_BATCHES: usize = 2;
 /// Part of the lease that is kept for writing the answers down.
@@ -112,18 +114,31 @@ impl Pass<'_> {
         let progress = Progress::new(
             Uuid::new_v4(),
             started,
-            max_runtime.map(|longest| started + longest),
+            max_runtime.and_then(|longest| started.checked_add(longest)),
             Cursor::new(named.clone(), *limit, memory.resume_after),
             memory.unlisted,
         );
         let outcome = match unreadable {
             Some(error) => Err(error),
-            None => self.all_batches(&progress).await,
+            None => self.begin(&progress, memory.standing).await,
         };
         if let Err(error) = outcome {
             progress.database_failed(&error);
         }
         self.close(progress, started_at).await
+    }
+
+    /// Heeds what others learned of the provider: while its breaker is open nobody asks, and when it
+    /// is time to probe, one process does.
+    async fn begin(&self, progress: &Progress, standing: Standing) -> Result<(), StoreError> {
+        let may_probe = standing.wants_probe()
+            && !self.scope.dry_run
+            && self.store.claim_probe(self.provider.account()).await?;
+        if standing.is_open() || standing.wants_probe() && !may_probe {
+            progress.halt(Halt::ProviderDown);
+        }
+        self.provider.resume(standing);
+        self.all_batches(progress).await
     }
 
     async fn remember(&self) -> Result<Memory, StoreError> {
@@ -146,6 +161,7 @@ impl Pass<'_> {
             let judged = self.judge(progress, &batch, lookups);
             let events = self.apply(progress, &batch, judged).await?;
             self.relay(progress, events).await?;
+            self.tell_others().await?;
             (self.observe)(&progress.tally().counts);
         }
         Ok(())
@@ -155,15 +171,16 @@ impl Pass<'_> {
     async fn claim(&self, progress: &Progress) -> Result<Option<Batch>, StoreError> {
         let mut cursor = progress.cursor.lock().await;
         loop {
-            if let Some(halt) = self.reason_to_halt(progress) {
+            self.hear_from_others(progress).await?;
+            let size = self.batch_size(progress);
+            let next = cursor.next(size);
+            if let Some(halt) = self.reason_to_halt(progress)
+                && (next.is_some() || halt.is_about_the_key())
+            {
                 progress.halt(halt);
             }
-            let size = match self.strategy == Strategy::Single || self.provider.has_no_list() {
-                true => SINGLES,
-                false => BATCH,
-            };
             let halted = progress.tally().halt.is_some();
-            let Some((selection, limit)) = cursor.next(size).filter(|_| !halted) else {
+            let Some((selection, limit)) = next.filter(|_| !halted) else {
                 return Ok(None);
             };
             let claimed_at = Instant::now();
@@ -196,16 +213,56 @@ impl Pass<'_> {
             Some(Halt::OtherWorkspace)
         } else if self.stop.is_cancelled() {
             Some(Halt::Stopped)
-        } else if progress
-            .deadline
-            .is_some_and(|deadline| Instant::now() >= deadline)
-        {
+        } else if self.is_over(progress) {
             Some(Halt::TimeOver)
-        } else if self.provider.is_down() {
+        } else if self.provider.is_down() || self.provider.held_for() > LONGEST_HOLD {
             Some(Halt::ProviderDown)
         } else {
             None
         }
+    }
+
+    fn is_over(&self, progress: &Progress) -> bool {
+        let over = |deadline| Instant::now() >= deadline;
+        self.stop.is_cancelled() || progress.deadline.is_some_and(over)
+    }
+
+    /// Voices to claim at once: as many as a list request carries, but no more than can be asked
+    /// about within their lease where many take a request of their own.
+    fn batch_size(&self, progress: &Progress) -> usize {
+        let singly = self.strategy == Strategy::Single || self.provider.has_no_list();
+        let requests_a_voice = match singly {
+            true => 1.0,
+            false => progress.tally().singles_a_voice(),
+        };
+        let at_once = self.provider.concurrency();
+        let in_flight = at_once + SPARE_BATCHES;
+        let latency = self.provider.latency().as_secs_f64().max(0.001);
+        let in_time = ASKING_TIME.as_secs_f64() / latency * at_once as f64 / in_flight as f64;
+        ((in_time / requests_a_voice.max(0.001)) as usize).clamp(1, BATCH)
+    }
+
+    /// Tells other processes at once where the breaker opened or closed, or a pause was asked for.
+    async fn tell_others(&self) -> Result<(), StoreError> {
+        match self.provider.news().filter(|_| !self.scope.dry_run) {
+            Some(standing) => {
+                let account = self.provider.account();
+                self.store.keep_standing(account, standing).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Heeds, once a second, what others learned of the provider meanwhile.
+    async fn hear_from_others(&self, progress: &Progress) -> Result<(), StoreError> {
+        if self.scope.dry_run || !progress.is_time_to_hear() {
+            return Ok(());
+        }
+        let standing = self.store.standing(self.provider.account()).await?;
+        if standing.is_open() || standing.hold_for > LONGEST_HOLD {
+            progress.halt(Halt::ProviderDown);
+        }
+        Ok(())
     }
 
     /// Asks about each voice of the batch whose id may be asked about: in one go, except for the
@@ -244,7 +301,7 @@ impl Pass<'_> {
         tally.not_asked(batch, [&lookups, &others]);
         for (lookup, asked_list) in lookups
             .values()
-            .map(|lookup| (lookup, true))
+            .map(|lookup| (lookup, !self.provider.has_no_list()))
             .chain(others.values().map(|lookup| (lookup, false)))
         {
             match lookup {
@@ -263,6 +320,11 @@ impl Pass<'_> {
         let held = batch.claimed_at.elapsed();
         let mut judged = Judged::default();
         let (mut answered, mut missing) = (0, 0);
+        // Where nothing was found, it is our requests that are wrong, or the provider, and no voice.
+        let found_any = progress.tally().fuse.found_any()
+            || lookups
+                .values()
+                .any(|lookup| matches!(lookup, Lookup::Found { .. }));
         for claimed in &batch.voices {
             let age = claimed.age + held;
             let seen =
@@ -288,8 +350,13 @@ impl Pass<'_> {
                             missing += 1;
                             Seen::Missing
                         }
-                        Some(Lookup::Rejected(reason)) => {
+                        Some(Lookup::Rejected(reason)) if found_any => {
                             Seen::SetAside(format!("the provider rejects its id: {reason}"))
+                        }
+                        Some(Lookup::Rejected(reason)) => {
+                            let trouble = Trouble::new(TroubleKind::Status, reason);
+                            progress.tally().trouble(&trouble);
+                            Seen::Unavailable(trouble.to_string())
                         }
                         Some(Lookup::Unavailable(trouble)) => {
                             Seen::Unavailable(trouble.to_string())
@@ -319,10 +386,10 @@ impl Pass<'_> {
                 }
             }
             Verdict::Failed(failure) => Ok(Target::Failed {
-                reason: failure.to_string(),
+                reason: printable(&failure.to_string()),
             }),
             Verdict::Processing(stage) => Err(Seen::Processing {
-                kind: voice.kind().to_owned(),
+                kind: printable(voice.kind()),
                 stage,
             }),
         }
@@ -360,7 +427,9 @@ impl Pass<'_> {
             progress.tally().transitions(&transitions, &as_if);
         } else {
             events = self.apply_each(progress, transitions, &mut notes).await?;
-            self.store.note(progress.run_id, &notes).await?;
+            self.store
+                .note(progress.run_id, self.provider.account(), &notes)
+                .await?;
         }
         self.count_notes(progress, &notes);
         Ok(events)
@@ -428,42 +497,43 @@ impl Pass<'_> {
         }
     }
 
-    /// Publishes the events of a batch right after their commit. Once that failed, the rest of the
-    /// pass only records: its end tries again, and so does the next pass.
+    /// Publishes the events of a batch right after their commit.
     async fn relay(&self, progress: &Progress, events: Vec<OutboxEvent>) -> Result<(), StoreError> {
-        let Some(relay) = self.relay.filter(|_| !events.is_empty()) else {
-            return Ok(());
-        };
-        self.publish(progress, relay, &events).await?;
-        Ok(())
+        match self.relay.filter(|_| !events.is_empty()) {
+            Some(relay) => self.publish(progress, relay, &events).await,
+            None => Ok(()),
+        }
     }
 
-    /// Publishes events that are leased to this pass, and marks what got out. Returns whether all
-    /// did; the leases of the others are given back.
+    /// Publishes events that are leased to this pass, and marks what got out; the leases of the
+    /// others are given back. Once Redis failed, the rest of the pass only records: its end tries
+    /// again, and so does the next pass.
     async fn publish(
         &self,
         progress: &Progress,
         relay: &Relay,
         events: &[OutboxEvent],
-    ) -> Result<bool, StoreError> {
-        let Err(not_published) = relay.publish(events).await else {
-            let ids: Vec<i64> = events.iter().map(|event| event.id).collect();
-            self.store.mark_published(&ids).await?;
-            progress.tally().counts.events_published += ids.len() as u64;
-            return Ok(true);
+    ) -> Result<(), StoreError> {
+        let turn = progress.relay_turn.lock().await;
+        let published = match progress.relay_is_down.load(Ordering::Relaxed) {
+            true => HashSet::new(),
+            false => match relay.publish(events).await {
+                Ok(()) => events.iter().map(|event| event.id).collect(),
+                Err(NotPublished { published, reason }) => {
+                    progress.relay_is_down.store(true, Ordering::Relaxed);
+                    error!(%reason, "events cannot be published; they stay in the outbox");
+                    published.into_iter().collect()
+                }
+            },
         };
-        if !progress.relay_is_down.swap(true, Ordering::Relaxed) {
-            error!(reason = %not_published.reason, "events cannot be published; they stay in the outbox");
-        }
-        let published: HashSet<i64> = not_published.published.iter().copied().collect();
-        let rest: Vec<i64> = events
+        drop(turn);
+        let (out, rest): (Vec<i64>, Vec<i64>) = events
             .iter()
             .map(|event| event.id)
-            .filter(|id| !published.contains(id))
-            .collect();
-        self.store.mark_published(&not_published.published).await?;
+            .partition(|id| published.contains(id));
+        self.store.mark_published(&out).await?;
         self.store.give_back_events(&rest).await?;
-        progress.tally().counts.events_published += published.len() as u64;
-        Ok(false)
+        progress.tally().counts.events_published += out.len() as u64;
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -20,6 +21,9 @@ use crate::voice::{ProviderVoiceId, RowId, Voice};
 /// Single lookups that must find a kind of voice, and the list never, before it is asked singly.
 const UNLISTED_AFTER: u64 = 3;
 
+/// How often the database is asked what other processes learned of the provider.
+const HEAR_EVERY: Duration = Duration::from_secs(1);
+
 pub(super) struct Progress {
     pub(super) run_id: Uuid,
     pub(super) started: Instant,
@@ -28,6 +32,9 @@ pub(super) struct Progress {
     /// Kinds of voices that an earlier pass found the list to leave out.
     pub(super) unlisted: HashSet<String>,
     pub(super) relay_is_down: AtomicBool,
+    /// One batch publishes at a time: where Redis hangs, the others need not find out for themselves.
+    pub(super) relay_turn: tokio::sync::Mutex<()>,
+    heard: Mutex<Instant>,
     tally: Mutex<Tally>,
 }
 
@@ -59,12 +66,24 @@ impl Progress {
             cursor: tokio::sync::Mutex::new(cursor),
             unlisted,
             relay_is_down: AtomicBool::new(false),
+            relay_turn: tokio::sync::Mutex::new(()),
+            heard: Mutex::new(started),
             tally: Mutex::default(),
         }
     }
 
     pub(super) fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is time to ask the database what other processes learned of the provider.
+    pub(super) fn is_time_to_hear(&self) -> bool {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = heard.elapsed() >= HEAR_EVERY;
+        if due {
+            *heard = Instant::now();
+        }
+        due
     }
 
     /// Stops the pass from claiming more. The first reason stays.
@@ -128,6 +147,16 @@ impl Tally {
             Some((_, before)) => before.clone(),
             None => cursor,
         }
+    }
+
+    /// Single lookups that a voice took so far, on average; none while nothing is known.
+    pub(super) fn singles_a_voice(&self) -> f64 {
+        let (by_list, singly) = self
+            .shown
+            .values()
+            .fold((0, 0), |(listed, single), (l, s)| (listed + l, single + s));
+        let singly = singly + self.counts.missing;
+        singly as f64 / (by_list + singly).max(1) as f64
     }
 
     /// Kinds of voices that the list never showed and single lookups kept finding.

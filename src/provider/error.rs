@@ -57,6 +57,8 @@ pub enum TroubleKind {
     Timeout,
     /// An answer that broke off.
     Broken,
+    /// 500: it may be this request that the provider fails on.
+    Internal,
     /// A status that says "later", or that nobody expects.
     Status,
     /// An answer that is not what the API describes.
@@ -75,6 +77,7 @@ impl std::fmt::Display for TroubleKind {
             Self::Connect => "connect",
             Self::Timeout => "timeout",
             Self::Broken => "broken",
+            Self::Internal => "internal",
             Self::Status => "status",
             Self::Unreadable => "unreadable",
             Self::TooLarge => "too_large",
@@ -109,6 +112,16 @@ struct Detail {
     message: String,
 }
 
+/// Whether this is an error of the API itself, rather than of something on the way to it.
+fn has_detail(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Any {
+        #[serde(rename = "detail")]
+        _detail: serde::de::IgnoredAny,
+    }
+    serde_json::from_slice::<Any>(body).is_ok()
+}
+
 /// Reads an answer that is not a 200. `told` is what its headers ask for.
 pub fn refusal(status: u16, body: &[u8], told: Option<Duration>) -> Refusal {
     let Detail {
@@ -127,13 +140,17 @@ pub fn refusal(status: u16, body: &[u8], told: Option<Duration>) -> Refusal {
         404 | 405 => Refusal::NoSuchEndpoint(status),
         401 => Refusal::Unauthorized(said()),
         402 | 403 => Refusal::Forbidden(status, said()),
-        400 | 413 | 414 | 422 | 431 => Refusal::Rejected(status, said()),
+        400 | 422 if has_detail(body) => Refusal::Rejected(status, said()),
+        413 | 414 | 431 => Refusal::Rejected(status, said()),
         429 => Refusal::Throttled {
             code: printable(&code),
             told,
         },
         _ => Refusal::Unavailable(Trouble {
-            kind: TroubleKind::Status,
+            kind: match status {
+                500 => TroubleKind::Internal,
+                _ => TroubleKind::Status,
+            },
             detail: format!("HTTP {status} {}", said()).trim_end().to_owned(),
             told,
         }),
@@ -184,8 +201,13 @@ mod tests {
         );
         assert_eq!(refusal(403, b"", None), Forbidden(403, String::new()));
         assert_eq!(refusal(402, b"", None), Forbidden(402, String::new()));
-        for status in [400, 413, 414, 422, 431] {
+        for status in [413, 414, 431] {
             assert_eq!(refusal(status, b"", None), Rejected(status, String::new()));
+        }
+        for status in [400, 422] {
+            let rejected = Rejected(status, "odd text".into());
+            assert_eq!(refusal(status, &body("odd"), None), rejected);
+            assert!(matches!(refusal(status, b"<html>", None), Unavailable(_)));
         }
         assert_eq!(
             refusal(
@@ -206,7 +228,7 @@ mod tests {
             );
         }
         for status in [
-            301, 302, 307, 304, 204, 406, 408, 409, 410, 425, 451, 500, 502, 503, 504, 529, 599,
+            301, 302, 307, 304, 204, 406, 408, 409, 410, 425, 451, 502, 503, 504, 529, 599,
         ] {
             assert!(
                 matches!(
@@ -216,7 +238,13 @@ mod tests {
                 "{status}"
             );
         }
-        assert!(matches!(refusal(500, &not_found, None), Unavailable(_)));
+        assert!(matches!(
+            refusal(500, &not_found, None),
+            Unavailable(Trouble {
+                kind: TroubleKind::Internal,
+                ..
+            })
+        ));
     }
 
     #[test]

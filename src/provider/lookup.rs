@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt;
+use futures_util::future::join;
 use futures_util::stream::FuturesUnordered;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tracing::warn;
 
 use super::error::{Refusal, Trouble, TroubleKind, printable};
-use super::{Patience, Provider, wire};
+use super::{Patience, Provider, Sending, wire};
 use crate::voice::{ProviderVoiceId, Voice};
 
 /// Most ids that one list request may name, and most voices on a page of its answer.
@@ -17,6 +18,9 @@ pub const BATCH: usize = 100;
 /// A list that always has more is followed no further than this: 100 voices come in 10 pages even
 /// where the provider shows its default page size of 10.
 const MAX_PAGES: usize = 10;
+
+/// A list that rejected more requests than this and answered none is not asked again.
+const MAX_REJECTIONS: u32 = 8;
 
 /// How voices are asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -61,7 +65,8 @@ enum Listed {
     Partly(Shown, Trouble),
     NotThere,
     Rejected,
-    Unavailable(Trouble),
+    /// The provider failed on it: perhaps on one of the voices.
+    Suspect(Trouble),
 }
 
 impl Provider {
@@ -79,13 +84,12 @@ impl Provider {
             false => ids.chunks(BATCH).map(<[_]>::to_vec).collect(),
         };
         while let Some(batch) = batches.pop() {
-            match self.list(&batch, patience).await {
+            match self.list(&batch, Sending::Usual, patience).await {
                 Listed::Answered(voices) => take(&mut lookups, voices),
                 Listed::Partly(voices, trouble) => {
                     take(&mut lookups, voices);
                     give_up(&mut lookups, batch, &trouble);
                 }
-                Listed::Unavailable(trouble) => give_up(&mut lookups, batch, &trouble),
                 Listed::NotThere => {
                     if !self.list_is_gone.swap(true, Ordering::Relaxed) {
                         warn!("the provider has no list of voices here; asking for each singly");
@@ -93,11 +97,14 @@ impl Provider {
                     break;
                 }
                 // Somewhere in it is an id that the provider chokes on.
-                Listed::Rejected if batch.len() > 1 => {
+                Listed::Rejected if batch.len() > 1 && !self.has_no_list() => {
                     let (left, right) = batch.split_at(batch.len() / 2);
                     batches.extend([left.to_vec(), right.to_vec()]);
                 }
                 Listed::Rejected => {}
+                Listed::Suspect(trouble) => {
+                    self.corner(&mut lookups, batch, &trouble, patience).await;
+                }
             }
         }
         let mut singles: FuturesUnordered<_> = ids
@@ -114,9 +121,51 @@ impl Provider {
         lookups
     }
 
+    /// Halves a batch that the provider failed on until the voice that it fails on is alone. Where
+    /// it fails on both halves, it is the provider that is in trouble, and no voice.
+    async fn corner(
+        &self,
+        lookups: &mut Lookups,
+        mut suspects: Vec<ProviderVoiceId>,
+        trouble: &Trouble,
+        patience: Patience<'_>,
+    ) {
+        while suspects.len() > 1 {
+            let others = suspects.split_off(suspects.len() / 2);
+            let halves = join(
+                self.list(&suspects, Sending::Suspecting, patience),
+                self.list(&others, Sending::Suspecting, patience),
+            );
+            suspects = match halves.await {
+                (Listed::Answered(some), Listed::Answered(rest)) => {
+                    take(lookups, some);
+                    take(lookups, rest);
+                    return;
+                }
+                (Listed::Answered(some), _) => {
+                    take(lookups, some);
+                    others
+                }
+                (_, Listed::Answered(some)) => {
+                    take(lookups, some);
+                    suspects
+                }
+                (_, _) => {
+                    suspects.extend(others);
+                    return give_up(lookups, suspects, trouble);
+                }
+            };
+        }
+    }
+
     /// `GET /v2/voices?voice_ids=…`, with the pages that follow. Page 0 may hold voices nobody asked
     /// for, and absent ones are simply left out.
-    async fn list(&self, ids: &[ProviderVoiceId], patience: Patience<'_>) -> Listed {
+    async fn list(
+        &self,
+        ids: &[ProviderVoiceId],
+        sending: Sending,
+        patience: Patience<'_>,
+    ) -> Listed {
         let mut query = format!("/v2/voices?page_size={BATCH}&include_total_count=false");
         for id in ids {
             query.push_str("&voice_ids=");
@@ -132,13 +181,14 @@ impl Provider {
                 Some(token) => format!("{query}&next_page_token={}", encoded(token)),
             };
             let answer = self
-                .get(&path, patience)
+                .get(&path, sending, patience)
                 .await
-                .and_then(|body| wire::list_page(&body).map_err(|error| unreadable(&error)));
+                .and_then(|body| wire::list_page(&body).map_err(|error| self.unreadable(&error)));
             let next = match answer {
                 Ok(next) => next,
                 Err(refusal) => return self.not_listed(refusal, page, voices),
             };
+            self.list_answered.store(true, Ordering::Relaxed);
             let before = asked_for.len();
             for voice in next.voices {
                 if let Some(id) = asked_for.remove(voice.voice_id.as_str()) {
@@ -156,19 +206,35 @@ impl Provider {
 
     fn not_listed(&self, refusal: Refusal, page: usize, voices: Shown) -> Listed {
         match refusal {
-            Refusal::NoSuchEndpoint(_) | Refusal::Forbidden(..) => Listed::NotThere,
-            Refusal::NotFound | Refusal::Rejected(..) if page == 0 => Listed::Rejected,
+            Refusal::NoSuchEndpoint(_) | Refusal::Forbidden(..) if page == 0 => Listed::NotThere,
+            Refusal::NotFound | Refusal::Rejected(..) if page == 0 => self.rejected(),
+            Refusal::Unavailable(trouble) => match trouble.kind {
+                TroubleKind::TooLarge | TroubleKind::Unreadable if page == 0 => Listed::Rejected,
+                TroubleKind::TooLarge | TroubleKind::Unreadable => Listed::Answered(voices),
+                TroubleKind::Internal if page == 0 && !self.is_down() => Listed::Suspect(trouble),
+                TroubleKind::Connect
+                | TroubleKind::Timeout
+                | TroubleKind::Broken
+                | TroubleKind::Internal
+                | TroubleKind::Status
+                | TroubleKind::Throttled
+                | TroubleKind::NotAsked => Listed::Partly(voices, trouble),
+            },
             Refusal::NotFound
+            | Refusal::NoSuchEndpoint(_)
+            | Refusal::Forbidden(..)
             | Refusal::Rejected(..)
             | Refusal::Throttled { .. }
-            | Refusal::Unauthorized(_)
-            | Refusal::Unavailable(_) => {
-                let trouble = self.trouble(refusal);
-                match voices.is_empty() {
-                    true => Listed::Unavailable(trouble),
-                    false => Listed::Partly(voices, trouble),
-                }
-            }
+            | Refusal::Unauthorized(_) => Listed::Partly(voices, self.trouble(refusal)),
+        }
+    }
+
+    /// A list that only ever rejects is as good as none.
+    fn rejected(&self) -> Listed {
+        let rejections = self.list_rejections.fetch_add(1, Ordering::Relaxed) + 1;
+        match rejections > MAX_REJECTIONS && !self.list_answered.load(Ordering::Relaxed) {
+            true => Listed::NotThere,
+            false => Listed::Rejected,
         }
     }
 
@@ -176,9 +242,9 @@ impl Provider {
     async fn single(&self, id: &ProviderVoiceId, patience: Patience<'_>) -> Lookup {
         let path = format!("/v1/voices/{}", encoded(id.as_str()));
         let answer = self
-            .get(&path, patience)
+            .get(&path, Sending::Usual, patience)
             .await
-            .and_then(|body| wire::voice(&body).map_err(|error| unreadable(&error)));
+            .and_then(|body| wire::voice(&body).map_err(|error| self.unreadable(&error)));
         match answer {
             Ok(voice) if voice.voice_id == id.as_str() => Lookup::Found {
                 voice,
@@ -189,6 +255,10 @@ impl Provider {
                 "the answer is about another voice",
             )),
             Err(Refusal::NotFound) => Lookup::Missing,
+            // Under a key that is good for other voices, it is about this one.
+            Err(Refusal::Forbidden(status, said)) if self.was_answered() => {
+                Lookup::Rejected(format!("HTTP {status} {said}").trim_end().to_owned())
+            }
             Err(Refusal::Rejected(status, said)) => {
                 Lookup::Rejected(format!("HTTP {status} {said}").trim_end().to_owned())
             }
@@ -200,6 +270,11 @@ impl Provider {
                 | Refusal::Unavailable(_)),
             ) => Lookup::Unavailable(self.trouble(refusal)),
         }
+    }
+
+    fn unreadable(&self, error: &serde_json::Error) -> Refusal {
+        let detail = printable(&self.without_key(&error.to_string()));
+        Refusal::Unavailable(Trouble::new(TroubleKind::Unreadable, detail))
     }
 
     /// What a refusal means for voices that it is not about. A refused key is remembered: nothing
@@ -228,13 +303,6 @@ impl Provider {
 fn encoded(text: &str) -> String {
     const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
     utf8_percent_encode(text, ENCODED).to_string()
-}
-
-fn unreadable(error: &serde_json::Error) -> Refusal {
-    Refusal::Unavailable(Trouble::new(
-        TroubleKind::Unreadable,
-        printable(&error.to_string()),
-    ))
 }
 
 fn take(lookups: &mut Lookups, voices: Shown) {

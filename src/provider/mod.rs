@@ -5,50 +5,64 @@ mod base_url;
 pub mod error;
 pub mod lookup;
 mod patience;
+mod traffic;
 pub mod wire;
 
-use std::num::NonZeroUsize;
+use std::num::NonZeroU32;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Client, redirect};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tracing::{debug, trace};
 use uuid::{Uuid, uuid};
 
 pub use base_url::BaseUrl;
 use error::{Refusal, Trouble, TroubleKind, refusal};
 pub use patience::Patience;
+use traffic::{Outcome, Traffic};
 
+use crate::limit::Plan;
 use crate::retry::{self, Cause};
+use crate::standing::Standing;
 
 /// Time for DNS, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for one request, its body included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an answer is thought to take before there was one.
+const FIRST_GUESS: Duration = Duration::from_millis(300);
+/// Requests under way that are waited for when told to stop.
+const GRACE: Duration = Duration::from_secs(20);
 /// Most bytes of an answer, decompressed: 100 voices have some 200 kB, and a gzip bomb has more.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
-/// So many requests in a row without an answer, each with its retries, and the provider is down.
-const DOWN_AFTER: u32 = 5;
+/// How a request is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sending {
+    /// Repeated where that may help; trouble counts against the provider.
+    Usual,
+    /// Once, to find out which voice a request fails on; trouble is expected, and does not count.
+    Suspecting,
+}
 
 /// The provider, as one key sees it.
 pub struct Provider {
     base: BaseUrl,
     key: HeaderValue,
     client: OnceLock<Client>,
-    gate: Semaphore,
-    concurrency: usize,
+    concurrency: NonZeroU32,
+    traffic: Traffic,
     requests: AtomicU64,
     retries: AtomicU64,
-    unanswered_in_a_row: AtomicU32,
+    /// Of answers with a 200, smoothed; 0 before the first.
+    latency_us: AtomicU64,
     list_is_gone: AtomicBool,
+    list_answered: AtomicBool,
+    list_rejections: AtomicU32,
     key_refused: OnceLock<String>,
-    /// No request before this, because the provider said so.
-    hold: Mutex<Option<Instant>>,
 }
 
 /// The key is not one that can be sent as a header.
@@ -62,7 +76,7 @@ impl Provider {
     pub fn new(
         base: BaseUrl,
         key: &SecretString,
-        concurrency: NonZeroUsize,
+        concurrency: NonZeroU32,
     ) -> Result<Self, UnusableKey> {
         let mut key = HeaderValue::from_str(key.expose_secret().trim()).map_err(|_| UnusableKey)?;
         key.set_sensitive(true);
@@ -70,20 +84,21 @@ impl Provider {
             base,
             key,
             client: OnceLock::new(),
-            gate: Semaphore::new(concurrency.get()),
-            concurrency: concurrency.get(),
+            concurrency,
+            traffic: Traffic::new(concurrency.get()),
             requests: AtomicU64::new(0),
             retries: AtomicU64::new(0),
-            unanswered_in_a_row: AtomicU32::new(0),
+            latency_us: AtomicU64::new(0),
             list_is_gone: AtomicBool::new(false),
+            list_answered: AtomicBool::new(false),
+            list_rejections: AtomicU32::new(0),
             key_refused: OnceLock::new(),
-            hold: Mutex::new(None),
         })
     }
 
     /// The bound on requests under way.
     pub fn concurrency(&self) -> usize {
-        self.concurrency
+        self.concurrency.get() as usize
     }
 
     /// Requests sent so far, retries included.
@@ -94,6 +109,43 @@ impl Provider {
     /// Requests sent so far that repeated an earlier one.
     pub fn retries(&self) -> u64 {
         self.retries.load(Ordering::Relaxed)
+    }
+
+    /// How long an answer takes, smoothed over those that came; a guess before the first.
+    pub fn latency(&self) -> Duration {
+        match self.latency_us.load(Ordering::Relaxed) {
+            0 => FIRST_GUESS,
+            latency => Duration::from_micros(latency),
+        }
+    }
+
+    fn took(&self, latency: Duration) {
+        let latency = u64::try_from(latency.as_micros())
+            .unwrap_or(u64::MAX)
+            .max(1);
+        let before = self.latency_us.load(Ordering::Relaxed);
+        let smoothed = match before {
+            0 => latency,
+            before => before - before / 8 + latency / 8,
+        };
+        self.latency_us.store(smoothed.max(1), Ordering::Relaxed);
+    }
+
+    /// Whether anything was answered with a 200: then the key is not refused as such.
+    fn was_answered(&self) -> bool {
+        self.latency_us.load(Ordering::Relaxed) > 0
+    }
+
+    /// Somebody else's text without our key, which some servers repeat when they refuse it.
+    fn without_key(&self, text: &str) -> String {
+        let key = String::from_utf8_lossy(self.key.as_bytes());
+        let recognisable = 8.min(key.len())..=key.len();
+        recognisable
+            .rev()
+            .fold(text.to_owned(), |text, length| match key.get(..length) {
+                Some(part) if !part.is_empty() => text.replace(part, "***"),
+                Some(_) | None => text,
+            })
     }
 
     /// Whether it turned out that there is no list at this base URL.
@@ -116,112 +168,146 @@ impl Provider {
         self.key_refused.get().map(String::as_str)
     }
 
-    /// Whether request after request went without an answer.
+    /// Whether request after request went without an answer, and nobody should ask for now.
     pub fn is_down(&self) -> bool {
-        self.unanswered_in_a_row.load(Ordering::Relaxed) >= DOWN_AFTER
+        self.traffic.is_open()
     }
 
-    /// Sends a GET and repeats it as [`retry`] allows, within `patience`. Returns the body of a 200.
-    async fn get(&self, path_and_query: &str, patience: Patience<'_>) -> Result<Vec<u8>, Refusal> {
-        let mut tried = 0;
-        let outcome = loop {
-            let outcome = self.try_once(path_and_query, patience, tried > 0).await;
-            tried += 1;
-            let (cause, told) = match &outcome {
-                Err(Refusal::Throttled { told, .. }) => (Cause::Throttled, *told),
-                Err(Refusal::Unavailable(trouble)) => match trouble.kind {
-                    TroubleKind::NotAsked | TroubleKind::TooLarge | TroubleKind::Unreadable => {
-                        break outcome;
-                    }
-                    TroubleKind::Connect
-                    | TroubleKind::Timeout
-                    | TroubleKind::Broken
-                    | TroubleKind::Status
-                    | TroubleKind::Throttled => (Cause::Trouble, trouble.told),
-                },
-                Err(
-                    Refusal::NotFound
-                    | Refusal::NoSuchEndpoint(_)
-                    | Refusal::Unauthorized(_)
-                    | Refusal::Forbidden(..)
-                    | Refusal::Rejected(..),
-                )
-                | Ok(_) => break outcome,
+    /// How long the provider asked not to be asked.
+    pub fn held_for(&self) -> Duration {
+        self.traffic.held_for()
+    }
+
+    /// Goes on from what other processes learned of this account. Where its breaker is open no
+    /// more, this process must be the one that probes: it asks one request at a time until an
+    /// answer comes.
+    pub fn resume(&self, standing: Standing) {
+        self.traffic.resume(self.concurrency.get(), standing);
+    }
+
+    /// What other processes should know of this account.
+    pub fn standing(&self) -> Standing {
+        self.traffic.standing()
+    }
+
+    /// What other processes should know at once, if there is anything new since the last call.
+    pub fn news(&self) -> Option<Standing> {
+        self.traffic.take_changed().then(|| self.standing())
+    }
+
+    /// Sends a GET and repeats it as [`retry`] and the retry budget allow, within `patience`.
+    /// Returns the body of a 200.
+    async fn get(
+        &self,
+        path_and_query: &str,
+        sending: Sending,
+        patience: Patience<'_>,
+    ) -> Result<Vec<u8>, Refusal> {
+        for tried in 1.. {
+            let refusal = match self
+                .try_once(path_and_query, sending, patience, tried > 1)
+                .await
+            {
+                Ok(body) => return Ok(body),
+                Err(refusal) => refusal,
+            };
+            let Some((cause, told)) = worth_repeating(&refusal) else {
+                return Err(refusal);
             };
             let pause = retry::pause(tried, cause, told, fastrand::f64());
             if cause == Cause::Throttled || told.is_some() {
-                self.hold_for(told.unwrap_or(pause));
+                self.traffic.hold_for(told.unwrap_or(pause));
             }
-            if tried >= retry::MAX_TRIES || !patience.sleep_until(Instant::now() + pause).await {
-                break outcome;
+            let again = sending == Sending::Usual
+                && tried < retry::MAX_TRIES
+                && self.traffic.may_retry()
+                && patience.sleep_until(Instant::now() + pause).await;
+            if !again {
+                return Err(refusal);
             }
             debug!(tried, pause_ms = pause.as_millis() as u64, "asking again");
-        };
-        match &outcome {
-            Err(Refusal::Throttled { .. }) => {
-                self.unanswered_in_a_row.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(Refusal::Unavailable(trouble)) if trouble.kind == TroubleKind::NotAsked => {}
-            Err(Refusal::Unavailable(_)) => {
-                self.unanswered_in_a_row.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(_) | Err(_) => self.unanswered_in_a_row.store(0, Ordering::Relaxed),
         }
-        outcome
+        unreachable!("the number of tries is limited")
     }
 
     async fn try_once(
         &self,
         path_and_query: &str,
+        sending: Sending,
         patience: Patience<'_>,
         again: bool,
     ) -> Result<Vec<u8>, Refusal> {
         let not_asked = |why: &str| Refusal::Unavailable(Trouble::new(TroubleKind::NotAsked, why));
-        let Ok(Ok(_permit)) = timeout_at(patience.until, self.gate.acquire()).await else {
-            return Err(not_asked("no time left to ask"));
+        let admission = self
+            .traffic
+            .admit(patience, again)
+            .await
+            .map_err(not_asked)?;
+        let (answer, plan) = match (self.key_refused(), patience.left()) {
+            (Some(_), _) => (Err(not_asked("the key was refused")), None),
+            (None, None) => (Err(not_asked("no time left to ask")), None),
+            (None, Some(left)) => {
+                let sending = self.send(path_and_query, left.min(REQUEST_TIMEOUT), again);
+                tokio::select! {
+                    sent = sending => sent,
+                    () = patience.is_exhausted(GRACE) => (Err(not_asked("told to stop")), None),
+                }
+            }
         };
-        if let Some(held) = self.held_until()
-            && !patience.sleep_until(held).await
-        {
-            return Err(not_asked("the provider asks for a longer pause"));
-        }
-        if self.key_refused().is_some() {
-            return Err(not_asked("the key was refused"));
-        }
-        if self.is_down() {
-            return Err(not_asked("the provider does not answer"));
-        }
-        let Some(left) = patience.left() else {
-            return Err(not_asked("no time left to ask"));
+        let outcome = match (outcome(&answer), sending) {
+            (Outcome::Trouble, Sending::Suspecting) => Outcome::Abandoned,
+            (outcome, Sending::Usual | Sending::Suspecting) => outcome,
         };
+        self.traffic.settle(admission, outcome, plan);
+        answer
+    }
 
+    /// Sends one request. What the answer tells of the plan comes with it.
+    async fn send(
+        &self,
+        path_and_query: &str,
+        limit: Duration,
+        again: bool,
+    ) -> (Result<Vec<u8>, Refusal>, Option<Plan>) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         if again {
             self.retries.fetch_add(1, Ordering::Relaxed);
         }
-        let limit = left.min(REQUEST_TIMEOUT);
         // An answer that we had no time for says nothing about the provider.
         let no_answer = |error: reqwest::Error| match error.is_timeout() && limit < REQUEST_TIMEOUT
         {
-            true => not_asked("no time left for an answer"),
+            true => Refusal::Unavailable(Trouble::new(
+                TroubleKind::NotAsked,
+                "no time left for an answer",
+            )),
             false => no_answer(&error),
         };
-        let response = self
-            .client()?
+        let client = match self.client() {
+            Ok(client) => client,
+            Err(refusal) => return (Err(refusal), None),
+        };
+        let request = client
             .get(format!("{}{path_and_query}", self.base))
             .header("xi-api-key", self.key.clone())
-            .timeout(limit)
-            .send()
-            .await
-            .map_err(no_answer)?;
+            .timeout(limit);
+        let begun = Instant::now();
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => return (Err(no_answer(error)), None),
+        };
         let status = response.status().as_u16();
         let told = told_to_wait(response.headers());
+        let plan = plan(response.headers());
         let body = read(response, no_answer).await;
         trace!(status, path = path_and_query, "answered");
-        match (status, body) {
-            (200, body) => body,
-            (_, body) => Err(refusal(status, &body.unwrap_or_default(), told)),
-        }
+        let answer = match status {
+            200 => body.inspect(|_| self.took(begun.elapsed())),
+            status => {
+                let body = String::from_utf8_lossy(&body.unwrap_or_default()).into_owned();
+                Err(refusal(status, self.without_key(&body).as_bytes(), told))
+            }
+        };
+        (answer, plan)
     }
 
     fn client(&self) -> Result<&Client, Refusal> {
@@ -251,17 +337,62 @@ impl Provider {
         })?;
         Ok(self.client.get_or_init(|| client))
     }
+}
 
-    fn hold_for(&self, pause: Duration) {
-        let held = Instant::now() + pause;
-        let mut hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
-        *hold = (*hold).max(Some(held));
+/// Whether asking again may help, from which cause, and what the provider says about when.
+fn worth_repeating(refusal: &Refusal) -> Option<(Cause, Option<Duration>)> {
+    match refusal {
+        Refusal::Throttled { told, .. } => Some((Cause::Throttled, *told)),
+        Refusal::Unavailable(trouble) => match trouble.kind {
+            TroubleKind::Connect
+            | TroubleKind::Timeout
+            | TroubleKind::Broken
+            | TroubleKind::Internal
+            | TroubleKind::Status
+            | TroubleKind::Throttled => Some((Cause::Trouble, trouble.told)),
+            TroubleKind::NotAsked | TroubleKind::TooLarge | TroubleKind::Unreadable => None,
+        },
+        Refusal::NotFound
+        | Refusal::NoSuchEndpoint(_)
+        | Refusal::Unauthorized(_)
+        | Refusal::Forbidden(..)
+        | Refusal::Rejected(..) => None,
     }
+}
 
-    fn held_until(&self) -> Option<Instant> {
-        let hold = *self.hold.lock().unwrap_or_else(PoisonError::into_inner);
-        hold.filter(|held| *held > Instant::now())
+fn outcome(answer: &Result<Vec<u8>, Refusal>) -> Outcome {
+    match answer {
+        Ok(_)
+        | Err(
+            Refusal::NotFound
+            | Refusal::NoSuchEndpoint(_)
+            | Refusal::Unauthorized(_)
+            | Refusal::Forbidden(..)
+            | Refusal::Rejected(..),
+        ) => Outcome::Answered,
+        Err(Refusal::Throttled { code, .. }) if code == "too_many_concurrent_requests" => {
+            Outcome::TooMany
+        }
+        Err(Refusal::Throttled { .. }) => Outcome::Busy,
+        Err(Refusal::Unavailable(trouble)) => match trouble.kind {
+            TroubleKind::NotAsked => Outcome::Abandoned,
+            TroubleKind::TooLarge | TroubleKind::Unreadable => Outcome::Answered,
+            TroubleKind::Connect
+            | TroubleKind::Timeout
+            | TroubleKind::Broken
+            | TroubleKind::Internal
+            | TroubleKind::Status
+            | TroubleKind::Throttled => Outcome::Trouble,
+        },
     }
+}
+
+fn plan(headers: &HeaderMap) -> Option<Plan> {
+    let number = |name| headers.get(name)?.to_str().ok()?.trim().parse().ok();
+    Some(Plan {
+        current: number("current-concurrent-requests")?,
+        maximum: number("maximum-concurrent-requests")?,
+    })
 }
 
 fn told_to_wait(headers: &HeaderMap) -> Option<Duration> {

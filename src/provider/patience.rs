@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 /// Until when answers are of use, and whether anybody still wants them.
@@ -30,5 +30,11 @@ impl Patience<'_> {
                 .run_until_cancelled(sleep_until(moment))
                 .await
                 .is_some()
+    }
+
+    /// Waits until requests under way are given up: some time after being told to stop.
+    pub(super) async fn is_exhausted(&self, grace: Duration) {
+        self.stop.cancelled().await;
+        sleep(grace).await;
     }
 }

@@ -60,6 +60,11 @@ pub enum InvalidDatabaseUrl {
     /// More than one host, as libpq allows.
     #[error("it names several hosts; give the one that accepts writes")]
     SeveralHosts,
+    /// A reserved character in user or password.
+    #[error(
+        "its user or password contains /, ?, # or @; percent-encode them, as in %2F, %3F, %23, %40"
+    )]
+    NotEncoded,
     /// A percent sequence that is not UTF-8.
     #[error("it contains a percent sequence that is not UTF-8")]
     Encoding,
@@ -130,6 +135,11 @@ impl fmt::Display for DatabaseUrl {
 }
 
 fn postgres(rest: &str) -> Result<DatabaseUrl, Invalid> {
+    // A password with one of these in it, not encoded, would end up in a message as something else.
+    let authority_ends = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    if rest.contains('#') || rest[authority_ends..].contains('@') {
+        return Err(Invalid::NotEncoded);
+    }
     let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, database) = address.split_once('/').unwrap_or((address, ""));
     let (login, host) = authority.rsplit_once('@').unwrap_or(("", authority));
@@ -379,6 +389,10 @@ mod tests {
         assert_eq!(error("postgresql://a,b/d"), Invalid::SeveralHosts);
         assert_eq!(error("postgresql://h:99999/d"), Invalid::Port);
         assert_eq!(error("postgresql://u:%ff@h/d"), Invalid::Encoding);
+        for password in ["20?hidden", "20/hidden", "20#hidden"] {
+            let text = format!("postgresql://u:{password}@h/d");
+            assert_eq!(error(&text), Invalid::NotEncoded);
+        }
         assert_eq!(error("voices.db"), Invalid::NoScheme);
         assert_eq!(
             error("sqlite:///a.db?mode=ro"),

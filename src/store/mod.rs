@@ -26,6 +26,7 @@ pub use migrate::{MigrationState, PendingMigration};
 pub use table::{ColumnNames, Identifier, InvalidName, Misfit, Names, StatusValues, TableName};
 
 use crate::events::{EventType, OutboxEvent};
+use crate::standing::Standing;
 use crate::verdict::Stage;
 use crate::voice::{ProviderVoiceId, RowId};
 
@@ -39,10 +40,11 @@ const MAX_STRIKES: u32 = 3;
 const SET_ASIDE: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long published events, failures and passes are kept for people to look at.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// Rows that one pass tidies away at the most, of each table.
-const TIDIED_AT_ONCE: i64 = 1000;
 /// A database that does not answer within this is gone; neither driver would notice for minutes.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// A probe that brought no result within this is another process's to make: a request's time limit,
+/// and some.
+const PROBE: Duration = Duration::from_secs(35);
 /// Connecting included.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -217,8 +219,8 @@ pub struct MissingVoice {
     pub times: u32,
     /// Time since the first of them.
     pub lasting: Duration,
-    /// Whether an earlier pass of the same account found voices since then.
-    pub others_found: bool,
+    /// Since when the account has found no voice, if it ever did: `None` is never.
+    pub last_found: Option<Duration>,
 }
 
 /// Events that are recorded and not published.
@@ -237,6 +239,8 @@ pub struct Memory {
     pub resume_after: Option<RowId>,
     /// Kinds of voices that the list is known to leave out.
     pub unlisted: HashSet<String>,
+    /// How the account stands with the provider.
+    pub standing: Standing,
 }
 
 /// An entry of the ledger.
@@ -256,10 +260,32 @@ pub struct Run {
     pub found: u64,
     /// The report's counts.
     pub counts: Value,
-    /// Where the next pass should begin, if this one did not get to the end.
-    pub resume_after: Option<RowId>,
+    /// Where the next pass should begin.
+    pub cursor: NextPass,
     /// Kinds of voices that the list left out, to be remembered.
     pub unlisted: Vec<String>,
+}
+
+/// Where the next pass over the table should begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NextPass {
+    /// Where it would have begun anyway: this pass was about named voices.
+    AsBefore,
+    /// At the beginning.
+    FromTheBeginning,
+    /// After this row, where this pass had to stop.
+    After(RowId),
+}
+
+impl NextPass {
+    /// Whether the cursor moves, and to where.
+    fn columns(&self) -> (bool, Option<&str>) {
+        match self {
+            Self::AsBefore => (false, None),
+            Self::FromTheBeginning => (true, None),
+            Self::After(row) => (true, Some(row.as_str())),
+        }
+    }
 }
 
 /// A connected database whose application table has not been looked at.
@@ -381,11 +407,16 @@ impl Store {
 
     /// Notes what was seen of voices that made no transition, and gives their leases back. A voice
     /// that another run has claimed meanwhile is left alone.
-    pub async fn note(&self, run_id: Uuid, notes: &[Note]) -> Result<(), StoreError> {
+    pub async fn note(
+        &self,
+        run_id: Uuid,
+        account: Uuid,
+        notes: &[Note],
+    ) -> Result<(), StoreError> {
         if notes.is_empty() {
             return Ok(());
         }
-        on_either!(self, s => s.note(run_id, notes))
+        on_either!(self, s => s.note(run_id, account, notes))
     }
 
     /// Voices that `run_id` asked about and found missing, in the order of their rows.
@@ -430,6 +461,22 @@ impl Store {
         on_either!(self, s => s.remember(account))
     }
 
+    /// How the account stands with the provider.
+    pub async fn standing(&self, account: Uuid) -> Result<Standing, StoreError> {
+        on_either!(self, s => s.standing(account))
+    }
+
+    /// Tells all processes how the account stands with the provider.
+    pub async fn keep_standing(&self, account: Uuid, standing: Standing) -> Result<(), StoreError> {
+        on_either!(self, s => s.keep_standing(account, standing))
+    }
+
+    /// Asks to be the one process that finds out whether the provider answers again. Once granted
+    /// to a run, others are refused until the probe's result is known or overdue.
+    pub async fn claim_probe(&self, account: Uuid) -> Result<bool, StoreError> {
+        on_either!(self, s => s.claim_probe(account))
+    }
+
     /// Writes a pass into the ledger, and what was learned of the provider.
     pub async fn record_run(&self, run: &Run) -> Result<(), StoreError> {
         on_either!(self, s => s.record_run(run))
@@ -437,7 +484,9 @@ impl Store {
 
     /// Removes, in a small step, what is no longer of use: published events, failures and passes
     /// older than a week, and notes of voices that are no longer in processing.
-    pub async fn tidy(&self) -> Result<(), StoreError> {
-        on_either!(self, s => s.tidy())
+    ///
+    /// At most `at_once` rows of each table.
+    pub async fn tidy(&self, at_once: u32) -> Result<(), StoreError> {
+        on_either!(self, s => s.tidy(at_once))
     }
 }

@@ -21,6 +21,9 @@ pub enum InvalidName {
         /// What is known.
         known: String,
     },
+    /// One name for two things.
+    #[error("{0:?} stands for two different things")]
+    Shared(String),
     /// The same key twice.
     #[error("{0:?} is given twice")]
     Repeated(String),
@@ -192,10 +195,18 @@ fn pairs<const N: usize>(text: &str, keys: [&str; N]) -> Result<[String; N], Inv
         }
     }
     let mut given = values.into_iter().zip(keys);
-    Ok(std::array::from_fn(|_| {
+    let named: [String; N] = std::array::from_fn(|_| {
         let (value, key) = given.next().expect("both have N elements");
         value.unwrap_or_else(|| key.to_owned())
-    }))
+    });
+    match named
+        .iter()
+        .enumerate()
+        .find(|(at, name)| named[..*at].contains(name))
+    {
+        Some((_, name)) => Err(InvalidName::Shared(name.clone())),
+        None => Ok(named),
+    }
 }
 
 /// Everything a user says about the application's table.
@@ -317,5 +328,7 @@ mod tests {
             matches!(ColumnNames::parse("ident=a"), Err(InvalidName::Key { key, .. }) if key == "ident")
         );
         assert!(StatusValues::parse("failed=").is_err());
+        let shared = InvalidName::Shared("processing".into());
+        assert_eq!(StatusValues::parse("failed=processing"), Err(shared));
     }
 }

@@ -6,7 +6,7 @@ use crate::support::app::{App, Variant};
 use crate::support::binary::{Ended, VoiceSync, sync_once};
 use crate::support::bus::Bus;
 use crate::support::fates::{FATES, simulator, simulator_with};
-use voice_sync_simulator::Options;
+use voice_sync_simulator::{Answer, Options};
 
 const KEY: &str = "sk_canary_key_5f1d9c";
 const PASSWORD: &str = "canary_password_77ab";
@@ -14,7 +14,7 @@ const PASSWORD: &str = "canary_password_77ab";
 #[track_caller]
 fn no_canary(what: &str, ended: &Ended) {
     for (stream, text) in [("stdout", &ended.stdout), ("stderr", &ended.stderr)] {
-        for canary in [KEY, PASSWORD] {
+        for canary in [KEY, &KEY[..12], PASSWORD] {
             assert!(
                 !text.contains(canary),
                 "{canary} on {stream} of {what}:\n{text}"
@@ -47,13 +47,9 @@ async fn no_secret_is_printed_at_the_finest_log_level() {
     })
     .await;
     let wrong = simulator().await;
-    wrong.script(|_| {
-        Some(voice_sync_simulator::Answer::error(
-            401,
-            "invalid_api_key",
-            "no",
-        ))
-    });
+    // Some servers repeat the key that they refuse, whole or in part.
+    let said = format!("Invalid API key: {KEY}, {}...", &KEY[..12]);
+    wrong.script(move |_| Some(Answer::error(401, "invalid_api_key", &said)));
     let traced = |command: VoiceSync| {
         command
             .env("RUST_LOG", "trace")

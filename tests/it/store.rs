@@ -7,13 +7,17 @@ use chrono::{NaiveDateTime, Utc};
 use serde_json::json;
 use uuid::Uuid;
 use voice_sync::events::{EventType, event_id};
+use voice_sync::standing::Standing;
 use voice_sync::store::{
-    Claimed, Note, Record, Run, Seen, Selection, Store, StoreError, Target, Transition,
+    Claimed, NextPass, Note, Record, Run, Seen, Selection, Store, StoreError, Target, Transition,
 };
 use voice_sync::verdict::Stage;
 use voice_sync::voice::{ProviderVoiceId, RowId};
 
 use crate::support::app::{App, NewVoice, Pool, Variant, row_id, user_id};
+
+/// The provider's account, for what is counted by account.
+const ACCOUNT: Uuid = Uuid::from_u128(7);
 
 const ALL: Selection = Selection::Range {
     after: None,
@@ -117,7 +121,7 @@ async fn a_leased_voice_is_nobody_elses_until_the_lease_ends(variant: Variant) {
 
     // The first one's notes come too late and change nothing.
     store
-        .note(first, &[note(&app, "a", Seen::Missing)])
+        .note(first, ACCOUNT, &[note(&app, "a", Seen::Missing)])
         .await
         .expect("notes");
     let missing = format!(
@@ -126,7 +130,11 @@ async fn a_leased_voice_is_nobody_elses_until_the_lease_ends(variant: Variant) {
     );
     assert_eq!(app.number(&missing).await, 0);
     store
-        .note(second, &[note(&app, "a", Seen::Unavailable("503".into()))])
+        .note(
+            second,
+            ACCOUNT,
+            &[note(&app, "a", Seen::Unavailable("503".into()))],
+        )
         .await
         .expect("notes");
     assert_eq!(
@@ -306,7 +314,7 @@ async fn what_was_seen_is_remembered(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["waits", "gone", "away"]).await;
     let store = app.store().await;
-    let account = Uuid::new_v4();
+    let account = ACCOUNT;
     for round in 1..=3 {
         let run_id = Uuid::new_v4();
         assert_eq!(claim(&store, run_id).await.len(), 3);
@@ -327,9 +335,9 @@ async fn what_was_seen_is_remembered(variant: Variant) {
                 },
             ),
         ];
-        store.note(run_id, &notes).await.expect("notes");
+        store.note(run_id, ACCOUNT, &notes).await.expect("notes");
         store
-            .note(run_id, &notes)
+            .note(run_id, ACCOUNT, &notes)
             .await
             .expect("a repeated note says the same twice");
         app.age_own_tables(10).await;
@@ -357,7 +365,7 @@ async fn what_was_seen_is_remembered(variant: Variant) {
             gone.lasting >= Duration::from_secs(10) * round
                 && gone.lasting < Duration::from_secs(120)
         );
-        assert!(!gone.others_found);
+        assert_eq!(gone.last_found, None);
     }
     let run = Run {
         account: Some(account),
@@ -376,22 +384,130 @@ async fn what_was_seen_is_remembered(variant: Variant) {
         "{kinds:?}"
     );
     store
-        .note(run_id, &[note(&app, "gone", Seen::Missing)])
+        .note(run_id, ACCOUNT, &[note(&app, "gone", Seen::Missing)])
         .await
         .expect("notes");
     let missing = store
         .missing(run_id, account, None, 10)
         .await
         .expect("lists");
-    assert!(
-        missing[0].others_found,
-        "another pass found voices meanwhile"
-    );
-    let other_account = store
+    let found = missing[0]
+        .last_found
+        .expect("another pass found voices meanwhile");
+    assert!(found < missing[0].lasting, "{missing:?}");
+    let other = store
         .missing(run_id, Uuid::new_v4(), None, 10)
         .await
         .expect("lists");
-    assert!(!other_account[0].others_found, "but with another key");
+    assert_eq!(other[0].last_found, None, "but with another key");
+}
+
+async fn absences_are_counted_for_each_key(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["gone"]).await;
+    let store = app.store().await;
+    for (account, times) in [(1, 1), (1, 2), (2, 1), (1, 1)] {
+        let (run_id, account) = (Uuid::new_v4(), Uuid::from_u128(account));
+        claim(&store, run_id).await;
+        let notes = [note(&app, "gone", Seen::Missing)];
+        store.note(run_id, account, &notes).await.expect("notes");
+        app.age_own_tables(10).await;
+        let missing = store
+            .missing(run_id, account, None, 10)
+            .await
+            .expect("lists");
+        assert_eq!(missing[0].times, times);
+        assert!(missing[0].lasting >= Duration::from_secs(10) * times);
+        assert!(missing[0].lasting < Duration::from_secs(10) * (times + 1));
+    }
+}
+
+async fn a_row_that_is_cloned_anew_is_young_again(variant: Variant) {
+    if variant == Variant::B {
+        return; // has no created_at that could make it old
+    }
+    let app = App::new(variant).await;
+    app.insert_processing(&["completed", "failed", "overtaken"])
+        .await;
+    let old = match app.pool {
+        Pool::Postgres(_) => "UPDATE voices SET created_at = created_at - interval '2 days'",
+        Pool::Sqlite(_) => "UPDATE voices SET created_at = '2020-01-01 00:00:00.000000'",
+    };
+    app.execute(old).await;
+    let store = app.store().await;
+    let run_id = Uuid::new_v4();
+    claim(&store, run_id).await;
+    app.execute(
+        "UPDATE voices SET elevenlabs_voice_id = 'overtaken2' WHERE elevenlabs_voice_id = 'overtaken'",
+    )
+    .await;
+    let transitions = [
+        completed(&app, "completed"),
+        failed(&app, "failed"),
+        failed(&app, "overtaken"),
+    ];
+    store
+        .apply(run_id, &transitions, Record::Nothing)
+        .await
+        .expect("applies");
+    app.age_own_tables(8 * 24 * 60 * 60).await;
+    store.tidy(1000).await.expect("tidies");
+    app.execute(
+        "UPDATE voices SET elevenlabs_voice_id = elevenlabs_voice_id || '3', status = 'processing'",
+    )
+    .await;
+    let voices = claim(&store, Uuid::new_v4()).await;
+    assert_eq!(voices.len(), 3);
+    for voice in voices {
+        assert!(voice.age < Duration::from_secs(60), "{voice:?}");
+    }
+}
+
+async fn one_process_probes_for_all(variant: Variant) {
+    let app = App::new(variant).await;
+    let store = app.store().await;
+    let standing = async || store.standing(ACCOUNT).await.expect("reads");
+    let probe = async || store.claim_probe(ACCOUNT).await.expect("asks");
+    assert_eq!(standing().await, Standing::default());
+    assert!(!probe().await, "there is nothing to probe");
+
+    let open = Standing {
+        opened: 2,
+        open_for: Duration::from_secs(30),
+        hold_for: Duration::from_secs(100),
+        concurrency: Some(2.5),
+    };
+    store.keep_standing(ACCOUNT, open).await.expect("keeps");
+    let told = standing().await;
+    assert!(told.is_open() && !told.wants_probe());
+    assert_eq!((told.opened, told.concurrency), (2, Some(2.5)));
+    assert!(told.hold_for > Duration::from_secs(90));
+    assert!(!probe().await, "it is open");
+
+    app.age_own_tables(31).await;
+    assert!(standing().await.wants_probe());
+    assert!(probe().await);
+    assert!(!probe().await, "one is enough");
+    app.age_own_tables(36).await;
+    assert!(probe().await, "unless it never came back");
+    assert!(standing().await.hold_for > Duration::from_secs(20));
+    let closed = Standing {
+        opened: 0,
+        hold_for: Duration::from_secs(5),
+        ..open
+    };
+    store.keep_standing(ACCOUNT, closed).await.expect("keeps");
+    let told = standing().await;
+    assert!(!told.is_open() && !told.wants_probe());
+    assert!(
+        told.hold_for > Duration::from_secs(20),
+        "a longer pause stays"
+    );
+    assert_eq!(
+        store.standing(Uuid::from_u128(8)).await.expect("reads"),
+        Standing::default(),
+        "another key is another account"
+    );
 }
 
 async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Variant) {
@@ -404,6 +520,7 @@ async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Vari
         store
             .note(
                 run_id,
+                ACCOUNT,
                 &[note(&app, "odd", Seen::SetAside("too long".into()))],
             )
             .await
@@ -425,6 +542,7 @@ async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Vari
     store
         .note(
             run_id,
+            ACCOUNT,
             &[note(&app, "odd", Seen::SetAside("too long".into()))],
         )
         .await
@@ -439,6 +557,7 @@ async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Vari
     store
         .note(
             run_id,
+            ACCOUNT,
             &[note(&app, "odd", Seen::SetAside("too long".into()))],
         )
         .await
@@ -575,7 +694,7 @@ fn ledger_entry() -> Run {
         exit_code: 0,
         found: 0,
         counts: json!({"due": 1}),
-        resume_after: None,
+        cursor: NextPass::FromTheBeginning,
         unlisted: Vec::new(),
     }
 }
@@ -591,7 +710,7 @@ async fn the_ledger_tells_the_next_pass_where_to_begin(variant: Variant) {
     let row = RowId::new(app.stored(row_id("a")));
     let run = Run {
         account: Some(account),
-        resume_after: Some(row.clone()),
+        cursor: NextPass::After(row.clone()),
         unlisted: vec!["professional".into()],
         ..ledger_entry()
     };
@@ -602,7 +721,18 @@ async fn the_ledger_tells_the_next_pass_where_to_begin(variant: Variant) {
     };
     store.record_run(&more).await.expect("records");
     let memory = store.remember(account).await.expect("remembers");
-    assert_eq!(memory.resume_after, Some(row));
+    assert_eq!(memory.resume_after, Some(row.clone()));
+    let named = Run {
+        cursor: NextPass::AsBefore,
+        ..ledger_entry()
+    };
+    store.record_run(&named).await.expect("records");
+    let memory = store.remember(account).await.expect("remembers");
+    assert_eq!(
+        memory.resume_after,
+        Some(row),
+        "named voices do not move it"
+    );
     assert_eq!(memory.unlisted.len(), 2);
     assert!(
         store
@@ -646,6 +776,7 @@ async fn tidying_removes_what_is_of_no_more_use(variant: Variant) {
     store
         .note(
             run_id,
+            ACCOUNT,
             &[
                 note(&app, "left", processing()),
                 note(&app, "waits", processing()),
@@ -667,22 +798,26 @@ async fn tidying_removes_what_is_of_no_more_use(variant: Variant) {
         }
         counts
     };
-    store.tidy().await.expect("tidies");
+    store.tidy(1000).await.expect("tidies");
     assert_eq!(counts(&app).await, [3, 2, 1], "all of it is fresh");
     app.age_own_tables(2 * 60 * 60).await;
-    store.tidy().await.expect("tidies");
+    store.tidy(1000).await.expect("tidies");
     assert_eq!(
         counts(&app).await,
         [2, 2, 1],
         "a deleted row's voice is forgotten"
     );
     app.age_own_tables(7 * 24 * 60 * 60).await;
-    store.tidy().await.expect("tidies");
+    store.tidy(1000).await.expect("tidies");
     assert_eq!(
         counts(&app).await,
-        [1, 1, 0],
-        "what waits and what is unpublished stays"
+        [2, 1, 0],
+        "what waits, what is unpublished, and why a failed row failed stay"
     );
+    app.execute("DELETE FROM voices WHERE elevenlabs_voice_id = 'bad'")
+        .await;
+    store.tidy(1000).await.expect("tidies");
+    assert_eq!(counts(&app).await, [1, 1, 0]);
 }
 
 async fn peeking_leaves_no_trace(variant: Variant) {
@@ -699,6 +834,57 @@ async fn peeking_leaves_no_trace(variant: Variant) {
     claim(&store, Uuid::new_v4()).await;
     let page = store.peek(&ALL, 10).await.expect("peeks");
     assert_eq!((page.voices.len(), page.leased_elsewhere), (0, 1));
+}
+
+/// `character` without a length is a single one: keys and values must not be cut to it.
+#[tokio::test]
+async fn keys_and_statuses_of_fixed_length_are_compared_whole() {
+    let ddl = "
+        CREATE TABLE voices (
+            id char(36) PRIMARY KEY,
+            user_id char(36) NOT NULL,
+            elevenlabs_voice_id char(30) NOT NULL,
+            name varchar(200),
+            status char(20) NOT NULL DEFAULT 'processing',
+            preview_url varchar(1024),
+            completed_at timestamp
+        );
+        INSERT INTO voices (id, user_id, elevenlabs_voice_id)
+        SELECT gen_random_uuid(), gen_random_uuid(), 'v' || n FROM generate_series(1, 250) n;";
+    let app = App::postgres(Variant::B, ddl).await;
+    let store = app.store().await;
+    let run_id = Uuid::new_v4();
+    let (mut after, mut seen) = (None, 0);
+    loop {
+        let selection = Selection::Range { after, up_to: None };
+        let page = store.claim(run_id, &selection, 100).await.expect("claims");
+        seen += page.voices.len();
+        let transitions: Vec<_> = page
+            .voices
+            .into_iter()
+            .map(|voice| Transition {
+                row: voice.row,
+                provider_id: ProviderVoiceId::parse(&voice.provider_id.expect("is there"))
+                    .expect("an id"),
+                target: Target::Completed { preview_url: None },
+            })
+            .collect();
+        let applied = store
+            .apply(run_id, &transitions, Record::Nothing)
+            .await
+            .expect("applies");
+        assert_eq!(applied.moved.len(), transitions.len());
+        after = page.last;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, 250);
+    assert_eq!(
+        app.number("SELECT count(*) FROM voices WHERE status = 'completed'")
+            .await,
+        250
+    );
 }
 
 macro_rules! contract {
@@ -730,6 +916,9 @@ contract!(
     the_applications_own_change_wins,
     a_refused_row_takes_its_events_with_it,
     what_was_seen_is_remembered,
+    absences_are_counted_for_each_key,
+    a_row_that_is_cloned_anew_is_young_again,
+    one_process_probes_for_all,
     a_voice_that_keeps_making_trouble_is_left_alone_for_a_day,
     voices_are_found_by_row_and_by_provider_id,
     age_counts_from_creation_or_first_sight_or_restart,

@@ -569,6 +569,245 @@ async fn a_batch_that_the_provider_chokes_on_is_halved_until_one_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_only_fails_with_one_voice_in_it_is_halved_too() {
+    let huge = vec![b' '; 9 * 1024 * 1024];
+    for answer in [
+        Answer::error(500, "internal", "oops"),
+        Answer::json(200, huge),
+        Answer::html(200, "?"),
+    ] {
+        let ids: Vec<String> = (0..150).map(|n| format!("sim-ready-{n}")).collect();
+        let app = app_with(Variant::E32, &ids).await;
+        let provider = simulator().await;
+        let status = answer.status;
+        provider.script(move |request| {
+            let bad = request.path == "/v2/voices"
+                && request.voice_ids.iter().any(|id| id == "sim-ready-37");
+            bad.then(|| answer.clone())
+        });
+        let ended = sync_once(&app.url, &provider.url()).run().await;
+        ended.expect_code(0);
+        assert_eq!(ended.count("completed"), 150, "HTTP {status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_that_rejects_everything_is_in_trouble_and_no_voice_is() {
+    let ids: Vec<String> = (0..30).map(|n| format!("sim-ready-{n}")).collect();
+    for answer in [
+        Answer::html(400, "bad request"),
+        Answer::error(400, "odd", "everything is odd today"),
+        Answer::json(
+            422,
+            r#"{"detail":[{"loc":["header"],"msg":"bad","type":"value_error"}]}"#,
+        ),
+    ] {
+        let app = app_with(Variant::E32, &ids).await;
+        let provider = simulator().await;
+        provider.script(move |_| Some(answer.clone()));
+        for _ in 0..4 {
+            let ended = sync_once(&app.url, &provider.url()).run().await;
+            ended.expect_code(75);
+            assert_eq!((ended.count("due"), ended.count("set_aside")), (30, 0));
+        }
+        provider.script(|_| None);
+        app.age_own_tables(300).await;
+        let ended = sync_once(&app.url, &provider.url()).run().await;
+        assert_eq!(ended.count("completed"), 30, "{}", ended.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_rejects_everything_is_given_up() {
+    let ids: Vec<String> = (0..200).map(|n| format!("sim-ready-{n}")).collect();
+    let app = app_with(Variant::E32, &ids).await;
+    let provider = simulator().await;
+    provider.script(|request| {
+        let list = request.path == "/v2/voices";
+        list.then(|| {
+            Answer::json(
+                422,
+                r#"{"detail":[{"loc":["query"],"msg":"bad","type":"t"}]}"#,
+            )
+        })
+    });
+    let ended = sync_once(&app.url, &provider.url()).run().await;
+    ended.expect_code(0);
+    assert_eq!(ended.count("completed"), 200);
+    assert!(
+        provider.counts().list <= 20,
+        "{} lists",
+        provider.counts().list
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voice_that_the_key_may_not_see_does_not_condemn_the_key() {
+    let ids: Vec<String> = (0..50)
+        .map(|n| format!("sim-ready-{n}"))
+        .chain(["sim-unlisted-7".into()])
+        .collect();
+    let app = app_with(Variant::E32, &ids).await;
+    let provider = simulator().await;
+    provider.script(|request| {
+        let private = request.path == "/v1/voices/sim-unlisted-7";
+        private.then(|| Answer::error(403, "forbidden", "not yours"))
+    });
+    let ended = sync_once(&app.url, &provider.url()).run().await;
+    ended.expect_code(0);
+    assert_eq!(
+        (ended.count("completed"), ended.count("set_aside")),
+        (50, 1)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nul_in_what_the_provider_says_harms_nobody() {
+    let ids: Vec<String> = (0..120).map(|n| format!("sim-ready-{n:03}")).collect();
+    let app = app_with(Variant::A, &ids).await;
+    migrate(&app).await;
+    let provider = simulator().await;
+    provider.script(|request| {
+        let odd = |id: &str| match id {
+            "sim-ready-001" => r#"{"voice_id":"sim-ready-001","category":"x\u0000y"}"#.to_owned(),
+            "sim-ready-002" => r#"{"voice_id":"sim-ready-002","category":"professional",
+                "fine_tuning":{"state":{"m":"failed"},"message":{"m":"too\u0000noisy"}}}"#
+                .to_owned(),
+            id => format!(r#"{{"voice_id":"{id}","preview_url":"https://x/{id}"}}"#),
+        };
+        let voices: Vec<_> = request.voice_ids.iter().map(|id| odd(id)).collect();
+        Some(Answer::json(
+            200,
+            format!(r#"{{"voices":[{}]}}"#, voices.join(",")),
+        ))
+    });
+    let ended = sync_once(&app.url, &provider.url()).run().await;
+    ended.expect_code(0);
+    assert_eq!(
+        (
+            ended.count("completed"),
+            ended.count("processing"),
+            ended.count("failed")
+        ),
+        (118, 1, 1)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_run_learns_of_an_outage_the_next_ones_know() {
+    let ids: Vec<String> = (0..500).map(|n| format!("sim-ready-{n}")).collect();
+    let app = app_with(Variant::A, &ids).await;
+    migrate(&app).await;
+    let provider = simulator().await;
+    provider.script(|_| Some(Answer::html(503, "down")));
+    let run = async || sync_once(&app.url, &provider.url()).run().await;
+    run().await.expect_code(75);
+    let asked = provider.requests().len();
+    assert!(asked <= 12, "{asked} requests");
+    for _ in 0..3 {
+        let ended = run().await;
+        ended.expect_code(75);
+        assert_eq!((ended.count("due"), ended.count("requests")), (500, 0));
+    }
+    app.age_own_tables(16).await;
+    let probed = run().await;
+    probed.expect_code(75);
+    assert_eq!(probed.count("requests"), 1, "one probe decides");
+    app.age_own_tables(16).await;
+    assert_eq!(run().await.count("requests"), 0, "the pause has doubled");
+
+    provider.script(|_| None);
+    app.age_own_tables(16).await;
+    let healed = run().await;
+    healed.expect_code(0);
+    assert_eq!(healed.count("completed"), 500);
+    assert_eq!(
+        app.number("SELECT opened::bigint FROM voice_sync.provider")
+            .await,
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pause_that_the_provider_asks_for_binds_the_next_run_too() {
+    let ids: Vec<String> = (0..3000).map(|n| format!("sim-ready-{n}")).collect();
+    let app = app_with(Variant::E32, &ids).await;
+    let provider = simulator().await;
+    provider.script(|_| {
+        Some(Answer::error(429, "system_busy", "wait").with_header("retry-after", "120"))
+    });
+    let ended = sync_once(&app.url, &provider.url()).run().await;
+    ended.expect_code(75);
+    let asked = provider.requests().len();
+    assert!(asked <= 4, "{asked} requests");
+    let touched = app.number("SELECT count(*) FROM voice_sync_voices").await;
+    assert!(
+        touched <= 1000,
+        "the backlog is not churned through: {touched}"
+    );
+    provider.script(|_| None);
+    let ended = sync_once(&app.url, &provider.url()).run().await;
+    ended.expect_code(75);
+    assert_eq!(ended.count("requests"), 0);
+    app.age_own_tables(121).await;
+    sync_once(&app.url, &provider.url())
+        .run()
+        .await
+        .expect_code(0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_at_once_halves_what_the_next_run_begins_with() {
+    let ids: Vec<String> = (0..20).map(|n| format!("sim-pvctraining-{n}")).collect();
+    let app = app_with(Variant::A, &ids).await;
+    migrate(&app).await;
+    let provider = simulator().await;
+    let refused = std::sync::atomic::AtomicBool::new(false);
+    provider.script(move |_| {
+        let first = !refused.swap(true, std::sync::atomic::Ordering::Relaxed);
+        first.then(|| {
+            Answer::error(429, "too_many_concurrent_requests", "slow down")
+                .with_header("retry-after-ms", "1")
+        })
+    });
+    sync_once(&app.url, &provider.url())
+        .args(&["--concurrency", "8"])
+        .run()
+        .await
+        .expect_code(0);
+    assert_eq!(
+        app.number("SELECT concurrency::bigint FROM voice_sync.provider")
+            .await,
+        4
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn named_runs_do_not_disturb_the_turns_of_others() {
+    let ids: Vec<String> = (0..25).map(|n| format!("sim-pvctraining-{n}")).collect();
+    let app = app_with(Variant::E36, &ids).await;
+    let provider = simulator().await;
+    for _ in 0..3 {
+        sync_once(&app.url, &provider.url())
+            .args(&["--limit", "10"])
+            .run()
+            .await
+            .expect_code(0);
+        sync_once(&app.url, &provider.url())
+            .args(&["--voice", &ids[0]])
+            .run()
+            .await
+            .expect_code(0);
+    }
+    let asked: BTreeSet<_> = provider
+        .requests()
+        .into_iter()
+        .flat_map(|request| request.voice_ids)
+        .collect();
+    assert_eq!(asked.len(), 25, "nobody is left out");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_that_the_database_refuses_is_alone_in_being_set_aside() {
     let ids: Vec<String> = (0..100).map(|n| format!("sim-ready-{n}")).collect();
     let app = app_with(Variant::A, &ids).await;

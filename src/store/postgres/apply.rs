@@ -89,9 +89,14 @@ impl PostgresStore {
                  WHERE NOT m.completes AND w.row_id = m.row_id AND w.run_id = $7
              ),
              forgotten AS (
-                 DELETE FROM voice_sync.voices w USING answer a
+                 DELETE FROM voice_sync.voices w USING moved m
+                 WHERE m.completes AND w.row_id = m.row_id AND w.run_id = $7
+             ),
+             overtaken AS (
+                 UPDATE voice_sync.voices w SET lease_until = NULL
+                 FROM answer a
                  WHERE w.row_id = a.id::text AND w.run_id = $7
-                   AND NOT EXISTS (SELECT FROM moved m WHERE m.row_id = w.row_id AND NOT m.completes)
+                   AND NOT EXISTS (SELECT FROM moved m WHERE m.row_id = w.row_id)
              )
              SELECT m.row_id, r.id, r.event_id, r.event_type, r.voice_id, r.user_id, r.occurred_at
              FROM moved m LEFT JOIN recorded r ON r.voice_id = m.row_id
@@ -124,6 +129,7 @@ impl PostgresStore {
     pub(in crate::store) async fn note(
         &self,
         run_id: Uuid,
+        account: Uuid,
         notes: &[Note],
     ) -> Result<(), StoreError> {
         const NOTE: &str = "
@@ -132,9 +138,13 @@ impl PostgresStore {
                 last_asked = CASE WHEN n.seen = 'unavailable' THEN w.last_asked ELSE now() END,
                 kind = COALESCE(n.kind, w.kind),
                 stage = CASE WHEN n.seen = 'unavailable' THEN w.stage ELSE n.stage END,
-                missing_count = CASE n.seen WHEN 'missing' THEN w.missing_count + 1
+                missing_account = CASE n.seen WHEN 'missing' THEN $9
+                                              WHEN 'unavailable' THEN w.missing_account END,
+                missing_count = CASE n.seen WHEN 'missing' THEN
+                                    CASE WHEN w.missing_account = $9 THEN w.missing_count ELSE 0 END + 1
                                             WHEN 'unavailable' THEN w.missing_count ELSE 0 END,
-                missing_since = CASE n.seen WHEN 'missing' THEN COALESCE(w.missing_since, now())
+                missing_since = CASE n.seen WHEN 'missing' THEN
+                                    CASE WHEN w.missing_account = $9 THEN w.missing_since ELSE now() END
                                             WHEN 'unavailable' THEN w.missing_since END,
                 strikes = CASE n.seen WHEN 'set_aside' THEN w.strikes + 1
                                       WHEN 'unavailable' THEN w.strikes ELSE 0 END,
@@ -166,6 +176,7 @@ impl PostgresStore {
             .bind(troubles)
             .bind(i32::try_from(MAX_STRIKES).unwrap_or(i32::MAX))
             .bind(SET_ASIDE.as_secs_f64())
+            .bind(account)
             .execute(&self.pool)
             .await?;
         Ok(())
@@ -181,9 +192,8 @@ impl PostgresStore {
         const MISSING: &str = "
             SELECT w.row_id, w.provider_id, w.missing_count,
                    extract(epoch FROM now() - w.missing_since)::float8 AS lasting,
-                   EXISTS (SELECT FROM voice_sync.runs r
-                           WHERE r.account = $2 AND r.found > 0 AND r.finished_at > w.missing_since
-                          ) AS others_found
+                   (SELECT extract(epoch FROM now() - p.found_at)::float8
+                    FROM voice_sync.provider p WHERE p.account = $2) AS last_found
             FROM voice_sync.voices w
             WHERE w.run_id = $1 AND w.missing_count > 0 AND w.trouble IS NULL
                AND w.lease_until IS NULL AND w.provider_id IS NOT NULL
@@ -203,7 +213,7 @@ impl PostgresStore {
                     provider_id: row.try_get("provider_id")?,
                     times: row.try_get::<i32, _>("missing_count")?.unsigned_abs(),
                     lasting: seconds(row.try_get("lasting")?),
-                    others_found: row.try_get("others_found")?,
+                    last_found: row.try_get::<Option<f64>, _>("last_found")?.map(seconds),
                 })
             })
             .collect()

@@ -18,7 +18,8 @@ struct Column {
 
 const COLUMNS: &str = "
     SELECT a.attname::text AS name,
-           format_type(a.atttypid, NULL) AS sql_type,
+           -- With -1, `char(n)` is called bpchar: `character` would be one character long.
+           format_type(a.atttypid, -1) AS sql_type,
            CASE WHEN a.atttypid IN ('varchar'::regtype, 'bpchar'::regtype) AND a.atttypmod > 4
                 THEN a.atttypmod - 4 END AS length,
            ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = a.atttypid
@@ -68,7 +69,7 @@ impl PostgresStore {
         let completed_now = match completed_at.sql_type.as_str() {
             "timestamp without time zone" => "(now() AT TIME ZONE 'UTC')",
             "timestamp with time zone" => "now()",
-            "text" | "character varying" => {
+            "text" | "character varying" | "bpchar" => {
                 "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')"
             }
             _ => {
@@ -81,22 +82,8 @@ impl PostgresStore {
                 .into());
             }
         };
-        let created = find(&c.created_at);
-        let created_at = match created.map(|column| column.sql_type.as_str()) {
-            Some("timestamp without time zone") => {
-                format!("(v.{} AT TIME ZONE 'UTC')", c.created_at.quoted())
-            }
-            Some("timestamp with time zone") => format!("v.{}", c.created_at.quoted()),
-            Some(other) => {
-                warn!(
-                    column = c.created_at.as_str(),
-                    sql_type = other,
-                    "the column is no timestamp; voices age from when they are first seen"
-                );
-                "NULL::timestamptz".to_owned()
-            }
-            None => "NULL::timestamptz".to_owned(),
-        };
+        let created_at = moment(&c.created_at, find(&c.created_at));
+        let completed_before = moment(&c.completed_at, Some(completed_at));
         let user_id = match find(&c.user_id) {
             Some(_) => format!("v.{}::text", c.user_id.quoted()),
             None => {
@@ -117,6 +104,7 @@ impl PostgresStore {
             preview_url: c.preview_url.quoted(),
             completed_at: c.completed_at.quoted(),
             created_at,
+            completed_before,
             processing: value(&names.statuses.processing),
             completed: value(&names.statuses.completed),
             failed: value(&names.statuses.failed),
@@ -148,6 +136,17 @@ fn column(row: PgRow) -> Result<Column, sqlx::Error> {
             .and_then(|length| usize::try_from(length).ok()),
         labels: row.try_get("labels")?,
     })
+}
+
+/// A column's time on `v`. PostgreSQL's infinities are no times that an age could count from.
+fn moment(name: &Identifier, column: Option<&Column>) -> String {
+    let quoted = name.quoted();
+    let read = match column.map(|column| column.sql_type.as_str()) {
+        Some("timestamp without time zone") => format!("v.{quoted} AT TIME ZONE 'UTC'"),
+        Some("timestamp with time zone") => format!("v.{quoted}"),
+        Some(_) | None => return "NULL::timestamptz".to_owned(),
+    };
+    format!("(CASE WHEN isfinite(v.{quoted}) THEN {read} END)")
 }
 
 fn check_labels(table: &str, status: &Column, names: &Names) -> Result<(), Misfit> {

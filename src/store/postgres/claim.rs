@@ -55,6 +55,7 @@ impl PostgresStore {
             id,
             provider_id,
             created_at,
+            completed_before,
             ..
         } = self;
         let known = match self.own_tables {
@@ -75,7 +76,7 @@ impl PostgresStore {
                         AND w.provider_id IS NOT DISTINCT FROM p.provider_id AS resting,
                     w.first_seen, w.restarted_at
              FROM (SELECT v.{id} AS id, v.{id}::text AS row_id, v.{provider_id} AS provider_id,
-                          {created_at} AS created_at
+                          GREATEST({created_at}, {completed_before}) AS created_at
                    FROM {table} v WHERE {condition} ORDER BY v.{id} LIMIT $3) p
              LEFT JOIN {known} w ON w.row_id = p.row_id"
         )
@@ -168,10 +169,15 @@ impl PostgresStore {
 
     pub(in crate::store) async fn count(&self, selection: &Selection) -> Result<u64, StoreError> {
         let (condition, [first, second]) = self.condition(selection);
-        let sql = format!("SELECT count(*) FROM {} v WHERE {condition}", self.table);
+        let sql = format!(
+            "SELECT count(*) FROM ({}) p WHERE NOT p.resting",
+            self.page_sql(&condition)
+        );
         let count: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
             .bind(first)
             .bind(second)
+            .bind(i64::MAX)
+            .bind(Uuid::nil())
             .fetch_one(&self.pool)
             .await?;
         Ok(count.unsigned_abs())
@@ -179,9 +185,9 @@ impl PostgresStore {
 }
 
 /// Whether a text that a person typed could be a key of this type at all.
-fn could_be(text: &str, sql_type: &str) -> bool {
+pub(super) fn could_be(text: &str, sql_type: &str) -> bool {
     match sql_type {
-        "uuid" => Uuid::parse_str(text).is_ok(),
+        "uuid" => Uuid::try_parse(text).is_ok_and(|_| !text.starts_with("urn:")),
         "bigint" => text.parse::<i64>().is_ok(),
         "integer" => text.parse::<i32>().is_ok(),
         "smallint" => text.parse::<i16>().is_ok(),

@@ -1,40 +1,126 @@
 //! Passes, what they leave behind for the next one, and what is removed in time.
 
-use sqlx::AssertSqlSafe;
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::PostgresStore;
-use crate::store::{KEPT, Memory, Run, StoreError, TIDIED_AT_ONCE};
+use super::claim::could_be;
+use super::{PostgresStore, seconds};
+use crate::standing::Standing;
+use crate::store::{KEPT, Memory, PROBE, Run, StoreError};
 use crate::voice::RowId;
 
 impl PostgresStore {
     pub(in crate::store) async fn remember(&self, account: Uuid) -> Result<Memory, StoreError> {
         const REMEMBER: &str = "
-            SELECT (SELECT resume_after FROM voice_sync.runs ORDER BY id DESC LIMIT 1),
+            SELECT (SELECT resume_after FROM voice_sync.cursors WHERE table_name = $2),
                    ARRAY(SELECT u.key FROM voice_sync.provider p, jsonb_each_text(p.unlisted) u
                          WHERE p.account = $1 AND u.value::timestamptz > now())";
         let (resume_after, unlisted): (Option<String>, Vec<String>) = sqlx::query_as(REMEMBER)
             .bind(account)
+            .bind(&self.table)
             .fetch_one(&self.pool)
             .await?;
         Ok(Memory {
-            resume_after: resume_after.map(RowId::new),
+            resume_after: resume_after
+                .filter(|row| could_be(row, &self.id_type))
+                .map(RowId::new),
             unlisted: unlisted.into_iter().collect(),
+            standing: self.standing(account).await?,
         })
+    }
+
+    pub(in crate::store) async fn standing(&self, account: Uuid) -> Result<Standing, StoreError> {
+        const STANDING: &str = "
+            SELECT opened, concurrency,
+                   extract(epoch FROM GREATEST(open_until - now(), interval '0'))::float8 AS open_for,
+                   extract(epoch FROM GREATEST(hold_until - now(), interval '0'))::float8 AS hold_for
+            FROM voice_sync.provider WHERE account = $1";
+        let row = sqlx::query(STANDING)
+            .bind(account)
+            .fetch_optional(&self.pool)
+            .await?;
+        let Some(row) = row else {
+            return Ok(Standing::default());
+        };
+        let span = |text: Option<f64>| text.map_or(Duration::ZERO, seconds);
+        Ok(Standing {
+            opened: row.try_get::<i32, _>("opened")?.unsigned_abs(),
+            open_for: span(row.try_get("open_for")?),
+            hold_for: span(row.try_get("hold_for")?),
+            concurrency: row.try_get("concurrency")?,
+        })
+    }
+
+    pub(in crate::store) async fn keep_standing(
+        &self,
+        account: Uuid,
+        standing: Standing,
+    ) -> Result<(), StoreError> {
+        const KEEP: &str = "
+            INSERT INTO voice_sync.provider AS p (account, opened, open_until, hold_until, concurrency)
+            VALUES ($1, $2, CASE WHEN $2 > 0 THEN now() + make_interval(secs => $3) END,
+                    CASE WHEN $4 > 0 THEN now() + make_interval(secs => $4) END, $5)
+            ON CONFLICT (account) DO UPDATE
+            SET opened = EXCLUDED.opened, open_until = EXCLUDED.open_until, probe_until = NULL,
+                hold_until = GREATEST(p.hold_until, EXCLUDED.hold_until),
+                concurrency = EXCLUDED.concurrency";
+        let Standing {
+            opened,
+            open_for,
+            hold_for,
+            concurrency,
+        } = standing;
+        sqlx::query(KEEP)
+            .bind(account)
+            .bind(i32::try_from(opened).unwrap_or(i32::MAX))
+            .bind(open_for.as_secs_f64())
+            .bind(hold_for.as_secs_f64())
+            .bind(concurrency)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    pub(in crate::store) async fn claim_probe(&self, account: Uuid) -> Result<bool, StoreError> {
+        const PROBE_IT: &str = "
+            UPDATE voice_sync.provider SET probe_until = now() + make_interval(secs => $2)
+            WHERE account = $1 AND opened > 0 AND open_until <= now()
+              AND (probe_until IS NULL OR probe_until <= now())";
+        let done = sqlx::query(PROBE_IT)
+            .bind(account)
+            .bind(PROBE.as_secs_f64())
+            .execute(&self.pool)
+            .await?;
+        Ok(done.rows_affected() > 0)
     }
 
     pub(in crate::store) async fn record_run(&self, run: &Run) -> Result<(), StoreError> {
         const RECORD: &str = "
             WITH learned AS (
-                INSERT INTO voice_sync.provider (account, unlisted)
-                SELECT $2, jsonb_object_agg(kind, now() + interval '1 hour')
-                FROM unnest($9::text[]) kind WHERE $2 IS NOT NULL HAVING count(*) > 0
+                INSERT INTO voice_sync.provider AS p (account, unlisted, found_at)
+                SELECT $2, COALESCE(jsonb_object_agg(kind, now() + interval '1 hour')
+                                    FILTER (WHERE kind IS NOT NULL), '{}'),
+                       CASE WHEN $6 > 0 THEN now() END
+                FROM (SELECT) one LEFT JOIN unnest($8::text[]) kind ON TRUE
+                WHERE $2 IS NOT NULL HAVING count(kind) > 0 OR $6 > 0
                 ON CONFLICT (account) DO UPDATE
-                SET unlisted = voice_sync.provider.unlisted || EXCLUDED.unlisted
+                SET unlisted = p.unlisted || EXCLUDED.unlisted,
+                    found_at = COALESCE(EXCLUDED.found_at, p.found_at)
+            ),
+            stopped AS (
+                INSERT INTO voice_sync.cursors (table_name, resume_after)
+                SELECT $9, $10 WHERE $11 AND $10 IS NOT NULL
+                ON CONFLICT (table_name) DO UPDATE SET resume_after = EXCLUDED.resume_after
+            ),
+            finished AS (
+                DELETE FROM voice_sync.cursors WHERE table_name = $9 AND $11 AND $10 IS NULL
             )
             INSERT INTO voice_sync.runs (run_id, account, started_at, duration_ms, exit_code, found,
-                                         counts, resume_after)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+                                         counts)
+            VALUES ($1, $2, $3, $4, $5, $6, $7)";
+        let (moves_cursor, resume_after) = run.cursor.columns();
         sqlx::query(RECORD)
             .bind(run.run_id)
             .bind(run.account)
@@ -43,20 +129,23 @@ impl PostgresStore {
             .bind(i16::from(run.exit_code))
             .bind(i64::try_from(run.found).unwrap_or(i64::MAX))
             .bind(&run.counts)
-            .bind(run.resume_after.as_ref().map(RowId::as_str))
             .bind(&run.unlisted)
+            .bind(&self.table)
+            .bind(resume_after)
+            .bind(moves_cursor)
             .execute(&self.pool)
             .await?;
         Ok(())
     }
 
-    pub(in crate::store) async fn tidy(&self) -> Result<(), StoreError> {
+    pub(in crate::store) async fn tidy(&self, at_once: u32) -> Result<(), StoreError> {
         let Self {
             table,
             id,
             id_type,
             status,
             processing,
+            failed,
             ..
         } = self;
         // Only the oldest rows are looked at, by their primary keys: no scan, whatever the size.
@@ -76,19 +165,20 @@ impl PostgresStore {
              left_behind AS (
                  SELECT w.row_id FROM voice_sync.voices w
                  WHERE (w.lease_until IS NULL OR w.lease_until < now() - interval '1 day')
-                   AND (w.failed_at < now() - make_interval(secs => $1)
-                        OR (w.failed_at IS NULL
-                            AND COALESCE(w.last_asked, w.first_seen) < now() - interval '1 hour'
-                            AND NOT EXISTS (
-                                SELECT FROM {table} v WHERE v.{id} = w.row_id::{id_type}
-                                AND v.{status} = {processing})))
+                   AND COALESCE(w.failed_at, w.last_asked, w.first_seen) < now()
+                       - CASE WHEN w.failed_at IS NULL THEN interval '1 hour'
+                              ELSE make_interval(secs => $1) END
+                   AND NOT EXISTS (
+                       SELECT FROM {table} v WHERE v.{id} = w.row_id::{id_type}
+                       AND v.{status} = CASE WHEN w.failed_at IS NULL THEN {processing}
+                                             ELSE {failed} END)
                  LIMIT $2 FOR UPDATE SKIP LOCKED
              )
              DELETE FROM voice_sync.voices w USING left_behind l WHERE w.row_id = l.row_id"
         );
         sqlx::query(AssertSqlSafe(sql))
             .bind(KEPT.as_secs_f64())
-            .bind(TIDIED_AT_ONCE)
+            .bind(i64::from(at_once))
             .execute(&self.pool)
             .await?;
         Ok(())

@@ -45,6 +45,8 @@ pub struct PostgresStore {
     preview_url: String,
     completed_at: String,
     created_at: String,
+    /// A row that was completed before and stands in processing again was cloned anew then.
+    completed_before: String,
     processing: String,
     completed: String,
     failed: String,

@@ -34,6 +34,9 @@ impl SqliteStore {
         const FORGET: &str = "
             DELETE FROM voice_sync_voices
             WHERE row_id IN (SELECT value FROM json_each($1)) AND run_id = $2";
+        const OVERTAKEN: &str = "
+            UPDATE voice_sync_voices SET lease_until = NULL
+            WHERE row_id IN (SELECT value FROM json_each($1)) AND run_id = $2";
         let answers: Vec<_> = transitions
             .iter()
             .map(
@@ -94,7 +97,8 @@ impl SqliteStore {
             users.insert(RowId::new(row.try_get::<String, _>("row_id")?), user);
         }
         let mut applied = Applied::default();
-        let (mut events, mut explained, mut forgotten) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut events, mut explained) = (Vec::new(), Vec::new());
+        let (mut forgotten, mut overtaken) = (Vec::new(), Vec::new());
         for Transition {
             row,
             provider_id,
@@ -106,8 +110,9 @@ impl SqliteStore {
                 (Target::Failed { reason }, Some(_)) => {
                     explained.push(json!({"row": row.as_str(), "reason": reason}));
                 }
-                (Target::Completed { .. } | Target::Failed { .. }, _) => {
-                    forgotten.push(row.as_str())
+                (Target::Completed { .. }, Some(_)) => forgotten.push(row.as_str()),
+                (Target::Completed { .. } | Target::Failed { .. }, None) => {
+                    overtaken.push(row.as_str());
                 }
             }
             if let Some(user) = user {
@@ -137,11 +142,13 @@ impl SqliteStore {
             .bind(present)
             .execute(&mut *transaction)
             .await?;
-        sqlx::query(FORGET)
-            .bind(json!(forgotten).to_string())
-            .bind(run_id.to_string())
-            .execute(&mut *transaction)
-            .await?;
+        for (sql, rows) in [(FORGET, forgotten), (OVERTAKEN, overtaken)] {
+            sqlx::query(sql)
+                .bind(json!(rows).to_string())
+                .bind(run_id.to_string())
+                .execute(&mut *transaction)
+                .await?;
+        }
         transaction.commit().await?;
         applied.moved = users.into_keys().collect();
         Ok(applied)
@@ -150,6 +157,7 @@ impl SqliteStore {
     pub(in crate::store) async fn note(
         &self,
         run_id: Uuid,
+        account: Uuid,
         notes: &[Note],
     ) -> Result<(), StoreError> {
         let notes: Vec<_> = notes
@@ -166,9 +174,13 @@ impl SqliteStore {
                  last_asked = CASE WHEN n.seen = 'unavailable' THEN w.last_asked ELSE {NOW} END,
                  kind = COALESCE(n.kind, w.kind),
                  stage = CASE WHEN n.seen = 'unavailable' THEN w.stage ELSE n.stage END,
-                 missing_count = CASE n.seen WHEN 'missing' THEN w.missing_count + 1
+                 missing_account = CASE n.seen WHEN 'missing' THEN $5
+                                               WHEN 'unavailable' THEN w.missing_account END,
+                 missing_count = CASE n.seen WHEN 'missing' THEN
+                                     CASE WHEN w.missing_account = $5 THEN w.missing_count ELSE 0 END + 1
                                              WHEN 'unavailable' THEN w.missing_count ELSE 0 END,
-                 missing_since = CASE n.seen WHEN 'missing' THEN COALESCE(w.missing_since, {NOW})
+                 missing_since = CASE n.seen WHEN 'missing' THEN
+                                     CASE WHEN w.missing_account = $5 THEN w.missing_since ELSE {NOW} END
                                              WHEN 'unavailable' THEN w.missing_since END,
                  strikes = CASE n.seen WHEN 'set_aside' THEN w.strikes + 1
                                        WHEN 'unavailable' THEN w.strikes ELSE 0 END,
@@ -185,6 +197,7 @@ impl SqliteStore {
             .bind(run_id.to_string())
             .bind(MAX_STRIKES)
             .bind(milliseconds(SET_ASIDE))
+            .bind(account.to_string())
             .execute(&self.pool)
             .await?;
         Ok(())
@@ -199,9 +212,8 @@ impl SqliteStore {
     ) -> Result<Vec<MissingVoice>, StoreError> {
         let sql = format!(
             "SELECT w.row_id, w.provider_id, w.missing_count, {NOW} - w.missing_since AS lasting,
-                    EXISTS (SELECT 1 FROM voice_sync_runs r
-                            WHERE r.account = $2 AND r.found > 0
-                              AND r.finished_at > w.missing_since) AS others_found
+                    (SELECT {NOW} - p.found_at FROM voice_sync_provider p
+                     WHERE p.account = $2) AS last_found
              FROM voice_sync_voices w
              WHERE w.run_id = $1 AND w.missing_count > 0 AND w.trouble IS NULL
                AND w.lease_until IS NULL AND w.provider_id IS NOT NULL
@@ -222,7 +234,7 @@ impl SqliteStore {
                     provider_id: row.try_get("provider_id")?,
                     times: row.try_get("missing_count")?,
                     lasting: elapsed(row.try_get("lasting")?),
-                    others_found: row.try_get("others_found")?,
+                    last_found: row.try_get::<Option<i64>, _>("last_found")?.map(elapsed),
                 })
             })
             .collect()

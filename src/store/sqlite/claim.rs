@@ -43,12 +43,12 @@ impl SqliteStore {
                     "{base} AND (v.{id} IN (SELECT value FROM json_each($1))
                                  OR v.{provider_id} IN (SELECT value FROM json_each($1)))"
                 );
-                let bare = names
-                    .iter()
-                    .filter(|_| self.id_form == KeyForm::BareUuid)
-                    .filter_map(|name| Uuid::parse_str(name).ok())
-                    .map(|uuid| uuid.simple().to_string());
-                let all: Vec<String> = names.iter().cloned().chain(bare).collect();
+                let uuids = names.iter().filter_map(|name| Uuid::try_parse(name).ok());
+                let stored = uuids.map(|uuid| match self.id_form {
+                    KeyForm::Plain => uuid.hyphenated().to_string(),
+                    KeyForm::BareUuid => uuid.simple().to_string(),
+                });
+                let all: Vec<String> = names.iter().cloned().chain(stored).collect();
                 (condition, json!(all).to_string())
             }
         }
@@ -60,6 +60,7 @@ impl SqliteStore {
             id,
             provider_id,
             created_at,
+            completed_at,
             ..
         } = self;
         let known = match self.own_tables {
@@ -79,7 +80,8 @@ impl SqliteStore {
                     COALESCE(w.set_aside_until > {NOW}, 0) AND w.provider_id IS p.provider_id
                         AND NOT {named} AS resting
              FROM (SELECT CAST(v.{id} AS TEXT) AS row_id, v.{id} AS id,
-                          CAST(v.{provider_id} AS TEXT) AS provider_id, {created_at} AS created_at
+                          CAST(v.{provider_id} AS TEXT) AS provider_id, {created_at} AS created_at,
+                          CAST(v.{completed_at} AS TEXT) AS completed_before
                    FROM {table} v WHERE {condition} ORDER BY v.{id} LIMIT $2) p
              LEFT JOIN {known} w ON w.row_id = p.row_id
              ORDER BY p.id"
@@ -172,9 +174,14 @@ impl SqliteStore {
 
     pub(in crate::store) async fn count(&self, selection: &Selection) -> Result<u64, StoreError> {
         let (condition, parameter) = self.condition(selection);
-        let sql = format!("SELECT count(*) FROM {} v WHERE {condition}", self.table);
+        let sql = format!(
+            "SELECT count(*) FROM ({}) p WHERE NOT p.resting",
+            self.page_sql(selection, &condition)
+        );
         let count: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
             .bind(parameter)
+            .bind(i64::MAX)
+            .bind(Uuid::nil().to_string())
             .fetch_one(&self.pool)
             .await?;
         Ok(count.unsigned_abs())
@@ -193,7 +200,7 @@ fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
         } else if !row.try_get::<bool, _>("resting")? {
             page.voices.push(Claimed {
                 row: id,
-                provider_id: row.try_get("provider_id")?,
+                provider_id: lossy(row)?,
                 age: age(row)?,
                 kind: row.try_get("kind")?,
             });
@@ -202,24 +209,35 @@ fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
     Ok(page)
 }
 
+/// The provider id, whatever bytes the application stored: what is no text is no id either.
+fn lossy(row: &SqliteRow) -> Result<Option<String>, sqlx::Error> {
+    let bytes: Option<Vec<u8>> = row.try_get_unchecked("provider_id")?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
 /// Time in processing: since the row was made or put back, or else since it was first seen.
 fn age(row: &SqliteRow) -> Result<Duration, sqlx::Error> {
     let present: i64 = row.try_get("present")?;
     if row.try_get("restarts")? {
         return Ok(Duration::ZERO);
     }
-    let created: Option<String> = row.try_get("created_at")?;
-    let created = created
-        .as_deref()
-        .and_then(timestamp)
-        .map(|time| time.timestamp_millis());
+    let moment = |column| {
+        let text: Option<String> = row.try_get(column)?;
+        let time = text.as_deref().and_then(timestamp);
+        // A time that is yet to come is no time that an age could count from.
+        let past = time.map(|t| t.timestamp_millis()).filter(|t| *t <= present);
+        Ok::<_, sqlx::Error>(past)
+    };
+    // A row that was completed before and stands in processing again was cloned anew then.
+    let created = moment("created_at")?.max(moment("completed_before")?);
     let restarted: Option<i64> = row.try_get("restarted_at")?;
     let first_seen: Option<i64> = row.try_get("first_seen")?;
     let since = created.max(restarted).or(first_seen).unwrap_or(present);
     Ok(elapsed(present - since))
 }
 
-/// Reads a stored time: SQLAlchemy's text, ISO 8601 with or without a zone, or Unix seconds.
+/// Reads a stored time: SQLAlchemy's text, ISO 8601 with or without a zone, Unix seconds or
+/// milliseconds.
 fn timestamp(text: &str) -> Option<DateTime<Utc>> {
     let text = text.trim();
     ["%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f"]
@@ -236,7 +254,10 @@ fn timestamp(text: &str) -> Option<DateTime<Utc>> {
                 .ok()
                 .map(|time| time.to_utc())
         })
-        .or_else(|| DateTime::from_timestamp(text.parse().ok()?, 0))
+        .or_else(|| match text.parse().ok()? {
+            milliseconds @ 100_000_000_000.. => DateTime::from_timestamp_millis(milliseconds),
+            seconds => DateTime::from_timestamp(seconds, 0),
+        })
 }
 
 #[cfg(test)]
@@ -253,6 +274,7 @@ mod tests {
             "2026-11-02 09:00:00+01:00",
             "2026-11-02T09:00:00.000+01:00",
             "1793606400",
+            "1793606400000",
         ] {
             let read = timestamp(text).expect(text);
             assert_eq!(read.timestamp(), 1_793_606_400, "{text}");

@@ -3,19 +3,21 @@
 use std::time::Duration;
 
 use serde_json::json;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::{NOW, SqliteStore, milliseconds};
-use crate::store::{KEPT, Memory, Run, StoreError, TIDIED_AT_ONCE};
+use super::{NOW, SqliteStore, elapsed, milliseconds};
+use crate::standing::Standing;
+use crate::store::{KEPT, Memory, PROBE, Run, StoreError};
 use crate::voice::RowId;
 
 impl SqliteStore {
     pub(in crate::store) async fn remember(&self, account: Uuid) -> Result<Memory, StoreError> {
-        let resume_after: Option<Option<String>> =
-            sqlx::query_scalar("SELECT resume_after FROM voice_sync_runs ORDER BY id DESC LIMIT 1")
-                .fetch_optional(&self.pool)
-                .await?;
+        const CURSOR: &str = "SELECT resume_after FROM voice_sync_cursors WHERE table_name = $1";
+        let resume_after: Option<String> = sqlx::query_scalar(CURSOR)
+            .bind(&self.table)
+            .fetch_optional(&self.pool)
+            .await?;
         let sql = format!(
             "SELECT u.key FROM voice_sync_provider p, json_each(p.unlisted) u
              WHERE p.account = $1 AND u.value > {NOW}"
@@ -25,20 +27,94 @@ impl SqliteStore {
             .fetch_all(&self.pool)
             .await?;
         Ok(Memory {
-            resume_after: resume_after.flatten().map(RowId::new),
+            resume_after: resume_after.map(RowId::new),
             unlisted: unlisted.into_iter().collect(),
+            standing: self.standing(account).await?,
         })
+    }
+
+    pub(in crate::store) async fn standing(&self, account: Uuid) -> Result<Standing, StoreError> {
+        let sql = format!(
+            "SELECT opened, concurrency, COALESCE(open_until - {NOW}, 0) AS open_for,
+                    COALESCE(hold_until - {NOW}, 0) AS hold_for
+             FROM voice_sync_provider WHERE account = $1"
+        );
+        let row = sqlx::query(AssertSqlSafe(sql))
+            .bind(account.to_string())
+            .fetch_optional(&self.pool)
+            .await?;
+        let Some(row) = row else {
+            return Ok(Standing::default());
+        };
+        Ok(Standing {
+            opened: row.try_get("opened")?,
+            open_for: elapsed(row.try_get("open_for")?),
+            hold_for: elapsed(row.try_get("hold_for")?),
+            concurrency: row.try_get("concurrency")?,
+        })
+    }
+
+    pub(in crate::store) async fn keep_standing(
+        &self,
+        account: Uuid,
+        standing: Standing,
+    ) -> Result<(), StoreError> {
+        let sql = format!(
+            "INSERT INTO voice_sync_provider (account, opened, open_until, hold_until, concurrency)
+             VALUES ($1, $2, CASE WHEN $2 > 0 THEN {NOW} + $3 END,
+                     CASE WHEN $4 > 0 THEN {NOW} + $4 END, $5)
+             ON CONFLICT (account) DO UPDATE
+             SET opened = excluded.opened, open_until = excluded.open_until, probe_until = NULL,
+                 hold_until = COALESCE(max(hold_until, excluded.hold_until), hold_until,
+                                       excluded.hold_until),
+                 concurrency = excluded.concurrency"
+        );
+        let Standing {
+            opened,
+            open_for,
+            hold_for,
+            concurrency,
+        } = standing;
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(account.to_string())
+            .bind(opened)
+            .bind(milliseconds(open_for))
+            .bind(milliseconds(hold_for))
+            .bind(concurrency)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    pub(in crate::store) async fn claim_probe(&self, account: Uuid) -> Result<bool, StoreError> {
+        let sql = format!(
+            "UPDATE voice_sync_provider SET probe_until = {NOW} + $2
+             WHERE account = $1 AND opened > 0 AND open_until <= {NOW}
+               AND (probe_until IS NULL OR probe_until <= {NOW})"
+        );
+        let done = sqlx::query(AssertSqlSafe(sql))
+            .bind(account.to_string())
+            .bind(milliseconds(PROBE))
+            .execute(&self.pool)
+            .await?;
+        Ok(done.rows_affected() > 0)
     }
 
     pub(in crate::store) async fn record_run(&self, run: &Run) -> Result<(), StoreError> {
         const LEARN: &str = "
-            INSERT INTO voice_sync_provider (account, unlisted) VALUES ($1, $2)
-            ON CONFLICT (account) DO UPDATE SET unlisted = json_patch(unlisted, excluded.unlisted)";
+            INSERT INTO voice_sync_provider (account, unlisted, found_at) VALUES ($1, $2, $3)
+            ON CONFLICT (account) DO UPDATE
+            SET unlisted = json_patch(unlisted, excluded.unlisted),
+                found_at = COALESCE(excluded.found_at, found_at)";
+        const STOPPED: &str = "
+            INSERT INTO voice_sync_cursors (table_name, resume_after) VALUES ($1, $2)
+            ON CONFLICT (table_name) DO UPDATE SET resume_after = excluded.resume_after";
+        const FINISHED: &str = "DELETE FROM voice_sync_cursors WHERE table_name = $1";
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let sql = format!(
             "INSERT INTO voice_sync_runs (run_id, account, started_at, finished_at, duration_ms,
-                                          exit_code, found, counts, resume_after)
-             VALUES ($1, $2, $3, {NOW}, $4, $5, $6, $7, $8) RETURNING finished_at"
+                                          exit_code, found, counts)
+             VALUES ($1, $2, $3, {NOW}, $4, $5, $6, $7) RETURNING finished_at"
         );
         let finished_at: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
             .bind(run.run_id.to_string())
@@ -48,10 +124,9 @@ impl SqliteStore {
             .bind(run.exit_code)
             .bind(i64::try_from(run.found).unwrap_or(i64::MAX))
             .bind(run.counts.to_string())
-            .bind(run.resume_after.as_ref().map(RowId::as_str))
             .fetch_one(&mut *transaction)
             .await?;
-        if let (Some(account), false) = (run.account, run.unlisted.is_empty()) {
+        if let Some(account) = run.account {
             let until = finished_at + milliseconds(Duration::from_secs(60 * 60));
             let unlisted: serde_json::Map<_, _> = run
                 .unlisted
@@ -61,14 +136,31 @@ impl SqliteStore {
             sqlx::query(LEARN)
                 .bind(account.to_string())
                 .bind(serde_json::Value::Object(unlisted).to_string())
+                .bind((run.found > 0).then_some(finished_at))
                 .execute(&mut *transaction)
                 .await?;
+        }
+        match run.cursor.columns() {
+            (true, Some(row)) => {
+                sqlx::query(STOPPED)
+                    .bind(&self.table)
+                    .bind(row)
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            (true, None) => {
+                sqlx::query(FINISHED)
+                    .bind(&self.table)
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            (false, _) => {}
         }
         transaction.commit().await?;
         Ok(())
     }
 
-    pub(in crate::store) async fn tidy(&self) -> Result<(), StoreError> {
+    pub(in crate::store) async fn tidy(&self, at_once: u32) -> Result<(), StoreError> {
         const EVENTS: &str = "
             DELETE FROM voice_sync_outbox WHERE id IN (
                 SELECT id FROM (SELECT id, published_at FROM voice_sync_outbox ORDER BY id LIMIT $2)
@@ -82,17 +174,19 @@ impl SqliteStore {
             id,
             status,
             processing,
+            failed,
             ..
         } = self;
         let voices = format!(
             "DELETE FROM voice_sync_voices WHERE row_id IN (
                  SELECT w.row_id FROM voice_sync_voices w
                  WHERE (w.lease_until IS NULL OR w.lease_until < {NOW} - 86400000)
-                   AND (w.failed_at < $1
-                        OR (w.failed_at IS NULL
-                            AND COALESCE(w.last_asked, w.first_seen) < {NOW} - 3600000
-                            AND NOT EXISTS (SELECT 1 FROM {table} v
-                                            WHERE v.{id} = +w.row_id AND v.{status} = {processing})))
+                   AND COALESCE(w.failed_at, w.last_asked, w.first_seen)
+                       < CASE WHEN w.failed_at IS NULL THEN {NOW} - 3600000 ELSE $1 END
+                   AND NOT EXISTS (SELECT 1 FROM {table} v
+                                   WHERE v.{id} = +w.row_id
+                                     AND v.{status} = CASE WHEN w.failed_at IS NULL
+                                                      THEN {processing} ELSE {failed} END)
                  LIMIT $2)"
         );
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
@@ -106,7 +200,7 @@ impl SqliteStore {
         ] {
             sqlx::query(sql)
                 .bind(present - milliseconds(KEPT))
-                .bind(TIDIED_AT_ONCE)
+                .bind(at_once)
                 .execute(&mut *transaction)
                 .await?;
         }

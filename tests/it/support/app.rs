@@ -335,6 +335,10 @@ impl App {
             ),
             ("outbox", &["occurred_at", "leased_until", "published_at"]),
             ("runs", &["started_at", "finished_at"]),
+            (
+                "provider",
+                &["found_at", "open_until", "probe_until", "hold_until"],
+            ),
         ] {
             let changes: Vec<_> = columns
                 .iter()

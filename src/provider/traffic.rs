@@ -1,0 +1,252 @@
+//! Which requests may be sent, and when: the breaker, the retry budget, the adapted concurrency and
+//! the provider's own wishes, put together for one process.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
+
+use super::Patience;
+use crate::breaker::Breaker;
+use crate::budget::RetryBudget;
+use crate::limit::{Begun, ConcurrencyLimit, Plan};
+use crate::standing::Standing;
+
+pub(super) struct Traffic {
+    gate: Semaphore,
+    state: Mutex<State>,
+}
+
+struct State {
+    breaker: Breaker,
+    /// Nothing is sent before this, since the breaker is open.
+    open_until: Option<Instant>,
+    /// Nothing is sent before this, since the provider said so.
+    hold_until: Option<Instant>,
+    budget: RetryBudget,
+    limit: ConcurrencyLimit,
+    /// Places that the gate has, taken ones included.
+    places: u32,
+    taken: u32,
+    /// Whether there is something that other processes should know.
+    changed: bool,
+}
+
+/// A place among the requests under way.
+pub(super) struct Admission<'a> {
+    permit: SemaphorePermit<'a>,
+    begun: Begun,
+}
+
+/// What a request came to, as far as traffic is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// An answer, whatever it says.
+    Answered,
+    /// 429 because of too many requests at once.
+    TooMany,
+    /// 429 for another reason.
+    Busy,
+    /// No answer, or one that says "later".
+    Trouble,
+    /// Given up by ourselves: it says nothing.
+    Abandoned,
+}
+
+impl Traffic {
+    pub(super) fn new(most: u32) -> Self {
+        let limit = ConcurrencyLimit::new(most, None);
+        let places = limit.get();
+        Self {
+            gate: Semaphore::new(places as usize),
+            state: Mutex::new(State {
+                breaker: Breaker::default(),
+                open_until: None,
+                hold_until: None,
+                budget: RetryBudget::default(),
+                limit,
+                places,
+                taken: 0,
+                changed: false,
+            }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes on from what other processes learned. Where the breaker is open no more, this process
+    /// is the one that probes: one request at a time until an answer comes.
+    pub(super) fn resume(&self, most: u32, standing: Standing) {
+        let now = Instant::now();
+        let Standing {
+            opened,
+            open_for,
+            hold_for,
+            concurrency,
+        } = standing;
+        let after = |span: Duration| (!span.is_zero()).then(|| now + span);
+        let mut state = self.state();
+        state.breaker = Breaker::resumed(opened);
+        state.open_until = after(open_for).filter(|_| opened > 0);
+        state.hold_until = state.hold_until.max(after(hold_for));
+        if concurrency.is_some() {
+            state.limit = ConcurrencyLimit::new(most, concurrency);
+        }
+        self.resize(&mut state);
+    }
+
+    /// What other processes should know.
+    pub(super) fn standing(&self) -> Standing {
+        let (state, now) = (self.state(), Instant::now());
+        let left = |moment: Option<Instant>| {
+            moment.map_or(Duration::ZERO, |moment| {
+                moment.saturating_duration_since(now)
+            })
+        };
+        Standing {
+            opened: state.breaker.opened(),
+            open_for: left(state.open_until),
+            hold_for: left(state.hold_until),
+            concurrency: Some(state.limit.adapted()),
+        }
+    }
+
+    /// Whether breaker or wishes changed since this was last asked.
+    pub(super) fn take_changed(&self) -> bool {
+        std::mem::take(&mut self.state().changed)
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.state()
+            .open_until
+            .is_some_and(|until| Instant::now() < until)
+    }
+
+    /// How long the provider asked not to be asked.
+    pub(super) fn held_for(&self) -> Duration {
+        let until = self.state().hold_until;
+        until.map_or(Duration::ZERO, |until| {
+            until.saturating_duration_since(Instant::now())
+        })
+    }
+
+    /// Waits for a place and for the time to be right; an error says why no request should be sent.
+    pub(super) async fn admit(
+        &self,
+        patience: Patience<'_>,
+        again: bool,
+    ) -> Result<Admission<'_>, &'static str> {
+        let Ok(Ok(permit)) = timeout_at(patience.until, self.gate.acquire()).await else {
+            return Err("no time left to ask");
+        };
+        loop {
+            let held = self
+                .state()
+                .hold_until
+                .filter(|held| *held > Instant::now());
+            match held {
+                Some(held) if !patience.sleep_until(held).await => {
+                    return Err("the provider asks for a longer pause");
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+        if self.is_open() {
+            return Err("the provider does not answer");
+        }
+        let mut state = self.state();
+        state.taken += 1;
+        if !again {
+            state.budget.first_try(Instant::now().into_std());
+        }
+        let begun = state.limit.begin();
+        Ok(Admission { permit, begun })
+    }
+
+    /// Gives a place back, and learns from what came of it.
+    pub(super) fn settle(&self, admission: Admission<'_>, outcome: Outcome, plan: Option<Plan>) {
+        let Admission { permit, begun } = admission;
+        let now = Instant::now();
+        let mut state = self.state();
+        if let Some(plan) = plan {
+            let ours = state.taken;
+            state.limit.heed(plan, ours);
+        }
+        state.taken = state.taken.saturating_sub(1);
+        match outcome {
+            Outcome::Answered => state.limit.clean(),
+            Outcome::TooMany => state.limit.halve(begun),
+            Outcome::Trouble => state.limit.ease(),
+            Outcome::Busy | Outcome::Abandoned => {}
+        }
+        match outcome {
+            Outcome::Answered | Outcome::TooMany | Outcome::Busy => {
+                if state.breaker.answered(now.into_std()) {
+                    info!("the provider answers again");
+                    state.open_until = None;
+                    state.changed = true;
+                }
+            }
+            // What was under way when it opened does not open it again.
+            Outcome::Trouble if state.open_until.is_some_and(|until| now < until) => {}
+            Outcome::Trouble => {
+                if let Some(pause) = state.breaker.failed(now.into_std()) {
+                    warn!(
+                        pause_s = pause.as_secs(),
+                        "the provider does not answer; nobody asks it for a while"
+                    );
+                    state.open_until = Some(now + pause);
+                    state.changed = true;
+                }
+            }
+            Outcome::Abandoned => {}
+        }
+        if state.places > wanted(&state) {
+            state.places -= 1;
+            permit.forget();
+        }
+        self.resize(&mut state);
+    }
+
+    /// Takes a repetition out of the budget. A probe is not repeated.
+    pub(super) fn may_retry(&self) -> bool {
+        let mut state = self.state();
+        state.breaker.opened() == 0 && state.budget.take(Instant::now().into_std())
+    }
+
+    /// Nobody asks before this time is over.
+    pub(super) fn hold_for(&self, pause: Duration) {
+        let mut state = self.state();
+        let until = Instant::now() + pause;
+        if state.hold_until.is_none_or(|held| held < until) {
+            state.hold_until = Some(until);
+            state.changed = true;
+        }
+    }
+
+    fn resize(&self, state: &mut State) {
+        let wanted = wanted(state);
+        if wanted > state.places {
+            self.gate.add_permits((wanted - state.places) as usize);
+            state.places = wanted;
+        } else {
+            let surplus = (state.places - wanted) as usize;
+            // Taken places cannot be removed now; they are when they are given back.
+            let removed = self.gate.forget_permits(surplus);
+            state.places -= removed as u32;
+        }
+    }
+}
+
+/// Places that the gate should have: one while it is not known whether the provider answers.
+fn wanted(state: &State) -> u32 {
+    match state.breaker.opened() {
+        0 => state.limit.get(),
+        _ => 1,
+    }
+}
