@@ -29,6 +29,8 @@ const IDLE_PASSES_A_TIDYING: u32 = 50;
 /// How long a pass waits for events that another process is publishing, or was before it crashed.
 const OTHERS_EVENTS: Duration = Duration::from_secs(17);
 
+const POLL_OTHERS: Duration = Duration::from_millis(250);
+
 /// What is known at the end of a pass.
 #[derive(Default)]
 struct Ending {
@@ -61,12 +63,7 @@ impl Pass<'_> {
         if self.scope.dry_run {
             return Ok(());
         }
-        if self.provider.requests() > 0 {
-            let standing = self.provider.standing();
-            self.store
-                .keep_standing(self.provider.account(), standing)
-                .await?;
-        }
+        self.tell_others().await?;
         self.relay_rest(progress, ending).await
     }
 
@@ -165,7 +162,8 @@ impl Pass<'_> {
         let count = confirmed.len() as u64;
         let events = self.apply_each(progress, confirmed, &mut refused).await?;
         // Each of them was counted as missing when it was looked up.
-        progress.tally().counts.missing -= count;
+        let missing = progress.tally().counts.missing;
+        progress.tally().counts.missing = missing.saturating_sub(count);
         self.store
             .note(progress.run_id, self.provider.account(), &refused)
             .await?;
@@ -183,13 +181,19 @@ impl Pass<'_> {
         progress.relay_is_down.store(false, Ordering::Relaxed);
         let mut pending = self.store.pending_events().await?;
         let patience = Instant::now() + OTHERS_EVENTS;
-        while pending.all > 0 && !progress.relay_is_down.load(Ordering::Relaxed) {
-            if self.is_over(progress) || Instant::now() >= patience && pending.unleased == 0 {
+        // Even a pass that has to stop tries once.
+        for round in 0.. {
+            let others_only = pending.unleased == 0;
+            if pending.all == 0
+                || progress.relay_is_down.load(Ordering::Relaxed)
+                || round > 0 && self.is_over(progress)
+                || others_only && Instant::now() >= patience
+            {
                 break;
             }
             let events = self.store.take_events(relay::BATCH as u32).await?;
             match events.is_empty() {
-                true => sleep(Duration::from_millis(250)).await,
+                true => sleep(POLL_OTHERS).await,
                 false => self.publish(progress, relay, &events).await?,
             }
             pending = self.store.pending_events().await?;
@@ -270,6 +274,7 @@ impl Pass<'_> {
                 (None, Some(row)) => NextPass::After(row),
             },
             unlisted,
+            concurrency: self.provider.standing().concurrency,
         };
         if let Err(error) = self.store.record_run(&run).await {
             warn!(%error, "the pass could not be written into the ledger");

@@ -101,7 +101,7 @@ impl Pass<'_> {
     /// Runs the pass to its end. Whatever happened is in the report, a failing database included.
     pub async fn run(&self) -> Report {
         let (started, started_at) = (Instant::now(), Utc::now());
-        let (memory, unreadable) = match self.remember().await {
+        let (memory, unreadable) = match self.store.remember(self.provider.account()).await {
             Ok(memory) => (memory, None),
             Err(error) => (Memory::default(), Some(error)),
         };
@@ -139,13 +139,6 @@ impl Pass<'_> {
         }
         self.provider.resume(standing);
         self.all_batches(progress).await
-    }
-
-    async fn remember(&self) -> Result<Memory, StoreError> {
-        match self.scope.dry_run {
-            true => Ok(Memory::default()),
-            false => self.store.remember(self.provider.account()).await,
-        }
     }
 
     async fn all_batches(&self, progress: &Progress) -> Result<(), StoreError> {
@@ -422,7 +415,7 @@ impl Pass<'_> {
             let moved = transitions.iter().map(|t| t.row.clone()).collect();
             let as_if = Applied {
                 moved,
-                events: Vec::new(),
+                ..Applied::default()
             };
             progress.tally().transitions(&transitions, &as_if);
         } else {

@@ -188,6 +188,9 @@ impl Tally {
             target,
         } in transitions
         {
+            if applied.locked.contains(row) {
+                continue;
+            }
             if !applied.moved.contains(row) {
                 self.counts.superseded += 1;
                 info!(voice.row = %row, voice.provider_id = %provider_id, "the application changed the row meanwhile, its change stays");
@@ -203,6 +206,13 @@ impl Tally {
                     info!(voice.row = %row, voice.provider_id = %provider_id, %reason, "voice failed");
                 }
             }
+        }
+        if !applied.locked.is_empty() {
+            let voices = applied.locked.len();
+            warn!(
+                voices,
+                "rows are locked, by the application most likely; the next run asks again"
+            );
         }
         self.counts.events_recorded += applied.events.len() as u64;
     }

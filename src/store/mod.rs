@@ -204,6 +204,8 @@ impl Record {
 pub struct Applied {
     /// The rows that changed; the others had been changed by somebody else.
     pub moved: HashSet<RowId>,
+    /// Rows that somebody else has locked: nothing was done to them.
+    pub locked: HashSet<RowId>,
     /// Their events, as far as they were recorded.
     pub events: Vec<OutboxEvent>,
 }
@@ -264,6 +266,8 @@ pub struct Run {
     pub cursor: NextPass,
     /// Kinds of voices that the list left out, to be remembered.
     pub unlisted: Vec<String>,
+    /// The concurrency that the provider bore, likewise.
+    pub concurrency: Option<f64>,
 }
 
 /// Where the next pass over the table should begin.
@@ -456,7 +460,7 @@ impl Store {
         on_either!(self, s => s.pending_events())
     }
 
-    /// What earlier passes left behind for this one.
+    /// What earlier passes left behind for this one; nothing, where voice-sync has no tables yet.
     pub async fn remember(&self, account: Uuid) -> Result<Memory, StoreError> {
         on_either!(self, s => s.remember(account))
     }

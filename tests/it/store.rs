@@ -696,6 +696,7 @@ fn ledger_entry() -> Run {
         counts: json!({"due": 1}),
         cursor: NextPass::FromTheBeginning,
         unlisted: Vec::new(),
+        concurrency: None,
     }
 }
 

@@ -828,6 +828,42 @@ async fn a_row_that_the_database_refuses_is_alone_in_being_set_aside() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_the_application_has_locked_is_skipped_and_the_others_proceed() {
+    let ids: Vec<String> = (0..100).map(|n| format!("sim-ready-{n}")).collect();
+    let app = app_with(Variant::A, &ids).await;
+    migrate(&app).await;
+    let (provider, bus) = (simulator().await, Bus::new().await);
+    let run = async || {
+        sync_once(&app.url, &provider.url())
+            .env("REDIS_URL", &bus.url)
+            .env("VOICE_SYNC_EVENT_PREFIX", &bus.prefix)
+            .run()
+            .await
+    };
+    let Pool::Postgres(pool) = &app.pool else {
+        unreachable!("A is PostgreSQL")
+    };
+    let mut holding = pool.begin().await.expect("begins");
+    sqlx::query("SELECT 1 FROM voices WHERE elevenlabs_voice_id = 'sim-ready-37' FOR UPDATE")
+        .execute(&mut *holding)
+        .await
+        .expect("locks");
+    let ended = run().await;
+    ended.expect_code(75);
+    assert_eq!(
+        (ended.count("completed"), ended.count("unavailable")),
+        (99, 1)
+    );
+    assert!(ended.stderr.contains("locked"), "{}", ended.stderr);
+    assert_eq!(bus.events("voice.created").await.len(), 99);
+    holding.rollback().await.expect("unlocks");
+    let ended = run().await;
+    ended.expect_code(0);
+    assert_eq!(ended.count("completed"), 1);
+    assert_eq!(bus.events("voice.created").await.len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_application_wins_while_a_call_is_in_flight() {
     let ids = ["sim-ready-1", "sim-ready-2", "sim-ready-3", "sim-ready-4"].map(str::to_owned);
     let app = app_with(Variant::A, &ids).await;

@@ -11,12 +11,43 @@ use crate::store::{
 };
 use crate::voice::RowId;
 
+/// How long a bulk waits for rows that the application has locked, before it goes on without them.
+const LOCK_TIMEOUT: &str = "900ms";
+
+/// What a bulk does about rows that somebody else has locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Locked {
+    /// It waits a moment: locks of the application are mostly short, and looking first costs time.
+    Wait,
+    /// It leaves them out.
+    Skip,
+}
+
 impl PostgresStore {
     pub(in crate::store) async fn apply(
         &self,
         run_id: Uuid,
         transitions: &[Transition],
         record: Record,
+    ) -> Result<Applied, StoreError> {
+        match self
+            .apply_bulk(run_id, transitions, record, Locked::Wait)
+            .await
+        {
+            Err(StoreError::Contended(_)) => {
+                self.apply_bulk(run_id, transitions, record, Locked::Skip)
+                    .await
+            }
+            done => done,
+        }
+    }
+
+    async fn apply_bulk(
+        &self,
+        run_id: Uuid,
+        transitions: &[Transition],
+        record: Record,
+        locked: Locked,
     ) -> Result<Applied, StoreError> {
         let mut ids = Vec::with_capacity(transitions.len());
         let mut provider_ids = Vec::with_capacity(transitions.len());
@@ -57,12 +88,40 @@ impl PostgresStore {
             ..
         } = self;
         let (created, updated) = (EventType::VoiceCreated, EventType::VoiceUpdated);
+        let unchanged = format!(
+            "v.{id} = a.id AND v.{status} = {processing} AND v.{provider_id} = a.provider_id"
+        );
+        let (free, is_free, left_out) = match locked {
+            Locked::Wait => (String::new(), "TRUE", String::new()),
+            Locked::Skip => (
+                format!(
+                    "free AS MATERIALIZED (
+                         SELECT a.id FROM {table} v JOIN answer a ON {unchanged}
+                         FOR NO KEY UPDATE OF v SKIP LOCKED
+                     ),"
+                ),
+                "a.id IN (SELECT id FROM free)",
+                format!(
+                    "UNION ALL
+                     SELECT a.id::text, TRUE, NULL, NULL, NULL, NULL, NULL, NULL
+                     FROM {table} v JOIN answer a ON {unchanged}
+                     WHERE a.id NOT IN (SELECT id FROM free)"
+                ),
+            ),
+        };
+        // A setting that is local to the transaction, and so to this statement: it holds for the
+        // locks that are taken once `answer` is read.
         let sql = format!(
-            "WITH answer AS (
-                 SELECT * FROM unnest($1::text[]::{id_type}[], $2::text[], $3::bool[], $4::text[],
-                                      $5::text[], $6::uuid[])
-                     AS a (id, provider_id, completes, preview, reason, event_id)
+            "WITH patience AS MATERIALIZED (
+                 SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', TRUE)
              ),
+             answer AS (
+                 SELECT a.* FROM patience,
+                        unnest($1::text[]::{id_type}[], $2::text[], $3::bool[], $4::text[],
+                               $5::text[], $6::uuid[])
+                            AS a (id, provider_id, completes, preview, reason, event_id)
+             ),
+             {free}
              moved AS (
                  UPDATE {table} v
                  SET {status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END,
@@ -71,7 +130,7 @@ impl PostgresStore {
                      {completed_at} = CASE WHEN a.completes THEN {completed_now}
                                            ELSE v.{completed_at} END
                  FROM answer a
-                 WHERE v.{id} = a.id AND v.{status} = {processing} AND v.{provider_id} = a.provider_id
+                 WHERE {unchanged} AND {is_free}
                  RETURNING a.id::text AS row_id, a.completes, a.reason, a.event_id,
                            {user_id} AS user_id
              ),
@@ -98,9 +157,11 @@ impl PostgresStore {
                  WHERE w.row_id = a.id::text AND w.run_id = $7
                    AND NOT EXISTS (SELECT FROM moved m WHERE m.row_id = w.row_id)
              )
-             SELECT m.row_id, r.id, r.event_id, r.event_type, r.voice_id, r.user_id, r.occurred_at
+             SELECT m.row_id, FALSE AS locked, r.id, r.event_id, r.event_type, r.voice_id, r.user_id,
+                    r.occurred_at
              FROM moved m LEFT JOIN recorded r ON r.voice_id = m.row_id
-             ORDER BY r.id"
+             {left_out}
+             ORDER BY id"
         );
         let rows = sqlx::query(AssertSqlSafe(sql))
             .bind(ids)
@@ -116,9 +177,11 @@ impl PostgresStore {
             .await?;
         let mut applied = Applied::default();
         for row in rows {
-            applied
-                .moved
-                .insert(RowId::new(row.try_get::<String, _>("row_id")?));
+            let id = RowId::new(row.try_get::<String, _>("row_id")?);
+            match row.try_get("locked")? {
+                true => applied.locked.insert(id),
+                false => applied.moved.insert(id),
+            };
             if row.try_get::<Option<i64>, _>("id")?.is_some() {
                 applied.events.extend(event(&row)?);
             }

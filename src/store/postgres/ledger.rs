@@ -13,6 +13,9 @@ use crate::voice::RowId;
 
 impl PostgresStore {
     pub(in crate::store) async fn remember(&self, account: Uuid) -> Result<Memory, StoreError> {
+        if !self.own_tables {
+            return Ok(Memory::default());
+        }
         const REMEMBER: &str = "
             SELECT (SELECT resume_after FROM voice_sync.cursors WHERE table_name = $2),
                    ARRAY(SELECT u.key FROM voice_sync.provider p, jsonb_each_text(p.unlisted) u
@@ -99,15 +102,15 @@ impl PostgresStore {
     pub(in crate::store) async fn record_run(&self, run: &Run) -> Result<(), StoreError> {
         const RECORD: &str = "
             WITH learned AS (
-                INSERT INTO voice_sync.provider AS p (account, unlisted, found_at)
+                INSERT INTO voice_sync.provider AS p (account, unlisted, found_at, concurrency)
                 SELECT $2, COALESCE(jsonb_object_agg(kind, now() + interval '1 hour')
                                     FILTER (WHERE kind IS NOT NULL), '{}'),
-                       CASE WHEN $6 > 0 THEN now() END
-                FROM (SELECT) one LEFT JOIN unnest($8::text[]) kind ON TRUE
-                WHERE $2 IS NOT NULL HAVING count(kind) > 0 OR $6 > 0
+                       CASE WHEN $6 > 0 THEN now() END, $12
+                FROM unnest($8::text[]) kind HAVING $2 IS NOT NULL
                 ON CONFLICT (account) DO UPDATE
                 SET unlisted = p.unlisted || EXCLUDED.unlisted,
-                    found_at = COALESCE(EXCLUDED.found_at, p.found_at)
+                    found_at = COALESCE(EXCLUDED.found_at, p.found_at),
+                    concurrency = EXCLUDED.concurrency
             ),
             stopped AS (
                 INSERT INTO voice_sync.cursors (table_name, resume_after)
@@ -133,6 +136,7 @@ impl PostgresStore {
             .bind(&self.table)
             .bind(resume_after)
             .bind(moves_cursor)
+            .bind(run.concurrency)
             .execute(&self.pool)
             .await?;
         Ok(())

@@ -13,6 +13,9 @@ use crate::voice::RowId;
 
 impl SqliteStore {
     pub(in crate::store) async fn remember(&self, account: Uuid) -> Result<Memory, StoreError> {
+        if !self.own_tables {
+            return Ok(Memory::default());
+        }
         const CURSOR: &str = "SELECT resume_after FROM voice_sync_cursors WHERE table_name = $1";
         let resume_after: Option<String> = sqlx::query_scalar(CURSOR)
             .bind(&self.table)
@@ -102,10 +105,12 @@ impl SqliteStore {
 
     pub(in crate::store) async fn record_run(&self, run: &Run) -> Result<(), StoreError> {
         const LEARN: &str = "
-            INSERT INTO voice_sync_provider (account, unlisted, found_at) VALUES ($1, $2, $3)
+            INSERT INTO voice_sync_provider (account, unlisted, found_at, concurrency)
+            VALUES ($1, $2, $3, $4)
             ON CONFLICT (account) DO UPDATE
             SET unlisted = json_patch(unlisted, excluded.unlisted),
-                found_at = COALESCE(excluded.found_at, found_at)";
+                found_at = COALESCE(excluded.found_at, found_at),
+                concurrency = excluded.concurrency";
         const STOPPED: &str = "
             INSERT INTO voice_sync_cursors (table_name, resume_after) VALUES ($1, $2)
             ON CONFLICT (table_name) DO UPDATE SET resume_after = excluded.resume_after";
@@ -137,6 +142,7 @@ impl SqliteStore {
                 .bind(account.to_string())
                 .bind(serde_json::Value::Object(unlisted).to_string())
                 .bind((run.found > 0).then_some(finished_at))
+                .bind(run.concurrency)
                 .execute(&mut *transaction)
                 .await?;
         }
