@@ -7,6 +7,7 @@ mod bad_input;
 mod events;
 mod migrate;
 mod provider;
+mod rivals;
 mod sdk;
 mod secrets;
 mod store;
