@@ -179,7 +179,9 @@ impl Pass<'_> {
         };
         // The rest of the pass only recorded, if Redis was away; now it is asked once more.
         progress.relay_is_down.store(false, Ordering::Relaxed);
-        let mut pending = self.store.pending_events().await?;
+        let mut pending = self.store.pending_events(None).await?;
+        // Others may go on recording while this pass ends: those events are theirs.
+        let ours = pending.newest;
         let patience = Instant::now() + OTHERS_EVENTS;
         // Even a pass that has to stop tries once.
         for round in 0.. {
@@ -196,7 +198,7 @@ impl Pass<'_> {
                 true => sleep(POLL_OTHERS).await,
                 false => self.publish(progress, relay, &events).await?,
             }
-            pending = self.store.pending_events().await?;
+            pending = self.store.pending_events(ours).await?;
         }
         progress.tally().counts.events_pending = pending.all;
         ending.events_stuck = pending.all > 0;

@@ -232,6 +232,8 @@ pub struct Pending {
     pub all: u64,
     /// Those that no process is just publishing.
     pub unleased: u64,
+    /// The last of them.
+    pub newest: Option<i64>,
 }
 
 /// What the last pass and the provider's account left behind for this one.
@@ -455,9 +457,9 @@ impl Store {
         on_either!(self, s => s.give_back_events(ids))
     }
 
-    /// How many events wait.
-    pub async fn pending_events(&self) -> Result<Pending, StoreError> {
-        on_either!(self, s => s.pending_events())
+    /// How many events wait, up to one of them or in all.
+    pub async fn pending_events(&self, up_to: Option<i64>) -> Result<Pending, StoreError> {
+        on_either!(self, s => s.pending_events(up_to))
     }
 
     /// What earlier passes left behind for this one; nothing, where voice-sync has no tables yet.

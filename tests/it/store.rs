@@ -299,7 +299,7 @@ async fn a_refused_row_takes_its_events_with_it(variant: Variant) {
     );
     assert_eq!(app.row("good").await.status, "processing");
     assert_eq!(
-        store.pending_events().await.expect("counts").all,
+        store.pending_events(None).await.expect("counts").all,
         0,
         "no event without its transition"
     );
@@ -656,7 +656,7 @@ async fn events_are_published_by_one_process_and_by_another_after_a_crash(varian
         .expect("applies")
         .events;
     assert_eq!(recorded.len(), 3);
-    let pending = store.pending_events().await.expect("counts");
+    let pending = store.pending_events(None).await.expect("counts");
     assert_eq!((pending.all, pending.unleased), (3, 0));
 
     store
@@ -682,7 +682,7 @@ async fn events_are_published_by_one_process_and_by_another_after_a_crash(varian
         .mark_published(&taken.iter().map(|event| event.id).collect::<Vec<_>>())
         .await
         .expect("marks");
-    assert_eq!(store.pending_events().await.expect("counts").all, 0);
+    assert_eq!(store.pending_events(None).await.expect("counts").all, 0);
 }
 
 fn ledger_entry() -> Run {

@@ -51,14 +51,22 @@ impl PostgresStore {
         Ok(())
     }
 
-    pub(in crate::store) async fn pending_events(&self) -> Result<Pending, StoreError> {
+    pub(in crate::store) async fn pending_events(
+        &self,
+        up_to: Option<i64>,
+    ) -> Result<Pending, StoreError> {
         const PENDING: &str = "
-            SELECT count(*), count(*) FILTER (WHERE leased_until IS NULL OR leased_until <= now())
-            FROM voice_sync.outbox WHERE published_at IS NULL";
-        let (all, unleased): (i64, i64) = sqlx::query_as(PENDING).fetch_one(&self.pool).await?;
+            SELECT count(*), count(*) FILTER (WHERE leased_until IS NULL OR leased_until <= now()),
+                   max(id)
+            FROM voice_sync.outbox WHERE published_at IS NULL AND id <= $1";
+        let (all, unleased, newest): (i64, i64, Option<i64>) = sqlx::query_as(PENDING)
+            .bind(up_to.unwrap_or(i64::MAX))
+            .fetch_one(&self.pool)
+            .await?;
         Ok(Pending {
             all: all.unsigned_abs(),
             unleased: unleased.unsigned_abs(),
+            newest,
         })
     }
 }

@@ -58,17 +58,23 @@ impl SqliteStore {
         Ok(())
     }
 
-    pub(in crate::store) async fn pending_events(&self) -> Result<Pending, StoreError> {
+    pub(in crate::store) async fn pending_events(
+        &self,
+        up_to: Option<i64>,
+    ) -> Result<Pending, StoreError> {
         let sql = format!(
-            "SELECT count(*), count(*) FILTER (WHERE leased_until IS NULL OR leased_until <= {NOW})
-             FROM voice_sync_outbox WHERE published_at IS NULL"
+            "SELECT count(*), count(*) FILTER (WHERE leased_until IS NULL OR leased_until <= {NOW}),
+                    max(id)
+             FROM voice_sync_outbox WHERE published_at IS NULL AND id <= $1"
         );
-        let (all, unleased): (i64, i64) = sqlx::query_as(AssertSqlSafe(sql))
+        let (all, unleased, newest): (i64, i64, Option<i64>) = sqlx::query_as(AssertSqlSafe(sql))
+            .bind(up_to.unwrap_or(i64::MAX))
             .fetch_one(&self.pool)
             .await?;
         Ok(Pending {
             all: all.unsigned_abs(),
             unleased: unleased.unsigned_abs(),
+            newest,
         })
     }
 }
