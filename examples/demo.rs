@@ -83,7 +83,7 @@ async fn main() -> anyhow::Result<()> {
         columns: ColumnNames::parse("")?,
         statuses: StatusValues::parse("")?,
     };
-    let store = Store::open(database, &names, true).await?;
+    let store = Store::open(database, &names, true, Access::ReadWrite).await?;
     let key = "any key will do".to_owned().into();
     let concurrency = NonZeroU32::new(4).context("4 is not 0")?;
     // There is no Redis here: events are recorded with their transitions, and wait for one.

@@ -74,7 +74,7 @@ fn fates() -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  {:<17} {}", fate.word(), fate.meaning());
     }
-    text + "\nExample:\n  \
+    text + "\nThe list's filters and its sorting are accepted and passed over.\n\nExample:\n  \
             simulator --latency 80ms --jitter 40ms --max-concurrent 10 --outage 30s+10s &\n  \
             curl -H 'xi-api-key: any' 'http://127.0.0.1:8900/v2/voices?voice_ids=sim-pvcready1m-1'"
 }

@@ -75,6 +75,16 @@ impl Fuse {
         self.missing += missing;
     }
 
+    /// Voices that were asked about.
+    pub fn answered(&self) -> u64 {
+        self.answered
+    }
+
+    /// Voices that the provider did not know.
+    pub fn missing(&self) -> u64 {
+        self.missing
+    }
+
     /// Voices that the provider knew.
     pub fn found(&self) -> u64 {
         self.answered - self.missing

@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::exit::Exit;
+use crate::missing::Fuse;
 
 /// Voices, requests and events, counted over one pass.
 ///
@@ -64,7 +65,7 @@ pub enum Halt {
     /// The provider refuses the key, in its words.
     KeyRefused(String),
     /// So many voices are missing that the key is probably of another workspace.
-    OtherWorkspace,
+    OtherWorkspace(Fuse),
     /// The provider does not answer.
     ProviderDown,
     /// `--max-runtime` is over.
@@ -79,7 +80,7 @@ impl Halt {
     /// Whether it says something even if every voice had been asked about.
     pub fn is_about_the_key(&self) -> bool {
         match self {
-            Self::KeyRefused(_) | Self::OtherWorkspace => true,
+            Self::KeyRefused(_) | Self::OtherWorkspace(_) => true,
             Self::ProviderDown | Self::TimeOver | Self::Stopped | Self::Database(..) => false,
         }
     }
@@ -89,8 +90,13 @@ impl fmt::Display for Halt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::KeyRefused(reason) => write!(f, "the provider refuses the key: {reason}"),
-            Self::OtherWorkspace => f.write_str(
-                "so many voices are unknown to the provider that the key is probably of another workspace",
+            Self::OtherWorkspace(fuse) => write!(
+                f,
+                "{} of {} voices are unknown to the provider, the key is probably of another workspace; \
+                 check ELEVENLABS_API_KEY, or, if they were really deleted, name them with --voice, \
+                 fewer than ten at a time",
+                fuse.missing(),
+                fuse.answered(),
             ),
             Self::ProviderDown => f.write_str("the provider does not answer, or asks for a pause"),
             Self::TimeOver => f.write_str("the time is over"),
@@ -121,6 +127,9 @@ pub struct Report {
     /// The code that the process exits with.
     #[serde(serialize_with = "code")]
     pub exit_code: Exit,
+    /// Why the pass stopped before its end, for people.
+    #[serde(skip)]
+    pub reason: Option<String>,
 }
 
 fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -136,7 +145,7 @@ fn code<S: Serializer>(exit: &Exit, serializer: S) -> Result<S::Ok, S::Error> {
 pub fn exit(counts: &Counts, halt: Option<&Halt>, events_stuck: bool) -> Exit {
     match halt {
         Some(Halt::Database(exit, _)) => *exit,
-        Some(Halt::KeyRefused(_) | Halt::OtherWorkspace) => Exit::Key,
+        Some(Halt::KeyRefused(_) | Halt::OtherWorkspace(_)) => Exit::Key,
         Some(Halt::ProviderDown | Halt::TimeOver | Halt::Stopped) => Exit::Temporary,
         None if counts.unavailable > 0 || events_stuck => Exit::Temporary,
         None => Exit::Success,
@@ -174,10 +183,7 @@ impl fmt::Display for Report {
                 "superseded: the application changed the row meanwhile",
             ),
             (c.leased_elsewhere, "leased by another process"),
-            (
-                c.unavailable,
-                "unavailable: no answer, the next run asks again",
-            ),
+            (c.unavailable, "unavailable: not asked, or not answered"),
         ] {
             if number > 0 {
                 writeln!(f, "  {number} {text}")?;
@@ -192,7 +198,16 @@ impl fmt::Display for Report {
             f,
             "  {} events recorded, {} published, {} pending",
             c.events_recorded, c.events_published, c.events_pending
-        )
+        )?;
+        match &self.reason {
+            Some(reason) => write!(
+                f,
+                "
+stopped (exit {}): {reason}",
+                self.exit_code.code()
+            ),
+            None => Ok(()),
+        }
     }
 }
 
@@ -220,7 +235,7 @@ mod tests {
         assert_eq!(exit(&unanswered, None, false), Exit::Temporary);
         for (halt, code) in [
             (Halt::KeyRefused("no".into()), Exit::Key),
-            (Halt::OtherWorkspace, Exit::Key),
+            (Halt::OtherWorkspace(Fuse::default()), Exit::Key),
             (Halt::ProviderDown, Exit::Temporary),
             (Halt::TimeOver, Exit::Temporary),
             (Halt::Stopped, Exit::Temporary),
@@ -240,6 +255,7 @@ mod tests {
             dry_run: false,
             counts: Counts::default(),
             exit_code: Exit::Success,
+            reason: None,
         };
         let json = serde_json::to_string(&report).expect("serialises");
         assert_eq!(

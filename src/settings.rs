@@ -33,17 +33,22 @@ const API_KEY: Source = Source {
 };
 
 impl Source {
-    /// `given` is the flag, or else the variable. Where there is neither, the file is read. Both
-    /// variables at once is an error: one of them is a mistake, and nobody could tell which.
-    pub fn resolve(&self, given: Option<String>) -> anyhow::Result<Option<SecretString>> {
-        let file = variable(self.file_variable);
-        if variable(self.variable).is_some() && file.is_some() {
+    /// Both variables at once is an error: one of them is a mistake, and nobody could tell which.
+    fn check(&self) -> anyhow::Result<()> {
+        if variable(self.variable).is_some() && variable(self.file_variable).is_some() {
             bail!(
                 "{} and {} are both set; unset one of them",
                 self.variable,
                 self.file_variable
             );
         }
+        Ok(())
+    }
+
+    /// `given` is the flag, or else the variable. Where there is neither, the file is read.
+    pub fn resolve(&self, given: Option<String>) -> anyhow::Result<Option<SecretString>> {
+        self.check()?;
+        let file = variable(self.file_variable);
         match (given.filter(|value| !value.trim().is_empty()), file) {
             (Some(value), _) => Ok(Some(value.into())),
             (None, Some(path)) => read_secret(Path::new(&path), self.file_variable).map(Some),
@@ -55,6 +60,7 @@ impl Source {
 /// The provider's key: from `--api-key-file`, else the environment, else systemd's credentials. It is
 /// never taken from the command line itself, which every user of the machine can read.
 pub fn api_key(flag: Option<PathBuf>) -> anyhow::Result<SecretString> {
+    API_KEY.check()?;
     if let Some(path) = flag {
         return read_secret(&path, "--api-key-file");
     }

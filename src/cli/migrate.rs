@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use serde_json::json;
 
-use super::{Options, Output};
+use super::{Options, Output, at};
 use crate::exit::{Exit, Failed};
 use crate::store::{Access, Database, MigrationState, PendingMigration};
 
@@ -26,16 +26,26 @@ impl Migrate {
         } else {
             Access::ReadWrite
         };
-        let database = Database::connect(&url, access).await?;
-        if let MigrationState::Ahead { found } = database.migration_state().await? {
+        let database = Database::connect(&url, access).await.map_err(at(&url))?;
+        if let MigrationState::Ahead { found } =
+            database.migration_state().await.map_err(at(&url))?
+        {
             return Err(Failed::config(anyhow!(
                 "the {url} has tables of a newer version ({found}) than this program knows; \
                  run the newer voice-sync"
             )));
         }
-        let pending = database.pending_migrations().await?;
-        if !self.dry_run {
-            database.migrate().await?;
+        let pending = database.pending_migrations().await.map_err(at(&url))?;
+        if !self.dry_run && !pending.is_empty() {
+            database.migrate().await.map_err(|error| {
+                let Failed { exit, message } = at(&url)(error);
+                let advice = "migrate as a role that may create a schema, or apply the SQL of \
+                              `voice-sync migrate --dry-run` by hand";
+                Failed {
+                    exit,
+                    message: message.context(advice),
+                }
+            })?;
         }
         let text = match options.output {
             Output::Json => json!({

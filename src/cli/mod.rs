@@ -174,7 +174,8 @@ struct Options {
         global = true,
         value_name = "NAMES",
         env = "VOICE_SYNC_COLUMNS",
-        default_value = ""
+        default_value = "",
+        hide_default_value = true
     )]
     columns: String,
 
@@ -184,12 +185,14 @@ struct Options {
         global = true,
         value_name = "VALUES",
         env = "VOICE_SYNC_STATUS_VALUES",
-        default_value = ""
+        default_value = "",
+        hide_default_value = true
     )]
     status_values: String,
 
     /// Make or update voice-sync's own tables where needed [default: on for SQLite, off for PostgreSQL].
-    #[arg(long, global = true, value_name = "BOOL", env = "VOICE_SYNC_AUTO_MIGRATE", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, global = true, value_name = "BOOL", env = "VOICE_SYNC_AUTO_MIGRATE", value_parser = clap::builder::BoolishValueParser::new(),
+        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     auto_migrate: Option<bool>,
 
     /// How log lines look, on stderr.
@@ -335,12 +338,11 @@ impl Options {
     }
 }
 
-impl From<StoreError> for Failed {
-    fn from(error: StoreError) -> Self {
-        Self {
-            exit: error.exit(),
-            message: error.into(),
-        }
+/// A database error, with which database it is.
+fn at(url: &DatabaseUrl) -> impl Fn(StoreError) -> Failed + '_ {
+    move |error| Failed {
+        exit: error.exit(),
+        message: anyhow::Error::from(error).context(url.to_string()),
     }
 }
 
@@ -351,12 +353,9 @@ async fn open(
     auto_migrate: Option<bool>,
     access: Access,
 ) -> Result<Store, Failed> {
-    let at = |error: StoreError| Failed {
-        exit: error.exit(),
-        message: anyhow::Error::from(error).context(url.to_string()),
-    };
-    let database = Database::connect(url, access).await.map_err(at)?;
-    let state = database.migration_state().await.map_err(at)?;
+    let at = at(url);
+    let database = Database::connect(url, access).await.map_err(&at)?;
+    let state = database.migration_state().await.map_err(&at)?;
     let by_itself = auto_migrate.unwrap_or(match database {
         Database::Sqlite(_) => true,
         Database::Postgres(_) => false,
@@ -375,11 +374,13 @@ async fn open(
             if by_itself =>
         {
             // The table is looked at first: a database that does not fit is left as it is.
-            let store = Store::open(database, names, false).await.map_err(at)?;
+            let store = Store::open(database, names, false, access)
+                .await
+                .map_err(&at)?;
             let database = store.into_database();
-            database.migrate().await.map_err(at)?;
+            database.migrate().await.map_err(&at)?;
             info!("made voice-sync's own tables in the {url}");
-            return Store::open(database, names, true).await.map_err(at);
+            return Store::open(database, names, true, access).await.map_err(at);
         }
         (MigrationState::Absent | MigrationState::Behind { .. }, _) => {
             return Err(Failed::config(anyhow!(
@@ -388,7 +389,9 @@ async fn open(
             )));
         }
     };
-    Store::open(database, names, own_tables).await.map_err(at)
+    Store::open(database, names, own_tables, access)
+        .await
+        .map_err(at)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub(super) struct SyncOnce {
     voice: Vec<String>,
 
     /// At most so many voices; the next run goes on after them.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 
     /// Come to an end after this time; the next run goes on.

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Pipeline, Value};
+use redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, Value};
 use tokio::sync::Mutex;
+use url::Url;
 
 use super::OutboxEvent;
 
@@ -33,12 +34,19 @@ pub struct Relay {
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
-/// The URL is not one of Redis. It is not repeated: it may hold a password.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "it is not a Redis URL; an example is redis://user:password@host:6379/0 (rediss:// for TLS)"
-)]
-pub struct InvalidRedisUrl;
+/// Why a URL is not one of Redis. It is not repeated: it may hold a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidRedisUrl {
+    /// Scheme, host or database number are wrong.
+    #[error(
+        "it is not a Redis URL; an example is redis://user:password@host:6379/0, where 0 is the \
+         number of the database (rediss:// for TLS)"
+    )]
+    NotRedis,
+    /// A parameter whose meaning could be lost.
+    #[error("its parameter {0:?} is not understood; remove it")]
+    Parameter(String),
+}
 
 /// Some events of a batch did not get out.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +61,12 @@ pub struct NotPublished {
 impl Relay {
     /// A relay to the Redis at `url`. Nothing is connected yet.
     pub fn new(url: &str, kind: Kind, prefix: String) -> Result<Self, InvalidRedisUrl> {
+        let parsed = Url::parse(url).map_err(|_| InvalidRedisUrl::NotRedis)?;
+        if let Some((name, _)) = parsed.query_pairs().find(|(name, _)| name != "protocol") {
+            return Err(InvalidRedisUrl::Parameter(name.into_owned()));
+        }
         Ok(Self {
-            client: Client::open(url).map_err(|_| InvalidRedisUrl)?,
+            client: Client::open(url).map_err(|_| InvalidRedisUrl::NotRedis)?,
             kind,
             prefix,
             connection: Mutex::new(None),
@@ -69,17 +81,17 @@ impl Relay {
         let mut slot = self.connection.lock().await;
         let mut connection = match slot.take() {
             Some(connection) => connection,
-            None => self.connect().await.map_err(|error| none(&error))?,
+            None => self.connect().await.map_err(|error| self.none(&error))?,
         };
         let mut pipeline = Pipeline::with_capacity(events.len());
         pipeline.ignore_errors();
         for event in events {
             self.add(&mut pipeline, event);
         }
-        let answers: Vec<Result<Value, redis::RedisError>> = pipeline
+        let answers: Vec<Result<Value, RedisError>> = pipeline
             .query_async(&mut connection)
             .await
-            .map_err(|error| none(&error))?;
+            .map_err(|error| self.none(&error))?;
 
         let mut published = Vec::with_capacity(events.len());
         let mut refused = None;
@@ -100,7 +112,7 @@ impl Relay {
             }),
             Some(error) => Err(NotPublished {
                 published,
-                reason: error.to_string(),
+                reason: self.at(&error),
             }),
         }
     }
@@ -134,11 +146,17 @@ impl Relay {
             Kind::PubSub => pipeline.cmd("PUBLISH").arg(key).arg(event.body()),
         };
     }
-}
 
-fn none(error: &redis::RedisError) -> NotPublished {
-    NotPublished {
-        published: Vec::new(),
-        reason: error.to_string(),
+    fn none(&self, error: &RedisError) -> NotPublished {
+        NotPublished {
+            published: Vec::new(),
+            reason: self.at(error),
+        }
+    }
+
+    /// An error, with where it happened.
+    fn at(&self, error: &RedisError) -> String {
+        let address = self.client.get_connection_info().addr();
+        format!("Redis at {address} (REDIS_URL): {error}")
     }
 }

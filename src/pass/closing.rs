@@ -92,7 +92,7 @@ impl Pass<'_> {
     async fn judge_missing(&self, progress: &Progress) -> Result<(), StoreError> {
         let fuse = progress.tally().fuse;
         if fuse.is_blown() {
-            progress.halt(Halt::OtherWorkspace);
+            progress.halt(Halt::OtherWorkspace(fuse));
         }
         if fuse.is_blown() || !fuse.missed_any() {
             return Ok(());
@@ -223,6 +223,7 @@ impl Pass<'_> {
         let exit_code = report::exit(&counts, tally.halt.as_ref(), ending.events_stuck);
         let duration = progress.started.elapsed();
         tally.log_troubles();
+        let reason = tally.halt.as_ref().map(Halt::to_string);
         if let Some(halt) = &tally.halt {
             match exit_code {
                 Exit::Temporary => warn!(exit_code = exit_code.code(), "the pass stopped: {halt}"),
@@ -237,7 +238,7 @@ impl Pass<'_> {
             }
         }
         info!(
-            run_id = %progress.run_id, exit_code = exit_code.code(),
+            run_id = %progress.run_id, dry_run = self.scope.dry_run, exit_code = exit_code.code(),
             duration_ms = duration.as_millis() as u64, due = counts.due,
             completed = counts.completed, failed = counts.failed, processing = counts.processing,
             missing = counts.missing, unavailable = counts.unavailable,
@@ -253,6 +254,7 @@ impl Pass<'_> {
             dry_run: self.scope.dry_run,
             counts,
             exit_code,
+            reason,
         }
     }
 

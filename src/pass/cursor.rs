@@ -183,7 +183,7 @@ mod tests {
         Page {
             last: last.map(|voice| voice.row.clone()),
             voices: found,
-            leased_elsewhere: 0,
+            ..Page::default()
         }
     }
 

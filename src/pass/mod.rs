@@ -23,6 +23,7 @@ use self::cursor::Cursor;
 use self::progress::Progress;
 use crate::events::OutboxEvent;
 use crate::events::relay::{NotPublished, Relay};
+use crate::missing::Fuse;
 use crate::provider::error::{Trouble, TroubleKind, printable};
 use crate::provider::lookup::{BATCH, Lookup, Lookups, Strategy};
 use crate::provider::{Patience, Provider};
@@ -185,9 +186,7 @@ impl Pass<'_> {
             // its own patience.
             let page = page.inspect_err(|error| progress.database_failed(error))?;
             let (number, preceded_by) = cursor.advance(&page);
-            let counts = &mut progress.tally().counts;
-            counts.due += page.voices.len() as u64 + page.leased_elsewhere;
-            counts.leased_elsewhere += page.leased_elsewhere;
+            progress.tally().claimed(&page);
             if !page.voices.is_empty() {
                 return Ok(Some(Batch {
                     number,
@@ -202,8 +201,8 @@ impl Pass<'_> {
     fn reason_to_halt(&self, progress: &Progress) -> Option<Halt> {
         if let Some(reason) = self.provider.key_refused() {
             Some(Halt::KeyRefused(reason.to_owned()))
-        } else if progress.tally().fuse.is_hopeless() {
-            Some(Halt::OtherWorkspace)
+        } else if let Some(fuse) = Some(progress.tally().fuse).filter(Fuse::is_hopeless) {
+            Some(Halt::OtherWorkspace(fuse))
         } else if self.stop.is_cancelled() {
             Some(Halt::Stopped)
         } else if self.is_over(progress) {
@@ -292,14 +291,14 @@ impl Pass<'_> {
         .await;
         let mut tally = progress.tally();
         tally.not_asked(batch, [&lookups, &others]);
-        for (lookup, asked_list) in lookups
-            .values()
+        for ((id, lookup), asked_list) in lookups
+            .iter()
             .map(|lookup| (lookup, !self.provider.has_no_list()))
-            .chain(others.values().map(|lookup| (lookup, false)))
+            .chain(others.iter().map(|lookup| (lookup, false)))
         {
             match lookup {
                 Lookup::Found { voice, listed } => tally.found(voice, *listed, asked_list),
-                Lookup::Unavailable(trouble) => tally.trouble(trouble),
+                Lookup::Unavailable(trouble) => tally.trouble(trouble, id),
                 Lookup::Missing | Lookup::Rejected(_) => {}
             }
         }
@@ -348,7 +347,7 @@ impl Pass<'_> {
                         }
                         Some(Lookup::Rejected(reason)) => {
                             let trouble = Trouble::new(TroubleKind::Status, reason);
-                            progress.tally().trouble(&trouble);
+                            progress.tally().trouble(&trouble, &provider_id);
                             Seen::Unavailable(trouble.to_string())
                         }
                         Some(Lookup::Unavailable(trouble)) => {
@@ -406,8 +405,6 @@ impl Pass<'_> {
                 voices,
                 "held for longer than their lease; the answers are dropped"
             );
-            let late = Trouble::new(TroubleKind::NotAsked, "answered after the lease");
-            progress.tally().trouble(&late);
             return Ok(Vec::new());
         }
         let mut events = Vec::new();
@@ -417,7 +414,9 @@ impl Pass<'_> {
                 moved,
                 ..Applied::default()
             };
-            progress.tally().transitions(&transitions, &as_if);
+            progress
+                .tally()
+                .transitions(&transitions, &as_if, "would be");
         } else {
             events = self.apply_each(progress, transitions, &mut notes).await?;
             self.store
@@ -446,7 +445,7 @@ impl Pass<'_> {
         while let Some(mut bulk) = bulks.pop() {
             match self.store.apply(progress.run_id, &bulk, record).await {
                 Ok(applied) => {
-                    progress.tally().transitions(&bulk, &applied);
+                    progress.tally().transitions(&bulk, &applied, "is");
                     events.extend(applied.events);
                 }
                 Err(StoreError::Refused(_)) if bulk.len() > 1 => {

@@ -15,7 +15,7 @@ use crate::missing::Fuse;
 use crate::provider::error::{Trouble, TroubleKind};
 use crate::provider::lookup::{Lookup, Lookups};
 use crate::report::{Counts, Halt};
-use crate::store::{Applied, Claimed, StoreError, Target, Transition};
+use crate::store::{Applied, Claimed, Page, StoreError, Target, Transition};
 use crate::voice::{ProviderVoiceId, RowId, Voice};
 
 /// Single lookups that must find a kind of voice, and the list never, before it is asked singly.
@@ -44,6 +44,7 @@ pub(super) struct Tally {
     pub(super) fuse: Fuse,
     pub(super) halt: Option<Halt>,
     troubles: HashMap<TroubleKind, (u64, String)>,
+    resting: u64,
     unknown_values: HashSet<String>,
     /// The first batch with voices that nobody got to ask about, and the last row before them.
     first_not_asked: Option<(u64, Option<RowId>)>,
@@ -168,20 +169,41 @@ impl Tally {
             .collect()
     }
 
-    pub(super) fn trouble(&mut self, trouble: &Trouble) {
+    pub(super) fn trouble(&mut self, trouble: &Trouble, id: &ProviderVoiceId) {
         let entry = self.troubles.entry(trouble.kind);
-        entry.or_insert_with(|| (0, trouble.detail.clone())).0 += 1;
+        entry
+            .or_insert_with(|| (0, format!("{id}: {}", trouble.detail)))
+            .0 += 1;
+    }
+
+    /// Counts a page that was claimed.
+    pub(super) fn claimed(&mut self, page: &Page) {
+        self.counts.due += page.voices.len() as u64 + page.leased_elsewhere;
+        self.counts.leased_elsewhere += page.leased_elsewhere;
+        self.resting += page.resting;
     }
 
     /// One line for each kind of trouble, however many voices it met.
     pub(super) fn log_troubles(&self) {
+        if self.resting > 0 {
+            let voices = self.resting;
+            info!(
+                voices,
+                "set aside earlier, these voices are left alone for up to a day; name them with --voice to ask again"
+            );
+        }
         for (kind, (voices, example)) in &self.troubles {
             warn!(%kind, voices, %example, "voices without an answer; the next run asks again");
         }
     }
 
-    /// Counts transitions, and logs those that happened.
-    pub(super) fn transitions(&mut self, transitions: &[Transition], applied: &Applied) {
+    /// Counts transitions, and logs those that happened: a voice "is" or "would be" what.
+    pub(super) fn transitions(
+        &mut self,
+        transitions: &[Transition],
+        applied: &Applied,
+        verb: &str,
+    ) {
         for Transition {
             row,
             provider_id,
@@ -199,11 +221,11 @@ impl Tally {
             match target {
                 Target::Completed { .. } => {
                     self.counts.completed += 1;
-                    info!(voice.row = %row, voice.provider_id = %provider_id, "voice completed");
+                    info!(voice.row = %row, voice.provider_id = %provider_id, "voice {verb} completed");
                 }
                 Target::Failed { reason } => {
                     self.counts.failed += 1;
-                    info!(voice.row = %row, voice.provider_id = %provider_id, %reason, "voice failed");
+                    info!(voice.row = %row, voice.provider_id = %provider_id, %reason, "voice {verb} failed");
                 }
             }
         }

@@ -20,6 +20,9 @@ pub enum InvalidBaseUrl {
         "http:// would send the key in the clear to {0}; use https://, http is for this machine only"
     )]
     InTheClear(String),
+    /// The versions of the API belong to its paths.
+    #[error("it ends in /v1 or /v2; leave that out, as in https://api.elevenlabs.io")]
+    Version,
     /// A user, password, query or fragment has no meaning here, and could be a secret.
     #[error("it has a user, password, query or fragment; give scheme, host, port and path only")]
     TooMuch,
@@ -40,6 +43,10 @@ impl BaseUrl {
             "http" if loopback => {}
             "http" => return Err(InvalidBaseUrl::InTheClear(host.to_string())),
             _ => return Err(InvalidBaseUrl::NotAUrl),
+        }
+        let path = url.path().trim_end_matches('/');
+        if path.ends_with("/v1") || path.ends_with("/v2") {
+            return Err(InvalidBaseUrl::Version);
         }
         let bare = url.username().is_empty()
             && url.password().is_none()
@@ -90,6 +97,7 @@ mod tests {
                 "http://10.0.0.1",
                 InvalidBaseUrl::InTheClear("10.0.0.1".into()),
             ),
+            ("https://api.elevenlabs.io/v1/", InvalidBaseUrl::Version),
             ("ftp://127.0.0.1", InvalidBaseUrl::NotAUrl),
             ("api.elevenlabs.io", InvalidBaseUrl::NotAUrl),
             ("", InvalidBaseUrl::NotAUrl),

@@ -92,7 +92,7 @@ impl Provider {
                 }
                 Listed::NotThere => {
                     if !self.list_is_gone.swap(true, Ordering::Relaxed) {
-                        warn!("the provider has no list of voices here; asking for each singly");
+                        warn!(url = %self.base, "there is no list of voices at this URL; asking for each singly");
                     }
                     break;
                 }

@@ -280,7 +280,7 @@ impl Provider {
                 TroubleKind::NotAsked,
                 "no time left for an answer",
             )),
-            false => no_answer(&error),
+            false => self.no_answer(&error),
         };
         let client = match self.client() {
             Ok(client) => client,
@@ -308,6 +308,18 @@ impl Provider {
             }
         };
         (answer, plan)
+    }
+
+    fn no_answer(&self, error: &reqwest::Error) -> Refusal {
+        let kind = if error.is_timeout() {
+            TroubleKind::Timeout
+        } else if error.is_connect() {
+            TroubleKind::Connect
+        } else {
+            TroubleKind::Broken
+        };
+        let detail = format!("{}: {}", self.base, root_cause(error));
+        Refusal::Unavailable(Trouble::new(kind, detail))
     }
 
     fn client(&self) -> Result<&Client, Refusal> {
@@ -417,17 +429,6 @@ async fn read(
         body.extend_from_slice(&chunk);
     }
     Ok(body)
-}
-
-fn no_answer(error: &reqwest::Error) -> Refusal {
-    let kind = if error.is_timeout() {
-        TroubleKind::Timeout
-    } else if error.is_connect() {
-        TroubleKind::Connect
-    } else {
-        TroubleKind::Broken
-    };
-    Refusal::Unavailable(Trouble::new(kind, root_cause(error)))
 }
 
 /// The innermost error: the outer ones repeat the URL and say little.

@@ -77,6 +77,8 @@ pub struct Page {
     pub voices: Vec<Claimed>,
     /// Another process is asking about these.
     pub leased_elsewhere: u64,
+    /// Left alone for a while, because they kept making trouble.
+    pub resting: u64,
     /// The last row seen, from which the next page goes on; `None` where there are no more.
     pub last: Option<RowId>,
 }
@@ -350,11 +352,14 @@ impl Store {
         database: Database,
         names: &Names,
         own_tables: bool,
+        access: Access,
     ) -> Result<Self, StoreError> {
         match database {
-            Database::Postgres(pool) => postgres::PostgresStore::open(pool, names, own_tables)
-                .await
-                .map(Self::Postgres),
+            Database::Postgres(pool) => {
+                postgres::PostgresStore::open(pool, names, own_tables, access)
+                    .await
+                    .map(Self::Postgres)
+            }
             Database::Sqlite(pool) => sqlite::SqliteStore::open(pool, names, own_tables)
                 .await
                 .map(Self::Sqlite),

@@ -1,7 +1,5 @@
 //! The application's table: the names a user gives it, and the shape the catalog shows.
 
-use std::fmt::Write;
-
 use thiserror::Error;
 
 /// A word of the configuration that cannot be a name.
@@ -236,15 +234,43 @@ pub enum Misfit {
         /// As it was looked for.
         table: String,
     },
-    /// Columns that cannot be done without.
+    /// Columns that cannot be done without, or that the user named.
     #[error(
-        "table {table} has no column {columns}; name them with --columns, as in --columns status=state, or add them"
+        "table {table} has no column {columns}, it has {there}; say with --columns what they are \
+         called, as in --columns status=state, or add them"
     )]
     NoColumns {
         /// The table.
         table: String,
         /// The missing ones.
         columns: String,
+        /// Those that it has.
+        there: String,
+    },
+    /// A status that the column has no room for.
+    #[error(
+        "status value {value:?} is longer than the {room} characters of column {column} of table \
+         {table}; say what the application writes with --status-values"
+    )]
+    NoRoom {
+        /// The table.
+        table: String,
+        /// The status column.
+        column: String,
+        /// The value.
+        value: String,
+        /// The column's length.
+        room: usize,
+    },
+    /// What the role may not do, and the statement that lets it.
+    #[error("role {role} lacks a privilege on table {table}; as its owner, run: {grant}")]
+    Privilege {
+        /// The role.
+        role: String,
+        /// The table.
+        table: String,
+        /// The statement.
+        grant: String,
     },
     /// A column of a type that nothing sensible can be written to.
     #[error("column {column} of table {table} is of type {sql_type}, not {wanted}")]
@@ -274,18 +300,42 @@ pub enum Misfit {
     },
 }
 
-/// Collects which of the needed columns are absent.
-pub(super) fn absent(table: &str, needed: &[(&Identifier, bool)]) -> Result<(), Misfit> {
-    let mut columns = String::new();
-    for (name, _) in needed.iter().filter(|(_, there)| !there) {
-        let separator = if columns.is_empty() { "" } else { ", " };
-        write!(columns, "{separator}{}", name.quoted()).expect("writing to a string cannot fail");
-    }
-    match columns.is_empty() {
+/// Looks for columns that are needed, or that the user named: those must be there. `there` are the
+/// names of the table's columns.
+pub(super) fn absent(
+    table: &str,
+    columns: &ColumnNames,
+    there: &[&str],
+    same: fn(&str, &str) -> bool,
+) -> Result<(), Misfit> {
+    let ColumnNames {
+        id,
+        user_id,
+        elevenlabs_voice_id,
+        status,
+        preview_url,
+        created_at,
+        completed_at,
+    } = columns;
+    let missing: Vec<_> = [
+        (id, true),
+        (user_id, user_id.as_str() != "user_id"),
+        (elevenlabs_voice_id, true),
+        (status, true),
+        (preview_url, true),
+        (created_at, created_at.as_str() != "created_at"),
+        (completed_at, true),
+    ]
+    .into_iter()
+    .filter(|(name, needed)| *needed && !there.iter().any(|one| same(one, name.as_str())))
+    .map(|(name, _)| name.quoted())
+    .collect();
+    match missing.is_empty() {
         true => Ok(()),
         false => Err(Misfit::NoColumns {
             table: table.to_owned(),
-            columns,
+            columns: missing.join(", "),
+            there: there.join(", "),
         }),
     }
 }

@@ -106,6 +106,41 @@ const CASES: &[Case] = &[
         says: &["\"pk\"", "\"state\"", "--columns"],
     },
     Case {
+        name: "no such column, of those that may be absent",
+        change: |c| c.args(&["--columns", "user_id=owner,created_at=born"]),
+        code: 78,
+        says: &[
+            "\"owner\"",
+            "\"born\"",
+            "--columns",
+            "elevenlabs_voice_id, name",
+        ],
+    },
+    Case {
+        name: "an unknown parameter in the Redis URL",
+        change: |c| c.env("REDIS_URL", "redis://:hidden@h/0?retries=3"),
+        code: 78,
+        says: &["REDIS_URL", "retries", "remove it"],
+    },
+    Case {
+        name: "a provider's URL with its version",
+        change: |c| c.env("ELEVENLABS_BASE_URL", "https://api.elevenlabs.io/v1"),
+        code: 78,
+        says: &["ELEVENLABS_BASE_URL", "/v1", "leave that out"],
+    },
+    Case {
+        name: "one value for two statuses",
+        change: |c| c.args(&["--status-values", "failed=processing"]),
+        code: 78,
+        says: &["--status-values", "processing", "two different things"],
+    },
+    Case {
+        name: "a limit of 0",
+        change: |c| c.args(&["--limit", "0"]),
+        code: 2,
+        says: &["--limit", "0"],
+    },
+    Case {
         name: "an unknown column key",
         change: |c| c.args(&["--columns", "state=status"]),
         code: 78,

@@ -134,7 +134,18 @@ async fn least_privileges_suffice_after_migrating() {
     .await;
     let ended = sync_once(&url, &provider.url()).run().await;
     ended.expect_code(78);
-    assert!(ended.stderr.contains("privilege"), "{}", ended.stderr);
+    for word in ["privilege", &role, "GRANT UPDATE", "completed_at"] {
+        assert!(
+            ended.stderr.contains(word),
+            "{word} is not in {}",
+            ended.stderr
+        );
+    }
+    let migrated = VoiceSync::new(&["migrate"])
+        .env("DATABASE_URL", &url)
+        .run()
+        .await;
+    migrated.expect_code(0);
     app.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
         .await;
 }

@@ -226,6 +226,12 @@ async fn a_dry_run_leaves_every_byte_as_it_was() {
     assert_eq!(ended.count("completed"), expected[&Outcome::Completed]);
     assert_eq!(ended.count("failed"), expected[&Outcome::Failed]);
     assert_eq!(ended.report()["dry_run"], true);
+    assert!(
+        ended.stderr.contains("would be completed"),
+        "{}",
+        ended.stderr
+    );
+    assert!(!ended.stderr.contains("is completed"), "{}", ended.stderr);
     assert_eq!(ended.count("events_recorded"), 0);
     assert!(bus.events("voice.created").await.is_empty());
 }

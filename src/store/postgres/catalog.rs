@@ -5,8 +5,8 @@ use sqlx::{PgPool, Row};
 use tracing::warn;
 
 use super::PostgresStore;
-use crate::store::StoreError;
 use crate::store::table::{Identifier, Misfit, Names, absent, literal};
+use crate::store::{Access, StoreError};
 
 struct Column {
     name: String,
@@ -14,6 +14,9 @@ struct Column {
     /// Of `varchar(n)`.
     length: Option<usize>,
     labels: Vec<String>,
+    may_select: bool,
+    may_update: bool,
+    role: String,
 }
 
 const COLUMNS: &str = "
@@ -23,7 +26,10 @@ const COLUMNS: &str = "
            CASE WHEN a.atttypid IN ('varchar'::regtype, 'bpchar'::regtype) AND a.atttypmod > 4
                 THEN a.atttypmod - 4 END AS length,
            ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = a.atttypid
-                 ORDER BY e.enumsortorder) AS labels
+                 ORDER BY e.enumsortorder) AS labels,
+           has_column_privilege(a.attrelid, a.attnum, 'SELECT') AS may_select,
+           has_column_privilege(a.attrelid, a.attnum, 'UPDATE') AS may_update,
+           quote_ident(current_user) AS role
     FROM pg_attribute a
     WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped";
 
@@ -32,6 +38,7 @@ impl PostgresStore {
         pool: PgPool,
         names: &Names,
         own_tables: bool,
+        access: Access,
     ) -> Result<Self, StoreError> {
         let table = names.table.quoted();
         let columns: Vec<Column> = sqlx::query(COLUMNS)
@@ -53,7 +60,8 @@ impl PostgresStore {
             &c.preview_url,
             &c.completed_at,
         ];
-        absent(&table, &needed.map(|name| (name, find(name).is_some())))?;
+        let there: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+        absent(&table, c, &there, |one, other| one == other)?;
         let [
             Some(id),
             Some(provider_id),
@@ -65,7 +73,13 @@ impl PostgresStore {
             unreachable!("absent() has found them all");
         };
 
-        check_labels(&table, status, names)?;
+        check_values(&table, status, names)?;
+        let written = [
+            (&c.status, status),
+            (&c.preview_url, preview_url),
+            (&c.completed_at, completed_at),
+        ];
+        check_privileges(&table, [id, provider_id], written, access)?;
         let completed_now = match completed_at.sql_type.as_str() {
             "timestamp without time zone" => "(now() AT TIME ZONE 'UTC')",
             "timestamp with time zone" => "now()",
@@ -135,6 +149,9 @@ fn column(row: PgRow) -> Result<Column, sqlx::Error> {
             .try_get::<Option<i32>, _>("length")?
             .and_then(|length| usize::try_from(length).ok()),
         labels: row.try_get("labels")?,
+        may_select: row.try_get("may_select")?,
+        may_update: row.try_get("may_update")?,
+        role: row.try_get("role")?,
     })
 }
 
@@ -149,16 +166,53 @@ fn moment(name: &Identifier, column: Option<&Column>) -> String {
     format!("(CASE WHEN isfinite(v.{quoted}) THEN {read} END)")
 }
 
-fn check_labels(table: &str, status: &Column, names: &Names) -> Result<(), Misfit> {
+fn check_values(table: &str, status: &Column, names: &Names) -> Result<(), Misfit> {
+    let column = || names.columns.status.quoted();
     for value in names.statuses.all() {
         if !status.labels.is_empty() && !status.labels.iter().any(|label| label == value) {
             return Err(Misfit::Label {
                 table: table.to_owned(),
-                column: names.columns.status.quoted(),
+                column: column(),
                 value: value.to_owned(),
                 labels: status.labels.join(", "),
             });
         }
+        if let Some(room) = status.length.filter(|room| value.chars().count() > *room) {
+            return Err(Misfit::NoRoom {
+                table: table.to_owned(),
+                column: column(),
+                value: value.to_owned(),
+                room,
+            });
+        }
     }
     Ok(())
+}
+
+/// Before anything is asked: what a role may not do would otherwise show at the first transition.
+fn check_privileges(
+    table: &str,
+    read: [&Column; 2],
+    written: [(&Identifier, &Column); 3],
+    access: Access,
+) -> Result<(), Misfit> {
+    let role = &written[0].1.role;
+    let may_read = read
+        .into_iter()
+        .chain(written.map(|(_, column)| column))
+        .all(|c| c.may_select);
+    let may_write = access == Access::ReadOnly || written.iter().all(|(_, c)| c.may_update);
+    let grant = match (may_read, may_write) {
+        (true, true) => return Ok(()),
+        (false, _) => format!("GRANT SELECT ON {table} TO {role};"),
+        (true, false) => {
+            let columns = written.map(|(name, _)| name.quoted()).join(", ");
+            format!("GRANT UPDATE ({columns}) ON {table} TO {role};")
+        }
+    };
+    Err(Misfit::Privilege {
+        role: role.clone(),
+        table: table.to_owned(),
+        grant,
+    })
 }

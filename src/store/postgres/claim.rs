@@ -208,6 +208,8 @@ fn page(rows: Vec<PgRow>, limit: u32) -> Result<Page, StoreError> {
             });
         } else if row.try_get("leased")? {
             page.leased_elsewhere += 1;
+        } else {
+            page.resting += 1;
         }
     }
     if let (true, Some(last)) = (full, rows.last()) {

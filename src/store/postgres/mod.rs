@@ -15,6 +15,8 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgPool};
 
+use tokio::time::timeout;
+
 use super::{ACQUIRE_TIMEOUT, StoreError};
 
 /// Connections: enough to claim, apply and relay at once, few enough for any server.
@@ -29,8 +31,19 @@ pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgPool, StoreE
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
         .connect_lazy_with(options.clone().disable_statement_logging());
-    pool.acquire().await?;
-    Ok(pool)
+    match pool.acquire().await {
+        Ok(_) => Ok(pool),
+        // The pool tried for as long as it may, and does not say why it failed.
+        Err(sqlx::Error::PoolTimedOut) => {
+            let once = timeout(ACQUIRE_TIMEOUT, options.connect()).await;
+            let why = once.map_or("no answer in time".to_owned(), |tried| match tried {
+                Ok(_) => "no connection in time".to_owned(),
+                Err(error) => error.to_string(),
+            });
+            Err(StoreError::Unreachable(why))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The application's table as SQL needs it: names quoted, values quoted and cast.

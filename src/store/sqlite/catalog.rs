@@ -43,14 +43,8 @@ impl SqliteStore {
                 .find(|column| column.name.eq_ignore_ascii_case(name.as_str()))
         };
         let c = &names.columns;
-        let needed = [
-            &c.id,
-            &c.elevenlabs_voice_id,
-            &c.status,
-            &c.preview_url,
-            &c.completed_at,
-        ];
-        absent(&table, &needed.map(|name| (name, find(name).is_some())))?;
+        let there: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+        absent(&table, c, &there, str::eq_ignore_ascii_case)?;
         let form = |name: &Identifier| match find(name) {
             Some(column) if length(&column.declared) == Some(32) => KeyForm::BareUuid,
             Some(_) | None => KeyForm::Plain,

@@ -204,6 +204,8 @@ fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
                 age: age(row)?,
                 kind: row.try_get("kind")?,
             });
+        } else {
+            page.resting += 1;
         }
     }
     Ok(page)

@@ -26,10 +26,9 @@ const NOW: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
 
 pub(super) async fn connect(path: &Path, access: Access) -> Result<SqlitePool, StoreError> {
     if !path.exists() {
-        return Err(StoreError::Config(format!(
-            "there is no file {}; give the application's database with --database-url",
-            path.display()
-        )));
+        return Err(StoreError::Config(
+            "there is no such file; give the application's database with --database-url".to_owned(),
+        ));
     }
     let options = SqliteConnectOptions::new()
         .filename(path)

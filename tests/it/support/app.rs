@@ -409,7 +409,9 @@ impl App {
             .await
             .expect("connects");
         database.migrate().await.expect("migrates");
-        Store::open(database, &names, true).await.expect("opens")
+        Store::open(database, &names, true, Access::ReadWrite)
+            .await
+            .expect("opens")
     }
 }
 
