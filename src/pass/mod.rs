@@ -6,6 +6,7 @@
 
 mod closing;
 mod cursor;
+mod pace;
 mod progress;
 
 use std::collections::HashSet;
@@ -23,22 +24,16 @@ use self::cursor::Cursor;
 use self::progress::Progress;
 use crate::events::OutboxEvent;
 use crate::events::relay::{NotPublished, Relay};
-use crate::missing::Fuse;
 use crate::provider::error::{Trouble, TroubleKind, printable};
-use crate::provider::lookup::{BATCH, Lookup, Lookups, Strategy};
+use crate::provider::lookup::{Lookup, Lookups, Strategy};
 use crate::provider::{Patience, Provider};
-use crate::report::{Counts, Halt, Report};
-use crate::standing::Standing;
+use crate::report::{Counts, Report};
 use crate::store::{
     Applied, Claimed, LEASE, Memory, Note, Record, Seen, Store, StoreError, Target, Transition,
 };
 use crate::verdict::{Rules, Verdict, judge, storable};
 use crate::voice::{ProviderVoiceId, RowId, Voice};
 
-/// Part of the lease in which the voices of a batch should have been asked about.
-const ASKING_TIME: Duration = Duration::from_secs(15);
-/// A pause that the provider asks for is waited out, unless it is longer: then the next run goes on.
-const LONGEST_HOLD: Duration = Duration::from_secs(10);
 /// Batches under way beyond those that are being asked about.
 const SPARE_BATCHES: usize = 2;
 /// Part of the lease that is kept for writing the answers down.
@@ -129,19 +124,6 @@ impl Pass<'_> {
         self.close(progress, started_at).await
     }
 
-    /// Heeds what others learned of the provider: while its breaker is open nobody asks, and when it
-    /// is time to probe, one process does.
-    async fn begin(&self, progress: &Progress, standing: Standing) -> Result<(), StoreError> {
-        let may_probe = standing.wants_probe()
-            && !self.scope.dry_run
-            && self.store.claim_probe(self.provider.account()).await?;
-        if standing.is_open() || standing.wants_probe() && !may_probe {
-            progress.halt(Halt::ProviderDown);
-        }
-        self.provider.resume(standing);
-        self.all_batches(progress).await
-    }
-
     async fn all_batches(&self, progress: &Progress) -> Result<(), StoreError> {
         let at_once = self.provider.concurrency() + SPARE_BATCHES;
         let outcomes = join_all((0..at_once).map(|_| self.batches(progress))).await;
@@ -196,65 +178,6 @@ impl Pass<'_> {
                 }));
             }
         }
-    }
-
-    fn reason_to_halt(&self, progress: &Progress) -> Option<Halt> {
-        if let Some(reason) = self.provider.key_refused() {
-            Some(Halt::KeyRefused(reason.to_owned()))
-        } else if let Some(fuse) = Some(progress.tally().fuse).filter(Fuse::is_hopeless) {
-            Some(Halt::OtherWorkspace(fuse))
-        } else if self.stop.is_cancelled() {
-            Some(Halt::Stopped)
-        } else if self.is_over(progress) {
-            Some(Halt::TimeOver)
-        } else if self.provider.is_down() || self.provider.held_for() > LONGEST_HOLD {
-            Some(Halt::ProviderDown)
-        } else {
-            None
-        }
-    }
-
-    fn is_over(&self, progress: &Progress) -> bool {
-        let over = |deadline| Instant::now() >= deadline;
-        self.stop.is_cancelled() || progress.deadline.is_some_and(over)
-    }
-
-    /// Voices to claim at once: as many as a list request carries, but no more than can be asked
-    /// about within their lease where many take a request of their own.
-    fn batch_size(&self, progress: &Progress) -> usize {
-        let singly = self.strategy == Strategy::Single || self.provider.has_no_list();
-        let requests_a_voice = match singly {
-            true => 1.0,
-            false => progress.tally().singles_a_voice(),
-        };
-        let at_once = self.provider.concurrency();
-        let in_flight = at_once + SPARE_BATCHES;
-        let latency = self.provider.latency().as_secs_f64().max(0.001);
-        let in_time = ASKING_TIME.as_secs_f64() / latency * at_once as f64 / in_flight as f64;
-        ((in_time / requests_a_voice.max(0.001)) as usize).clamp(1, BATCH)
-    }
-
-    /// Tells other processes at once where the breaker opened or closed, or a pause was asked for.
-    async fn tell_others(&self) -> Result<(), StoreError> {
-        match self.provider.news().filter(|_| !self.scope.dry_run) {
-            Some(standing) => {
-                let account = self.provider.account();
-                self.store.keep_standing(account, standing).await
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Heeds, once a second, what others learned of the provider meanwhile.
-    async fn hear_from_others(&self, progress: &Progress) -> Result<(), StoreError> {
-        if self.scope.dry_run || !progress.is_time_to_hear() {
-            return Ok(());
-        }
-        let standing = self.store.standing(self.provider.account()).await?;
-        if standing.is_open() || standing.hold_for > LONGEST_HOLD {
-            progress.halt(Halt::ProviderDown);
-        }
-        Ok(())
     }
 
     /// Asks about each voice of the batch whose id may be asked about: in one go, except for the

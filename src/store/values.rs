@@ -1,0 +1,262 @@
+//! What goes into the store's operations and comes out of them.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::OUTBOX_LEASE;
+use crate::events::{EventType, OutboxEvent};
+use crate::standing::Standing;
+use crate::verdict::Stage;
+use crate::voice::{ProviderVoiceId, RowId};
+
+/// Whether anything may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing: an SQLite file stays as it is, to the byte.
+    ReadOnly,
+    /// The three columns of the application's table, and voice-sync's own tables.
+    ReadWrite,
+}
+
+/// A voice in processing that this pass may look up.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claimed {
+    /// Its row.
+    pub row: RowId,
+    /// The provider id, as it stands there.
+    pub provider_id: Option<String>,
+    /// How long it has been in processing.
+    pub age: Duration,
+    /// Its kind, if it was ever looked up.
+    pub kind: Option<String>,
+}
+
+/// One page of the voices in processing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Page {
+    /// Those that this pass may look up now.
+    pub voices: Vec<Claimed>,
+    /// Another process is asking about these.
+    pub leased_elsewhere: u64,
+    /// Left alone for a while, because they kept making trouble.
+    pub resting: u64,
+    /// The last row seen, from which the next page goes on; `None` where there are no more.
+    pub last: Option<RowId>,
+}
+
+/// Which voices a page is taken from, in the order of their rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selection {
+    /// All in processing, after one row and up to another.
+    Range {
+        /// Exclusive.
+        after: Option<RowId>,
+        /// Inclusive.
+        up_to: Option<RowId>,
+    },
+    /// Those of these row or provider ids that are in processing, even if they were set aside.
+    Named(Vec<String>),
+}
+
+/// A change of status, on the ground of an answer about `provider_id`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    /// The row to change.
+    pub row: RowId,
+    /// The id that was looked up: if the row has another by now, nothing happens.
+    pub provider_id: ProviderVoiceId,
+    /// What to.
+    pub target: Target,
+}
+
+/// The status that a voice moves to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Ready, with a preview that fits the column.
+    Completed {
+        /// Where it is.
+        preview_url: Option<String>,
+    },
+    /// Never ready.
+    Failed {
+        /// Why, for the log and voice-sync's own table.
+        reason: String,
+    },
+}
+
+impl Target {
+    /// The event that tells of it.
+    pub fn event_type(&self) -> EventType {
+        match self {
+            Self::Completed { .. } => EventType::VoiceCreated,
+            Self::Failed { .. } => EventType::VoiceUpdated,
+        }
+    }
+}
+
+/// What became of a claimed voice that made no transition. Noting it gives the lease back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// Its row.
+    pub row: RowId,
+    /// What was seen.
+    pub seen: Seen,
+}
+
+/// What was seen of a voice that made no transition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// It is still processing.
+    Processing {
+        /// Its category.
+        kind: String,
+        /// What it waits for.
+        stage: Stage,
+    },
+    /// The provider does not know it.
+    Missing,
+    /// It cannot be asked about or stored, and why.
+    SetAside(String),
+    /// There was no answer, and why. This changes nothing that is known of the voice.
+    Unavailable(String),
+}
+
+impl Seen {
+    /// As the columns `seen`, `kind`, `stage` and `trouble`.
+    pub(super) fn columns(&self) -> (&'static str, Option<&str>, Option<String>, Option<&str>) {
+        match self {
+            Self::Processing { kind, stage } => {
+                ("processing", Some(kind), Some(stage.to_string()), None)
+            }
+            Self::Missing => ("missing", None, None, None),
+            Self::SetAside(reason) => ("set_aside", None, None, Some(reason)),
+            Self::Unavailable(trouble) => ("unavailable", None, None, Some(trouble)),
+        }
+    }
+}
+
+/// What becomes of the events of transitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Record {
+    /// None are recorded: there is no event bus.
+    Nothing,
+    /// They are recorded for whoever publishes next.
+    ForAnyone,
+    /// They are recorded, and leased to this process, which publishes them at once.
+    ForMe,
+}
+
+impl Record {
+    pub(super) fn is_wanted(self) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::ForAnyone | Self::ForMe => true,
+        }
+    }
+
+    pub(super) fn lease(self) -> Duration {
+        match self {
+            Self::Nothing | Self::ForAnyone => Duration::ZERO,
+            Self::ForMe => OUTBOX_LEASE,
+        }
+    }
+}
+
+/// What a bulk of transitions did.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Applied {
+    /// The rows that changed; the others had been changed by somebody else.
+    pub moved: HashSet<RowId>,
+    /// Rows that somebody else has locked: nothing was done to them.
+    pub locked: HashSet<RowId>,
+    /// Their events, as far as they were recorded.
+    pub events: Vec<OutboxEvent>,
+}
+
+/// A voice that the provider did not know, this time and perhaps earlier.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MissingVoice {
+    /// Its row.
+    pub row: RowId,
+    /// The provider id that is not known.
+    pub provider_id: String,
+    /// Lookups in a row that did not find it.
+    pub times: u32,
+    /// Time since the first of them.
+    pub lasting: Duration,
+    /// Since when the account has found no voice, if it ever did: `None` is never.
+    pub last_found: Option<Duration>,
+}
+
+/// Events that are recorded and not published.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// All of them.
+    pub all: u64,
+    /// Those that no process is just publishing.
+    pub unleased: u64,
+    /// The last of them.
+    pub newest: Option<i64>,
+}
+
+/// What the last pass and the provider's account left behind for this one.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Memory {
+    /// The row after which the last pass stopped, if it did not get to the end.
+    pub resume_after: Option<RowId>,
+    /// Kinds of voices that the list is known to leave out.
+    pub unlisted: HashSet<String>,
+    /// How the account stands with the provider.
+    pub standing: Standing,
+}
+
+/// An entry of the ledger.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// The pass.
+    pub run_id: Uuid,
+    /// The provider's account, if any voice was asked about.
+    pub account: Option<Uuid>,
+    /// When it began.
+    pub started_at: DateTime<Utc>,
+    /// How long it took.
+    pub duration: Duration,
+    /// How it ended.
+    pub exit_code: u8,
+    /// Voices that the provider knew.
+    pub found: u64,
+    /// The report's counts.
+    pub counts: Value,
+    /// Where the next pass should begin.
+    pub cursor: NextPass,
+    /// Kinds of voices that the list left out, to be remembered.
+    pub unlisted: Vec<String>,
+    /// The concurrency that the provider bore, likewise.
+    pub concurrency: Option<f64>,
+}
+
+/// Where the next pass over the table should begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NextPass {
+    /// Where it would have begun anyway: this pass was about named voices.
+    AsBefore,
+    /// At the beginning.
+    FromTheBeginning,
+    /// After this row, where this pass had to stop.
+    After(RowId),
+}
+
+impl NextPass {
+    /// Whether the cursor moves, and to where.
+    pub(super) fn columns(&self) -> (bool, Option<&str>) {
+        match self {
+            Self::AsBefore => (false, None),
+            Self::FromTheBeginning => (true, None),
+            Self::After(row) => (true, Some(row.as_str())),
+        }
+    }
+}
