@@ -1,12 +1,10 @@
 //! `voice-sync migrate`.
 
-use std::io::{self, Write};
-
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use clap::Args;
 use serde_json::json;
 
-use super::{Options, Output, at};
+use super::{Options, Output, at, print};
 use crate::exit::{Exit, Failed};
 use crate::store::{Access, Database, MigrationState, PendingMigration};
 
@@ -64,12 +62,7 @@ impl Migrate {
                 .collect::<Vec<_>>()
                 .join("\n"),
         };
-        writeln!(io::stdout(), "{text}")
-            .context("the result could not be written to stdout")
-            .map_err(|message| Failed {
-                exit: Exit::Io,
-                message,
-            })?;
+        print(&text)?;
         Ok(Exit::Success)
     }
 }

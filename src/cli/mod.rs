@@ -4,6 +4,7 @@ mod migrate;
 mod sync_once;
 
 use std::collections::BTreeSet;
+use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -336,6 +337,16 @@ impl Options {
             .map(Some)
             .map_err(Failed::config)
     }
+}
+
+/// Prints a command's result.
+fn print(text: &str) -> Result<(), Failed> {
+    writeln!(io::stdout(), "{text}")
+        .context("the result could not be written to stdout")
+        .map_err(|message| Failed {
+            exit: Exit::Io,
+            message,
+        })
 }
 
 /// A database error, with which database it is.

@@ -1,14 +1,12 @@
 //! `voice-sync sync-once`.
 
-use std::io::{self, Write};
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Options, Output, open};
+use super::{Options, Output, open, print};
 use crate::exit::{Exit, Failed};
 use crate::pass::{Pass, Scope};
 use crate::report::Report;
@@ -78,20 +76,14 @@ impl SyncOnce {
                 "none of these is a voice in processing, by row or provider id"
             );
         }
-        print(&report, options.output)
+        print(&text(&report, options.output))?;
+        Ok(report.exit_code)
     }
 }
 
-fn print(report: &Report, output: Output) -> Result<Exit, Failed> {
-    let text = match output {
+fn text(report: &Report, output: Output) -> String {
+    match output {
         Output::Text => report.to_string(),
         Output::Json => serde_json::to_string(report).expect("a report always serialises"),
-    };
-    writeln!(io::stdout(), "{text}")
-        .context("the report could not be written to stdout")
-        .map_err(|message| Failed {
-            exit: Exit::Io,
-            message,
-        })?;
-    Ok(report.exit_code)
+    }
 }

@@ -32,7 +32,7 @@ use crate::store::{
     Applied, Claimed, LEASE, Memory, Note, Record, Seen, Store, StoreError, Target, Transition,
 };
 use crate::verdict::{Rules, Verdict, judge, storable};
-use crate::voice::{ProviderVoiceId, RowId, Voice};
+use crate::voice::{RowId, Voice};
 
 /// Batches under way beyond those that are being asked about.
 const SPARE_BATCHES: usize = 2;
@@ -193,8 +193,8 @@ impl Pass<'_> {
         let (mut in_batch, mut singly) = (Vec::new(), Vec::new());
         let mut ids = HashSet::with_capacity(batch.voices.len());
         for voice in &batch.voices {
-            let id = ProviderVoiceId::parse(voice.provider_id.as_deref().unwrap_or_default());
-            let Some(id) = id.ok().filter(|id| ids.insert(id.clone())) else {
+            let id = voice.checked_id().ok();
+            let Some(id) = id.filter(|id| ids.insert(id.clone())) else {
                 continue;
             };
             let known_unlisted = voice
@@ -242,43 +242,40 @@ impl Pass<'_> {
                 .any(|lookup| matches!(lookup, Lookup::Found { .. }));
         for claimed in &batch.voices {
             let age = claimed.age + held;
-            let seen =
-                match ProviderVoiceId::parse(claimed.provider_id.as_deref().unwrap_or_default()) {
-                    Err(invalid) => Seen::SetAside(invalid.to_string()),
-                    Ok(provider_id) => match lookups.get(&provider_id) {
-                        Some(Lookup::Found { voice, .. }) => {
-                            answered += 1;
-                            match self.judge_one(voice, age) {
-                                Ok(target) => {
-                                    judged.transitions.push(Transition {
-                                        row: claimed.row.clone(),
-                                        provider_id,
-                                        target,
-                                    });
-                                    continue;
-                                }
-                                Err(seen) => seen,
+            let seen = match claimed.checked_id() {
+                Err(invalid) => Seen::SetAside(invalid.to_string()),
+                Ok(provider_id) => match lookups.get(&provider_id) {
+                    Some(Lookup::Found { voice, .. }) => {
+                        answered += 1;
+                        match self.judge_one(voice, age) {
+                            Ok(target) => {
+                                judged.transitions.push(Transition {
+                                    row: claimed.row.clone(),
+                                    provider_id,
+                                    target,
+                                });
+                                continue;
                             }
+                            Err(seen) => seen,
                         }
-                        Some(Lookup::Missing) => {
-                            answered += 1;
-                            missing += 1;
-                            Seen::Missing
-                        }
-                        Some(Lookup::Rejected(reason)) if found_any => {
-                            Seen::SetAside(format!("the provider rejects its id: {reason}"))
-                        }
-                        Some(Lookup::Rejected(reason)) => {
-                            let trouble = Trouble::new(TroubleKind::Status, reason);
-                            progress.tally().trouble(&trouble, &provider_id);
-                            Seen::Unavailable(trouble.to_string())
-                        }
-                        Some(Lookup::Unavailable(trouble)) => {
-                            Seen::Unavailable(trouble.to_string())
-                        }
-                        None => Seen::Unavailable("not asked".to_owned()),
-                    },
-                };
+                    }
+                    Some(Lookup::Missing) => {
+                        answered += 1;
+                        missing += 1;
+                        Seen::Missing
+                    }
+                    Some(Lookup::Rejected(reason)) if found_any => {
+                        Seen::SetAside(format!("the provider rejects its id: {reason}"))
+                    }
+                    Some(Lookup::Rejected(reason)) => {
+                        let trouble = Trouble::new(TroubleKind::Status, reason);
+                        progress.tally().trouble(&trouble, &provider_id);
+                        Seen::Unavailable(trouble.to_string())
+                    }
+                    Some(Lookup::Unavailable(trouble)) => Seen::Unavailable(trouble.to_string()),
+                    None => Seen::Unavailable("not asked".to_owned()),
+                },
+            };
             judged.notes.push(Note {
                 row: claimed.row.clone(),
                 seen,

@@ -107,14 +107,10 @@ impl Tally {
             }
         }
         if asked_list {
-            if !self.shown.contains_key(voice.kind()) {
-                self.shown.insert(voice.kind().to_owned(), (0, 0));
-            }
-            if let Some((by_list, singly)) = self.shown.get_mut(voice.kind()) {
-                match listed {
-                    true => *by_list += 1,
-                    false => *singly += 1,
-                }
+            let (by_list, singly) = self.shown.entry(voice.kind().to_owned()).or_default();
+            match listed {
+                true => *by_list += 1,
+                false => *singly += 1,
             }
         }
     }
@@ -123,10 +119,8 @@ impl Tally {
     /// down. The next pass begins there: else the rows behind would never have their turn.
     pub(super) fn not_asked(&mut self, batch: &Batch, lookups: [&Lookups; 2]) {
         let asked = |voice: &Claimed| {
-            let id = ProviderVoiceId::parse(voice.provider_id.as_deref().unwrap_or_default());
-            let lookup = id
-                .ok()
-                .and_then(|id| lookups.iter().find_map(|some| some.get(&id)));
+            let id = voice.checked_id().ok();
+            let lookup = id.and_then(|id| lookups.iter().find_map(|some| some.get(&id)));
             !matches!(lookup, Some(Lookup::Unavailable(t)) if t.kind == TroubleKind::NotAsked)
         };
         let Some(first) = batch.voices.iter().position(|voice| !asked(voice)) else {

@@ -70,8 +70,7 @@ enum Listed {
 }
 
 impl Provider {
-    /// Asks about each of `ids`, which are all different, in their order, within
-    /// `patience`.
+    /// Asks about each of `ids`, which are all different, in their order, within `patience`.
     pub async fn look_up(
         &self,
         ids: &[ProviderVoiceId],
@@ -79,7 +78,7 @@ impl Provider {
         patience: Patience<'_>,
     ) -> Lookups {
         let mut lookups = Lookups::with_capacity(ids.len());
-        let mut batches = match singly || self.list_is_gone.load(Ordering::Relaxed) {
+        let mut batches = match singly || self.has_no_list() {
             true => Vec::new(),
             false => ids.chunks(BATCH).map(<[_]>::to_vec).collect(),
         };

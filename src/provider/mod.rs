@@ -203,7 +203,9 @@ impl Provider {
         sending: Sending,
         patience: Patience<'_>,
     ) -> Result<Vec<u8>, Refusal> {
-        for tried in 1.. {
+        let mut tried = 0;
+        loop {
+            tried += 1;
             let refusal = match self
                 .try_once(path_and_query, sending, patience, tried > 1)
                 .await
@@ -227,7 +229,6 @@ impl Provider {
             }
             debug!(tried, pause_ms = pause.as_millis() as u64, "asking again");
         }
-        unreachable!("the number of tries is limited")
     }
 
     async fn try_once(

@@ -11,7 +11,7 @@ use super::OUTBOX_LEASE;
 use crate::events::{EventType, OutboxEvent};
 use crate::standing::Standing;
 use crate::verdict::Stage;
-use crate::voice::{ProviderVoiceId, RowId};
+use crate::voice::{InvalidProviderId, ProviderVoiceId, RowId};
 
 /// Whether anything may be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,13 @@ pub struct Claimed {
     pub age: Duration,
     /// Its kind, if it was ever looked up.
     pub kind: Option<String>,
+}
+
+impl Claimed {
+    /// The provider id, checked: only such a one may be asked about.
+    pub fn checked_id(&self) -> Result<ProviderVoiceId, InvalidProviderId> {
+        ProviderVoiceId::parse(self.provider_id.as_deref().unwrap_or_default())
+    }
 }
 
 /// One page of the voices in processing.

@@ -50,8 +50,7 @@ async fn the_applications_pydantic_model_accepts_them() {
     let app = app_with(&["sim-ready-1", "sim-banned-1"]).await;
     let (provider, bus) = (simulator().await, Bus::new().await);
     sync_once(&app.url, &provider.url())
-        .env("REDIS_URL", &bus.url)
-        .env("VOICE_SYNC_EVENT_PREFIX", &bus.prefix)
+        .publishing_to(&bus)
         .run()
         .await
         .expect_code(0);
@@ -88,8 +87,7 @@ async fn a_channel_gets_the_same_body() {
         .await
         .expect("subscribes");
     sync_once(&app.url, &provider.url())
-        .env("REDIS_URL", &bus.url)
-        .env("VOICE_SYNC_EVENT_PREFIX", &bus.prefix)
+        .publishing_to(&bus)
         .args(&["--events", "pubsub"])
         .run()
         .await
@@ -163,8 +161,7 @@ async fn an_event_that_redis_refuses_waits_and_the_others_get_out() {
         .expect("is set");
     let run = async || {
         sync_once(&app.url, &provider.url())
-            .env("REDIS_URL", &bus.url)
-            .env("VOICE_SYNC_EVENT_PREFIX", &bus.prefix)
+            .publishing_to(&bus)
             .run()
             .await
     };

@@ -41,9 +41,7 @@ impl Scene {
     }
 
     fn command(&self) -> VoiceSync {
-        sync_once(&self.app.url, &self.provider.url())
-            .env("REDIS_URL", &self.bus.url)
-            .env("VOICE_SYNC_EVENT_PREFIX", &self.bus.prefix)
+        sync_once(&self.app.url, &self.provider.url()).publishing_to(&self.bus)
     }
 
     /// Every row is where its fate sends it, and has its event: at least once, always the same.

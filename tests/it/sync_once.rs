@@ -71,8 +71,7 @@ pub(crate) async fn every_voice_gets_what_its_fate_says(variant: Variant, n: usi
     let (provider, bus) = (simulator().await, Bus::new().await);
     let command = || {
         sync_once(&app.url, &provider.url())
-            .env("REDIS_URL", &bus.url)
-            .env("VOICE_SYNC_EVENT_PREFIX", &bus.prefix)
+            .publishing_to(&bus)
             .env("VOICE_SYNC_EVENT_MAXLEN", "100000")
     };
     let first = command().run().await;
@@ -215,8 +214,7 @@ async fn a_dry_run_leaves_every_byte_as_it_was() {
     let before = files();
     let (provider, bus) = (simulator().await, Bus::new().await);
     let ended = sync_once(&app.url, &provider.url())
-        .env("REDIS_URL", &bus.url)
-        .env("VOICE_SYNC_EVENT_PREFIX", &bus.prefix)
+        .publishing_to(&bus)
         .arg("--dry-run")
         .run()
         .await;
@@ -841,8 +839,7 @@ async fn a_row_that_the_application_has_locked_is_skipped_and_the_others_proceed
     let (provider, bus) = (simulator().await, Bus::new().await);
     let run = async || {
         sync_once(&app.url, &provider.url())
-            .env("REDIS_URL", &bus.url)
-            .env("VOICE_SYNC_EVENT_PREFIX", &bus.prefix)
+            .publishing_to(&bus)
             .run()
             .await
     };
@@ -890,8 +887,7 @@ async fn the_application_wins_while_a_call_is_in_flight() {
     });
     let run = tokio::spawn(
         sync_once(&app.url, &provider.url())
-            .env("REDIS_URL", &bus.url)
-            .env("VOICE_SYNC_EVENT_PREFIX", &bus.prefix)
+            .publishing_to(&bus)
             .run(),
     );
     tokio::task::spawn_blocking(move || was_asked.recv())

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgPool};
-
 use tokio::time::timeout;
 
 use super::{ACQUIRE_TIMEOUT, StoreError};

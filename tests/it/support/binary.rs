@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
+use super::bus::Bus;
+
 /// The key that tests use unless they are about keys.
 pub(crate) const KEY: &str = "test-key";
 
@@ -87,6 +89,12 @@ impl VoiceSync {
     pub(crate) fn within(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
         self
+    }
+
+    /// Lets it publish to a test's own streams.
+    pub(crate) fn publishing_to(self, bus: &Bus) -> Self {
+        self.env("REDIS_URL", &bus.url)
+            .env("VOICE_SYNC_EVENT_PREFIX", &bus.prefix)
     }
 
     /// Starts it.
