@@ -333,7 +333,8 @@ impl App {
                     "failed_at",
                 ][..],
             ),
-            ("outbox", &["occurred_at", "leased_until", "published_at"]),
+            // Not `occurred_at`: it is in the event itself, which is the same whenever it is published.
+            ("outbox", &["leased_until", "published_at"]),
             ("runs", &["started_at", "finished_at"]),
             (
                 "provider",
