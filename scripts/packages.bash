@@ -15,6 +15,7 @@ package_names() {
 		case $manager-$what in
 		apt-get-postgresql) echo postgresql ;;
 		apt-get-redis) echo redis-server ;;
+		*-pgbouncer) echo pgbouncer ;;
 		apt-get-python) echo python3 python3-venv ;;
 		dnf-postgresql) echo postgresql-server ;;
 		# Newer Fedora and RHEL have only Valkey; its file is found by either name.
@@ -27,7 +28,7 @@ package_names() {
 	done | tr '\n' ' '
 }
 
-# install_packages WHAT…, each of: postgresql redis python
+# install_packages WHAT…, each of: postgresql pgbouncer redis python
 install_packages() {
 	local manager names
 	for manager in apt-get dnf brew ''; do
@@ -101,10 +102,13 @@ install_with_apt() {
 		echo 'create_main_cluster = false' >>"$clusters"
 		;;
 	esac
-	redis_was_there=
-	if dpkg -s redis-server >/dev/null 2>&1; then redis_was_there=yes; fi
+	were_there=
+	for service in redis-server pgbouncer; do
+		if dpkg -s "$service" >/dev/null 2>&1; then were_there="$were_there $service "; fi
+	done
 	get install --no-install-recommends "$@"
-	if [ -z "$redis_was_there" ] && dpkg -s redis-server >/dev/null 2>&1; then
-		update-rc.d redis-server disable
-	fi
+	for service in redis-server pgbouncer; do
+		case $were_there in *" $service "*) continue ;; esac
+		if dpkg -s "$service" >/dev/null 2>&1; then update-rc.d "$service" disable; fi
+	done
 }

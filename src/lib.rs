@@ -20,6 +20,7 @@ pub mod budget;
 pub mod cli;
 pub mod events;
 pub mod exit;
+mod failpoint;
 pub mod limit;
 pub mod missing;
 pub mod pass;

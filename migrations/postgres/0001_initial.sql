@@ -26,6 +26,7 @@ CREATE TABLE voice_sync.voices (
 CREATE TABLE voice_sync.outbox (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     event_id     uuid NOT NULL,
+    run_id       uuid NOT NULL,
     event_type   text NOT NULL,
     voice_id     text NOT NULL,
     user_id      text,
@@ -34,6 +35,13 @@ CREATE TABLE voice_sync.outbox (
     published_at timestamptz
 );
 CREATE INDEX outbox_unpublished ON voice_sync.outbox (id) WHERE published_at IS NULL;
+
+-- Event buses that do not work (by a digest of their addresses), and when one process may try again.
+CREATE TABLE voice_sync.buses (
+    bus      uuid PRIMARY KEY,
+    failures integer NOT NULL,
+    retry_at timestamptz NOT NULL
+);
 
 -- What the provider showed of itself, for each key (by a digest of it) and base URL.
 CREATE TABLE voice_sync.provider (

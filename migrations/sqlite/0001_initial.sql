@@ -22,6 +22,7 @@ CREATE TABLE voice_sync_voices (
 CREATE TABLE voice_sync_outbox (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
     event_id     TEXT NOT NULL,
+    run_id       TEXT NOT NULL,
     event_type   TEXT NOT NULL,
     voice_id     TEXT NOT NULL,
     user_id      TEXT,
@@ -30,6 +31,12 @@ CREATE TABLE voice_sync_outbox (
     published_at INTEGER
 );
 CREATE INDEX voice_sync_outbox_unpublished ON voice_sync_outbox (id) WHERE published_at IS NULL;
+
+CREATE TABLE voice_sync_buses (
+    bus      TEXT PRIMARY KEY NOT NULL,
+    failures INTEGER NOT NULL,
+    retry_at INTEGER NOT NULL
+);
 
 CREATE TABLE voice_sync_provider (
     account     TEXT PRIMARY KEY NOT NULL,

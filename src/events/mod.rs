@@ -3,6 +3,7 @@
 //! The shape is the one the application's consumers parse: an object with exactly `type`, `payload`,
 //! `timestamp`, `source` and `event_id`, where `payload` has `voice_id` and `user_id`.
 
+pub mod backoff;
 pub mod relay;
 
 use std::fmt;

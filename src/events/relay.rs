@@ -6,8 +6,10 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, Value};
 use tokio::sync::Mutex;
 use url::Url;
+use uuid::{Uuid, uuid};
 
 use super::OutboxEvent;
+use crate::failpoint;
 
 /// Most events in one round trip.
 pub const BATCH: usize = 500;
@@ -73,11 +75,21 @@ impl Relay {
         })
     }
 
+    /// Which bus this is, without telling its password: a digest of its address and the names on it.
+    pub fn bus(&self) -> Uuid {
+        const NAMESPACE: Uuid = uuid!("3f1d7f35-2a0e-4c55-8f3c-7e0c6a1b9d42");
+        let info = self.client.get_connection_info();
+        let database = info.redis_settings().db();
+        let name = format!("{}\n{database}\n{}", info.addr(), self.prefix);
+        Uuid::new_v5(&NAMESPACE, name.as_bytes())
+    }
+
     /// Publishes events, at most [`BATCH`] of them, in their order and in one round trip.
     ///
     /// An event counts as published when Redis has answered for it. After an error the connection
     /// is dropped, and the next call makes a new one.
     pub async fn publish(&self, events: &[OutboxEvent]) -> Result<(), NotPublished> {
+        failpoint::visit("relay.publish.before").await;
         let mut slot = self.connection.lock().await;
         let mut connection = match slot.take() {
             Some(connection) => connection,
@@ -93,6 +105,7 @@ impl Relay {
             .await
             .map_err(|error| self.none(&error))?;
 
+        failpoint::visit("relay.publish.after").await;
         let mut published = Vec::with_capacity(events.len());
         let mut refused = None;
         for (event, answer) in events.iter().zip(answers) {

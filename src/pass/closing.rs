@@ -1,17 +1,12 @@
 //! What a pass does when all its voices have been asked about: it fails those whose absence is
 //! confirmed, publishes what is left in the outbox, and writes itself into the ledger.
 
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
 use serde_json::json;
-use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use super::Pass;
 use super::progress::Progress;
-use crate::events::relay;
 use crate::exit::Exit;
 use crate::missing::{self, Absence, Others};
 use crate::report::{self, Halt, Report};
@@ -26,16 +21,11 @@ const PAGE: u32 = 500;
 const TIDIED_AT_ONCE: u32 = 1000;
 /// Of so many passes without work, one tidies up.
 const IDLE_PASSES_A_TIDYING: u32 = 50;
-/// How long a pass waits for events that another process is publishing, or was before it crashed.
-const OTHERS_EVENTS: Duration = Duration::from_secs(17);
-
-const POLL_OTHERS: Duration = Duration::from_millis(250);
-
 /// What is known at the end of a pass.
 #[derive(Default)]
-struct Ending {
+pub(super) struct Ending {
     resume_after: Option<RowId>,
-    events_stuck: bool,
+    pub(super) events_stuck: bool,
 }
 
 impl Pass<'_> {
@@ -169,46 +159,6 @@ impl Pass<'_> {
             .await?;
         self.count_notes(progress, &refused);
         self.relay(progress, events).await
-    }
-
-    /// Publishes whatever the outbox still holds, of this pass or an earlier one. Events that
-    /// another process has leased are waited for: a crashed one's come free in a few seconds.
-    async fn relay_rest(&self, progress: &Progress, ending: &mut Ending) -> Result<(), StoreError> {
-        let Some(relay) = self.relay else {
-            return Ok(());
-        };
-        // The rest of the pass only recorded, if Redis was away; now it is asked once more.
-        progress.relay_is_down.store(false, Ordering::Relaxed);
-        let mut pending = self.store.pending_events(None).await?;
-        // Others may go on recording while this pass ends: those events are theirs.
-        let ours = pending.newest;
-        let patience = Instant::now() + OTHERS_EVENTS;
-        // Even a pass that has to stop tries once.
-        for round in 0.. {
-            let others_only = pending.unleased == 0;
-            if pending.all == 0
-                || progress.relay_is_down.load(Ordering::Relaxed)
-                || round > 0 && self.is_over(progress)
-                || others_only && Instant::now() >= patience
-            {
-                break;
-            }
-            let events = self.store.take_events(relay::BATCH as u32).await?;
-            match events.is_empty() {
-                true => sleep(POLL_OTHERS).await,
-                false => self.publish(progress, relay, &events).await?,
-            }
-            pending = self.store.pending_events(ours).await?;
-        }
-        progress.tally().counts.events_pending = pending.all;
-        ending.events_stuck = pending.all > 0;
-        if ending.events_stuck {
-            warn!(
-                events.pending = pending.all,
-                "events wait in the outbox; the next run publishes them"
-            );
-        }
-        Ok(())
     }
 
     fn report(&self, progress: &Progress, ending: &Ending, started_at: DateTime<Utc>) -> Report {

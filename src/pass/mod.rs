@@ -8,6 +8,7 @@ mod closing;
 mod cursor;
 mod pace;
 mod progress;
+mod publishing;
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -17,13 +18,13 @@ use chrono::Utc;
 use futures_util::future::{join, join_all};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::warn;
 use uuid::Uuid;
 
 use self::cursor::Cursor;
 use self::progress::Progress;
 use crate::events::OutboxEvent;
-use crate::events::relay::{NotPublished, Relay};
+use crate::events::relay::Relay;
 use crate::provider::error::{Trouble, TroubleKind, printable};
 use crate::provider::lookup::{Lookup, Lookups, Strategy};
 use crate::provider::{Patience, Provider};
@@ -355,7 +356,7 @@ impl Pass<'_> {
         transitions: Vec<Transition>,
         notes: &mut Vec<Note>,
     ) -> Result<Vec<OutboxEvent>, StoreError> {
-        let record = match (self.relay, progress.relay_is_down.load(Ordering::Relaxed)) {
+        let record = match (self.relay, progress.bus_is_down.load(Ordering::Relaxed)) {
             (None, _) => Record::Nothing,
             (Some(_), true) => Record::ForAnyone,
             (Some(_), false) => Record::ForMe,
@@ -415,37 +416,5 @@ impl Pass<'_> {
             Some(relay) => self.publish(progress, relay, &events).await,
             None => Ok(()),
         }
-    }
-
-    /// Publishes events that are leased to this pass, and marks what got out; the leases of the
-    /// others are given back. Once Redis failed, the rest of the pass only records: its end tries
-    /// again, and so does the next pass.
-    async fn publish(
-        &self,
-        progress: &Progress,
-        relay: &Relay,
-        events: &[OutboxEvent],
-    ) -> Result<(), StoreError> {
-        let turn = progress.relay_turn.lock().await;
-        let published = match progress.relay_is_down.load(Ordering::Relaxed) {
-            true => HashSet::new(),
-            false => match relay.publish(events).await {
-                Ok(()) => events.iter().map(|event| event.id).collect(),
-                Err(NotPublished { published, reason }) => {
-                    progress.relay_is_down.store(true, Ordering::Relaxed);
-                    error!(%reason, "events cannot be published; they stay in the outbox");
-                    published.into_iter().collect()
-                }
-            },
-        };
-        drop(turn);
-        let (out, rest): (Vec<i64>, Vec<i64>) = events
-            .iter()
-            .map(|event| event.id)
-            .partition(|id| published.contains(id));
-        self.store.mark_published(&out).await?;
-        self.store.give_back_events(&rest).await?;
-        progress.tally().counts.events_published += out.len() as u64;
-        Ok(())
     }
 }

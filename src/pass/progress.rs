@@ -31,9 +31,9 @@ pub(super) struct Progress {
     pub(super) cursor: tokio::sync::Mutex<Cursor>,
     /// Kinds of voices that an earlier pass found the list to leave out.
     pub(super) unlisted: HashSet<String>,
-    pub(super) relay_is_down: AtomicBool,
-    /// One batch publishes at a time: where Redis hangs, the others need not find out for themselves.
-    pub(super) relay_turn: tokio::sync::Mutex<()>,
+    pub(super) bus_is_down: AtomicBool,
+    /// How often in a row the event bus failed, once the database was asked.
+    pub(super) bus_failures: tokio::sync::Mutex<Option<u32>>,
     heard: Mutex<Instant>,
     tally: Mutex<Tally>,
 }
@@ -66,8 +66,8 @@ impl Progress {
             deadline,
             cursor: tokio::sync::Mutex::new(cursor),
             unlisted,
-            relay_is_down: AtomicBool::new(false),
-            relay_turn: tokio::sync::Mutex::new(()),
+            bus_is_down: AtomicBool::new(false),
+            bus_failures: tokio::sync::Mutex::default(),
             heard: Mutex::new(started),
             tally: Mutex::default(),
         }

@@ -75,8 +75,15 @@ fn by_sqlstate(error: &dyn DatabaseError) -> StoreError {
     let code = error.code().unwrap_or_default();
     let message = said(error, &code);
     match &*code {
-        "40001" | "40P01" | "55P03" | "0A000" => StoreError::Contended(message),
+        // A statement that was cancelled (57014) has mostly waited for a lock, up to a
+        // `statement_timeout` that is shorter than our own patience.
+        "40001" | "40P01" | "55P03" | "57014" | "0A000" => StoreError::Contended(message),
         "53100" | "58030" => StoreError::Io(message),
+        // It may be a failover: later, the same address may be that of the primary.
+        "25006" => StoreError::Unreachable(format!(
+            "it only allows reading ({message}); it is a standby, or its default is \
+             default_transaction_read_only: give the URL of the primary"
+        )),
         "42501" => StoreError::Config(format!("a privilege is missing: {message}")),
         "3D000" | "42P01" | "42703" | "3F000" => StoreError::Config(message),
         code => match code.get(..2).unwrap_or_default() {

@@ -1,13 +1,11 @@
 //! voice-sync's own tables: their migrations, and which of them a database has.
 
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::{Connection, SqlSafeStr};
+use std::borrow::Cow;
+
+use sqlx::migrate::{Migration, MigrationType};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row, SqlSafeStr, SqliteConnection};
 
 use super::{Database, StoreError};
-
-/// Where applied migrations are recorded. Not in sqlx's default table, which the application may use.
-const POSTGRES_TABLE: &str = "voice_sync.migrations";
-const SQLITE_TABLE: &str = "voice_sync_migrations";
 
 /// `pg_advisory_xact_lock` key: the ASCII bytes of "voicesyn".
 const LOCK_KEY: i64 = 0x766f_6963_6573_796e;
@@ -33,20 +31,12 @@ macro_rules! migration {
     };
 }
 
-fn postgres() -> Migrator {
-    let mut migrator = Migrator::with_migrations(vec![migration!(1, "initial", "postgres")]);
-    migrator.dangerous_set_table_name(POSTGRES_TABLE);
-    migrator.create_schema("voice_sync");
-    // The session lock that sqlx takes outlives a failed migration, and hangs the next one. Ours
-    // ends with its transaction.
-    migrator.set_locking(false);
-    migrator
+fn postgres() -> Vec<Migration> {
+    vec![migration!(1, "initial", "postgres")]
 }
 
-fn sqlite() -> Migrator {
-    let mut migrator = Migrator::with_migrations(vec![migration!(1, "initial", "sqlite")]);
-    migrator.dangerous_set_table_name(SQLITE_TABLE);
-    migrator
+fn sqlite() -> Vec<Migration> {
+    vec![migration!(1, "initial", "sqlite")]
 }
 
 /// How a database's own tables compare with what this program needs.
@@ -80,7 +70,7 @@ pub struct PendingMigration {
 }
 
 impl Database {
-    fn migrator(&self) -> Migrator {
+    fn migrations(&self) -> Vec<Migration> {
         match self {
             Self::Postgres(_) => postgres(),
             Self::Sqlite(_) => sqlite(),
@@ -89,7 +79,8 @@ impl Database {
 
     /// Compares without writing.
     pub async fn migration_state(&self) -> Result<MigrationState, StoreError> {
-        let needed = self.migrator().iter().map(|m| m.version).max().unwrap_or(0);
+        let needed = self.migrations().iter().map(|m| m.version).max();
+        let needed = needed.unwrap_or(0);
         Ok(match self.applied().await? {
             None => MigrationState::Absent,
             Some(found) if found < needed => MigrationState::Behind { found },
@@ -99,118 +90,126 @@ impl Database {
     }
 
     async fn applied(&self) -> Result<Option<i64>, StoreError> {
-        const POSTGRES: &str = "SELECT max(version) FROM voice_sync.migrations WHERE success";
-        const SQLITE: &str = "SELECT max(version) FROM voice_sync_migrations WHERE success";
-        let applied = match self {
-            Self::Postgres(pool) => sqlx::query_scalar(POSTGRES).fetch_one(pool).await,
-            Self::Sqlite(pool) => sqlx::query_scalar(SQLITE).fetch_one(pool).await,
-        };
-        match applied {
-            Ok(version) => Ok(version),
-            Err(sqlx::Error::Database(error)) if is_no_such_table(&*error) => Ok(None),
-            Err(error) => Err(error.into()),
+        match self {
+            Self::Postgres(sessions) => applied_postgres(&mut *sessions.begin().await?).await,
+            Self::Sqlite(pool) => applied_sqlite(&mut *pool.acquire().await?).await,
         }
     }
 
     /// Migrations that [`Database::migrate`] would apply.
     pub async fn pending_migrations(&self) -> Result<Vec<PendingMigration>, StoreError> {
-        let applied = self.applied().await?.unwrap_or(0);
-        let mut pending: Vec<_> = self
-            .migrator()
-            .iter()
-            .filter(|migration| migration.version > applied)
-            .map(|migration| PendingMigration {
-                version: migration.version,
-                name: migration.description.to_string(),
-                sql: migration.sql.as_str().to_owned(),
-            })
-            .collect();
-        // What sqlx does around them, so that the whole can be applied by hand and is then seen as
-        // applied.
-        for migration in &mut pending {
-            migration.sql.push_str(&self.bookkeeping(migration.version));
-        }
-        if let (0, Self::Postgres(_), Some(first)) = (applied, self, pending.first_mut()) {
-            first
-                .sql
-                .insert_str(0, "CREATE SCHEMA IF NOT EXISTS voice_sync;\n\n");
-        }
-        Ok(pending)
+        Ok(self.pending_after(self.applied().await?))
     }
 
-    fn bookkeeping(&self, version: i64) -> String {
-        let (table, timestamp, binary) = match self {
-            Self::Postgres(_) => (POSTGRES_TABLE, "TIMESTAMPTZ", "BYTEA"),
-            Self::Sqlite(_) => (SQLITE_TABLE, "TIMESTAMP", "BLOB"),
-        };
-        let now = match self {
-            Self::Postgres(_) => "now()",
-            Self::Sqlite(_) => "CURRENT_TIMESTAMP",
-        };
-        let migrator = self.migrator();
-        let migration = migrator.iter().find(|m| m.version == version);
-        let Some(migration) = migration else {
-            return String::new();
-        };
-        let hex: String = migration
-            .checksum
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        let checksum = match self {
-            Self::Postgres(_) => format!("'\\x{hex}'"),
-            Self::Sqlite(_) => format!("x'{hex}'"),
+    fn pending_after(&self, applied: Option<i64>) -> Vec<PendingMigration> {
+        let newer = |migration: &Migration| migration.version > applied.unwrap_or(0);
+        let pending = self.migrations().into_iter().filter(newer);
+        pending
+            .map(|migration| PendingMigration {
+                version: migration.version,
+                sql: self.whole(&migration),
+                name: migration.description.into_owned(),
+            })
+            .collect()
+    }
+
+    /// A migration with what makes it known as applied, so that a person can apply it by hand.
+    fn whole(&self, migration: &Migration) -> String {
+        let Migration {
+            version,
+            description,
+            sql,
+            checksum,
+            ..
+        } = migration;
+        let checksum: String = checksum.iter().map(|byte| format!("{byte:02x}")).collect();
+        // In the schema of our own, or under the prefix, as the application may use sqlx as well.
+        let (table, timestamp, binary, now, checksum, schema) = match self {
+            Self::Postgres(_) => (
+                "voice_sync.migrations",
+                "TIMESTAMPTZ",
+                "BYTEA",
+                "now()",
+                format!("'\\x{checksum}'"),
+                Cow::Borrowed("CREATE SCHEMA IF NOT EXISTS voice_sync;\n\n"),
+            ),
+            Self::Sqlite(_) => (
+                "voice_sync_migrations",
+                "TIMESTAMP",
+                "BLOB",
+                "CURRENT_TIMESTAMP",
+                format!("x'{checksum}'"),
+                Cow::default(),
+            ),
         };
         format!(
-            "\nCREATE TABLE IF NOT EXISTS {table} (\n    version BIGINT PRIMARY KEY,\n    description TEXT NOT NULL,\n    \
-             installed_on {timestamp} NOT NULL DEFAULT {now},\n    success BOOLEAN NOT NULL,\n    \
-             checksum {binary} NOT NULL,\n    execution_time BIGINT NOT NULL\n);\n\
+            "{schema}{}\nCREATE TABLE IF NOT EXISTS {table} (\n    version BIGINT PRIMARY KEY,\n    \
+             description TEXT NOT NULL,\n    installed_on {timestamp} NOT NULL DEFAULT {now},\n    \
+             success BOOLEAN NOT NULL,\n    checksum {binary} NOT NULL,\n    \
+             execution_time BIGINT NOT NULL\n);\n\
              INSERT INTO {table} (version, description, success, checksum, execution_time)\n    \
-             VALUES ({version}, '{}', TRUE, {checksum}, 0);\n",
-            migration.description
+             VALUES ({version}, '{description}', TRUE, {checksum}, 0);\n",
+            sql.as_str()
         )
     }
 
     /// Applies what is missing, all of it or nothing. Two at the same time wait for each other.
+    ///
+    /// Not by sqlx's migrator: the lock that it takes outlives a failed migration and hangs the next
+    /// one, and its prepared statements outlive it behind a pooler.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        let migrator = self.migrator();
-        let outcome = match self {
-            Self::Postgres(pool) => {
-                let mut transaction = pool.begin().await?;
-                sqlx::query(
-                    "SELECT set_config('lock_timeout', '30s', true), pg_advisory_xact_lock($1)",
-                )
-                .bind(LOCK_KEY)
-                .execute(&mut *transaction)
-                .await?;
-                let outcome = migrator.run_direct(None, &mut *transaction, false).await;
-                match outcome {
-                    Ok(()) => transaction.commit().await.map_err(Into::into),
-                    Err(error) => Err(error),
+        match self {
+            Self::Postgres(sessions) => {
+                let mut transaction = sessions.transaction().await?;
+                let lock = format!(
+                    "SELECT set_config('lock_timeout', '30s', TRUE), pg_advisory_xact_lock({LOCK_KEY})"
+                );
+                transaction
+                    .execute(sqlx::raw_sql(AssertSqlSafe(lock)))
+                    .await?;
+                let mut looking = transaction.begin().await?;
+                let applied = applied_postgres(&mut looking).await?;
+                looking.rollback().await?;
+                for PendingMigration { sql, .. } in self.pending_after(applied) {
+                    transaction
+                        .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
+                        .await?;
                 }
+                Ok(transaction.commit().await?)
             }
             Self::Sqlite(pool) => {
-                let mut connection = pool.acquire().await?;
-                let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-                let outcome = migrator.run_direct(None, &mut *transaction, false).await;
-                match outcome {
-                    Ok(()) => transaction.commit().await.map_err(Into::into),
-                    Err(error) => Err(error),
+                let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+                let applied = applied_sqlite(&mut transaction).await?;
+                for PendingMigration { sql, .. } in self.pending_after(applied) {
+                    transaction
+                        .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
+                        .await?;
                 }
+                Ok(transaction.commit().await?)
             }
-        };
-        outcome.map_err(migration_error)
+        }
     }
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "all but failing SQL say that the migrations do not fit together"
-)]
-fn migration_error(error: MigrateError) -> StoreError {
-    match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error.into(),
-        other => StoreError::Config(format!("voice-sync's own tables: {other}")),
+/// The newest applied migration. In a transaction it ends that, if there is none.
+async fn applied_postgres(connection: &mut PgConnection) -> Result<Option<i64>, StoreError> {
+    // As text, since that needs no prepared statement.
+    let ask = sqlx::raw_sql("SELECT max(version)::text FROM voice_sync.migrations WHERE success");
+    match connection.fetch_one(ask).await {
+        Ok(row) => Ok(row
+            .try_get::<Option<String>, _>(0)?
+            .and_then(|version| version.parse().ok())),
+        Err(sqlx::Error::Database(error)) if is_no_such_table(&*error) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn applied_sqlite(connection: &mut SqliteConnection) -> Result<Option<i64>, StoreError> {
+    let ask = sqlx::query_scalar("SELECT max(version) FROM voice_sync_migrations WHERE success");
+    match ask.fetch_one(connection).await {
+        Ok(version) => Ok(version),
+        Err(sqlx::Error::Database(error)) if is_no_such_table(&*error) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -12,10 +12,11 @@ mod sqlite;
 mod table;
 mod values;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
@@ -24,11 +25,12 @@ pub use migrate::{MigrationState, PendingMigration};
 pub use table::{ColumnNames, Identifier, InvalidName, Misfit, Names, StatusValues, TableName};
 
 pub use values::{
-    Access, Applied, Claimed, Memory, MissingVoice, NextPass, Note, Page, Pending, Record, Run,
-    Seen, Selection, Target, Transition,
+    Access, Applied, BusTurn, Claimed, Memory, MissingVoice, NextPass, Note, Page, Pending, Record,
+    Run, Seen, Selection, Target, Transition,
 };
 
 use crate::events::OutboxEvent;
+use crate::failpoint;
 use crate::standing::Standing;
 use crate::voice::RowId;
 
@@ -47,13 +49,15 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// A probe that brought no result within this is another process's to make: a request's time limit,
 /// and some.
 const PROBE: Duration = Duration::from_secs(35);
+/// Likewise for an event bus: the time limits of the relay, and some.
+const BUS_PROBE: Duration = Duration::from_secs(6);
 /// Connecting included.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connected database whose application table has not been looked at.
 pub enum Database {
     /// A small pool.
-    Postgres(sqlx::PgPool),
+    Postgres(postgres::Sessions),
     /// A single connection.
     Sqlite(sqlx::SqlitePool),
 }
@@ -62,7 +66,9 @@ impl Database {
     /// Connects, and shows that it works with one cheap statement.
     pub async fn connect(url: &DatabaseUrl, access: Access) -> Result<Self, StoreError> {
         match url {
-            DatabaseUrl::Postgres(options) => Ok(Self::Postgres(postgres::connect(options).await?)),
+            DatabaseUrl::Postgres(options) => {
+                Ok(Self::Postgres(postgres::Sessions::connect(options).await?))
+            }
             DatabaseUrl::Sqlite(path) => Ok(Self::Sqlite(sqlite::connect(path, access).await?)),
         }
     }
@@ -77,25 +83,42 @@ pub enum Store {
 }
 
 /// Runs the same method on whichever database it is: within a time limit, and again where the
-/// trouble is of the kind that passes. Every operation may be repeated after a lost reply: claims
+/// trouble is of the kind that passes, until that limit is over. Every operation may be repeated after a lost reply: claims
 /// are recognised by their run, transitions are guarded, notes and marks say the same twice.
 macro_rules! on_either {
-    ($store:expr, $s:ident => $operation:expr) => {{
+    ($store:tt . $operation:ident ( $($argument:expr),* $(,)? )) => {{
         let once = || async {
+            visit(concat!("store.", stringify!($operation), ".before")).await?;
             let limited = match $store {
-                Store::Postgres($s) => timeout(OPERATION_TIMEOUT, $operation).await,
-                Store::Sqlite($s) => timeout(OPERATION_TIMEOUT, $operation).await,
+                Store::Postgres(s) => timeout(OPERATION_TIMEOUT, s.$operation($($argument),*)).await,
+                Store::Sqlite(s) => timeout(OPERATION_TIMEOUT, s.$operation($($argument),*)).await,
             };
-            limited.unwrap_or_else(|_| Err(StoreError::Unreachable("no answer in time".to_owned())))
+            let done = limited
+                .unwrap_or_else(|_| Err(StoreError::Unreachable("no answer in time".to_owned())))?;
+            visit(concat!("store.", stringify!($operation), ".after")).await?;
+            Ok(done)
         };
-        once.retry(patience()).when(StoreError::is_passing).await
+        let begun = Instant::now();
+        let is_worth_it = |error: &StoreError| error.is_passing() && begun.elapsed() < OPERATION_TIMEOUT;
+        let retry = once.retry(patience()).when(is_worth_it);
+        retry.notify(|_, _| $store.doubt_connections()).await
     }};
 }
 
+/// Where a test makes the database fail; see [`failpoint`].
+async fn visit(point: &'static str) -> Result<(), StoreError> {
+    match failpoint::visit(point).await {
+        true => Err(StoreError::Unreachable(format!("failpoint {point}"))),
+        false => Ok(()),
+    }
+}
+
+/// In all about as long as a server takes to restart.
 fn patience() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
-        .with_max_times(4)
+        .with_max_delay(Duration::from_secs(1))
+        .with_max_times(10)
         .with_jitter()
 }
 
@@ -109,8 +132,8 @@ impl Store {
         access: Access,
     ) -> Result<Self, StoreError> {
         match database {
-            Database::Postgres(pool) => {
-                postgres::PostgresStore::open(pool, names, own_tables, access)
+            Database::Postgres(sessions) => {
+                postgres::PostgresStore::open(sessions, names, own_tables, access)
                     .await
                     .map(Self::Postgres)
             }
@@ -123,8 +146,15 @@ impl Store {
     /// Gives the connection back.
     pub fn into_database(self) -> Database {
         match self {
-            Self::Postgres(store) => Database::Postgres(store.into_pool()),
+            Self::Postgres(store) => Database::Postgres(store.into_sessions()),
             Self::Sqlite(store) => Database::Sqlite(store.into_pool()),
+        }
+    }
+
+    fn doubt_connections(&self) {
+        match self {
+            Self::Postgres(store) => store.doubt_connections(),
+            Self::Sqlite(_) => {}
         }
     }
 
@@ -143,17 +173,17 @@ impl Store {
         selection: &Selection,
         limit: u32,
     ) -> Result<Page, StoreError> {
-        on_either!(self, s => s.claim(run_id, selection, limit))
+        on_either!(self.claim(run_id, selection, limit))
     }
 
     /// The same page, without leasing anything.
     pub async fn peek(&self, selection: &Selection, limit: u32) -> Result<Page, StoreError> {
-        on_either!(self, s => s.peek(selection, limit))
+        on_either!(self.peek(selection, limit))
     }
 
     /// Voices in processing within a range, whether leased or not.
     pub async fn count(&self, selection: &Selection) -> Result<u64, StoreError> {
-        on_either!(self, s => s.count(selection))
+        on_either!(self.count(selection))
     }
 
     /// Makes transitions happen, each guarded by the row still being in processing with the id that
@@ -167,7 +197,24 @@ impl Store {
         if transitions.is_empty() {
             return Ok(Applied::default());
         }
-        on_either!(self, s => s.apply(run_id, transitions, record))
+        let mut applied = on_either!(self.apply(run_id, transitions, record))?;
+        let others: HashMap<Uuid, &RowId> = transitions
+            .iter()
+            .filter(|t| !applied.moved.contains(&t.row) && !applied.locked.contains(&t.row))
+            .map(|transition| (transition.event_id(), &transition.row))
+            .collect();
+        if others.is_empty() || !record.is_wanted() {
+            return Ok(applied);
+        }
+        // Where a reply was lost, it was this run itself that had moved them.
+        let ids: Vec<Uuid> = others.keys().copied().collect();
+        let earlier = on_either!(self.recorded(run_id, &ids))?;
+        let rows = earlier
+            .iter()
+            .filter_map(|event| others.get(&event.event_id));
+        applied.moved.extend(rows.map(|row| RowId::clone(row)));
+        applied.events.extend(earlier);
+        Ok(applied)
     }
 
     /// Notes what was seen of voices that made no transition, and gives their leases back. A voice
@@ -181,7 +228,7 @@ impl Store {
         if notes.is_empty() {
             return Ok(());
         }
-        on_either!(self, s => s.note(run_id, account, notes))
+        on_either!(self.note(run_id, account, notes))
     }
 
     /// Voices that `run_id` asked about and found missing, in the order of their rows.
@@ -192,12 +239,12 @@ impl Store {
         after: Option<&RowId>,
         limit: u32,
     ) -> Result<Vec<MissingVoice>, StoreError> {
-        on_either!(self, s => s.missing(run_id, account, after, limit))
+        on_either!(self.missing(run_id, account, after, limit))
     }
 
     /// Leases unpublished events that no process is publishing, oldest first.
     pub async fn take_events(&self, limit: u32) -> Result<Vec<OutboxEvent>, StoreError> {
-        on_either!(self, s => s.take_events(limit))
+        on_either!(self.take_events(limit))
     }
 
     /// Marks events as published.
@@ -205,7 +252,7 @@ impl Store {
         if ids.is_empty() {
             return Ok(());
         }
-        on_either!(self, s => s.mark_published(ids))
+        on_either!(self.mark_published(ids))
     }
 
     /// Gives back the leases of events that could not be published.
@@ -213,38 +260,60 @@ impl Store {
         if ids.is_empty() {
             return Ok(());
         }
-        on_either!(self, s => s.give_back_events(ids))
+        on_either!(self.give_back_events(ids))
     }
 
     /// How many events wait, up to one of them or in all.
     pub async fn pending_events(&self, up_to: Option<i64>) -> Result<Pending, StoreError> {
-        on_either!(self, s => s.pending_events(up_to))
+        on_either!(self.pending_events(up_to))
+    }
+
+    /// Whether an event bus may be used now. To be told [`BusTurn::Probe`] obliges to say what came
+    /// of it; others are told to leave it alone meanwhile.
+    pub async fn bus(&self, bus: Uuid) -> Result<BusTurn, StoreError> {
+        on_either!(self.bus(bus))
+    }
+
+    /// Tells all processes that an event bus failed, for the so manyth time in a row, and how long
+    /// to leave it alone.
+    pub async fn bus_failed(
+        &self,
+        bus: Uuid,
+        failures: u32,
+        pause: Duration,
+    ) -> Result<(), StoreError> {
+        on_either!(self.bus_failed(bus, failures, pause))
+    }
+
+    /// Tells all processes that an event bus works again.
+    pub async fn bus_works(&self, bus: Uuid) -> Result<(), StoreError> {
+        on_either!(self.bus_works(bus))
     }
 
     /// What earlier passes left behind for this one; nothing, where voice-sync has no tables yet.
     pub async fn remember(&self, account: Uuid) -> Result<Memory, StoreError> {
-        on_either!(self, s => s.remember(account))
+        on_either!(self.remember(account))
     }
 
     /// How the account stands with the provider.
     pub async fn standing(&self, account: Uuid) -> Result<Standing, StoreError> {
-        on_either!(self, s => s.standing(account))
+        on_either!(self.standing(account))
     }
 
     /// Tells all processes how the account stands with the provider.
     pub async fn keep_standing(&self, account: Uuid, standing: Standing) -> Result<(), StoreError> {
-        on_either!(self, s => s.keep_standing(account, standing))
+        on_either!(self.keep_standing(account, standing))
     }
 
     /// Asks to be the one process that finds out whether the provider answers again. Once granted
     /// to a run, others are refused until the probe's result is known or overdue.
     pub async fn claim_probe(&self, account: Uuid) -> Result<bool, StoreError> {
-        on_either!(self, s => s.claim_probe(account))
+        on_either!(self.claim_probe(account))
     }
 
     /// Writes a pass into the ledger, and what was learned of the provider.
     pub async fn record_run(&self, run: &Run) -> Result<(), StoreError> {
-        on_either!(self, s => s.record_run(run))
+        on_either!(self.record_run(run))
     }
 
     /// Removes, in a small step, what is no longer of use: published events, failures and passes
@@ -252,6 +321,6 @@ impl Store {
     ///
     /// At most `at_once` rows of each table.
     pub async fn tidy(&self, at_once: u32) -> Result<(), StoreError> {
-        on_either!(self, s => s.tidy(at_once))
+        on_either!(self.tidy(at_once))
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::OUTBOX_LEASE;
-use crate::events::{EventType, OutboxEvent};
+use crate::events::{EventType, OutboxEvent, event_id};
 use crate::standing::Standing;
 use crate::verdict::Stage;
 use crate::voice::{InvalidProviderId, ProviderVoiceId, RowId};
@@ -78,6 +78,13 @@ pub struct Transition {
     pub provider_id: ProviderVoiceId,
     /// What to.
     pub target: Target,
+}
+
+impl Transition {
+    /// The id of the event that tells of it.
+    pub(super) fn event_id(&self) -> Uuid {
+        event_id(&self.row, &self.provider_id, self.target.event_type())
+    }
 }
 
 /// The status that a voice moves to.
@@ -208,6 +215,20 @@ pub struct Pending {
     pub unleased: u64,
     /// The last of them.
     pub newest: Option<i64>,
+}
+
+/// Whether an event bus may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BusTurn {
+    /// Nobody found it failing.
+    Works,
+    /// It failed, and it is this process that may try again.
+    Probe {
+        /// How often it failed in a row.
+        failures: u32,
+    },
+    /// It failed, and nobody tries before this has passed, or somebody else does now.
+    LeftAlone(Duration),
 }
 
 /// What the last pass and the provider's account left behind for this one.

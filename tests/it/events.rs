@@ -135,6 +135,14 @@ async fn what_cannot_be_published_waits_for_the_next_run() {
             ended.stderr
         );
     }
+    let at_once = run(&wrong_password).await;
+    at_once.expect_code(75);
+    assert!(
+        at_once.stderr.contains("left alone for a while"),
+        "{}",
+        at_once.stderr
+    );
+    app.age_own_tables(60).await;
     let status = "SELECT count(*) FROM voices WHERE status = 'completed'";
     assert_eq!(app.number(status).await, 250, "transitions went on");
     let recovered = run(&bus.url).await;
@@ -176,6 +184,7 @@ async fn an_event_that_redis_refuses_waits_and_the_others_get_out() {
     );
     assert!(ended.stderr.contains("WRONGTYPE"), "{}", ended.stderr);
     connection.del(&stream).await.expect("is removed");
+    app.age_own_tables(60).await;
     run().await.expect_code(0);
     assert_eq!(bus.events("voice.created").await.len(), 1);
     assert_eq!(bus.events("voice.updated").await.len(), 1);

@@ -1,13 +1,13 @@
 //! Tests against real parts: PostgreSQL, Redis, SQLite files, HTTP, and the built binary.
 //! `scripts/test` gets ready whatever they need.
 
+#[path = "../support/mod.rs"]
 mod support;
 
 mod bad_input;
 mod events;
 mod migrate;
 mod provider;
-mod rivals;
 mod sdk;
 mod secrets;
 mod store;

@@ -9,7 +9,8 @@ use uuid::Uuid;
 use voice_sync::events::{EventType, event_id};
 use voice_sync::standing::Standing;
 use voice_sync::store::{
-    Claimed, NextPass, Note, Record, Run, Seen, Selection, Store, StoreError, Target, Transition,
+    BusTurn, Claimed, NextPass, Note, Record, Run, Seen, Selection, Store, StoreError, Target,
+    Transition,
 };
 use voice_sync::verdict::Stage;
 use voice_sync::voice::{ProviderVoiceId, RowId};
@@ -257,16 +258,61 @@ async fn the_applications_own_change_wins(variant: Variant) {
         "{after:?}"
     );
 
+    let others = store
+        .apply(Uuid::new_v4(), &stale, Record::ForMe)
+        .await
+        .expect("applies");
+    assert!(
+        others.moved.is_empty() && others.events.is_empty(),
+        "a transition happens once"
+    );
     let again = store
         .apply(run_id, &stale, Record::ForMe)
         .await
         .expect("applies");
-    assert!(
-        again.moved.is_empty() && again.events.is_empty(),
-        "a transition happens once"
-    );
+    assert_eq!(again, applied, "whoever lost the reply gets it again");
     let events = format!("SELECT count(*) FROM {}", app.own("outbox"));
     assert_eq!(app.number(&events).await, 1);
+}
+
+async fn one_process_tries_a_bus_that_failed(variant: Variant) {
+    let app = App::new(variant).await;
+    let store = app.store().await;
+    let bus = Uuid::new_v4();
+    let turn = async || store.bus(bus).await.expect("tells");
+    let failed = async |failures, seconds| {
+        let pause = Duration::from_secs(seconds);
+        let told = store.bus_failed(bus, failures, pause).await;
+        told.expect("is told");
+    };
+    assert_eq!(turn().await, BusTurn::Works);
+    failed(1, 30).await;
+    failed(1, 50).await;
+    let BusTurn::LeftAlone(pause) = turn().await else {
+        panic!("it just failed");
+    };
+    assert!(
+        pause <= Duration::from_secs(30),
+        "of two, one counts: {pause:?}"
+    );
+    assert_eq!(
+        store.bus(Uuid::new_v4()).await.expect("tells"),
+        BusTurn::Works
+    );
+
+    app.age_own_tables(31).await;
+    assert_eq!(turn().await, BusTurn::Probe { failures: 1 });
+    assert!(
+        matches!(turn().await, BusTurn::LeftAlone(_)),
+        "somebody tries"
+    );
+    failed(2, 60).await;
+    app.age_own_tables(31).await;
+    assert!(matches!(turn().await, BusTurn::LeftAlone(_)));
+    app.age_own_tables(31).await;
+    assert_eq!(turn().await, BusTurn::Probe { failures: 2 });
+    store.bus_works(bus).await.expect("is told");
+    assert_eq!(turn().await, BusTurn::Works);
 }
 
 async fn a_refused_row_takes_its_events_with_it(variant: Variant) {
@@ -893,6 +939,7 @@ macro_rules! contract {
         contract!(@variant variant_a, A, $($promise),+);
         contract!(@variant variant_b, B, $($promise),+);
         contract!(@variant variant_d, D, $($promise),+);
+        contract!(@variant behind_pgbouncer, Pooled, $($promise),+);
         contract!(@variant variant_e_with_32_characters, E32, $($promise),+);
         contract!(@variant variant_e_with_36_characters, E36, $($promise),+);
     };
@@ -924,6 +971,7 @@ contract!(
     voices_are_found_by_row_and_by_provider_id,
     age_counts_from_creation_or_first_sight_or_restart,
     events_are_published_by_one_process_and_by_another_after_a_crash,
+    one_process_tries_a_bus_that_failed,
     the_ledger_tells_the_next_pass_where_to_begin,
     tidying_removes_what_is_of_no_more_use,
     peeking_leaves_no_trace,

@@ -178,6 +178,7 @@ on_variants!(
     mixed_fates_on_variant_a: A,
     mixed_fates_on_variant_b: B,
     mixed_fates_on_variant_d: D,
+    mixed_fates_behind_pgbouncer: Pooled,
     mixed_fates_on_variant_e_with_32_characters: E32,
     mixed_fates_on_variant_e_with_36_characters: E36
 );

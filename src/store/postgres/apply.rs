@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::outbox::event;
 use super::{PostgresStore, seconds};
-use crate::events::{EventType, event_id};
+use crate::events::EventType;
 use crate::store::{
     Applied, MAX_STRIKES, MissingVoice, Note, Record, SET_ASIDE, StoreError, Target, Transition,
 };
@@ -55,12 +55,12 @@ impl PostgresStore {
         let mut previews = Vec::with_capacity(transitions.len());
         let mut reasons = Vec::with_capacity(transitions.len());
         let mut event_ids = Vec::with_capacity(transitions.len());
-        for Transition {
-            row,
-            provider_id,
-            target,
-        } in transitions
-        {
+        for transition in transitions {
+            let Transition {
+                row,
+                provider_id,
+                target,
+            } = transition;
             let (preview, reason) = match target {
                 Target::Completed { preview_url } => (preview_url.as_deref(), None),
                 Target::Failed { reason } => (None, Some(reason.as_str())),
@@ -70,7 +70,7 @@ impl PostgresStore {
             completes.push(reason.is_none());
             previews.push(preview);
             reasons.push(reason);
-            event_ids.push(event_id(row, provider_id, target.event_type()));
+            event_ids.push(transition.event_id());
         }
         let Self {
             table,
@@ -135,9 +135,10 @@ impl PostgresStore {
                            {user_id} AS user_id
              ),
              recorded AS (
-                 INSERT INTO voice_sync.outbox (event_id, event_type, voice_id, user_id, leased_until)
-                 SELECT event_id, CASE WHEN completes THEN '{created}' ELSE '{updated}' END, row_id,
-                        user_id, now() + make_interval(secs => $9)
+                 INSERT INTO voice_sync.outbox (event_id, run_id, event_type, voice_id, user_id,
+                                                leased_until)
+                 SELECT event_id, $7, CASE WHEN completes THEN '{created}' ELSE '{updated}' END,
+                        row_id, user_id, now() + make_interval(secs => $9)
                  FROM moved WHERE $8
                  RETURNING id, voice_id, event_id, event_type, user_id, occurred_at
              ),
@@ -163,7 +164,9 @@ impl PostgresStore {
              {left_out}
              ORDER BY id"
         );
-        let rows = sqlx::query(AssertSqlSafe(sql))
+        let mut session = self.sessions.begin().await?;
+        let rows = session
+            .query(AssertSqlSafe(sql))
             .bind(ids)
             .bind(provider_ids)
             .bind(completes)
@@ -173,8 +176,9 @@ impl PostgresStore {
             .bind(run_id)
             .bind(record.is_wanted())
             .bind(record.lease().as_secs_f64())
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *session)
             .await?;
+        session.keep().await?;
         let mut applied = Applied::default();
         for row in rows {
             let id = RowId::new(row.try_get::<String, _>("row_id")?);
@@ -230,7 +234,9 @@ impl PostgresStore {
             stages.push(stage);
             troubles.push(trouble);
         }
-        sqlx::query(NOTE)
+        let mut session = self.sessions.begin().await?;
+        session
+            .query(NOTE)
             .bind(run_id)
             .bind(rows)
             .bind(seens)
@@ -240,8 +246,9 @@ impl PostgresStore {
             .bind(i32::try_from(MAX_STRIKES).unwrap_or(i32::MAX))
             .bind(SET_ASIDE.as_secs_f64())
             .bind(account)
-            .execute(&self.pool)
+            .execute(&mut *session)
             .await?;
+        session.keep().await?;
         Ok(())
     }
 
@@ -262,13 +269,16 @@ impl PostgresStore {
                AND w.lease_until IS NULL AND w.provider_id IS NOT NULL
               AND w.row_id > $3
             ORDER BY w.row_id LIMIT $4";
-        let rows = sqlx::query(MISSING)
+        let mut session = self.sessions.begin().await?;
+        let rows = session
+            .query(MISSING)
             .bind(run_id)
             .bind(account)
             .bind(after.map_or("", RowId::as_str))
             .bind(i64::from(limit))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *session)
             .await?;
+        session.keep().await?;
         rows.into_iter()
             .map(|row| {
                 Ok(MissingVoice {

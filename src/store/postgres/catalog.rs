@@ -1,10 +1,10 @@
 //! Finding out whether the application's table fits, and how to speak to it.
 
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{PgPool, Row};
 use tracing::warn;
 
-use super::PostgresStore;
+use super::{PostgresStore, Sessions};
 use crate::store::table::{Identifier, Misfit, Names, absent, literal};
 use crate::store::{Access, StoreError};
 
@@ -35,19 +35,22 @@ const COLUMNS: &str = "
 
 impl PostgresStore {
     pub(in crate::store) async fn open(
-        pool: PgPool,
+        sessions: Sessions,
         names: &Names,
         own_tables: bool,
         access: Access,
     ) -> Result<Self, StoreError> {
         let table = names.table.quoted();
-        let columns: Vec<Column> = sqlx::query(COLUMNS)
+        let mut session = sessions.begin().await?;
+        let columns: Vec<Column> = session
+            .query(COLUMNS)
             .bind(&table)
-            .fetch_all(&pool)
+            .fetch_all(&mut *session)
             .await?
             .into_iter()
             .map(column)
             .collect::<Result<_, _>>()?;
+        session.keep().await?;
         if columns.is_empty() {
             return Err(Misfit::NoTable { table }.into());
         }
@@ -126,7 +129,7 @@ impl PostgresStore {
             preview_room: preview_url.length,
             own_tables,
             table,
-            pool,
+            sessions,
         }
         .with_plain_provider_id(provider_id))
     }

@@ -131,15 +131,18 @@ impl PostgresStore {
             page = self.page_sql(&condition),
             age = Self::AGE,
         );
-        let rows = sqlx::query(AssertSqlSafe(sql))
+        let mut session = self.sessions.begin().await?;
+        let rows = session
+            .query(AssertSqlSafe(sql))
             .bind(first)
             .bind(second)
             .bind(i64::from(limit))
             .bind(run_id)
             .bind(LEASE.as_secs_f64())
             .bind(matches!(selection, Selection::Named(_)))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *session)
             .await?;
+        session.keep().await?;
         page(rows, limit)
     }
 
@@ -156,14 +159,17 @@ impl PostgresStore {
             page = self.page_sql(&condition),
             age = Self::AGE,
         );
-        let rows = sqlx::query(AssertSqlSafe(sql))
+        let mut session = self.sessions.begin().await?;
+        let rows = session
+            .query(AssertSqlSafe(sql))
             .bind(first)
             .bind(second)
             .bind(i64::from(limit))
             .bind(Uuid::nil())
             .bind(matches!(selection, Selection::Named(_)))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *session)
             .await?;
+        session.keep().await?;
         page(rows, limit)
     }
 
@@ -173,14 +179,17 @@ impl PostgresStore {
             "SELECT count(*) FROM ({}) p WHERE NOT p.resting",
             self.page_sql(&condition)
         );
-        let count: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
+        let mut session = self.sessions.begin().await?;
+        let row = session
+            .query(AssertSqlSafe(sql))
             .bind(first)
             .bind(second)
             .bind(i64::MAX)
             .bind(Uuid::nil())
-            .fetch_one(&self.pool)
+            .fetch_one(&mut *session)
             .await?;
-        Ok(count.unsigned_abs())
+        session.keep().await?;
+        Ok(row.try_get::<i64, _>(0)?.unsigned_abs())
     }
 }
 

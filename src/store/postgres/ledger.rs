@@ -20,13 +20,18 @@ impl PostgresStore {
             SELECT (SELECT resume_after FROM voice_sync.cursors WHERE table_name = $2),
                    ARRAY(SELECT u.key FROM voice_sync.provider p, jsonb_each_text(p.unlisted) u
                          WHERE p.account = $1 AND u.value::timestamptz > now())";
-        let (resume_after, unlisted): (Option<String>, Vec<String>) = sqlx::query_as(REMEMBER)
+        let mut session = self.sessions.begin().await?;
+        let row = session
+            .query(REMEMBER)
             .bind(account)
             .bind(&self.table)
-            .fetch_one(&self.pool)
+            .fetch_one(&mut *session)
             .await?;
+        session.keep().await?;
+        let unlisted: Vec<String> = row.try_get(1)?;
         Ok(Memory {
-            resume_after: resume_after
+            resume_after: row
+                .try_get::<Option<String>, _>(0)?
                 .filter(|row| could_be(row, &self.id_type))
                 .map(RowId::new),
             unlisted: unlisted.into_iter().collect(),
@@ -40,10 +45,13 @@ impl PostgresStore {
                    extract(epoch FROM GREATEST(open_until - now(), interval '0'))::float8 AS open_for,
                    extract(epoch FROM GREATEST(hold_until - now(), interval '0'))::float8 AS hold_for
             FROM voice_sync.provider WHERE account = $1";
-        let row = sqlx::query(STANDING)
+        let mut session = self.sessions.begin().await?;
+        let row = session
+            .query(STANDING)
             .bind(account)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *session)
             .await?;
+        session.keep().await?;
         let Some(row) = row else {
             return Ok(Standing::default());
         };
@@ -75,14 +83,17 @@ impl PostgresStore {
             hold_for,
             concurrency,
         } = standing;
-        sqlx::query(KEEP)
+        let mut session = self.sessions.begin().await?;
+        session
+            .query(KEEP)
             .bind(account)
             .bind(i32::try_from(opened).unwrap_or(i32::MAX))
             .bind(open_for.as_secs_f64())
             .bind(hold_for.as_secs_f64())
             .bind(concurrency)
-            .execute(&self.pool)
+            .execute(&mut *session)
             .await?;
+        session.keep().await?;
         Ok(())
     }
 
@@ -91,11 +102,14 @@ impl PostgresStore {
             UPDATE voice_sync.provider SET probe_until = now() + make_interval(secs => $2)
             WHERE account = $1 AND opened > 0 AND open_until <= now()
               AND (probe_until IS NULL OR probe_until <= now())";
-        let done = sqlx::query(PROBE_IT)
+        let mut session = self.sessions.begin().await?;
+        let done = session
+            .query(PROBE_IT)
             .bind(account)
             .bind(PROBE.as_secs_f64())
-            .execute(&self.pool)
+            .execute(&mut *session)
             .await?;
+        session.keep().await?;
         Ok(done.rows_affected() > 0)
     }
 
@@ -124,7 +138,9 @@ impl PostgresStore {
                                          counts)
             VALUES ($1, $2, $3, $4, $5, $6, $7)";
         let (moves_cursor, resume_after) = run.cursor.columns();
-        sqlx::query(RECORD)
+        let mut session = self.sessions.begin().await?;
+        session
+            .query(RECORD)
             .bind(run.run_id)
             .bind(run.account)
             .bind(run.started_at)
@@ -137,8 +153,9 @@ impl PostgresStore {
             .bind(resume_after)
             .bind(moves_cursor)
             .bind(run.concurrency)
-            .execute(&self.pool)
+            .execute(&mut *session)
             .await?;
+        session.keep().await?;
         Ok(())
     }
 
@@ -180,11 +197,14 @@ impl PostgresStore {
              )
              DELETE FROM voice_sync.voices w USING left_behind l WHERE w.row_id = l.row_id"
         );
-        sqlx::query(AssertSqlSafe(sql))
+        let mut session = self.sessions.begin().await?;
+        session
+            .query(AssertSqlSafe(sql))
             .bind(KEPT.as_secs_f64())
             .bind(i64::from(at_once))
-            .execute(&self.pool)
+            .execute(&mut *session)
             .await?;
+        session.keep().await?;
         Ok(())
     }
 }

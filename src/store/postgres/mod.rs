@@ -9,45 +9,15 @@ mod catalog;
 mod claim;
 mod ledger;
 mod outbox;
+mod session;
 
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions, PgPool};
-use tokio::time::timeout;
-
-use super::{ACQUIRE_TIMEOUT, StoreError};
-
-/// Connections: enough to claim, apply and relay at once, few enough for any server.
-const POOL_SIZE: u32 = 4;
-
-pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgPool, StoreError> {
-    crate::tls::install();
-    // A ping before each statement would double the round trips; a dead connection shows itself by
-    // an error that is tried again.
-    let pool = PgPoolOptions::new()
-        .max_connections(POOL_SIZE)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .test_before_acquire(false)
-        .connect_lazy_with(options.clone().disable_statement_logging());
-    match pool.acquire().await {
-        Ok(_) => Ok(pool),
-        // The pool tried for as long as it may, and does not say why it failed.
-        Err(sqlx::Error::PoolTimedOut) => {
-            let once = timeout(ACQUIRE_TIMEOUT, options.connect()).await;
-            let why = once.map_or("no answer in time".to_owned(), |tried| match tried {
-                Ok(_) => "no connection in time".to_owned(),
-                Err(error) => error.to_string(),
-            });
-            Err(StoreError::Unreachable(why))
-        }
-        Err(error) => Err(error.into()),
-    }
-}
+pub(super) use session::Sessions;
 
 /// The application's table as SQL needs it: names quoted, values quoted and cast.
 pub struct PostgresStore {
-    pool: PgPool,
+    sessions: Sessions,
     table: String,
     id: String,
     id_type: String,
@@ -69,8 +39,12 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    pub(super) fn into_pool(self) -> PgPool {
-        self.pool
+    pub(super) fn into_sessions(self) -> Sessions {
+        self.sessions
+    }
+
+    pub(super) fn doubt_connections(&self) {
+        self.sessions.doubt();
     }
 
     pub(super) fn preview_room(&self) -> Option<usize> {

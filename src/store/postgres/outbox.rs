@@ -1,12 +1,15 @@
 //! Events between their transition and their publication.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
+use uuid::Uuid;
 
-use super::PostgresStore;
+use super::{PostgresStore, seconds};
 use crate::events::{EventType, OutboxEvent};
-use crate::store::{OUTBOX_LEASE, Pending, StoreError};
+use crate::store::{BUS_PROBE, BusTurn, OUTBOX_LEASE, Pending, StoreError};
 
 impl PostgresStore {
     pub(in crate::store) async fn take_events(
@@ -25,11 +28,37 @@ impl PostgresStore {
                 RETURNING o.id, o.event_id, o.event_type, o.voice_id, o.user_id, o.occurred_at
             )
             SELECT * FROM taken ORDER BY id";
-        let rows = sqlx::query(TAKE)
+        let mut session = self.sessions.begin().await?;
+        let rows = session
+            .query(TAKE)
             .bind(i64::from(limit))
             .bind(OUTBOX_LEASE.as_secs_f64())
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *session)
             .await?;
+        session.keep().await?;
+        let mut events = Vec::with_capacity(rows.len());
+        for row in &rows {
+            events.extend(event(row)?);
+        }
+        Ok(events)
+    }
+
+    pub(in crate::store) async fn recorded(
+        &self,
+        run_id: Uuid,
+        event_ids: &[Uuid],
+    ) -> Result<Vec<OutboxEvent>, StoreError> {
+        const RECORDED: &str = "
+            SELECT id, event_id, event_type, voice_id, user_id, occurred_at FROM voice_sync.outbox
+            WHERE published_at IS NULL AND run_id = $1 AND event_id = ANY($2) ORDER BY id";
+        let mut session = self.sessions.begin().await?;
+        let rows = session
+            .query(RECORDED)
+            .bind(run_id)
+            .bind(event_ids)
+            .fetch_all(&mut *session)
+            .await?;
+        session.keep().await?;
         let mut events = Vec::with_capacity(rows.len());
         for row in &rows {
             events.extend(event(row)?);
@@ -40,14 +69,22 @@ impl PostgresStore {
     pub(in crate::store) async fn mark_published(&self, ids: &[i64]) -> Result<(), StoreError> {
         const MARK: &str = "UPDATE voice_sync.outbox SET published_at = now()
                             WHERE id = ANY($1) AND published_at IS NULL";
-        sqlx::query(MARK).bind(ids).execute(&self.pool).await?;
+        let mut session = self.sessions.begin().await?;
+        session.query(MARK).bind(ids).execute(&mut *session).await?;
+        session.keep().await?;
         Ok(())
     }
 
     pub(in crate::store) async fn give_back_events(&self, ids: &[i64]) -> Result<(), StoreError> {
         const GIVE_BACK: &str = "UPDATE voice_sync.outbox SET leased_until = NULL
                                  WHERE id = ANY($1) AND published_at IS NULL";
-        sqlx::query(GIVE_BACK).bind(ids).execute(&self.pool).await?;
+        let mut session = self.sessions.begin().await?;
+        session
+            .query(GIVE_BACK)
+            .bind(ids)
+            .execute(&mut *session)
+            .await?;
+        session.keep().await?;
         Ok(())
     }
 
@@ -59,15 +96,82 @@ impl PostgresStore {
             SELECT count(*), count(*) FILTER (WHERE leased_until IS NULL OR leased_until <= now()),
                    max(id)
             FROM voice_sync.outbox WHERE published_at IS NULL AND id <= $1";
-        let (all, unleased, newest): (i64, i64, Option<i64>) = sqlx::query_as(PENDING)
+        let mut session = self.sessions.begin().await?;
+        let row = session
+            .query(PENDING)
             .bind(up_to.unwrap_or(i64::MAX))
-            .fetch_one(&self.pool)
+            .fetch_one(&mut *session)
             .await?;
+        session.keep().await?;
         Ok(Pending {
-            all: all.unsigned_abs(),
-            unleased: unleased.unsigned_abs(),
-            newest,
+            all: row.try_get::<i64, _>(0)?.unsigned_abs(),
+            unleased: row.try_get::<i64, _>(1)?.unsigned_abs(),
+            newest: row.try_get(2)?,
         })
+    }
+
+    pub(in crate::store) async fn bus(&self, bus: Uuid) -> Result<BusTurn, StoreError> {
+        const TURN: &str = "
+            WITH probe AS (
+                UPDATE voice_sync.buses SET retry_at = now() + make_interval(secs => $2)
+                WHERE bus = $1 AND retry_at <= now()
+                RETURNING failures
+            )
+            SELECT (SELECT failures FROM probe) AS failures,
+                   extract(epoch FROM GREATEST(retry_at - now(), interval '0'))::float8 AS left_alone
+            FROM voice_sync.buses WHERE bus = $1";
+        let mut session = self.sessions.begin().await?;
+        let row = session
+            .query(TURN)
+            .bind(bus)
+            .bind(BUS_PROBE.as_secs_f64())
+            .fetch_optional(&mut *session)
+            .await?;
+        session.keep().await?;
+        let Some(row) = row else {
+            return Ok(BusTurn::Works);
+        };
+        Ok(match row.try_get::<Option<i32>, _>("failures")? {
+            Some(failures) => BusTurn::Probe {
+                failures: failures.unsigned_abs(),
+            },
+            None => BusTurn::LeftAlone(seconds(row.try_get("left_alone")?)),
+        })
+    }
+
+    pub(in crate::store) async fn bus_failed(
+        &self,
+        bus: Uuid,
+        failures: u32,
+        pause: Duration,
+    ) -> Result<(), StoreError> {
+        // Of several that fail at once, the first one counts.
+        const FAILED: &str = "
+            INSERT INTO voice_sync.buses AS b (bus, failures, retry_at)
+            VALUES ($1, $2, now() + make_interval(secs => $3))
+            ON CONFLICT (bus) DO UPDATE
+            SET failures = EXCLUDED.failures, retry_at = EXCLUDED.retry_at
+            WHERE b.failures < EXCLUDED.failures";
+        let mut session = self.sessions.begin().await?;
+        session
+            .query(FAILED)
+            .bind(bus)
+            .bind(i32::try_from(failures).unwrap_or(i32::MAX))
+            .bind(pause.as_secs_f64())
+            .execute(&mut *session)
+            .await?;
+        session.keep().await
+    }
+
+    pub(in crate::store) async fn bus_works(&self, bus: Uuid) -> Result<(), StoreError> {
+        const WORKS: &str = "DELETE FROM voice_sync.buses WHERE bus = $1";
+        let mut session = self.sessions.begin().await?;
+        session
+            .query(WORKS)
+            .bind(bus)
+            .execute(&mut *session)
+            .await?;
+        session.keep().await
     }
 }
 

@@ -6,9 +6,9 @@ use uuid::Uuid;
 
 use super::outbox::event;
 use super::{NOW, SqliteStore, elapsed, milliseconds};
-use crate::events::event_id;
 use crate::store::{
     Applied, MAX_STRIKES, MissingVoice, Note, Record, SET_ASIDE, StoreError, Target, Transition,
+    visit,
 };
 use crate::voice::RowId;
 
@@ -20,9 +20,9 @@ impl SqliteStore {
         record: Record,
     ) -> Result<Applied, StoreError> {
         const RECORD: &str = "
-            INSERT INTO voice_sync_outbox (event_id, event_type, voice_id, user_id, occurred_at,
-                                           leased_until)
-            SELECT value ->> 'event_id', value ->> 'event_type', value ->> 'voice_id',
+            INSERT INTO voice_sync_outbox (event_id, run_id, event_type, voice_id, user_id,
+                                           occurred_at, leased_until)
+            SELECT value ->> 'event_id', $4, value ->> 'event_type', value ->> 'voice_id',
                    value ->> 'user_id', $2, $2 + $3
             FROM json_each($1)
             RETURNING id, event_id, event_type, voice_id, user_id, occurred_at";
@@ -99,12 +99,12 @@ impl SqliteStore {
         let mut applied = Applied::default();
         let (mut events, mut explained) = (Vec::new(), Vec::new());
         let (mut forgotten, mut overtaken) = (Vec::new(), Vec::new());
-        for Transition {
-            row,
-            provider_id,
-            target,
-        } in transitions
-        {
+        for transition in transitions {
+            let Transition {
+                row,
+                provider_id: _,
+                target,
+            } = transition;
             let user = users.get(row);
             match (target, user) {
                 (Target::Failed { reason }, Some(_)) => {
@@ -118,7 +118,7 @@ impl SqliteStore {
             if let Some(user) = user {
                 let event_type = target.event_type();
                 events.push(json!({
-                    "event_id": event_id(row, provider_id, event_type),
+                    "event_id": transition.event_id(),
                     "event_type": event_type.as_str(),
                     "voice_id": self.id_form.read(row.as_str()),
                     "user_id": user.as_deref().map(|user| self.user_id_form.read(user)),
@@ -130,6 +130,7 @@ impl SqliteStore {
                 .bind(json!(events).to_string())
                 .bind(present)
                 .bind(milliseconds(record.lease()))
+                .bind(run_id.to_string())
                 .fetch_all(&mut *transaction)
                 .await?;
             for row in &recorded {
@@ -149,6 +150,7 @@ impl SqliteStore {
                 .execute(&mut *transaction)
                 .await?;
         }
+        visit("store.apply.commit").await?;
         transaction.commit().await?;
         applied.moved = users.into_keys().collect();
         Ok(applied)

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::{KeyForm, NOW, SqliteStore, elapsed, milliseconds};
-use crate::store::{Claimed, LEASE, Page, Selection, StoreError};
+use crate::store::{Claimed, LEASE, Page, Selection, StoreError, visit};
 use crate::voice::RowId;
 
 impl SqliteStore {
@@ -168,6 +168,7 @@ impl SqliteStore {
                 .execute(&mut *transaction)
                 .await?;
         }
+        visit("store.claim.commit").await?;
         transaction.commit().await?;
         Ok(page)
     }

@@ -1,14 +1,16 @@
 //! Events between their transition and their publication.
 
+use std::time::Duration;
+
 use chrono::DateTime;
 use serde_json::json;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::{NOW, SqliteStore, milliseconds};
+use super::{NOW, SqliteStore, elapsed, milliseconds};
 use crate::events::{EventType, OutboxEvent};
-use crate::store::{OUTBOX_LEASE, Pending, StoreError};
+use crate::store::{BUS_PROBE, BusTurn, OUTBOX_LEASE, Pending, StoreError};
 
 impl SqliteStore {
     pub(in crate::store) async fn take_events(
@@ -33,6 +35,27 @@ impl SqliteStore {
             events.extend(event(row)?);
         }
         events.sort_by_key(|event| event.id);
+        Ok(events)
+    }
+
+    pub(in crate::store) async fn recorded(
+        &self,
+        run_id: Uuid,
+        event_ids: &[Uuid],
+    ) -> Result<Vec<OutboxEvent>, StoreError> {
+        const RECORDED: &str = "
+            SELECT id, event_id, event_type, voice_id, user_id, occurred_at FROM voice_sync_outbox
+            WHERE published_at IS NULL AND run_id = $1
+              AND event_id IN (SELECT value FROM json_each($2)) ORDER BY id";
+        let rows = sqlx::query(RECORDED)
+            .bind(run_id.to_string())
+            .bind(json!(event_ids).to_string())
+            .fetch_all(&self.pool)
+            .await?;
+        let mut events = Vec::with_capacity(rows.len());
+        for row in &rows {
+            events.extend(event(row)?);
+        }
         Ok(events)
     }
 
@@ -76,6 +99,61 @@ impl SqliteStore {
             unleased: unleased.unsigned_abs(),
             newest,
         })
+    }
+
+    pub(in crate::store) async fn bus(&self, bus: Uuid) -> Result<BusTurn, StoreError> {
+        let sql = format!("SELECT max(0, retry_at - {NOW}) FROM voice_sync_buses WHERE bus = $1");
+        let left_alone: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(bus.to_string())
+            .fetch_optional(&self.pool)
+            .await?;
+        let Some(left_alone) = left_alone else {
+            return Ok(BusTurn::Works);
+        };
+        let sql = format!(
+            "UPDATE voice_sync_buses SET retry_at = {NOW} + $2
+             WHERE bus = $1 AND retry_at <= {NOW} RETURNING failures"
+        );
+        let failures: Option<u32> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(bus.to_string())
+            .bind(milliseconds(BUS_PROBE))
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(match failures {
+            Some(failures) => BusTurn::Probe { failures },
+            None => BusTurn::LeftAlone(elapsed(left_alone)),
+        })
+    }
+
+    pub(in crate::store) async fn bus_failed(
+        &self,
+        bus: Uuid,
+        failures: u32,
+        pause: Duration,
+    ) -> Result<(), StoreError> {
+        // Of several that fail at once, the first one counts.
+        let sql = format!(
+            "INSERT INTO voice_sync_buses (bus, failures, retry_at) VALUES ($1, $2, {NOW} + $3)
+             ON CONFLICT (bus) DO UPDATE
+             SET failures = excluded.failures, retry_at = excluded.retry_at
+             WHERE failures < excluded.failures"
+        );
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(bus.to_string())
+            .bind(failures)
+            .bind(milliseconds(pause))
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    pub(in crate::store) async fn bus_works(&self, bus: Uuid) -> Result<(), StoreError> {
+        const WORKS: &str = "DELETE FROM voice_sync_buses WHERE bus = $1";
+        sqlx::query(WORKS)
+            .bind(bus.to_string())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) enum Variant {
     B,
     /// PostgreSQL: timestamps with time zone.
     D,
+    /// As A, and voice-sync comes by way of PgBouncer in transaction mode.
+    Pooled,
     /// SQLite through SQLAlchemy: uuids of 32 characters.
     E32,
     /// SQLite: uuids of 36 characters.
@@ -150,7 +152,7 @@ pub(crate) struct App {
 impl App {
     pub(crate) async fn new(variant: Variant) -> Self {
         match variant {
-            Variant::A => Self::postgres(variant, A).await,
+            Variant::A | Variant::Pooled => Self::postgres(variant, A).await,
             Variant::B => Self::postgres(variant, B).await,
             Variant::D => Self::postgres(variant, D).await,
             Variant::E32 => Self::sqlite(variant, &sqlite_ddl(32)).await,
@@ -159,7 +161,15 @@ impl App {
     }
 
     pub(crate) async fn postgres(variant: Variant, ddl: &str) -> Self {
-        let server = from_scripts("VOICE_SYNC_TEST_DATABASE_URL");
+        Self::on(from_scripts("VOICE_SYNC_TEST_DATABASE_URL"), variant, ddl).await
+    }
+
+    /// Variant A on a server of the test's own.
+    pub(crate) async fn on_server(server: String) -> Self {
+        Self::on(server, Variant::A, A).await
+    }
+
+    async fn on(server: String, variant: Variant, ddl: &str) -> Self {
         let name = format!("voice_sync_test_{}", Uuid::new_v4().simple());
         let admin = PgPool::connect(&server).await.expect("the server answers");
         sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}")))
@@ -167,10 +177,11 @@ impl App {
             .await
             .expect("the database is made");
         admin.close().await;
-        let url = server
-            .rsplit_once('/')
-            .map(|(base, _)| format!("{base}/{name}"))
-            .expect("a URL");
+        let within = |server: &str| {
+            let (base, _) = server.rsplit_once('/').expect("a URL");
+            format!("{base}/{name}")
+        };
+        let url = within(&server);
         let pool = PgPoolOptions::new()
             .max_connections(4)
             .connect(&url)
@@ -180,6 +191,10 @@ impl App {
             .execute(&pool)
             .await
             .expect("DDL runs");
+        let url = match variant {
+            Variant::Pooled => within(&from_scripts("VOICE_SYNC_TEST_PGBOUNCER_URL")),
+            Variant::A | Variant::B | Variant::D | Variant::E32 | Variant::E36 => url,
+        };
         Self {
             variant,
             pool: Pool::Postgres(pool),
@@ -223,7 +238,9 @@ impl App {
     pub(crate) fn stored(&self, id: Uuid) -> String {
         match self.variant {
             Variant::E32 => id.simple().to_string(),
-            Variant::A | Variant::B | Variant::D | Variant::E36 => id.hyphenated().to_string(),
+            Variant::A | Variant::B | Variant::D | Variant::Pooled | Variant::E36 => {
+                id.hyphenated().to_string()
+            }
         }
     }
 
@@ -239,7 +256,7 @@ impl App {
         let rows = json!(rows);
         match &self.pool {
             Pool::Postgres(pool) => {
-                if self.variant == Variant::A {
+                if matches!(self.variant, Variant::A | Variant::Pooled) {
                     let users = "INSERT INTO users SELECT DISTINCT (value ->> 'user_id')::uuid
                                  FROM jsonb_array_elements($1) ON CONFLICT DO NOTHING";
                     sqlx::query(users)
@@ -336,6 +353,7 @@ impl App {
             // Not `occurred_at`: it is in the event itself, which is the same whenever it is published.
             ("outbox", &["leased_until", "published_at"]),
             ("runs", &["started_at", "finished_at"]),
+            ("buses", &["retry_at"]),
             (
                 "provider",
                 &["found_at", "open_until", "probe_until", "hold_until"],

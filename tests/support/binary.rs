@@ -48,6 +48,7 @@ impl Ended {
 
 /// A command line in the making, with an environment that has nothing of the caller's.
 pub(crate) struct VoiceSync {
+    launcher: Vec<OsString>,
     arguments: Vec<OsString>,
     variables: Vec<(String, String)>,
     directory: Option<PathBuf>,
@@ -57,6 +58,7 @@ impl VoiceSync {
     pub(crate) fn new(command: &[&str]) -> Self {
         let variables = [("ELEVENLABS_API_KEY", KEY), ("VOICE_SYNC_OUTPUT", "json")];
         Self {
+            launcher: Vec::new(),
             arguments: command.iter().map(OsString::from).collect(),
             variables: variables
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -86,6 +88,12 @@ impl VoiceSync {
         self
     }
 
+    /// Has it run by another program, which gets the command line as its last arguments.
+    pub(crate) fn through(mut self, launcher: &[&str]) -> Self {
+        self.launcher = launcher.iter().map(OsString::from).collect();
+        self
+    }
+
     pub(crate) fn within(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
         self
@@ -99,11 +107,11 @@ impl VoiceSync {
 
     /// Starts it.
     pub(crate) fn start(self) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_voice-sync"));
-        command
-            .args(&self.arguments)
-            .env_clear()
-            .envs(self.variables);
+        let mut words = self.launcher;
+        words.push(env!("CARGO_BIN_EXE_voice-sync").into());
+        words.extend(self.arguments);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).env_clear().envs(self.variables);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -1,0 +1,31 @@
+//! How long an event bus that failed is left alone. Pure.
+
+use std::time::Duration;
+
+/// The first pause at the longest.
+const FIRST: Duration = Duration::from_secs(1);
+/// A bus that works again is found out within this, and a run of cron.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// The pause after so many failures in a row: between half and the whole of a limit that doubles.
+/// `dice` is uniform in 0..1.
+///
+/// Not full jitter as towards the provider: a pause of next to nothing would be a try at once.
+pub fn pause(failures: u32, dice: f64) -> Duration {
+    let doubled = 2u32.saturating_pow(failures.saturating_sub(1));
+    let limit = FIRST.saturating_mul(doubled).min(LONGEST);
+    limit.mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0).max(FIRST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_from_a_second_to_a_minute() {
+        let longest = [1, 2, 3, 4, 5, 6, 7, 8, u32::MAX].map(|n| pause(n, 1.0).as_secs());
+        assert_eq!(longest, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        let shortest = [1, 2, 3, 4, 5, 6, 7, u32::MAX].map(|n| pause(n, 0.0).as_secs());
+        assert_eq!(shortest, [1, 1, 2, 4, 8, 16, 30, 30], "never at once");
+    }
+}

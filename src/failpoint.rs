@@ -1,0 +1,89 @@
+//! Places at which a test makes this program misbehave, named after what is about to happen or has
+//! just happened. They exist with the feature `failpoints` only, which no release is built with.
+//!
+//! `VOICE_SYNC_FAILPOINTS` says what happens where: `POINT=ACTION[%PERCENT][@N]`, more of them after
+//! semicolons. The actions are `abort` (the process dies as by SIGKILL), `error` (the caller reports
+//! an error, whatever it has done) and `stall:TIME`. `%20` lets a fifth of the visits misbehave,
+//! `@3` the third alone.
+
+/// Visits a point. Returns whether the caller has to report an error.
+#[cfg(not(feature = "failpoints"))]
+pub(crate) async fn visit(_point: &str) -> bool {
+    false
+}
+
+#[cfg(feature = "failpoints")]
+pub(crate) use chosen::visit;
+
+#[cfg(feature = "failpoints")]
+mod chosen {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+    use std::{env, process};
+
+    struct Fault {
+        point: String,
+        action: Action,
+        percent: u8,
+        only: Option<u64>,
+        visits: AtomicU64,
+    }
+
+    #[derive(Clone, Copy)]
+    enum Action {
+        Abort,
+        Error,
+        Stall(Duration),
+    }
+
+    static FAULTS: LazyLock<Vec<Fault>> = LazyLock::new(|| {
+        let text = env::var("VOICE_SYNC_FAILPOINTS").unwrap_or_default();
+        let faults = text.split(';').filter(|fault| !fault.is_empty());
+        faults
+            .map(|fault| parse(fault).unwrap_or_else(|| panic!("no failpoint: {fault:?}")))
+            .collect()
+    });
+
+    fn parse(text: &str) -> Option<Fault> {
+        let (point, text) = text.split_once('=')?;
+        let (text, only) = match text.split_once('@') {
+            Some((text, nth)) => (text, Some(nth.parse().ok()?)),
+            None => (text, None),
+        };
+        let (text, percent) = match text.split_once('%') {
+            Some((text, percent)) => (text, percent.parse().ok()?),
+            None => (text, 100),
+        };
+        let action = match text.split_once(':') {
+            None if text == "abort" => Action::Abort,
+            None if text == "error" => Action::Error,
+            Some(("stall", time)) => Action::Stall(humantime::parse_duration(time).ok()?),
+            None | Some(_) => return None,
+        };
+        Some(Fault {
+            point: point.to_owned(),
+            action,
+            percent,
+            only,
+            visits: AtomicU64::new(0),
+        })
+    }
+
+    /// Visits a point. Returns whether the caller has to report an error.
+    pub(crate) async fn visit(point: &str) -> bool {
+        for fault in FAULTS.iter().filter(|fault| fault.point == point) {
+            let visit = fault.visits.fetch_add(1, Ordering::Relaxed) + 1;
+            if fault.only.is_some_and(|only| only != visit) || fastrand::u8(..100) >= fault.percent
+            {
+                continue;
+            }
+            match fault.action {
+                Action::Abort => process::abort(),
+                Action::Error => return true,
+                Action::Stall(time) => tokio::time::sleep(time).await,
+            }
+        }
+        false
+    }
+}

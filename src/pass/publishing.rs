@@ -1,0 +1,134 @@
+//! Publishing: what a pass recorded, and what others left in the outbox.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tracing::{error, info, warn};
+
+use super::Pass;
+use super::closing::Ending;
+use super::progress::Progress;
+use crate::events::relay::{self, NotPublished, Relay};
+use crate::events::{OutboxEvent, backoff};
+use crate::store::{BusTurn, StoreError};
+
+/// How long a pass waits for events that another process is publishing, or was before it crashed.
+const OTHERS_EVENTS: Duration = Duration::from_secs(17);
+
+const POLL_OTHERS: Duration = Duration::from_millis(250);
+
+impl Pass<'_> {
+    /// Publishes events that are leased to this pass, and marks what got out; the leases of the
+    /// others are given back. Once the bus failed, the rest of the pass only records: its end tries
+    /// again, and so does the next pass.
+    pub(super) async fn publish(
+        &self,
+        progress: &Progress,
+        relay: &Relay,
+        events: &[OutboxEvent],
+    ) -> Result<(), StoreError> {
+        let published = self.try_to_publish(progress, relay, events).await?;
+        let (out, rest): (Vec<i64>, Vec<i64>) = events
+            .iter()
+            .map(|event| event.id)
+            .partition(|id| published.contains(id));
+        self.store.mark_published(&out).await?;
+        self.store.give_back_events(&rest).await?;
+        progress.tally().counts.events_published += out.len() as u64;
+        Ok(())
+    }
+
+    /// Returns the outbox ids of those that got out. One batch at a time: where the bus hangs, the
+    /// others need not find out for themselves.
+    async fn try_to_publish(
+        &self,
+        progress: &Progress,
+        relay: &Relay,
+        events: &[OutboxEvent],
+    ) -> Result<HashSet<i64>, StoreError> {
+        let mut failures = progress.bus_failures.lock().await;
+        if progress.bus_is_down.load(Ordering::Relaxed) {
+            return Ok(HashSet::new());
+        }
+        let failures = match *failures {
+            Some(ref mut failures) => failures,
+            None => match self.store.bus(relay.bus()).await? {
+                BusTurn::Works => failures.insert(0),
+                BusTurn::Probe { failures: before } => failures.insert(before),
+                BusTurn::LeftAlone(pause) => {
+                    progress.bus_is_down.store(true, Ordering::Relaxed);
+                    warn!(
+                        pause_ms = pause.as_millis() as u64,
+                        "the event bus failed lately and is left alone for a while; events stay in the outbox"
+                    );
+                    return Ok(HashSet::new());
+                }
+            },
+        };
+        match relay.publish(events).await {
+            Ok(()) => {
+                if std::mem::take(failures) > 0 {
+                    self.store.bus_works(relay.bus()).await?;
+                    info!("the event bus works again");
+                }
+                Ok(events.iter().map(|event| event.id).collect())
+            }
+            Err(NotPublished { published, reason }) => {
+                progress.bus_is_down.store(true, Ordering::Relaxed);
+                error!(%reason, "events cannot be published; they stay in the outbox");
+                let failures = failures.saturating_add(1);
+                let pause = backoff::pause(failures, fastrand::f64());
+                self.store.bus_failed(relay.bus(), failures, pause).await?;
+                Ok(published.into_iter().collect())
+            }
+        }
+    }
+
+    /// Publishes whatever the outbox still holds, of this pass or an earlier one. Events that
+    /// another process has leased are waited for: a crashed one's come free in a few seconds.
+    pub(super) async fn relay_rest(
+        &self,
+        progress: &Progress,
+        ending: &mut Ending,
+    ) -> Result<(), StoreError> {
+        let Some(relay) = self.relay else {
+            return Ok(());
+        };
+        // If the bus failed, the rest of the pass only recorded; by now it may be time to try again.
+        if progress.bus_is_down.swap(false, Ordering::Relaxed) {
+            *progress.bus_failures.lock().await = None;
+        }
+        let mut pending = self.store.pending_events(None).await?;
+        // Others may go on recording while this pass ends: those events are theirs.
+        let ours = pending.newest;
+        let patience = Instant::now() + OTHERS_EVENTS;
+        // Even a pass that has to stop tries once.
+        for round in 0.. {
+            let others_only = pending.unleased == 0;
+            if pending.all == 0
+                || progress.bus_is_down.load(Ordering::Relaxed)
+                || round > 0 && self.is_over(progress)
+                || others_only && Instant::now() >= patience
+            {
+                break;
+            }
+            let events = self.store.take_events(relay::BATCH as u32).await?;
+            match events.is_empty() {
+                true => sleep(POLL_OTHERS).await,
+                false => self.publish(progress, relay, &events).await?,
+            }
+            pending = self.store.pending_events(ours).await?;
+        }
+        progress.tally().counts.events_pending = pending.all;
+        ending.events_stuck = pending.all > 0;
+        if ending.events_stuck {
+            warn!(
+                events.pending = pending.all,
+                "events wait in the outbox; the next run publishes them"
+            );
+        }
+        Ok(())
+    }
+}

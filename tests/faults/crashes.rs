@@ -1,0 +1,287 @@
+//! Processes that die, that stop, and that never learn that their transaction committed.
+
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use voice_sync_simulator::{Answer, Request};
+
+use crate::scene::{DECIDED, MIXED, Scene};
+use crate::support::app::Variant;
+use crate::support::binary::end;
+use crate::{budget, dice, is_full};
+
+/// Where a process may be when it dies, and in which circumstances it gets there.
+const POINTS: &[(Circumstances, &[&str])] = &[
+    (
+        Circumstances::Calm,
+        &[
+            "store.remember.before",
+            "store.claim.before",
+            "store.claim.after",
+            "store.apply.before",
+            "store.apply.after",
+            "store.note.before",
+            "store.note.after",
+            "store.bus.after",
+            "relay.publish.before",
+            "relay.publish.after",
+            "store.mark_published.before",
+            "store.mark_published.after",
+            "store.missing.before",
+            "store.pending_events.before",
+            "store.record_run.before",
+            "store.record_run.after",
+            "store.tidy.before",
+            "store.tidy.after",
+        ],
+    ),
+    (
+        Circumstances::BusDown,
+        &[
+            "store.bus_failed.before",
+            "store.bus_failed.after",
+            "store.give_back_events.before",
+            "store.give_back_events.after",
+        ],
+    ),
+    (
+        Circumstances::ProviderDown,
+        &["store.keep_standing.before", "store.keep_standing.after"],
+    ),
+    (
+        Circumstances::ProviderBack,
+        &["store.claim_probe.before", "store.claim_probe.after"],
+    ),
+];
+
+/// SQLite alone has several statements in a transaction.
+const COMMITS: &[(Circumstances, &[&str])] = &[(
+    Circumstances::Calm,
+    &["store.claim.commit", "store.apply.commit"],
+)];
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Circumstances {
+    Calm,
+    BusDown,
+    ProviderDown,
+    /// It was down, and nobody knows yet that it no longer is.
+    ProviderBack,
+}
+
+async fn dies_at(scene: &Scene, circumstances: Circumstances, point: &str) {
+    let provider_is = |down: bool| {
+        let answer = move |_: &Request| down.then(|| Answer::html(503, "Service Unavailable"));
+        scene.provider.script(answer);
+    };
+    let mut command = scene
+        .command()
+        .env("VOICE_SYNC_FAILPOINTS", format!("{point}=abort"));
+    match circumstances {
+        Circumstances::Calm => {}
+        Circumstances::BusDown => command = command.env("REDIS_URL", "redis://127.0.0.1:1"),
+        Circumstances::ProviderDown => provider_is(true),
+        Circumstances::ProviderBack => {
+            provider_is(true);
+            scene.command().run().await.expect_code(75);
+            provider_is(false);
+            scene.app.age_own_tables(61).await;
+        }
+    }
+    let ended = command.run().await;
+    assert_eq!(ended.code, -1, "{point} was not reached: {}", ended.stderr);
+    provider_is(false);
+}
+
+/// Somebody dies at each point, and another instance finishes what was begun, once the leases of the
+/// dead ran out.
+async fn whoever_dies_is_succeeded(variant: Variant, points: &[(Circumstances, &[&str])]) {
+    let mut scene = Scene::new(variant, MIXED, 160).await;
+    for (circumstances, points) in points {
+        for point in *points {
+            for _ in 0..budget(1, 25) {
+                dies_at(&scene, *circumstances, point).await;
+                scene.app.age_own_tables(61).await;
+                scene.command().run().await.expect_code(0);
+                scene.check().await;
+                scene.add(MIXED, 16).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_dies_anywhere_on_postgresql_is_succeeded() {
+    whoever_dies_is_succeeded(Variant::A, POINTS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_dies_anywhere_on_sqlite_is_succeeded() {
+    whoever_dies_is_succeeded(Variant::E32, POINTS).await;
+    whoever_dies_is_succeeded(Variant::E32, COMMITS).await;
+}
+
+/// Five instances; one after the other is killed and followed by a new one.
+async fn killed_instances_lose_nothing(variant: Variant, voices: usize) {
+    const INSTANCES: usize = 5;
+    let undisturbed = Scene::new(variant, DECIDED, voices).await;
+    let begun = Instant::now();
+    join_all((0..INSTANCES).map(|_| undisturbed.command().run())).await;
+    let undisturbed = begun.elapsed();
+
+    let mut dice = dice();
+    let scene = Scene::new(variant, DECIDED, voices).await;
+    let begun = Instant::now();
+    let mut running: Vec<Child> = (0..INSTANCES).map(|_| scene.command().start()).collect();
+    let (mut killed, kills) = (0, budget(12, 200));
+    while killed < kills {
+        // The instant is the dice's.
+        tokio::time::sleep(Duration::from_micros(dice.u64(0..100_000))).await;
+        let victim = dice.usize(0..INSTANCES);
+        let mut child = std::mem::replace(&mut running[victim], scene.command().start());
+        killed += u64::from(matches!(child.try_wait(), Ok(None)));
+        child.kill().expect("it is ours to kill");
+        end(child).await;
+        if scene.undecided().await == 0 && !is_full() {
+            break;
+        }
+    }
+    join_all(running.into_iter().map(end)).await;
+    while scene.undecided().await > 0 {
+        // A small budget has no minute to wait for leases.
+        match is_full() {
+            true => tokio::time::sleep(Duration::from_secs(1)).await,
+            false => scene.app.age_own_tables(61).await,
+        }
+        join_all((0..INSTANCES).map(|_| scene.command().run())).await;
+    }
+    println!(
+        "{voices} voices, {killed} kills: {:.1} s; undisturbed: {:.1} s",
+        begun.elapsed().as_secs_f64(),
+        undisturbed.as_secs_f64()
+    );
+    scene.recover().await;
+    scene.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_instances_lose_nothing_on_postgresql() {
+    killed_instances_lose_nothing(Variant::A, budget(3000, 10_000) as usize).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_instances_lose_nothing_on_sqlite() {
+    killed_instances_lose_nothing(Variant::E32, budget(1500, 10_000) as usize).await;
+}
+
+/// A fifth of all that commits is reported as an error.
+async fn a_commit_that_seems_to_fail_is_no_second_transition(variant: Variant) {
+    let faults = [
+        "claim",
+        "apply",
+        "note",
+        "mark_published",
+        "take_events",
+        "give_back_events",
+        "record_run",
+        "bus",
+    ]
+    .map(|operation| format!("store.{operation}.after=error%20"))
+    .join(";");
+    for _ in 0..budget(2, 20) {
+        let scene = Scene::new(variant, MIXED, 1600).await;
+        while scene.undecided().await > 0 {
+            let ended = scene
+                .command()
+                .env("VOICE_SYNC_FAILPOINTS", &faults)
+                .run()
+                .await;
+            assert!([0, 69, 75].contains(&ended.code), "{ended:?}");
+            assert_eq!(
+                ended.count("superseded"),
+                0,
+                "each knows its own transitions"
+            );
+            scene.app.age_own_tables(61).await;
+        }
+        scene.recover().await;
+        scene.check().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_seems_to_fail_is_no_second_transition_on_postgresql() {
+    a_commit_that_seems_to_fail_is_no_second_transition(Variant::A).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_seems_to_fail_is_no_second_transition_on_sqlite() {
+    a_commit_that_seems_to_fail_is_no_second_transition(Variant::E32).await;
+}
+
+/// Dead before it could note that events are out, again and again.
+async fn whoever_dies_between_publishing_and_marking_publishes_again(variant: Variant) {
+    let mut scene = Scene::new(variant, DECIDED, 8).await;
+    let deaths = budget(10, 500);
+    for death in 0..deaths {
+        dies_at(&scene, Circumstances::Calm, "relay.publish.after").await;
+        // The leases of events.
+        scene.app.age_own_tables(16).await;
+        if death % 5 == 0 {
+            scene.add(DECIDED, 2).await;
+        }
+    }
+    scene.recover().await;
+    scene.check().await;
+    let published = scene.bus.events("voice.created").await.len() as u64;
+    assert!(published > deaths, "{published} publications");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_is_published_again_and_the_same_on_postgresql() {
+    whoever_dies_between_publishing_and_marking_publishes_again(Variant::A).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_is_published_again_and_the_same_on_sqlite() {
+    whoever_dies_between_publishing_and_marking_publishes_again(Variant::E32).await;
+}
+
+fn signal(child: &Child, signal: &str) {
+    let sent = Command::new("kill")
+        .args([signal, &child.id().to_string()])
+        .status();
+    assert!(sent.expect("there is a kill").success());
+}
+
+/// A process that sleeps through its leases while another does its work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_comes_after_the_lease_changes_nothing() {
+    for variant in [Variant::A, Variant::E32] {
+        let scene = Scene::new(variant, DECIDED, 300).await;
+        let sleeper = scene
+            .command()
+            .env("VOICE_SYNC_FAILPOINTS", "store.apply.before=stall:100ms")
+            .start();
+        while scene.provider.counts().list == 0 {
+            tokio::task::yield_now().await;
+        }
+        signal(&sleeper, "-STOP");
+        match is_full() {
+            true => tokio::time::sleep(Duration::from_secs(3 * 60)).await,
+            false => scene.app.age_own_tables(3 * 60).await,
+        }
+        let other = scene.command().run().await;
+        other.expect_code(0);
+        assert_eq!(scene.undecided().await, 0);
+        signal(&sleeper, "-CONT");
+        let late = end(sleeper).await;
+        let moved = |field| other.count(field) + late.count(field);
+        assert_eq!(moved("completed") + moved("failed"), 300, "none twice");
+        let dropped = late.count("superseded") + late.count("unavailable");
+        assert!(dropped > 0, "{}", late.stdout);
+        scene.recover().await;
+        scene.check().await;
+    }
+}
