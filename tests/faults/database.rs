@@ -8,7 +8,6 @@ use crate::proxy::{Proxy, Weather};
 use crate::scene::{DECIDED, MIXED, Scene};
 use crate::support::app::{App, Pool, Variant};
 use crate::support::binary::{Ended, KEY, end};
-use crate::support::from_scripts;
 use crate::{budget, is_full};
 
 /// Starts a pass that asks one request after the other, and has begun to.

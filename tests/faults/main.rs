@@ -6,6 +6,7 @@
 
 mod crashes;
 mod database;
+mod model;
 mod proxy;
 mod rivals;
 mod scene;

@@ -2,6 +2,7 @@
 //! `scripts/test` gets ready whatever they need.
 
 #[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "some of it is for the other tests")]
 mod support;
 
 mod bad_input;

@@ -79,7 +79,7 @@ const D: &str = "
         completed_at timestamptz
     );";
 
-fn sqlite_ddl(characters: u8) -> String {
+pub(crate) fn sqlite_ddl(characters: u8) -> String {
     format!(
         "CREATE TABLE voices (
              id CHAR({characters}) NOT NULL PRIMARY KEY,
@@ -205,7 +205,11 @@ impl App {
     }
 
     pub(crate) async fn sqlite(variant: Variant, ddl: &str) -> Self {
-        let directory = TempDir::new().expect("a directory");
+        Self::sqlite_in(TempDir::new().expect("a directory"), variant, ddl).await
+    }
+
+    /// In a directory of the caller's choice.
+    pub(crate) async fn sqlite_in(directory: TempDir, variant: Variant, ddl: &str) -> Self {
         let path = directory.path().join("app.db");
         let options = SqliteConnectOptions::new()
             .filename(&path)
@@ -213,6 +217,7 @@ impl App {
             .journal_mode(SqliteJournalMode::Wal);
         let pool = SqlitePoolOptions::new()
             .max_connections(1)
+            .test_before_acquire(false)
             .connect_with(options)
             .await
             .expect("opens");
