@@ -16,10 +16,12 @@ package_names() {
 		apt-get-postgresql) echo postgresql ;;
 		apt-get-redis) echo redis-server ;;
 		*-pgbouncer) echo pgbouncer ;;
+		apt-get-faketime) echo faketime ;;
 		apt-get-python) echo python3 python3-venv ;;
 		dnf-postgresql) echo postgresql-server ;;
 		# Newer Fedora and RHEL have only Valkey; its file is found by either name.
 		dnf-redis) dnf -q info redis >/dev/null 2>&1 && echo redis || echo valkey ;;
+		dnf-faketime) echo libfaketime ;;
 		dnf-python) echo python3 python3-pip ;;
 		brew-postgresql) echo postgresql@17 ;;
 		brew-redis) echo redis ;;
@@ -28,7 +30,7 @@ package_names() {
 	done | tr '\n' ' '
 }
 
-# install_packages WHAT…, each of: postgresql pgbouncer redis python
+# install_packages WHAT…, each of: postgresql pgbouncer redis faketime python
 install_packages() {
 	local manager names
 	for manager in apt-get dnf brew ''; do

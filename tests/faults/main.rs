@@ -4,6 +4,9 @@
 //! Budgets are small here, so that they run with every change. `scripts/chaos` gives the full ones:
 //! `VOICE_SYNC_CHAOS=full` chooses them, `VOICE_SYNC_TEST_SEED` repeats a run.
 
+mod bus;
+#[cfg(target_os = "linux")]
+mod clock;
 mod crashes;
 mod database;
 mod model;

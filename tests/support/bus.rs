@@ -17,7 +17,11 @@ pub(crate) struct Bus {
 
 impl Bus {
     pub(crate) async fn new() -> Self {
-        let url = from_scripts("VOICE_SYNC_TEST_REDIS_URL");
+        Self::on(from_scripts("VOICE_SYNC_TEST_REDIS_URL")).await
+    }
+
+    /// On a server of the test's own.
+    pub(crate) async fn on(url: String) -> Self {
         let client = Client::open(url.as_str()).expect("a URL");
         let connection = client
             .get_multiplexed_async_connection()

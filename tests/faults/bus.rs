@@ -1,0 +1,190 @@
+//! An event bus that goes away, hangs, or refuses to write.
+
+use std::process::{Child, Command, Stdio};
+
+use futures_util::future::join_all;
+use redis::Client;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::budget;
+use crate::proxy::{Proxy, Weather};
+use crate::scene::{DECIDED, Scene};
+use crate::support::app::Variant;
+use crate::support::binary::Ended;
+use crate::support::bus::Bus;
+
+/// Instances that run again and again, as by cron, while new voices come in, and time that passes
+/// between: it is voice-sync's own tables that grow older.
+async fn rounds(scene: &mut Scene, redis: &str, count: u64, seconds: u32) -> Vec<Ended> {
+    let mut runs = Vec::new();
+    for _ in 0..count {
+        scene.add(DECIDED, 2).await;
+        let two = (0..2).map(|_| scene.command().env("REDIS_URL", redis).run());
+        runs.extend(join_all(two).await);
+        scene.app.age_own_tables(seconds).await;
+    }
+    runs
+}
+
+async fn a_bus_that_is_away_is_left_alone(weather: Weather, minutes: u64) {
+    const EVERY: u32 = 10;
+    let mut scene = Scene::new(Variant::A, DECIDED, 0).await;
+    let proxy = Proxy::to(&scene.bus.url, 6379).await;
+    let redis = proxy.through(&scene.bus.url);
+    proxy.set(weather);
+    let away = minutes * 60 / u64::from(EVERY);
+    for ended in rounds(&mut scene, &redis, away, EVERY).await {
+        assert!([0, 75].contains(&ended.code), "{ended:?}");
+        assert_eq!(ended.count("events_published"), 0);
+    }
+    assert_eq!(scene.undecided().await, 0, "transitions go on");
+    let tries = proxy.connections();
+    println!("{weather:?} for {minutes} minutes: {tries} tries");
+    // A try may take a second connection; towards the end there is one try a minute.
+    assert!(tries <= 2 * (10 + 2 * minutes), "{tries} tries");
+
+    proxy.set(Weather::Fair);
+    let back = rounds(&mut scene, &redis, 120 / u64::from(EVERY), EVERY).await;
+    let published: u64 = back
+        .iter()
+        .map(|ended| ended.count("events_published"))
+        .sum();
+    let all = 2 * (away + 120 / u64::from(EVERY));
+    assert_eq!(published, all, "within two minutes");
+    scene.recover().await;
+    scene.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bus_that_cuts_connections_is_left_alone() {
+    a_bus_that_is_away_is_left_alone(Weather::Cut, budget(5, 60)).await;
+}
+
+/// Each try takes as long as its time limits say, so that this hour is shorter.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bus_that_hangs_is_left_alone() {
+    a_bus_that_is_away_is_left_alone(Weather::HalfOpen, budget(1, 10)).await;
+}
+
+/// A Redis of the test's own, which the script ends when its input does.
+struct Server {
+    url: String,
+    script: Child,
+}
+
+impl Server {
+    fn start() -> Self {
+        let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/with-servers"))
+            .args(["sh", "-c", "echo $VOICE_SYNC_TEST_REDIS_URL; cat"])
+            .env_remove("VOICE_SYNC_TEST_REDIS_URL")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the script starts");
+        let mut url = String::new();
+        let output = script.stdout.take().expect("its output");
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut url)
+            .expect("a line");
+        Self {
+            url: url.trim().to_owned(),
+            script,
+        }
+    }
+
+    async fn told(&self, command: &[&str]) {
+        let client = Client::open(self.url.as_str()).expect("a URL");
+        let mut connection = client
+            .get_multiplexed_async_connection()
+            .await
+            .expect("Redis answers");
+        let done: redis::RedisResult<redis::Value> = redis::cmd(command[0])
+            .arg(&command[1..])
+            .query_async(&mut connection)
+            .await;
+        done.expect("Redis does so");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.script.stdin.take());
+        // What cannot be waited for cleans up after itself all the same.
+        let _status = self.script.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_must_not_write_gets_its_events_later() {
+    let server = Server::start();
+    for (troubled, healed, said) in [
+        (
+            ["CONFIG", "SET", "maxmemory", "1"],
+            ["CONFIG", "SET", "maxmemory", "0"],
+            "OOM",
+        ),
+        (
+            ["REPLICAOF", "127.0.0.1", "1", ""],
+            ["REPLICAOF", "NO", "ONE", ""],
+            "read only replica",
+        ),
+    ] {
+        let mut scene = Scene::new(Variant::E32, DECIDED, 250).await;
+        scene.bus = Bus::on(server.url.clone()).await;
+        let words = |words: [&'static str; 4]| words.into_iter().filter(|word| !word.is_empty());
+        server.told(&words(troubled).collect::<Vec<_>>()).await;
+        let ended = scene.command().run().await;
+        server.told(&words(healed).collect::<Vec<_>>()).await;
+        ended.expect_code(75);
+        assert_eq!(ended.count("events_pending"), 250);
+        assert!(ended.stderr.contains(said), "{}", ended.stderr);
+        scene.recover().await;
+        scene.check().await;
+    }
+}
+
+/// A Redis that reads its data lets clients log in, and do nothing else.
+async fn loading(listener: TcpListener) {
+    while let Ok((mut client, _)) = listener.accept().await {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(read @ 1..) = client.read(&mut buffer).await {
+            let text = String::from_utf8_lossy(&buffer[..read]).into_owned();
+            let lines: Vec<&str> = text.split("\r\n").collect();
+            // An argument of XADD is a `*` as well.
+            let begins = |at: &usize| lines[*at].starts_with('*') && lines[*at].len() > 1;
+            let commands = (0..lines.len()).filter(begins);
+            let answers: String = commands
+                .map(|at| match lines.get(at + 2) {
+                    Some(&"XADD") => "-LOADING Redis is loading the dataset in memory\r\n",
+                    Some(_) | None => "+OK\r\n",
+                })
+                .collect();
+            if client.write_all(answers.as_bytes()).await.is_err() {
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_loading_gets_its_events_later() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("listens");
+    let address = listener.local_addr().expect("an address");
+    let serving = tokio::spawn(loading(listener));
+    let scene = Scene::new(Variant::E32, DECIDED, 8).await;
+    let ended = scene
+        .command()
+        .env("REDIS_URL", format!("redis://:password@{address}/0"))
+        .run()
+        .await;
+    serving.abort();
+    ended.expect_code(75);
+    assert_eq!(ended.count("events_pending"), 8);
+    assert!(
+        ended.stderr.contains("loading the dataset"),
+        "{}",
+        ended.stderr
+    );
+    scene.recover().await;
+    scene.check().await;
+}
