@@ -3,8 +3,11 @@
 //! Additive increase, multiplicative decrease (Chiu and Jain, 1989), between one and what the user
 //! allows, and never above what the plan leaves after the application's own use.
 
-/// Answers without trouble that allow one more request at once.
-const CLEAN_ANSWERS: u32 = 10;
+/// What an answer without trouble adds: ten allow one more request at once, whichever processes got
+/// them, since cron's may have only a few each.
+const GROWTH: f64 = 0.1;
+/// Ten tenths are a little less than one.
+const ROUNDING: f64 = 1e-6;
 /// What a timeout or a 5xx leaves of the limit.
 const EASED: f64 = 0.9;
 
@@ -16,7 +19,6 @@ pub struct ConcurrencyLimit {
     most: u32,
     /// What the plan leaves, once the provider has told.
     left_by_plan: Option<u32>,
-    clean: u32,
     /// Requests begun so far, and how many of them when it was last halved: answers to those begun
     /// before say nothing new.
     begun: u64,
@@ -47,7 +49,6 @@ impl ConcurrencyLimit {
                 .clamp(1.0, f64::from(most)),
             most,
             left_by_plan: None,
-            clean: 0,
             begun: 0,
             halved_at: 0,
         }
@@ -55,7 +56,7 @@ impl ConcurrencyLimit {
 
     /// Requests that may be under way at once, at least one.
     pub fn get(&self) -> u32 {
-        let adapted = self.now as u32;
+        let adapted = (self.now + ROUNDING) as u32;
         adapted.min(self.left_by_plan.unwrap_or(u32::MAX)).max(1)
     }
 
@@ -72,23 +73,17 @@ impl ConcurrencyLimit {
 
     /// An answer without trouble.
     pub fn clean(&mut self) {
-        self.clean += 1;
-        if self.clean >= CLEAN_ANSWERS {
-            self.clean = 0;
-            self.now = (self.now + 1.0).min(f64::from(self.most));
-        }
+        self.now = (self.now + GROWTH).min(f64::from(self.most));
     }
 
     /// A timeout or a 5xx.
     pub fn ease(&mut self) {
-        self.clean = 0;
         self.now = (self.now * EASED).max(1.0);
     }
 
     /// `too_many_concurrent_requests`. Requests that were begun together are refused together: the
     /// limit halves once for all of them.
     pub fn halve(&mut self, begun: Begun) {
-        self.clean = 0;
         if begun.0 > self.halved_at {
             self.halved_at = self.begun;
             self.now = (self.now / 2.0).max(1.0);
@@ -179,6 +174,14 @@ mod tests {
     #[test]
     fn it_goes_on_where_an_earlier_process_stopped() {
         assert_eq!(ConcurrencyLimit::new(10, Some(3.7)).get(), 3);
+        let mut kept = 2.0;
+        for _ in 0..5 {
+            let mut limit = ConcurrencyLimit::new(4, Some(kept));
+            limit.clean();
+            limit.clean();
+            kept = limit.adapted();
+        }
+        assert_eq!(ConcurrencyLimit::new(4, Some(kept)).get(), 3);
         assert_eq!(ConcurrencyLimit::new(2, Some(30.0)).get(), 2);
         assert_eq!(ConcurrencyLimit::new(4, Some(f64::NAN)).get(), 4);
         assert_eq!(ConcurrencyLimit::new(4, Some(-1.0)).get(), 1);
