@@ -14,10 +14,10 @@ pub enum Refusal {
     /// 404 or 405 without that code: this base URL has no such endpoint. Go another way.
     #[error("no such endpoint (HTTP {0})")]
     NoSuchEndpoint(u16),
-    /// 401: stop, the key is of no use.
-    #[error("HTTP 401 {0}")]
-    Unauthorized(String),
-    /// 402 or 403: the plan or the key's permissions do not include this.
+    /// 401, or 403 because of the key's permissions: stop, the key is of no use.
+    #[error("HTTP {0} {1}")]
+    Unauthorized(u16, String),
+    /// 402 or 403: the plan does not include this, or this voice is somebody else's.
     #[error("HTTP {0} {1}")]
     Forbidden(u16, String),
     /// Our request is wrong for the provider: ask for less at once, then set the voice aside.
@@ -138,7 +138,8 @@ pub fn refusal(status: u16, body: &[u8], told: Option<Duration>) -> Refusal {
     match status {
         400 | 404 if code == "voice_not_found" => Refusal::NotFound,
         404 | 405 => Refusal::NoSuchEndpoint(status),
-        401 => Refusal::Unauthorized(said()),
+        401 => Refusal::Unauthorized(status, said()),
+        403 if code == "missing_permissions" => Refusal::Unauthorized(status, said()),
         402 | 403 => Refusal::Forbidden(status, said()),
         400 | 422 if has_detail(body) => Refusal::Rejected(status, said()),
         413 | 414 | 431 => Refusal::Rejected(status, said()),
@@ -192,12 +193,16 @@ mod tests {
         for code in ["invalid_api_key", "missing_permissions", "quota_exceeded"] {
             assert_eq!(
                 refusal(401, &body(code), None),
-                Unauthorized(format!("{code} text"))
+                Unauthorized(401, format!("{code} text"))
             );
         }
         assert_eq!(
+            refusal(403, &body("missing_permissions"), None),
+            Unauthorized(403, "missing_permissions text".into())
+        );
+        assert_eq!(
             refusal(401, &not_found, None),
-            Unauthorized("voice_not_found text".into())
+            Unauthorized(401, "voice_not_found text".into())
         );
         assert_eq!(refusal(403, b"", None), Forbidden(403, String::new()));
         assert_eq!(refusal(402, b"", None), Forbidden(402, String::new()));

@@ -224,7 +224,7 @@ impl Provider {
             | Refusal::Forbidden(..)
             | Refusal::Rejected(..)
             | Refusal::Throttled { .. }
-            | Refusal::Unauthorized(_) => Listed::Partly(voices, self.trouble(refusal)),
+            | Refusal::Unauthorized(..) => Listed::Partly(voices, self.trouble(refusal)),
         }
     }
 
@@ -263,7 +263,7 @@ impl Provider {
             }
             Err(
                 refusal @ (Refusal::NoSuchEndpoint(_)
-                | Refusal::Unauthorized(_)
+                | Refusal::Unauthorized(..)
                 | Refusal::Forbidden(..)
                 | Refusal::Throttled { .. }
                 | Refusal::Unavailable(_)),
@@ -281,7 +281,7 @@ impl Provider {
     fn trouble(&self, refusal: Refusal) -> Trouble {
         let text = refusal.to_string();
         match refusal {
-            Refusal::Unauthorized(_) | Refusal::Forbidden(..) => {
+            Refusal::Unauthorized(..) | Refusal::Forbidden(..) => {
                 self.key_refused.get_or_init(|| text.clone());
                 Trouble::new(TroubleKind::Status, text)
             }

@@ -367,7 +367,7 @@ fn worth_repeating(refusal: &Refusal) -> Option<(Cause, Option<Duration>)> {
         },
         Refusal::NotFound
         | Refusal::NoSuchEndpoint(_)
-        | Refusal::Unauthorized(_)
+        | Refusal::Unauthorized(..)
         | Refusal::Forbidden(..)
         | Refusal::Rejected(..) => None,
     }
@@ -379,7 +379,7 @@ fn outcome(answer: &Result<Vec<u8>, Refusal>) -> Outcome {
         | Err(
             Refusal::NotFound
             | Refusal::NoSuchEndpoint(_)
-            | Refusal::Unauthorized(_)
+            | Refusal::Unauthorized(..)
             | Refusal::Forbidden(..)
             | Refusal::Rejected(..),
         ) => Outcome::Answered,
