@@ -1,6 +1,10 @@
 //! The provider's JSON, read for the few fields that decide, without building a tree.
 
-use serde::Deserialize;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::voice::Voice;
@@ -15,12 +19,48 @@ pub struct ListPage {
 }
 
 #[derive(Deserialize)]
+#[serde(bound = "T: Deserialize<'de>")]
 struct Page<T> {
+    #[serde(deserialize_with = "the_first")]
     voices: Vec<T>,
     #[serde(default)]
     has_more: Option<bool>,
     #[serde(default)]
     next_page_token: Option<String>,
+}
+
+/// Voices of a page that are read: it has those that were asked for, a hundred at the most, and
+/// some premade ones. What a page has beyond, and it may have half a million, is as good as left out.
+const MOST_VOICES: usize = 1000;
+
+fn the_first<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct TheFirst<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for TheFirst<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("voices")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Vec<T>, A::Error> {
+            let mut voices = Vec::new();
+            while voices.len() < MOST_VOICES {
+                match sequence.next_element()? {
+                    Some(voice) => voices.push(voice),
+                    None => return Ok(voices),
+                }
+            }
+            while sequence.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(voices)
+        }
+    }
+
+    deserializer.deserialize_seq(TheFirst(PhantomData))
 }
 
 /// Reads a page of the list. Where one voice in it is not as described, the others still are read.
@@ -69,6 +109,15 @@ mod tests {
         .expect("reads");
         let ids: Vec<_> = page.voices.iter().map(|v| v.voice_id.as_str()).collect();
         assert_eq!(ids, ["a", "c"]);
+        assert_eq!(page.next_page_token.as_deref(), Some("t"));
+    }
+
+    #[test]
+    fn a_page_is_read_so_far_and_no_further() {
+        let voices = r#"{"voice_id":"a"},"#.repeat(2 * MOST_VOICES);
+        let body = format!(r#"{{"voices":[{voices}7],"has_more":true,"next_page_token":"t"}}"#);
+        let page = list_page(body.as_bytes()).expect("reads");
+        assert_eq!(page.voices.len(), MOST_VOICES);
         assert_eq!(page.next_page_token.as_deref(), Some("t"));
     }
 
