@@ -22,6 +22,8 @@ pub struct Breaker {
     /// How often it opened without an answer since: 0 is closed.
     opened: u32,
     failures_in_a_row: u32,
+    /// Whether an answer ever came.
+    was_answered: bool,
     /// Tries within the window: when, and whether they failed.
     recent: VecDeque<(Instant, bool)>,
 }
@@ -43,6 +45,7 @@ impl Breaker {
     /// Counts an answer, whatever it says. Returns whether this closed the breaker.
     pub fn answered(&mut self, now: Instant) -> bool {
         self.failures_in_a_row = 0;
+        self.was_answered = true;
         self.note(now, false);
         let probing = self.opened > 0;
         if probing {
@@ -60,13 +63,22 @@ impl Breaker {
         let failures = self.recent.iter().filter(|(_, failed)| *failed).count();
         let too_many = self.failures_in_a_row >= IN_A_ROW
             || (self.recent.len() >= AT_LEAST && failures * 2 >= self.recent.len());
-        if self.opened == 0 && !too_many {
-            return None;
-        }
+        (self.opened > 0 || too_many).then(|| self.open())
+    }
+
+    /// Counts the end of a pass. Where it only ever failed, however few its tries were, this opens
+    /// the breaker: cron's next process begins to count anew, and one that has little to ask would
+    /// never come to [`IN_A_ROW`]. Returns the pause to make.
+    pub fn passed(&mut self) -> Option<Duration> {
+        let only_failed = self.failures_in_a_row > 0 && !self.was_answered;
+        (self.opened == 0 && only_failed).then(|| self.open())
+    }
+
+    fn open(&mut self) -> Duration {
         self.opened = self.opened.saturating_add(1);
         self.failures_in_a_row = 0;
         self.recent.clear();
-        Some(pause(self.opened))
+        pause(self.opened)
     }
 
     fn note(&mut self, now: Instant, failed: bool) {
@@ -120,6 +132,20 @@ mod tests {
             breaker.answered(now);
             assert_eq!(breaker.failed(now), None, "too far apart");
         }
+    }
+
+    #[test]
+    fn a_pass_that_only_failed_opens_it() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        assert_eq!(breaker.passed(), None, "it did not ask");
+        assert_eq!(breaker.failed(now), None);
+        assert_eq!(breaker.passed(), Some(FIRST_PAUSE));
+        assert_eq!(breaker.passed(), None, "it is open");
+
+        let mut breaker = Breaker::default();
+        breaker.answered(now);
+        assert_eq!(breaker.failed(now), None);
+        assert_eq!(breaker.passed(), None, "something was answered");
     }
 
     #[test]

@@ -11,12 +11,33 @@ use std::time::{Duration, Instant};
 const FLOOR: u32 = 10;
 /// First tries that allow one repetition.
 const FIRST_TRIES_A_RETRY: u32 = 10;
-const WINDOW: Duration = Duration::from_secs(120);
+/// How long a try counts.
+pub const WINDOW: Duration = Duration::from_secs(120);
 
 /// First tries and repetitions within the window, by the second.
 #[derive(Debug, Clone, Default)]
 pub struct RetryBudget {
     seconds: VecDeque<Second>,
+}
+
+/// What other processes spent within the window.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Requests that did not repeat an earlier one.
+    pub first_tries: u32,
+    /// Requests that did.
+    pub retries: u32,
+}
+
+impl Spent {
+    /// From what a ledger counts: requests in all, and those of them that were retries.
+    pub fn counted(requests: i64, retries: i64) -> Self {
+        let count = |number: i64| u32::try_from(number.max(0)).unwrap_or(u32::MAX);
+        Self {
+            first_tries: count(requests.saturating_sub(retries)),
+            retries: count(retries),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -27,16 +48,27 @@ struct Second {
 }
 
 impl RetryBudget {
+    /// Counts what others spent before this process began, as if it were now.
+    pub fn resume(&mut self, spent: Spent, now: Instant) {
+        let second = self.second(now);
+        second.first_tries = second.first_tries.saturating_add(spent.first_tries);
+        second.retries = second.retries.saturating_add(spent.retries);
+    }
+
     /// Counts a first try.
     pub fn first_try(&mut self, now: Instant) {
-        self.second(now).first_tries += 1;
+        let second = self.second(now);
+        second.first_tries = second.first_tries.saturating_add(1);
     }
 
     /// Takes a repetition out of the budget, if there is one left.
     pub fn take(&mut self, now: Instant) -> bool {
         self.second(now);
-        let first_tries: u32 = self.seconds.iter().map(|second| second.first_tries).sum();
-        let retries: u32 = self.seconds.iter().map(|second| second.retries).sum();
+        let sum = |tries: fn(&Second) -> u32| {
+            let tries = self.seconds.iter().map(tries);
+            tries.fold(0, u32::saturating_add)
+        };
+        let (first_tries, retries) = (sum(|s| s.first_tries), sum(|s| s.retries));
         let left = retries < FLOOR.max(first_tries / FIRST_TRIES_A_RETRY);
         self.second(now).retries += u32::from(left);
         left
@@ -84,6 +116,19 @@ mod tests {
         assert_eq!(taken(&mut budget), 10, "20 in all");
         let later = now + WINDOW;
         assert!(budget.take(later), "what is long ago is forgotten");
+    }
+
+    #[test]
+    fn what_others_spent_is_spent() {
+        let (mut budget, now) = (RetryBudget::default(), Instant::now());
+        let spent = Spent {
+            first_tries: 120,
+            retries: 11,
+        };
+        budget.resume(spent, now);
+        assert!(budget.take(now));
+        assert!(!budget.take(now));
+        assert!(budget.take(now + WINDOW));
     }
 
     proptest! {

@@ -16,6 +16,16 @@ pub struct Standing {
     pub concurrency: Option<f64>,
 }
 
+/// What a process learned, and others should know at once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum News {
+    /// The breaker opened or closed.
+    Breaker(Standing),
+    /// The provider asked for a pause. Of the breaker this says nothing: another process may have
+    /// opened it meanwhile.
+    Pause(Standing),
+}
+
 impl Standing {
     /// Whether nobody may ask now.
     pub fn is_open(&self) -> bool {

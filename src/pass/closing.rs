@@ -53,6 +53,7 @@ impl Pass<'_> {
         if self.scope.dry_run {
             return Ok(());
         }
+        self.provider.passed();
         self.tell_others().await?;
         self.relay_rest(progress, ending).await
     }

@@ -117,7 +117,10 @@ impl Pass<'_> {
         );
         let outcome = match unreadable {
             Some(error) => Err(error),
-            None => self.begin(&progress, memory.standing).await,
+            None => {
+                self.provider.resume_budget(memory.spent);
+                self.begin(&progress, memory.standing).await
+            }
         };
         if let Err(error) = outcome {
             progress.database_failed(&error);
@@ -127,8 +130,15 @@ impl Pass<'_> {
 
     async fn all_batches(&self, progress: &Progress) -> Result<(), StoreError> {
         let at_once = self.provider.concurrency() + SPARE_BATCHES;
-        let outcomes = join_all((0..at_once).map(|_| self.batches(progress))).await;
-        outcomes.into_iter().collect()
+        let done = CancellationToken::new();
+        let batches = async {
+            let outcomes = join_all((0..at_once).map(|_| self.batches(progress))).await;
+            done.cancel();
+            outcomes.into_iter().collect()
+        };
+        let (outcome, in_touch): (Result<(), _>, _) =
+            join(batches, self.keep_in_touch(progress, &done)).await;
+        outcome.and(in_touch)
     }
 
     /// The five steps, for one batch after the other until there are no more.
@@ -138,7 +148,6 @@ impl Pass<'_> {
             let judged = self.judge(progress, &batch, lookups);
             let events = self.apply(progress, &batch, judged).await?;
             self.relay(progress, events).await?;
-            self.tell_others().await?;
             (self.observe)(&progress.tally().counts);
         }
         Ok(())
@@ -148,7 +157,6 @@ impl Pass<'_> {
     async fn claim(&self, progress: &Progress) -> Result<Option<Batch>, StoreError> {
         let mut cursor = progress.cursor.lock().await;
         loop {
-            self.hear_from_others(progress).await?;
             let size = self.batch_size(progress);
             let next = cursor.next(size);
             if let Some(halt) = self.reason_to_halt(progress)

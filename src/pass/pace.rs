@@ -2,20 +2,23 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
 use super::{Pass, SPARE_BATCHES};
 use crate::missing::Fuse;
 use crate::provider::lookup::{BATCH, Strategy};
 use crate::report::Halt;
-use crate::standing::Standing;
+use crate::standing::{News, Standing};
 use crate::store::StoreError;
 
 /// Part of the lease in which the voices of a batch should have been asked about.
 const ASKING_TIME: Duration = Duration::from_secs(15);
 /// A pause that the provider asks for is waited out, unless it is longer: then the next run goes on.
 const LONGEST_HOLD: Duration = Duration::from_secs(10);
+/// How often the database is asked what other processes learned of the provider.
+const HEAR_EVERY: Duration = Duration::from_secs(1);
 
 impl Pass<'_> {
     /// Heeds what others learned of the provider: while its breaker is open nobody asks, and when it
@@ -71,23 +74,40 @@ impl Pass<'_> {
         ((in_time / requests_a_voice.max(0.001)) as usize).clamp(1, BATCH)
     }
 
-    /// Tells other processes at once where the breaker opened or closed, or a pause was asked for.
+    /// Until the batches are done, tells other processes at once what this one learns of the
+    /// provider, and heeds what they learned.
+    pub(super) async fn keep_in_touch(
+        &self,
+        progress: &Progress,
+        done: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        if self.scope.dry_run {
+            return Ok(());
+        }
+        loop {
+            let news = timeout(HEAR_EVERY, self.provider.has_news());
+            let shared = match done.run_until_cancelled(news).await {
+                Some(Ok(())) => self.tell_others().await,
+                Some(Err(_nothing_new)) => self.hear_from_others(progress).await,
+                None => return Ok(()),
+            };
+            shared.inspect_err(|error| progress.database_failed(error))?;
+        }
+    }
+
+    /// Tells other processes where the breaker opened or closed, or a pause was asked for.
     pub(super) async fn tell_others(&self) -> Result<(), StoreError> {
-        match self.provider.news().filter(|_| !self.scope.dry_run) {
-            Some(standing) => {
-                let account = self.provider.account();
-                self.store.keep_standing(account, standing).await
-            }
+        let account = self.provider.account();
+        match self.provider.take_news().filter(|_| !self.scope.dry_run) {
+            Some(News::Breaker(standing)) => self.store.keep_standing(account, standing).await,
+            Some(News::Pause(standing)) => self.store.keep_pause(account, standing).await,
             None => Ok(()),
         }
     }
 
-    /// Heeds, once a second, what others learned of the provider meanwhile.
-    pub(super) async fn hear_from_others(&self, progress: &Progress) -> Result<(), StoreError> {
-        if self.scope.dry_run || !progress.is_time_to_hear() {
-            return Ok(());
-        }
+    async fn hear_from_others(&self, progress: &Progress) -> Result<(), StoreError> {
         let standing = self.store.standing(self.provider.account()).await?;
+        self.provider.heed_pause(standing.hold_for);
         if standing.is_open() || standing.hold_for > LONGEST_HOLD {
             progress.halt(Halt::ProviderDown);
         }

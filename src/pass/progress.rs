@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -21,9 +20,6 @@ use crate::voice::{ProviderVoiceId, RowId, Voice};
 /// Single lookups that must find a kind of voice, and the list never, before it is asked singly.
 const UNLISTED_AFTER: u64 = 3;
 
-/// How often the database is asked what other processes learned of the provider.
-const HEAR_EVERY: Duration = Duration::from_secs(1);
-
 pub(super) struct Progress {
     pub(super) run_id: Uuid,
     pub(super) started: Instant,
@@ -34,7 +30,6 @@ pub(super) struct Progress {
     pub(super) bus_is_down: AtomicBool,
     /// How often in a row the event bus failed, once the database was asked.
     pub(super) bus_failures: tokio::sync::Mutex<Option<u32>>,
-    heard: Mutex<Instant>,
     tally: Mutex<Tally>,
 }
 
@@ -68,23 +63,12 @@ impl Progress {
             unlisted,
             bus_is_down: AtomicBool::new(false),
             bus_failures: tokio::sync::Mutex::default(),
-            heard: Mutex::new(started),
             tally: Mutex::default(),
         }
     }
 
     pub(super) fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether it is time to ask the database what other processes learned of the provider.
-    pub(super) fn is_time_to_hear(&self) -> bool {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = heard.elapsed() >= HEAR_EVERY;
-        if due {
-            *heard = Instant::now();
-        }
-        due
     }
 
     /// Stops the pass from claiming more. The first reason stays.

@@ -25,9 +25,10 @@ use error::{Refusal, Trouble, TroubleKind, refusal};
 pub use patience::Patience;
 use traffic::{Outcome, Traffic};
 
+use crate::budget::Spent;
 use crate::limit::Plan;
 use crate::retry::{self, Cause};
-use crate::standing::Standing;
+use crate::standing::{News, Standing};
 
 /// Time for DNS, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -190,9 +191,29 @@ impl Provider {
         self.traffic.standing()
     }
 
-    /// What other processes should know at once, if there is anything new since the last call.
-    pub fn news(&self) -> Option<Standing> {
-        self.traffic.take_changed().then(|| self.standing())
+    /// Counts what other processes spent of the retry budget.
+    pub fn resume_budget(&self, spent: Spent) {
+        self.traffic.resume_budget(spent);
+    }
+
+    /// Waits until there is something that other processes should know at once.
+    pub async fn has_news(&self) {
+        self.traffic.has_news().await;
+    }
+
+    /// What is new since the last call.
+    pub fn take_news(&self) -> Option<News> {
+        self.traffic.take_news()
+    }
+
+    /// Heeds a pause that another process was asked for.
+    pub fn heed_pause(&self, pause: Duration) {
+        self.traffic.heed_pause(pause);
+    }
+
+    /// Learns from the end of a pass: one without a single answer is an outage, however short.
+    pub fn passed(&self) {
+        self.traffic.passed();
     }
 
     /// Sends a GET and repeats it as [`retry`] and the retry budget allow, within `patience`.

@@ -4,19 +4,21 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::Patience;
 use crate::breaker::Breaker;
-use crate::budget::RetryBudget;
+use crate::budget::{RetryBudget, Spent};
 use crate::limit::{Begun, ConcurrencyLimit, Plan};
-use crate::standing::Standing;
+use crate::standing::{News, Standing};
 
 pub(super) struct Traffic {
     gate: Semaphore,
     state: Mutex<State>,
+    /// Wakes whoever waits for news.
+    news: Notify,
 }
 
 struct State {
@@ -30,8 +32,9 @@ struct State {
     /// Places that the gate has, taken ones included.
     places: u32,
     taken: u32,
-    /// Whether there is something that other processes should know.
-    changed: bool,
+    /// Whether there is something that other processes should know: of the breaker, of a pause.
+    breaker_changed: bool,
+    pause_changed: bool,
 }
 
 /// A place among the requests under way.
@@ -69,8 +72,10 @@ impl Traffic {
                 limit,
                 places,
                 taken: 0,
-                changed: false,
+                breaker_changed: false,
+                pause_changed: false,
             }),
+            news: Notify::new(),
         }
     }
 
@@ -115,9 +120,52 @@ impl Traffic {
         }
     }
 
-    /// Whether breaker or wishes changed since this was last asked.
-    pub(super) fn take_changed(&self) -> bool {
-        std::mem::take(&mut self.state().changed)
+    /// Counts what other processes spent of the retry budget.
+    pub(super) fn resume_budget(&self, spent: Spent) {
+        let now = Instant::now().into_std();
+        self.state().budget.resume(spent, now);
+    }
+
+    /// Waits until there is something that other processes should know.
+    pub(super) async fn has_news(&self) {
+        self.news.notified().await;
+    }
+
+    /// What changed since this was last asked.
+    pub(super) fn take_news(&self) -> Option<News> {
+        let mut state = self.state();
+        let breaker = std::mem::take(&mut state.breaker_changed);
+        let pause = std::mem::take(&mut state.pause_changed);
+        drop(state);
+        match (breaker, pause) {
+            (true, _) => Some(News::Breaker(self.standing())),
+            (false, true) => Some(News::Pause(self.standing())),
+            (false, false) => None,
+        }
+    }
+
+    /// Heeds a pause that another process was asked for.
+    pub(super) fn heed_pause(&self, pause: Duration) {
+        let mut state = self.state();
+        state.hold_until = state.hold_until.max(Some(Instant::now() + pause));
+    }
+
+    /// Learns from the end of a pass.
+    pub(super) fn passed(&self) {
+        let mut state = self.state();
+        if let Some(pause) = state.breaker.passed() {
+            self.open(&mut state, pause);
+        }
+    }
+
+    fn open(&self, state: &mut State, pause: Duration) {
+        warn!(
+            pause_s = pause.as_secs(),
+            "the provider does not answer; nobody asks it for a while"
+        );
+        state.open_until = Some(Instant::now() + pause);
+        state.breaker_changed = true;
+        self.news.notify_one();
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -189,19 +237,15 @@ impl Traffic {
                 if state.breaker.answered(now.into_std()) {
                     info!("the provider answers again");
                     state.open_until = None;
-                    state.changed = true;
+                    state.breaker_changed = true;
+                    self.news.notify_one();
                 }
             }
             // What was under way when it opened does not open it again.
             Outcome::Trouble if state.open_until.is_some_and(|until| now < until) => {}
             Outcome::Trouble => {
                 if let Some(pause) = state.breaker.failed(now.into_std()) {
-                    warn!(
-                        pause_s = pause.as_secs(),
-                        "the provider does not answer; nobody asks it for a while"
-                    );
-                    state.open_until = Some(now + pause);
-                    state.changed = true;
+                    self.open(&mut state, pause);
                 }
             }
             Outcome::Abandoned => {}
@@ -225,7 +269,8 @@ impl Traffic {
         let until = Instant::now() + pause;
         if state.hold_until.is_none_or(|held| held < until) {
             state.hold_until = Some(until);
-            state.changed = true;
+            state.pause_changed = true;
+            self.news.notify_one();
         }
     }
 

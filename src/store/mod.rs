@@ -46,6 +46,8 @@ const SET_ASIDE: Duration = Duration::from_secs(24 * 60 * 60);
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// A database that does not answer within this is gone; neither driver would notice for minutes.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// The newest passes, among which those that count for the retry budget are looked for.
+const NEWEST_RUNS: u32 = 200;
 /// A probe that brought no result within this is another process's to make: a request's time limit,
 /// and some.
 const PROBE: Duration = Duration::from_secs(35);
@@ -303,6 +305,12 @@ impl Store {
     /// Tells all processes how the account stands with the provider.
     pub async fn keep_standing(&self, account: Uuid, standing: Standing) -> Result<(), StoreError> {
         on_either!(self.keep_standing(account, standing))
+    }
+
+    /// Tells all processes of a pause that the provider asked for, and of the concurrency that it
+    /// bears; the breaker stays as it is.
+    pub async fn keep_pause(&self, account: Uuid, standing: Standing) -> Result<(), StoreError> {
+        on_either!(self.keep_pause(account, standing))
     }
 
     /// Asks to be the one process that finds out whether the provider answers again. Once granted

@@ -8,6 +8,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::OUTBOX_LEASE;
+use crate::budget::Spent;
 use crate::events::{EventType, OutboxEvent, event_id};
 use crate::standing::Standing;
 use crate::verdict::Stage;
@@ -240,6 +241,8 @@ pub struct Memory {
     pub unlisted: HashSet<String>,
     /// How the account stands with the provider.
     pub standing: Standing,
+    /// What the passes of the last two minutes spent of the retry budget.
+    pub spent: Spent,
 }
 
 /// An entry of the ledger.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::{NaiveDateTime, Utc};
 use serde_json::json;
 use uuid::Uuid;
+use voice_sync::budget::Spent;
 use voice_sync::events::{EventType, event_id};
 use voice_sync::standing::Standing;
 use voice_sync::store::{
@@ -529,6 +530,17 @@ async fn one_process_probes_for_all(variant: Variant) {
     assert_eq!((told.opened, told.concurrency), (2, Some(2.5)));
     assert!(told.hold_for > Duration::from_secs(90));
     assert!(!probe().await, "it is open");
+    let unaware = Standing {
+        opened: 0,
+        hold_for: Duration::from_secs(200),
+        concurrency: Some(1.5),
+        ..Standing::default()
+    };
+    store.keep_pause(ACCOUNT, unaware).await.expect("keeps");
+    let told = standing().await;
+    assert!(told.is_open(), "a pause says nothing of the breaker");
+    assert!(told.hold_for > Duration::from_secs(190));
+    assert_eq!((told.opened, told.concurrency), (2, Some(1.5)));
 
     app.age_own_tables(31).await;
     assert!(standing().await.wants_probe());
@@ -759,6 +771,7 @@ async fn the_ledger_tells_the_next_pass_where_to_begin(variant: Variant) {
         account: Some(account),
         cursor: NextPass::After(row.clone()),
         unlisted: vec!["professional".into()],
+        counts: json!({"requests": 12, "retries": 5}),
         ..ledger_entry()
     };
     store.record_run(&run).await.expect("records");
@@ -781,6 +794,10 @@ async fn the_ledger_tells_the_next_pass_where_to_begin(variant: Variant) {
         "named voices do not move it"
     );
     assert_eq!(memory.unlisted.len(), 2);
+    assert_eq!(memory.spent, Spent::counted(2 * 12, 2 * 5));
+    app.age_own_tables(121).await;
+    let memory = store.remember(account).await.expect("remembers");
+    assert_eq!(memory.spent, Spent::default(), "that was long ago");
     assert!(
         store
             .remember(Uuid::new_v4())

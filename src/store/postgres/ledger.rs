@@ -7,8 +7,9 @@ use uuid::Uuid;
 
 use super::claim::could_be;
 use super::{PostgresStore, seconds};
+use crate::budget::{Spent, WINDOW};
 use crate::standing::Standing;
-use crate::store::{KEPT, Memory, PROBE, Run, StoreError};
+use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, Run, StoreError};
 use crate::voice::RowId;
 
 impl PostgresStore {
@@ -19,12 +20,18 @@ impl PostgresStore {
         const REMEMBER: &str = "
             SELECT (SELECT resume_after FROM voice_sync.cursors WHERE table_name = $2),
                    ARRAY(SELECT u.key FROM voice_sync.provider p, jsonb_each_text(p.unlisted) u
-                         WHERE p.account = $1 AND u.value::timestamptz > now())";
+                         WHERE p.account = $1 AND u.value::timestamptz > now()),
+                   COALESCE(sum((counts ->> 'requests')::bigint), 0)::bigint,
+                   COALESCE(sum((counts ->> 'retries')::bigint), 0)::bigint
+            FROM (SELECT * FROM voice_sync.runs ORDER BY id DESC LIMIT $3) r
+            WHERE r.account = $1 AND r.finished_at > now() - make_interval(secs => $4)";
         let mut session = self.sessions.begin().await?;
         let row = session
             .query(REMEMBER)
             .bind(account)
             .bind(&self.table)
+            .bind(i64::from(NEWEST_RUNS))
+            .bind(WINDOW.as_secs_f64())
             .fetch_one(&mut *session)
             .await?;
         session.keep().await?;
@@ -36,6 +43,7 @@ impl PostgresStore {
                 .map(RowId::new),
             unlisted: unlisted.into_iter().collect(),
             standing: self.standing(account).await?,
+            spent: Spent::counted(row.try_get(2)?, row.try_get(3)?),
         })
     }
 
@@ -95,6 +103,28 @@ impl PostgresStore {
             .await?;
         session.keep().await?;
         Ok(())
+    }
+
+    pub(in crate::store) async fn keep_pause(
+        &self,
+        account: Uuid,
+        standing: Standing,
+    ) -> Result<(), StoreError> {
+        const KEEP: &str = "
+            INSERT INTO voice_sync.provider AS p (account, hold_until, concurrency)
+            VALUES ($1, now() + make_interval(secs => $2), $3)
+            ON CONFLICT (account) DO UPDATE
+            SET hold_until = GREATEST(p.hold_until, EXCLUDED.hold_until),
+                concurrency = EXCLUDED.concurrency";
+        let mut session = self.sessions.begin().await?;
+        session
+            .query(KEEP)
+            .bind(account)
+            .bind(standing.hold_for.as_secs_f64())
+            .bind(standing.concurrency)
+            .execute(&mut *session)
+            .await?;
+        session.keep().await
     }
 
     pub(in crate::store) async fn claim_probe(&self, account: Uuid) -> Result<bool, StoreError> {

@@ -7,8 +7,9 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::{NOW, SqliteStore, elapsed, milliseconds};
+use crate::budget::{Spent, WINDOW};
 use crate::standing::Standing;
-use crate::store::{KEPT, Memory, PROBE, Run, StoreError};
+use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, Run, StoreError};
 use crate::voice::RowId;
 
 impl SqliteStore {
@@ -29,10 +30,22 @@ impl SqliteStore {
             .bind(account.to_string())
             .fetch_all(&self.pool)
             .await?;
+        let sql = format!(
+            "SELECT COALESCE(sum(counts ->> 'requests'), 0), COALESCE(sum(counts ->> 'retries'), 0)
+             FROM (SELECT * FROM voice_sync_runs ORDER BY id DESC LIMIT $2)
+             WHERE account = $1 AND finished_at > {NOW} - $3"
+        );
+        let (requests, retries) = sqlx::query_as(AssertSqlSafe(sql))
+            .bind(account.to_string())
+            .bind(NEWEST_RUNS)
+            .bind(milliseconds(WINDOW))
+            .fetch_one(&self.pool)
+            .await?;
         Ok(Memory {
             resume_after: resume_after.map(RowId::new),
             unlisted: unlisted.into_iter().collect(),
             standing: self.standing(account).await?,
+            spent: Spent::counted(requests, retries),
         })
     }
 
@@ -84,6 +97,27 @@ impl SqliteStore {
             .bind(milliseconds(open_for))
             .bind(milliseconds(hold_for))
             .bind(concurrency)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    pub(in crate::store) async fn keep_pause(
+        &self,
+        account: Uuid,
+        standing: Standing,
+    ) -> Result<(), StoreError> {
+        let sql = format!(
+            "INSERT INTO voice_sync_provider (account, hold_until, concurrency)
+             VALUES ($1, {NOW} + $2, $3)
+             ON CONFLICT (account) DO UPDATE
+             SET hold_until = max(COALESCE(hold_until, 0), excluded.hold_until),
+                 concurrency = excluded.concurrency"
+        );
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(account.to_string())
+            .bind(milliseconds(standing.hold_for))
+            .bind(standing.concurrency)
             .execute(&self.pool)
             .await?;
         Ok(())
