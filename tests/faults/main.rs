@@ -10,6 +10,7 @@ mod clock;
 mod crashes;
 mod database;
 mod model;
+mod provider;
 mod proxy;
 mod rivals;
 mod scene;

@@ -1,0 +1,7 @@
+//! A provider that is down, throttles, refuses the key, or answers what nobody expects.
+
+mod answers;
+mod key;
+mod outage;
+mod rogue;
+mod throttling;
