@@ -268,17 +268,24 @@ async fn an_answer_that_comes_after_the_lease_changes_nothing() {
             tokio::task::yield_now().await;
         }
         signal(&sleeper, "-STOP");
-        match is_full() {
-            true => tokio::time::sleep(Duration::from_secs(3 * 60)).await,
-            false => scene.app.age_own_tables(3 * 60).await,
+        if is_full() {
+            tokio::time::sleep(Duration::from_secs(3 * 60)).await;
         }
-        let other = scene.command().run().await;
-        other.expect_code(0);
-        assert_eq!(scene.undecided().await, 0);
+        let mut others = Vec::new();
+        // What the sleeper had asked of its database when it stopped may come to it a little later.
+        while scene.undecided().await > 0 {
+            if !is_full() {
+                scene.app.age_own_tables(3 * 60).await;
+            }
+            others.push(scene.command().run().await);
+        }
         signal(&sleeper, "-CONT");
         let late = end(sleeper).await;
-        let moved = |field| other.count(field) + late.count(field);
-        assert_eq!(moved("completed") + moved("failed"), 300, "none twice");
+        let all = others.iter().chain([&late]);
+        let moved: u64 = all
+            .map(|run| run.count("completed") + run.count("failed"))
+            .sum();
+        assert_eq!(moved, 300, "none twice");
         let dropped = late.count("superseded") + late.count("unavailable");
         assert!(dropped > 0, "{}", late.stdout);
         scene.recover().await;

@@ -1,8 +1,10 @@
 //! Redis, with streams of a test's own.
 
+use std::time::Duration;
+
 use redis::aio::MultiplexedConnection;
 use redis::streams::StreamRangeReply;
-use redis::{AsyncTypedCommands, Client};
+use redis::{AsyncConnectionConfig, AsyncTypedCommands, Client};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -23,8 +25,11 @@ impl Bus {
     /// On a server of the test's own.
     pub(crate) async fn on(url: String) -> Self {
         let client = Client::open(url.as_str()).expect("a URL");
+        // Reading back all that a long test published takes a while.
+        let patient =
+            AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(60)));
         let connection = client
-            .get_multiplexed_async_connection()
+            .get_multiplexed_async_connection_with_config(&patient)
             .await
             .expect("Redis answers");
         let prefix = format!("test:{}:", Uuid::new_v4().simple());
