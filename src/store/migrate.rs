@@ -131,7 +131,11 @@ impl Database {
                 "BYTEA",
                 "now()",
                 format!("'\\x{checksum}'"),
-                Cow::Borrowed("CREATE SCHEMA IF NOT EXISTS voice_sync;\n\n"),
+                // With IF NOT EXISTS it would need the privilege to create one, even where it is there.
+                Cow::Borrowed(
+                    "DO $$ BEGIN\n    IF to_regnamespace('voice_sync') IS NULL THEN CREATE SCHEMA voice_sync; \
+                     END IF;\nEND $$;\n\n",
+                ),
             ),
             Self::Sqlite(_) => (
                 "voice_sync_migrations",

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::support::app::{App, Pool, Variant};
 use crate::support::binary::{VoiceSync, sync_once};
+use crate::support::bus::Bus;
 use crate::support::fates::simulator;
 
 fn migrate(app: &App) -> VoiceSync {
@@ -148,4 +149,61 @@ async fn least_privileges_suffice_after_migrating() {
     migrated.expect_code(0);
     app.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_roles_of_the_example_suffice_and_may_no_more() {
+    let app = App::new(Variant::A).await;
+    app.insert_processing(&["sim-ready-1", "sim-banned-1", "sim-pvctraining-1"])
+        .await;
+    // Roles are the server's, which other tests use as well.
+    let suffix = uuid::Uuid::new_v4().simple();
+    let named = |text: &str| {
+        ["owner", "migrator", "runtime"]
+            .iter()
+            .fold(text.to_owned(), |text, role| {
+                let role = format!("voice_sync_{role}");
+                text.replace(&role, &format!("{role}_{suffix}"))
+            })
+    };
+    app.execute(&named(include_str!("../../examples/sql/roles.sql")))
+        .await;
+    app.execute(&named(
+        "ALTER ROLE voice_sync_migrator PASSWORD 'word';
+         ALTER ROLE voice_sync_runtime PASSWORD 'word'",
+    ))
+    .await;
+    let (_, host) = app.url.rsplit_once('@').expect("a login");
+    let url = |role: &str| named(&format!("postgresql://voice_sync_{role}:word@{host}"));
+    let (provider, bus) = (simulator().await, Bus::new().await);
+    let migrated = |role| VoiceSync::new(&["migrate"]).env("DATABASE_URL", url(role));
+    let refused = migrated("runtime").run().await;
+    refused.expect_code(78);
+    assert!(refused.stderr.contains("privilege"), "{}", refused.stderr);
+    migrated("migrator").run().await.expect_code(0);
+    let ended = sync_once(&url("runtime"), &provider.url())
+        .publishing_to(&bus)
+        .run()
+        .await;
+    ended.expect_code(0);
+    assert_eq!(ended.count("events_published"), 2);
+
+    let runtime = sqlx::PgPool::connect(&url("runtime"))
+        .await
+        .expect("connects");
+    for beyond in [
+        "UPDATE voices SET name = 'mine'",
+        "DELETE FROM voices",
+        "CREATE TABLE voice_sync.mine ()",
+        "TRUNCATE voice_sync.outbox",
+    ] {
+        let done = sqlx::raw_sql(beyond).execute(&runtime).await;
+        assert!(done.is_err(), "{beyond}");
+    }
+    runtime.close().await;
+    app.execute(&named(
+        "DROP OWNED BY voice_sync_runtime, voice_sync_owner CASCADE;
+         DROP ROLE voice_sync_migrator, voice_sync_runtime, voice_sync_owner",
+    ))
+    .await;
 }
