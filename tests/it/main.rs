@@ -11,5 +11,6 @@ mod migrate;
 mod provider;
 mod sdk;
 mod secrets;
+mod shapes;
 mod store;
 mod sync_once;

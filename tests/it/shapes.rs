@@ -1,0 +1,268 @@
+//! Tables as other applications have them: other keys, names, values and contents. Each pass is made
+//! by the built binary.
+
+use serde_json::Value;
+
+use crate::support::app::{App, Variant};
+use crate::support::binary::{Ended, sync_once};
+use crate::support::bus::Bus;
+use crate::support::fates::simulator;
+
+/// A table with a voice that is ready and one that is banned, and what to tell voice-sync of it.
+struct Shape {
+    /// For PostgreSQL, SQLite, or both.
+    variants: &'static [Variant],
+    ddl: &'static str,
+    arguments: &'static [&'static str],
+    /// How many rows the application's own words call completed, and how many failed.
+    outcome: &'static str,
+}
+
+const POSTGRES: &[Variant] = &[Variant::B];
+const SQLITE: &[Variant] = &[Variant::E36];
+const BOTH: &[Variant] = &[Variant::B, Variant::E36];
+
+async fn pass(app: &App, bus: &Bus, arguments: &[&str]) -> Ended {
+    let provider = simulator().await;
+    sync_once(&app.url, &provider.url())
+        .publishing_to(bus)
+        .arg("--auto-migrate")
+        .args(arguments)
+        .run()
+        .await
+}
+
+async fn fits(shape: Shape) -> Vec<Value> {
+    let mut seen = Vec::new();
+    for variant in shape.variants {
+        let app = match variant {
+            Variant::E36 => App::sqlite(*variant, shape.ddl).await,
+            Variant::A | Variant::B | Variant::D | Variant::Pooled | Variant::E32 => {
+                App::postgres(*variant, shape.ddl).await
+            }
+        };
+        let bus = Bus::new().await;
+        let dry = pass(&app, &bus, &[shape.arguments, &["--dry-run"]].concat()).await;
+        dry.expect_code(0);
+        assert_eq!(
+            app.number(shape.outcome).await,
+            0,
+            "a dry run moves nothing"
+        );
+        let ended = pass(&app, &bus, shape.arguments).await;
+        ended.expect_code(0);
+        assert_eq!((ended.count("completed"), ended.count("failed")), (1, 1));
+        assert_eq!(app.number(shape.outcome).await, 11, "{variant:?}");
+        let again = pass(&app, &bus, shape.arguments).await;
+        assert_eq!(again.count("completed") + again.count("failed"), 0);
+        for event_type in ["voice.created", "voice.updated"] {
+            let events = bus.events(event_type).await;
+            assert_eq!(events.len(), 1, "{variant:?} {event_type}");
+            seen.extend(events.into_iter().map(|event| event["payload"].clone()));
+        }
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_may_be_numbers() {
+    let payloads = fits(Shape {
+        variants: BOTH,
+        ddl: "CREATE TABLE voices (
+                  id bigint PRIMARY KEY, user_id bigint NOT NULL, elevenlabs_voice_id text,
+                  status text NOT NULL, preview_url text, completed_at timestamp, created_at timestamp);
+              INSERT INTO voices (id, user_id, elevenlabs_voice_id, status)
+              VALUES (9, 70, 'sim-ready-1', 'processing'), (10, 71, 'sim-banned-1', 'processing'),
+                     (11, 72, 'sim-nopreview-1', 'processing'), (12, 73, 'sim-ready-2', 'failed')",
+        arguments: &[],
+        outcome: "SELECT count(*) FILTER (WHERE status = 'completed' AND id = 9)
+                         + 10 * count(*) FILTER (WHERE status = 'failed' AND id = 10) FROM voices",
+    })
+    .await;
+    for payload in payloads.chunks(2) {
+        assert_eq!(
+            (&payload[0]["voice_id"], &payload[0]["user_id"]),
+            (&"9".into(), &"70".into())
+        );
+        assert_eq!(
+            (&payload[1]["voice_id"], &payload[1]["user_id"]),
+            (&"10".into(), &"71".into())
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_may_be_any_text() {
+    let payloads = fits(Shape {
+        variants: BOTH,
+        ddl: "CREATE TABLE voices (
+                  id text PRIMARY KEY, user_id text, elevenlabs_voice_id text,
+                  status text NOT NULL, preview_url text, completed_at text);
+              INSERT INTO voices (id, user_id, elevenlabs_voice_id, status)
+              VALUES ('vo''ice {\"1\"}', 'zoë', 'sim-ready-1', 'processing'),
+                     ('ünï', NULL, 'sim-banned-1', 'processing')",
+        arguments: &[],
+        outcome: "SELECT count(*) FILTER (WHERE status = 'completed' AND id LIKE 'vo%')
+                         + 10 * count(*) FILTER (WHERE status = 'failed' AND id = 'ünï') FROM voices",
+    })
+    .await;
+    for payload in payloads.chunks(2) {
+        assert_eq!(payload[0]["voice_id"], r#"vo'ice {"1"}"#);
+        assert_eq!(payload[0]["user_id"], "zoë");
+        assert_eq!(
+            (&payload[1]["voice_id"], &payload[1]["user_id"]),
+            (&"ünï".into(), &Value::Null)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_enum_may_hold_the_names_of_its_members() {
+    fits(Shape {
+        variants: POSTGRES,
+        ddl: "CREATE TYPE voicestatus AS ENUM ('PENDING', 'PROCESSING', 'COMPLETED', 'FAILED');
+              CREATE TABLE voices (
+                  id uuid PRIMARY KEY DEFAULT gen_random_uuid(), user_id uuid,
+                  elevenlabs_voice_id varchar(100), status voicestatus NOT NULL,
+                  preview_url varchar(1024), completed_at timestamptz);
+              INSERT INTO voices (elevenlabs_voice_id, status)
+              VALUES ('sim-ready-1', 'PROCESSING'), ('sim-banned-1', 'PROCESSING'),
+                     ('sim-ready-2', 'PENDING')",
+        arguments: &[
+            "--status-values",
+            "processing=PROCESSING,completed=COMPLETED,failed=FAILED",
+        ],
+        outcome: "SELECT count(*) FILTER (WHERE status = 'COMPLETED')
+                         + 10 * count(*) FILTER (WHERE status = 'FAILED') FROM voices",
+    })
+    .await;
+}
+
+const RENAMED: &[&str] = &[
+    "--columns",
+    "id=Voice Key,user_id=owner,elevenlabs_voice_id=order,status=\"state\",preview_url=url;--,completed_at=done ünï",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_may_be_others_and_need_quotes() {
+    const COLUMNS: &str = "\"Voice Key\" char(36) PRIMARY KEY, owner char(36), \"order\" text,
+        \"\"\"state\"\"\" text, \"url;--\" text, \"done ünï\" timestamp";
+    const ROWS: &str =
+        "VALUES ('0b8f1c52-7f0e-4a6e-9f7a-3a4a4c1f1a11', 'sim-ready-1', 'processing'),
+               ('1b8f1c52-7f0e-4a6e-9f7a-3a4a4c1f1a11', 'sim-banned-1', 'processing')";
+    let outcome = "SELECT count(*) FILTER (WHERE \"\"\"state\"\"\" = 'completed' AND \"done ünï\" IS NOT NULL)
+                   + 10 * count(*) FILTER (WHERE \"\"\"state\"\"\" = 'failed') FROM \"voices; drop table users\"";
+    let ddl = |table: &str| {
+        format!(
+            "CREATE TABLE users (id text);
+             CREATE TABLE {table} ({COLUMNS});
+             INSERT INTO {table} (\"Voice Key\", \"order\", \"\"\"state\"\"\") {ROWS}"
+        )
+    };
+    let hostile = ddl("\"voices; drop table users\"").leak();
+    for variants in [POSTGRES, SQLITE] {
+        fits(Shape {
+            variants,
+            ddl: hostile,
+            arguments: &[&["--table", "voices; drop table users"], RENAMED]
+                .concat()
+                .leak()[..],
+            outcome,
+        })
+        .await;
+    }
+    let elsewhere = format!(
+        "CREATE SCHEMA \"Other One\"; {}",
+        ddl("\"Other One\".\"voices; drop table users\"")
+    );
+    fits(Shape {
+        variants: POSTGRES,
+        ddl: elsewhere.leak(),
+        arguments: &[&["--table", "Other One.voices; drop table users"], RENAMED]
+            .concat()
+            .leak()[..],
+        outcome: outcome.replace("FROM ", "FROM \"Other One\".").leak(),
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_no_table_has_touches_nothing() {
+    for variant in [Variant::B, Variant::E36] {
+        let app = App::new(variant).await;
+        app.insert_processing(&["sim-ready-1"]).await;
+        let bus = Bus::new().await;
+        let long = "v".repeat(64);
+        for table in [
+            "voices; drop table voices",
+            "voices\"; drop table voices; --",
+            "'",
+            "\\",
+            "völces",
+            &long,
+            "a.b.c",
+        ] {
+            let ended = pass(&app, &bus, &["--table", table]).await;
+            ended.expect_code(78);
+            for columns in [format!("status={table}"), format!("id={table},status=id")] {
+                pass(&app, &bus, &["--columns", &columns])
+                    .await
+                    .expect_code(78);
+            }
+        }
+        let status = "SELECT count(*) FROM voices WHERE status = 'processing'";
+        assert_eq!(app.number(status).await, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_without_users_has_events_without_one() {
+    let payloads = fits(Shape {
+        variants: BOTH,
+        ddl: "CREATE TABLE voices (
+                  id char(36) PRIMARY KEY, elevenlabs_voice_id text, status text,
+                  preview_url text, completed_at timestamp);
+              INSERT INTO voices (id, elevenlabs_voice_id, status)
+              VALUES ('0b8f1c52-7f0e-4a6e-9f7a-3a4a4c1f1a11', 'sim-ready-1', 'processing'),
+                     ('1b8f1c52-7f0e-4a6e-9f7a-3a4a4c1f1a11', 'sim-banned-1', 'processing')",
+        arguments: &[],
+        outcome: "SELECT count(*) FILTER (WHERE status = 'completed')
+                         + 10 * count(*) FILTER (WHERE status = 'failed') FROM voices",
+    })
+    .await;
+    assert!(payloads.iter().all(|payload| payload["user_id"].is_null()));
+}
+
+/// Rows that share a voice are each moved; those that name none are set aside.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn provider_ids_may_be_shared_absent_or_empty() {
+    for variant in [Variant::B, Variant::E36] {
+        let ddl = "CREATE TABLE voices (
+                id char(36) PRIMARY KEY, user_id char(36), elevenlabs_voice_id text, status text,
+                preview_url text, completed_at timestamp);
+            INSERT INTO voices (id, elevenlabs_voice_id, status)
+            VALUES ('0b8f1c52-7f0e-4a6e-9f7a-3a4a4c1f1a11', 'sim-ready-1', 'processing'),
+                   ('1b8f1c52-7f0e-4a6e-9f7a-3a4a4c1f1a11', 'sim-ready-1', 'processing'),
+                   ('2b8f1c52-7f0e-4a6e-9f7a-3a4a4c1f1a11', 'sim-ready-1', 'failed'),
+                   ('3b8f1c52-7f0e-4a6e-9f7a-3a4a4c1f1a11', NULL, 'processing'),
+                   ('4b8f1c52-7f0e-4a6e-9f7a-3a4a4c1f1a11', '', 'processing')";
+        let app = match variant {
+            Variant::E36 => App::sqlite(variant, ddl).await,
+            Variant::A | Variant::B | Variant::D | Variant::Pooled | Variant::E32 => {
+                App::postgres(variant, ddl).await
+            }
+        };
+        let bus = Bus::new().await;
+        let ended = pass(&app, &bus, &[]).await;
+        ended.expect_code(0);
+        assert_eq!((ended.count("completed"), ended.count("set_aside")), (2, 2));
+        assert_eq!(ended.count("requests"), 1, "one voice, asked about once");
+        assert_eq!(
+            bus.events("voice.created").await.len(),
+            2,
+            "one for each row"
+        );
+        let untouched = "SELECT count(*) FROM voices WHERE status = 'failed'";
+        assert_eq!(app.number(untouched).await, 1);
+    }
+}
