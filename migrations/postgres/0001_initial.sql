@@ -40,7 +40,8 @@ CREATE INDEX outbox_unpublished ON voice_sync.outbox (id) WHERE published_at IS 
 CREATE TABLE voice_sync.buses (
     bus      uuid PRIMARY KEY,
     failures integer NOT NULL,
-    retry_at timestamptz NOT NULL
+    retry_at timestamptz NOT NULL,
+    probed_by uuid
 );
 
 -- What the provider showed of itself, for each key (by a digest of it) and base URL.
@@ -53,6 +54,7 @@ CREATE TABLE voice_sync.provider (
     opened      integer NOT NULL DEFAULT 0,
     open_until  timestamptz,
     probe_until timestamptz,
+    probed_by   uuid,
     -- No request before this, because the provider said so.
     hold_until  timestamptz,
     concurrency double precision,
@@ -63,7 +65,7 @@ CREATE TABLE voice_sync.provider (
 -- A ledger of passes.
 CREATE TABLE voice_sync.runs (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    run_id      uuid NOT NULL,
+    run_id      uuid NOT NULL UNIQUE,
     account     uuid,
     started_at  timestamptz NOT NULL,
     finished_at timestamptz NOT NULL DEFAULT now(),

@@ -35,7 +35,8 @@ CREATE INDEX voice_sync_outbox_unpublished ON voice_sync_outbox (id) WHERE publi
 CREATE TABLE voice_sync_buses (
     bus      TEXT PRIMARY KEY NOT NULL,
     failures INTEGER NOT NULL,
-    retry_at INTEGER NOT NULL
+    retry_at INTEGER NOT NULL,
+    probed_by TEXT
 );
 
 CREATE TABLE voice_sync_provider (
@@ -44,6 +45,7 @@ CREATE TABLE voice_sync_provider (
     opened      INTEGER NOT NULL DEFAULT 0,
     open_until  INTEGER,
     probe_until INTEGER,
+    probed_by   TEXT,
     hold_until  INTEGER,
     concurrency REAL,
     found_at    INTEGER
@@ -51,7 +53,7 @@ CREATE TABLE voice_sync_provider (
 
 CREATE TABLE voice_sync_runs (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
-    run_id       TEXT NOT NULL,
+    run_id       TEXT NOT NULL UNIQUE,
     account      TEXT,
     started_at   INTEGER NOT NULL,
     finished_at  INTEGER NOT NULL,

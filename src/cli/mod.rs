@@ -4,6 +4,7 @@ mod migrate;
 mod sync_once;
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use anyhow::{Context, anyhow};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use secrecy::ExposeSecret;
+use tokio::time::timeout;
 use tracing::info;
 
 use crate::events::relay::{Kind, Relay};
@@ -26,6 +28,9 @@ use crate::store::{
 };
 use crate::telemetry::LogFormat;
 use crate::verdict::{OnTimeout, Rules};
+
+/// More than the longest statement of a start, a migration that waits for another, needs.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -355,6 +360,20 @@ fn at(url: &DatabaseUrl) -> impl Fn(StoreError) -> Failed + '_ {
         exit: error.exit(),
         message: anyhow::Error::from(error).context(url.to_string()),
     }
+}
+
+/// Bounds what a command does with its database before its work begins, or, for `migrate`, all of it.
+/// A server that takes connections and then says nothing would never be noticed else.
+async fn in_time<T>(
+    url: &DatabaseUrl,
+    work: impl Future<Output = Result<T, Failed>>,
+) -> Result<T, Failed> {
+    timeout(PATIENCE, work).await.unwrap_or_else(|_| {
+        Err(Failed {
+            exit: Exit::Database,
+            message: anyhow!("the {url} did not answer within {} s", PATIENCE.as_secs()),
+        })
+    })
 }
 
 /// Connects, and makes sure that voice-sync's own tables are as this version needs them.

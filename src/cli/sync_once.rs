@@ -6,7 +6,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Options, Output, open, print};
+use super::{Options, Output, in_time, open, print};
 use crate::exit::{Exit, Failed};
 use crate::pass::{Pass, Scope};
 use crate::report::Report;
@@ -54,7 +54,8 @@ impl SyncOnce {
         } else {
             Access::ReadWrite
         };
-        let store = open(&url, &names, options.auto_migrate, access).await?;
+        let opening = open(&url, &names, options.auto_migrate, access);
+        let store = in_time(&url, opening).await?;
         let stop = CancellationToken::new();
         shutdown::on_signal(stop.clone());
         let report = Pass {

@@ -43,7 +43,7 @@ impl Pass<'_> {
         report
     }
 
-    fn has_no_database(&self, progress: &Progress) -> bool {
+    pub(super) fn has_no_database(&self, progress: &Progress) -> bool {
         matches!(progress.tally().halt, Some(Halt::Database(..)))
     }
 
@@ -53,8 +53,12 @@ impl Pass<'_> {
         if self.scope.dry_run {
             return Ok(());
         }
-        self.provider.passed();
-        self.tell_others().await?;
+        // Who was cut short, or asked about a few voices only, saw too little to speak for all.
+        let was_cut_short = progress.tally().halt.is_some() || self.is_over(progress);
+        if !was_cut_short && self.scope.named.is_none() {
+            self.provider.passed();
+        }
+        self.tell_others(progress).await?;
         self.relay_rest(progress, ending).await
     }
 

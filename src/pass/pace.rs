@@ -30,7 +30,10 @@ impl Pass<'_> {
     ) -> Result<(), StoreError> {
         let may_probe = standing.wants_probe()
             && !self.scope.dry_run
-            && self.store.claim_probe(self.provider.account()).await?;
+            && self
+                .store
+                .claim_probe(self.provider.account(), progress.run_id)
+                .await?;
         if standing.is_open() || standing.wants_probe() && !may_probe {
             progress.halt(Halt::ProviderDown);
         }
@@ -87,19 +90,29 @@ impl Pass<'_> {
         loop {
             let news = timeout(HEAR_EVERY, self.provider.has_news());
             let shared = match done.run_until_cancelled(news).await {
-                Some(Ok(())) => self.tell_others().await,
-                Some(Err(_nothing_new)) => self.hear_from_others(progress).await,
-                None => return Ok(()),
+                // Once it is taken it must be told.
+                Some(Ok(())) => Some(self.tell_others(progress).await),
+                Some(Err(_nothing_new)) => {
+                    let hearing = self.hear_from_others(progress);
+                    done.run_until_cancelled(hearing).await
+                }
+                None => None,
             };
-            shared.inspect_err(|error| progress.database_failed(error))?;
+            match shared {
+                Some(shared) => shared.inspect_err(|error| progress.database_failed(error))?,
+                None => return Ok(()),
+            }
         }
     }
 
     /// Tells other processes where the breaker opened or closed, or a pause was asked for.
-    pub(super) async fn tell_others(&self) -> Result<(), StoreError> {
+    pub(super) async fn tell_others(&self, progress: &Progress) -> Result<(), StoreError> {
         let account = self.provider.account();
         match self.provider.take_news().filter(|_| !self.scope.dry_run) {
-            Some(News::Breaker(standing)) => self.store.keep_standing(account, standing).await,
+            Some(News::Breaker(standing)) => {
+                let run_id = progress.run_id;
+                self.store.keep_standing(account, run_id, standing).await
+            }
             Some(News::Pause(standing)) => self.store.keep_pause(account, standing).await,
             None => Ok(()),
         }
@@ -107,8 +120,7 @@ impl Pass<'_> {
 
     async fn hear_from_others(&self, progress: &Progress) -> Result<(), StoreError> {
         let standing = self.store.standing(self.provider.account()).await?;
-        self.provider.heed_pause(standing.hold_for);
-        if standing.is_open() || standing.hold_for > LONGEST_HOLD {
+        if self.provider.heed(standing) || standing.hold_for > LONGEST_HOLD {
             progress.halt(Halt::ProviderDown);
         }
         Ok(())

@@ -49,12 +49,13 @@ impl Pass<'_> {
         events: &[OutboxEvent],
     ) -> Result<HashSet<i64>, StoreError> {
         let mut failures = progress.bus_failures.lock().await;
-        if progress.bus_is_down.load(Ordering::Relaxed) {
+        // A database that failed one batch here would fail the others in their turn.
+        if progress.bus_is_down.load(Ordering::Relaxed) || self.has_no_database(progress) {
             return Ok(HashSet::new());
         }
         let failures = match *failures {
             Some(ref mut failures) => failures,
-            None => match self.store.bus(relay.bus()).await? {
+            None => match self.bus_turn(progress, relay).await? {
                 BusTurn::Works => failures.insert(0),
                 BusTurn::Probe { failures: before } => failures.insert(before),
                 BusTurn::LeftAlone(pause) => {
@@ -70,8 +71,11 @@ impl Pass<'_> {
         match relay.publish(events).await {
             Ok(()) => {
                 if std::mem::take(failures) > 0 {
-                    self.store.bus_works(relay.bus()).await?;
                     info!("the event bus works again");
+                    // Worth telling, and not worth leaving these events unmarked.
+                    if let Err(error) = self.store.bus_works(relay.bus()).await {
+                        warn!(%error, "the other processes could not be told");
+                    }
                 }
                 Ok(events.iter().map(|event| event.id).collect())
             }
@@ -84,6 +88,11 @@ impl Pass<'_> {
                 Ok(published.into_iter().collect())
             }
         }
+    }
+
+    async fn bus_turn(&self, progress: &Progress, relay: &Relay) -> Result<BusTurn, StoreError> {
+        let turn = self.store.bus(relay.bus(), progress.run_id).await;
+        turn.inspect_err(|error| progress.database_failed(error))
     }
 
     /// Publishes whatever the outbox still holds, of this pass or an earlier one. Events that

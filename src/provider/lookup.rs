@@ -78,9 +78,14 @@ impl Provider {
         patience: Patience<'_>,
     ) -> Lookups {
         let mut lookups = Lookups::with_capacity(ids.len());
+        self.probe(&mut lookups, ids, patience).await;
         let mut batches = match singly || self.has_no_list() {
             true => Vec::new(),
-            false => ids.chunks(BATCH).map(<[_]>::to_vec).collect(),
+            false => {
+                let open = ids.iter().filter(|id| !lookups.contains_key(*id));
+                let open: Vec<_> = open.cloned().collect();
+                open.chunks(BATCH).map(<[_]>::to_vec).collect()
+            }
         };
         while let Some(batch) = batches.pop() {
             match self.list(&batch, Sending::Usual, patience).await {
@@ -118,6 +123,21 @@ impl Provider {
         drop(singles);
         lookups.extend(answers);
         lookups
+    }
+
+    /// Where the provider did not answer lately, asks about one voice first, and not always the same
+    /// one: a whole batch would fail on a single bad voice, and keep all others waiting for good.
+    async fn probe(&self, lookups: &mut Lookups, ids: &[ProviderVoiceId], patience: Patience<'_>) {
+        let _turn = self.probing.lock().await;
+        if let Some(id) = fastrand::choice(ids).filter(|_| self.traffic.is_probing()) {
+            match self.single(id, patience).await {
+                // The batch asks again, unless the breaker is open.
+                Lookup::Unavailable(_) => {}
+                answer @ (Lookup::Found { .. } | Lookup::Missing | Lookup::Rejected(_)) => {
+                    lookups.insert(id.clone(), answer);
+                }
+            }
+        }
     }
 
     /// Halves a batch that the provider failed on until the voice that it fails on is alone. Where
@@ -211,6 +231,12 @@ impl Provider {
                 TroubleKind::TooLarge | TroubleKind::Unreadable if page == 0 => Listed::Rejected,
                 TroubleKind::TooLarge | TroubleKind::Unreadable => Listed::Answered(voices),
                 TroubleKind::Internal if page == 0 && !self.is_down() => Listed::Suspect(trouble),
+                // A provider that answers other requests may fail on one voice in other ways, too.
+                TroubleKind::Status | TroubleKind::Timeout
+                    if page == 0 && !self.is_down() && self.was_answered() =>
+                {
+                    Listed::Suspect(trouble)
+                }
                 TroubleKind::Connect
                 | TroubleKind::Timeout
                 | TroubleKind::Broken

@@ -40,6 +40,7 @@ const FIRST_GUESS: Duration = Duration::from_millis(300);
 const GRACE: Duration = Duration::from_secs(20);
 /// Most bytes of an answer, decompressed: 100 voices have some 200 kB, and a gzip bomb has more.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
+
 /// How a request is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sending {
@@ -56,6 +57,8 @@ pub struct Provider {
     client: OnceLock<Client>,
     concurrency: NonZeroU32,
     traffic: Traffic,
+    /// One voice is asked about at a time while it is not known whether the provider answers.
+    probing: tokio::sync::Mutex<()>,
     requests: AtomicU64,
     retries: AtomicU64,
     /// Of answers with a 200, smoothed; 0 before the first.
@@ -87,6 +90,7 @@ impl Provider {
             client: OnceLock::new(),
             concurrency,
             traffic: Traffic::new(concurrency.get()),
+            probing: tokio::sync::Mutex::default(),
             requests: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             latency_us: AtomicU64::new(0),
@@ -206,12 +210,14 @@ impl Provider {
         self.traffic.take_news()
     }
 
-    /// Heeds a pause that another process was asked for.
-    pub fn heed_pause(&self, pause: Duration) {
-        self.traffic.heed_pause(pause);
+    /// Heeds what another process learned meanwhile. Returns whether nobody should ask for now.
+    pub fn heed(&self, standing: Standing) -> bool {
+        self.traffic.heed(standing);
+        self.is_down()
     }
 
-    /// Learns from the end of a pass: one without a single answer is an outage, however short.
+    /// Learns from the end of a pass that asked about all it wanted to: one without a single answer
+    /// is an outage, however short.
     pub fn passed(&self) {
         self.traffic.passed();
     }

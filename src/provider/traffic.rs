@@ -14,6 +14,9 @@ use crate::budget::{RetryBudget, Spent};
 use crate::limit::{Begun, ConcurrencyLimit, Plan};
 use crate::standing::{News, Standing};
 
+/// Who was answered so lately does not take the provider for down because another one does.
+const KNOWS_BETTER: Duration = Duration::from_secs(5);
+
 pub(super) struct Traffic {
     gate: Semaphore,
     state: Mutex<State>,
@@ -27,6 +30,8 @@ struct State {
     open_until: Option<Instant>,
     /// Nothing is sent before this, since the provider said so.
     hold_until: Option<Instant>,
+    /// When the last answer came.
+    answered_at: Option<Instant>,
     budget: RetryBudget,
     limit: ConcurrencyLimit,
     /// Places that the gate has, taken ones included.
@@ -68,6 +73,7 @@ impl Traffic {
                 breaker: Breaker::default(),
                 open_until: None,
                 hold_until: None,
+                answered_at: None,
                 budget: RetryBudget::default(),
                 limit,
                 places,
@@ -144,10 +150,26 @@ impl Traffic {
         }
     }
 
-    /// Heeds a pause that another process was asked for.
-    pub(super) fn heed_pause(&self, pause: Duration) {
+    /// Heeds what another process learned: a pause that it was asked for, and its open breaker,
+    /// unless this process was just answered and knows better.
+    pub(super) fn heed(&self, standing: Standing) {
+        let now = Instant::now();
         let mut state = self.state();
-        state.hold_until = state.hold_until.max(Some(Instant::now() + pause));
+        state.hold_until = state.hold_until.max(Some(now + standing.hold_for));
+        let knows_better = state
+            .answered_at
+            .is_some_and(|at| now.duration_since(at) < KNOWS_BETTER);
+        if standing.is_open() && !knows_better {
+            state.breaker = Breaker::resumed(standing.opened);
+            state.open_until = Some(now + standing.open_for);
+            self.resize(&mut state);
+        }
+    }
+
+    /// Whether it is to be found out whether the provider answers again.
+    pub(super) fn is_probing(&self) -> bool {
+        let is_closed = self.state().breaker.opened() == 0;
+        !is_closed && !self.is_open()
     }
 
     /// Learns from the end of a pass.
@@ -234,6 +256,7 @@ impl Traffic {
         }
         match outcome {
             Outcome::Answered | Outcome::TooMany | Outcome::Busy => {
+                state.answered_at = Some(now);
                 if state.breaker.answered(now.into_std()) {
                     info!("the provider answers again");
                     state.open_until = None;

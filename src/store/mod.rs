@@ -24,6 +24,7 @@ pub use error::StoreError;
 pub use migrate::{MigrationState, PendingMigration};
 pub use table::{ColumnNames, Identifier, InvalidName, Misfit, Names, StatusValues, TableName};
 
+use values::Recorded;
 pub use values::{
     Access, Applied, BusTurn, Claimed, Memory, MissingVoice, NextPass, Note, Page, Pending, Record,
     Run, Seen, Selection, Target, Transition,
@@ -211,11 +212,15 @@ impl Store {
         // Where a reply was lost, it was this run itself that had moved them.
         let ids: Vec<Uuid> = others.keys().copied().collect();
         let earlier = on_either!(self.recorded(run_id, &ids))?;
-        let rows = earlier
-            .iter()
-            .filter_map(|event| others.get(&event.event_id));
-        applied.moved.extend(rows.map(|row| RowId::clone(row)));
-        applied.events.extend(earlier);
+        for Recorded {
+            event,
+            is_published,
+        } in earlier
+        {
+            let row = others.get(&event.event_id);
+            applied.moved.extend(row.map(|row| RowId::clone(row)));
+            applied.events.extend(Some(event).filter(|_| !is_published));
+        }
         Ok(applied)
     }
 
@@ -272,8 +277,8 @@ impl Store {
 
     /// Whether an event bus may be used now. To be told [`BusTurn::Probe`] obliges to say what came
     /// of it; others are told to leave it alone meanwhile.
-    pub async fn bus(&self, bus: Uuid) -> Result<BusTurn, StoreError> {
-        on_either!(self.bus(bus))
+    pub async fn bus(&self, bus: Uuid, run_id: Uuid) -> Result<BusTurn, StoreError> {
+        on_either!(self.bus(bus, run_id))
     }
 
     /// Tells all processes that an event bus failed, for the so manyth time in a row, and how long
@@ -303,8 +308,15 @@ impl Store {
     }
 
     /// Tells all processes how the account stands with the provider.
-    pub async fn keep_standing(&self, account: Uuid, standing: Standing) -> Result<(), StoreError> {
-        on_either!(self.keep_standing(account, standing))
+    ///
+    /// Of several that find it down at once, the longest pause counts.
+    pub async fn keep_standing(
+        &self,
+        account: Uuid,
+        run_id: Uuid,
+        standing: Standing,
+    ) -> Result<(), StoreError> {
+        on_either!(self.keep_standing(account, run_id, standing))
     }
 
     /// Tells all processes of a pause that the provider asked for, and of the concurrency that it
@@ -315,8 +327,8 @@ impl Store {
 
     /// Asks to be the one process that finds out whether the provider answers again. Once granted
     /// to a run, others are refused until the probe's result is known or overdue.
-    pub async fn claim_probe(&self, account: Uuid) -> Result<bool, StoreError> {
-        on_either!(self.claim_probe(account))
+    pub async fn claim_probe(&self, account: Uuid, run_id: Uuid) -> Result<bool, StoreError> {
+        on_either!(self.claim_probe(account, run_id))
     }
 
     /// Writes a pass into the ledger, and what was learned of the provider.

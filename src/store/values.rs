@@ -192,6 +192,12 @@ pub struct Applied {
     pub events: Vec<OutboxEvent>,
 }
 
+/// An event that a run recorded earlier.
+pub(super) struct Recorded {
+    pub(super) event: OutboxEvent,
+    pub(super) is_published: bool,
+}
+
 /// A voice that the provider did not know, this time and perhaps earlier.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MissingVoice {

@@ -102,8 +102,15 @@ async fn whoever_dies_is_succeeded(variant: Variant, points: &[(Circumstances, &
         for point in *points {
             for _ in 0..budget(1, 25) {
                 dies_at(&scene, *circumstances, point).await;
-                scene.app.age_own_tables(61).await;
-                scene.command().run().await.expect_code(0);
+                let mut rounds = 0;
+                // What the dead had asked of its database may come to it a little later: the lease
+                // that it takes runs out as well.
+                while rounds == 0 || scene.undecided().await > 0 {
+                    scene.app.age_own_tables(61).await;
+                    scene.command().run().await.expect_code(0);
+                    rounds += 1;
+                    assert!(rounds <= 3, "nobody goes on after {point}");
+                }
                 scene.check().await;
                 scene.add(MIXED, 16).await;
             }
@@ -137,7 +144,7 @@ async fn killed_instances_lose_nothing(variant: Variant, voices: usize) {
     let (mut killed, kills) = (0, budget(12, 200));
     while killed < kills {
         // The instant is the dice's.
-        tokio::time::sleep(Duration::from_micros(dice.u64(0..100_000))).await;
+        tokio::time::sleep(Duration::from_micros(dice.u64(0..50_000))).await;
         let victim = dice.usize(0..INSTANCES);
         let mut child = std::mem::replace(&mut running[victim], scene.command().start());
         killed += u64::from(matches!(child.try_wait(), Ok(None)));
@@ -186,6 +193,7 @@ async fn a_commit_that_seems_to_fail_is_no_second_transition(variant: Variant) {
         "give_back_events",
         "record_run",
         "bus",
+        "claim_probe",
     ]
     .map(|operation| format!("store.{operation}.after=error%20"))
     .join(";");
@@ -207,6 +215,15 @@ async fn a_commit_that_seems_to_fail_is_no_second_transition(variant: Variant) {
         }
         scene.recover().await;
         scene.check().await;
+        let runs = format!(
+            "SELECT count(*) - count(DISTINCT run_id) FROM {}",
+            scene.app.own("runs")
+        );
+        assert_eq!(
+            scene.app.number(&runs).await,
+            0,
+            "each pass is in the ledger once"
+        );
     }
 }
 

@@ -205,6 +205,22 @@ async fn a_database_that_is_gone_is_said_to_be() {
     }
 }
 
+/// A server that takes connections and says nothing, from the start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_never_answers_is_said_to_be_gone() {
+    let mut scene = Scene::new(Variant::A, DECIDED, 10).await;
+    let plain = scene
+        .app
+        .url
+        .replacen("postgresql+asyncpg://", "postgresql://", 1);
+    let proxy = Proxy::to(&plain, 5432).await;
+    scene.app.url = proxy.through(&plain);
+    proxy.set(Weather::HalfOpen);
+    let ended = scene.command().run().await;
+    ended.expect_code(69);
+    assert_eq!(scene.provider.counts().list, 0);
+}
+
 /// The same scene under a setting of its database, and how a pass ends there.
 async fn under(setting: &str) -> (Scene, Ended) {
     let scene = Scene::new(Variant::A, DECIDED, 10).await;

@@ -280,7 +280,8 @@ async fn one_process_tries_a_bus_that_failed(variant: Variant) {
     let app = App::new(variant).await;
     let store = app.store().await;
     let bus = Uuid::new_v4();
-    let turn = async || store.bus(bus).await.expect("tells");
+    let run = Uuid::new_v4();
+    let turn = async || store.bus(bus, Uuid::new_v4()).await.expect("tells");
     let failed = async |failures, seconds| {
         let pause = Duration::from_secs(seconds);
         let told = store.bus_failed(bus, failures, pause).await;
@@ -297,12 +298,15 @@ async fn one_process_tries_a_bus_that_failed(variant: Variant) {
         "of two, one counts: {pause:?}"
     );
     assert_eq!(
-        store.bus(Uuid::new_v4()).await.expect("tells"),
+        store.bus(Uuid::new_v4(), run).await.expect("tells"),
         BusTurn::Works
     );
 
     app.age_own_tables(31).await;
-    assert_eq!(turn().await, BusTurn::Probe { failures: 1 });
+    let probe = BusTurn::Probe { failures: 1 };
+    assert_eq!(store.bus(bus, run).await.expect("tells"), probe);
+    let again = store.bus(bus, run).await.expect("tells");
+    assert_eq!(again, probe, "whoever lost the reply is told again");
     assert!(
         matches!(turn().await, BusTurn::LeftAlone(_)),
         "somebody tries"
@@ -514,9 +518,13 @@ async fn one_process_probes_for_all(variant: Variant) {
     let app = App::new(variant).await;
     let store = app.store().await;
     let standing = async || store.standing(ACCOUNT).await.expect("reads");
-    let probe = async || store.claim_probe(ACCOUNT).await.expect("asks");
+    let runs: [Uuid; 3] = std::array::from_fn(|_| Uuid::new_v4());
+    let probe = async |run: usize| {
+        let probe = store.claim_probe(ACCOUNT, runs[run]).await;
+        probe.expect("asks")
+    };
     assert_eq!(standing().await, Standing::default());
-    assert!(!probe().await, "there is nothing to probe");
+    assert!(!probe(0).await, "there is nothing to probe");
 
     let open = Standing {
         opened: 2,
@@ -524,12 +532,23 @@ async fn one_process_probes_for_all(variant: Variant) {
         hold_for: Duration::from_secs(100),
         concurrency: Some(2.5),
     };
-    store.keep_standing(ACCOUNT, open).await.expect("keeps");
+    let kept = store.keep_standing(ACCOUNT, runs[0], open).await;
+    kept.expect("keeps");
     let told = standing().await;
     assert!(told.is_open() && !told.wants_probe());
     assert_eq!((told.opened, told.concurrency), (2, Some(2.5)));
     assert!(told.hold_for > Duration::from_secs(90));
-    assert!(!probe().await, "it is open");
+    assert!(!probe(0).await, "it is open");
+    let late = Standing {
+        opened: 1,
+        open_for: Duration::from_secs(15),
+        ..open
+    };
+    let kept = store.keep_standing(ACCOUNT, runs[2], late).await;
+    kept.expect("keeps");
+    let told = standing().await;
+    assert_eq!(told.opened, 2, "who learns of it late does not shorten it");
+    assert!(told.open_for > Duration::from_secs(25));
     let unaware = Standing {
         opened: 0,
         hold_for: Duration::from_secs(200),
@@ -544,17 +563,23 @@ async fn one_process_probes_for_all(variant: Variant) {
 
     app.age_own_tables(31).await;
     assert!(standing().await.wants_probe());
-    assert!(probe().await);
-    assert!(!probe().await, "one is enough");
+    assert!(probe(0).await);
+    assert!(probe(0).await, "whoever lost the reply is told again");
+    assert!(!probe(1).await, "one is enough");
     app.age_own_tables(36).await;
-    assert!(probe().await, "unless it never came back");
+    assert!(probe(1).await, "unless it never came back");
+    let kept = store.keep_standing(ACCOUNT, runs[2], late).await;
+    kept.expect("keeps");
+    app.age_own_tables(16).await;
+    assert!(!probe(2).await, "somebody probes, whoever else fails late");
     assert!(standing().await.hold_for > Duration::from_secs(20));
     let closed = Standing {
         opened: 0,
         hold_for: Duration::from_secs(5),
         ..open
     };
-    store.keep_standing(ACCOUNT, closed).await.expect("keeps");
+    let kept = store.keep_standing(ACCOUNT, runs[1], closed).await;
+    kept.expect("keeps");
     let told = standing().await;
     assert!(!told.is_open() && !told.wants_probe());
     assert!(
@@ -775,7 +800,9 @@ async fn the_ledger_tells_the_next_pass_where_to_begin(variant: Variant) {
         ..ledger_entry()
     };
     store.record_run(&run).await.expect("records");
+    store.record_run(&run).await.expect("records, once");
     let more = Run {
+        run_id: Uuid::new_v4(),
         unlisted: vec!["generated".into()],
         ..run.clone()
     };

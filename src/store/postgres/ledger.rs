@@ -75,6 +75,7 @@ impl PostgresStore {
     pub(in crate::store) async fn keep_standing(
         &self,
         account: Uuid,
+        run_id: Uuid,
         standing: Standing,
     ) -> Result<(), StoreError> {
         const KEEP: &str = "
@@ -82,7 +83,12 @@ impl PostgresStore {
             VALUES ($1, $2, CASE WHEN $2 > 0 THEN now() + make_interval(secs => $3) END,
                     CASE WHEN $4 > 0 THEN now() + make_interval(secs => $4) END, $5)
             ON CONFLICT (account) DO UPDATE
-            SET opened = EXCLUDED.opened, open_until = EXCLUDED.open_until, probe_until = NULL,
+            SET opened = CASE EXCLUDED.opened WHEN 0 THEN 0
+                                              ELSE GREATEST(p.opened, EXCLUDED.opened) END,
+                open_until = CASE EXCLUDED.opened WHEN 0 THEN NULL
+                                  ELSE GREATEST(p.open_until, EXCLUDED.open_until) END,
+                probe_until = CASE WHEN EXCLUDED.opened > 0 AND p.probed_by <> $6
+                                   THEN p.probe_until END,
                 hold_until = GREATEST(p.hold_until, EXCLUDED.hold_until),
                 concurrency = EXCLUDED.concurrency";
         let Standing {
@@ -99,10 +105,10 @@ impl PostgresStore {
             .bind(open_for.as_secs_f64())
             .bind(hold_for.as_secs_f64())
             .bind(concurrency)
+            .bind(run_id)
             .execute(&mut *session)
             .await?;
-        session.keep().await?;
-        Ok(())
+        session.keep().await
     }
 
     pub(in crate::store) async fn keep_pause(
@@ -127,16 +133,22 @@ impl PostgresStore {
         session.keep().await
     }
 
-    pub(in crate::store) async fn claim_probe(&self, account: Uuid) -> Result<bool, StoreError> {
+    pub(in crate::store) async fn claim_probe(
+        &self,
+        account: Uuid,
+        run_id: Uuid,
+    ) -> Result<bool, StoreError> {
         const PROBE_IT: &str = "
-            UPDATE voice_sync.provider SET probe_until = now() + make_interval(secs => $2)
+            UPDATE voice_sync.provider
+            SET probe_until = now() + make_interval(secs => $2), probed_by = $3
             WHERE account = $1 AND opened > 0 AND open_until <= now()
-              AND (probe_until IS NULL OR probe_until <= now())";
+              AND (probe_until IS NULL OR probe_until <= now() OR probed_by = $3)";
         let mut session = self.sessions.begin().await?;
         let done = session
             .query(PROBE_IT)
             .bind(account)
             .bind(PROBE.as_secs_f64())
+            .bind(run_id)
             .execute(&mut *session)
             .await?;
         session.keep().await?;
@@ -166,7 +178,8 @@ impl PostgresStore {
             )
             INSERT INTO voice_sync.runs (run_id, account, started_at, duration_ms, exit_code, found,
                                          counts)
-            VALUES ($1, $2, $3, $4, $5, $6, $7)";
+            VALUES ($1, $2, $3, $4, $5, $6, $7)
+            ON CONFLICT (run_id) DO NOTHING";
         let (moves_cursor, resume_after) = run.cursor.columns();
         let mut session = self.sessions.begin().await?;
         session

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::{PostgresStore, seconds};
 use crate::events::{EventType, OutboxEvent};
+use crate::store::values::Recorded;
 use crate::store::{BUS_PROBE, BusTurn, OUTBOX_LEASE, Pending, StoreError};
 
 impl PostgresStore {
@@ -47,10 +48,11 @@ impl PostgresStore {
         &self,
         run_id: Uuid,
         event_ids: &[Uuid],
-    ) -> Result<Vec<OutboxEvent>, StoreError> {
+    ) -> Result<Vec<Recorded>, StoreError> {
         const RECORDED: &str = "
-            SELECT id, event_id, event_type, voice_id, user_id, occurred_at FROM voice_sync.outbox
-            WHERE published_at IS NULL AND run_id = $1 AND event_id = ANY($2) ORDER BY id";
+            SELECT id, event_id, event_type, voice_id, user_id, occurred_at,
+                   published_at IS NOT NULL AS is_published
+            FROM voice_sync.outbox WHERE run_id = $1 AND event_id = ANY($2) ORDER BY id";
         let mut session = self.sessions.begin().await?;
         let rows = session
             .query(RECORDED)
@@ -59,11 +61,15 @@ impl PostgresStore {
             .fetch_all(&mut *session)
             .await?;
         session.keep().await?;
-        let mut events = Vec::with_capacity(rows.len());
+        let mut recorded = Vec::with_capacity(rows.len());
         for row in &rows {
-            events.extend(event(row)?);
+            let is_published = row.try_get("is_published")?;
+            recorded.extend(event(row)?.map(|event| Recorded {
+                event,
+                is_published,
+            }));
         }
-        Ok(events)
+        Ok(recorded)
     }
 
     pub(in crate::store) async fn mark_published(&self, ids: &[i64]) -> Result<(), StoreError> {
@@ -110,11 +116,16 @@ impl PostgresStore {
         })
     }
 
-    pub(in crate::store) async fn bus(&self, bus: Uuid) -> Result<BusTurn, StoreError> {
+    pub(in crate::store) async fn bus(
+        &self,
+        bus: Uuid,
+        run_id: Uuid,
+    ) -> Result<BusTurn, StoreError> {
         const TURN: &str = "
             WITH probe AS (
-                UPDATE voice_sync.buses SET retry_at = now() + make_interval(secs => $2)
-                WHERE bus = $1 AND retry_at <= now()
+                UPDATE voice_sync.buses
+                SET retry_at = now() + make_interval(secs => $2), probed_by = $3
+                WHERE bus = $1 AND (retry_at <= now() OR probed_by = $3)
                 RETURNING failures
             )
             SELECT (SELECT failures FROM probe) AS failures,
@@ -125,6 +136,7 @@ impl PostgresStore {
             .query(TURN)
             .bind(bus)
             .bind(BUS_PROBE.as_secs_f64())
+            .bind(run_id)
             .fetch_optional(&mut *session)
             .await?;
         session.keep().await?;
@@ -150,7 +162,7 @@ impl PostgresStore {
             INSERT INTO voice_sync.buses AS b (bus, failures, retry_at)
             VALUES ($1, $2, now() + make_interval(secs => $3))
             ON CONFLICT (bus) DO UPDATE
-            SET failures = EXCLUDED.failures, retry_at = EXCLUDED.retry_at
+            SET failures = EXCLUDED.failures, retry_at = EXCLUDED.retry_at, probed_by = NULL
             WHERE b.failures < EXCLUDED.failures";
         let mut session = self.sessions.begin().await?;
         session

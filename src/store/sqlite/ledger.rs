@@ -73,6 +73,7 @@ impl SqliteStore {
     pub(in crate::store) async fn keep_standing(
         &self,
         account: Uuid,
+        run_id: Uuid,
         standing: Standing,
     ) -> Result<(), StoreError> {
         let sql = format!(
@@ -80,7 +81,11 @@ impl SqliteStore {
              VALUES ($1, $2, CASE WHEN $2 > 0 THEN {NOW} + $3 END,
                      CASE WHEN $4 > 0 THEN {NOW} + $4 END, $5)
              ON CONFLICT (account) DO UPDATE
-             SET opened = excluded.opened, open_until = excluded.open_until, probe_until = NULL,
+             SET opened = CASE excluded.opened WHEN 0 THEN 0 ELSE max(opened, excluded.opened) END,
+                 open_until = CASE excluded.opened WHEN 0 THEN NULL
+                                   ELSE max(COALESCE(open_until, 0), excluded.open_until) END,
+                 probe_until = CASE WHEN excluded.opened > 0 AND probed_by <> $6
+                                    THEN probe_until END,
                  hold_until = COALESCE(max(hold_until, excluded.hold_until), hold_until,
                                        excluded.hold_until),
                  concurrency = excluded.concurrency"
@@ -97,6 +102,7 @@ impl SqliteStore {
             .bind(milliseconds(open_for))
             .bind(milliseconds(hold_for))
             .bind(concurrency)
+            .bind(run_id.to_string())
             .execute(&self.pool)
             .await?;
         Ok(())
@@ -123,15 +129,20 @@ impl SqliteStore {
         Ok(())
     }
 
-    pub(in crate::store) async fn claim_probe(&self, account: Uuid) -> Result<bool, StoreError> {
+    pub(in crate::store) async fn claim_probe(
+        &self,
+        account: Uuid,
+        run_id: Uuid,
+    ) -> Result<bool, StoreError> {
         let sql = format!(
-            "UPDATE voice_sync_provider SET probe_until = {NOW} + $2
+            "UPDATE voice_sync_provider SET probe_until = {NOW} + $2, probed_by = $3
              WHERE account = $1 AND opened > 0 AND open_until <= {NOW}
-               AND (probe_until IS NULL OR probe_until <= {NOW})"
+               AND (probe_until IS NULL OR probe_until <= {NOW} OR probed_by = $3)"
         );
         let done = sqlx::query(AssertSqlSafe(sql))
             .bind(account.to_string())
             .bind(milliseconds(PROBE))
+            .bind(run_id.to_string())
             .execute(&self.pool)
             .await?;
         Ok(done.rows_affected() > 0)
@@ -153,7 +164,8 @@ impl SqliteStore {
         let sql = format!(
             "INSERT INTO voice_sync_runs (run_id, account, started_at, finished_at, duration_ms,
                                           exit_code, found, counts)
-             VALUES ($1, $2, $3, {NOW}, $4, $5, $6, $7) RETURNING finished_at"
+             VALUES ($1, $2, $3, {NOW}, $4, $5, $6, $7)
+             ON CONFLICT (run_id) DO UPDATE SET finished_at = finished_at RETURNING finished_at"
         );
         let finished_at: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
             .bind(run.run_id.to_string())

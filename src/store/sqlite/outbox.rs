@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::{NOW, SqliteStore, elapsed, milliseconds};
 use crate::events::{EventType, OutboxEvent};
+use crate::store::values::Recorded;
 use crate::store::{BUS_PROBE, BusTurn, OUTBOX_LEASE, Pending, StoreError};
 
 impl SqliteStore {
@@ -42,21 +43,26 @@ impl SqliteStore {
         &self,
         run_id: Uuid,
         event_ids: &[Uuid],
-    ) -> Result<Vec<OutboxEvent>, StoreError> {
+    ) -> Result<Vec<Recorded>, StoreError> {
         const RECORDED: &str = "
-            SELECT id, event_id, event_type, voice_id, user_id, occurred_at FROM voice_sync_outbox
-            WHERE published_at IS NULL AND run_id = $1
-              AND event_id IN (SELECT value FROM json_each($2)) ORDER BY id";
+            SELECT id, event_id, event_type, voice_id, user_id, occurred_at,
+                   published_at IS NOT NULL AS is_published
+            FROM voice_sync_outbox
+            WHERE run_id = $1 AND event_id IN (SELECT value FROM json_each($2)) ORDER BY id";
         let rows = sqlx::query(RECORDED)
             .bind(run_id.to_string())
             .bind(json!(event_ids).to_string())
             .fetch_all(&self.pool)
             .await?;
-        let mut events = Vec::with_capacity(rows.len());
+        let mut recorded = Vec::with_capacity(rows.len());
         for row in &rows {
-            events.extend(event(row)?);
+            let is_published = row.try_get("is_published")?;
+            recorded.extend(event(row)?.map(|event| Recorded {
+                event,
+                is_published,
+            }));
         }
-        Ok(events)
+        Ok(recorded)
     }
 
     pub(in crate::store) async fn mark_published(&self, ids: &[i64]) -> Result<(), StoreError> {
@@ -101,7 +107,11 @@ impl SqliteStore {
         })
     }
 
-    pub(in crate::store) async fn bus(&self, bus: Uuid) -> Result<BusTurn, StoreError> {
+    pub(in crate::store) async fn bus(
+        &self,
+        bus: Uuid,
+        run_id: Uuid,
+    ) -> Result<BusTurn, StoreError> {
         let sql = format!("SELECT max(0, retry_at - {NOW}) FROM voice_sync_buses WHERE bus = $1");
         let left_alone: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
             .bind(bus.to_string())
@@ -111,12 +121,13 @@ impl SqliteStore {
             return Ok(BusTurn::Works);
         };
         let sql = format!(
-            "UPDATE voice_sync_buses SET retry_at = {NOW} + $2
-             WHERE bus = $1 AND retry_at <= {NOW} RETURNING failures"
+            "UPDATE voice_sync_buses SET retry_at = {NOW} + $2, probed_by = $3
+             WHERE bus = $1 AND (retry_at <= {NOW} OR probed_by = $3) RETURNING failures"
         );
         let failures: Option<u32> = sqlx::query_scalar(AssertSqlSafe(sql))
             .bind(bus.to_string())
             .bind(milliseconds(BUS_PROBE))
+            .bind(run_id.to_string())
             .fetch_optional(&self.pool)
             .await?;
         Ok(match failures {
@@ -135,7 +146,7 @@ impl SqliteStore {
         let sql = format!(
             "INSERT INTO voice_sync_buses (bus, failures, retry_at) VALUES ($1, $2, {NOW} + $3)
              ON CONFLICT (bus) DO UPDATE
-             SET failures = excluded.failures, retry_at = excluded.retry_at
+             SET failures = excluded.failures, retry_at = excluded.retry_at, probed_by = NULL
              WHERE failures < excluded.failures"
         );
         sqlx::query(AssertSqlSafe(sql))

@@ -3,5 +3,6 @@
 mod answers;
 mod key;
 mod outage;
+mod poison;
 mod rogue;
 mod throttling;

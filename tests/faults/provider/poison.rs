@@ -1,0 +1,98 @@
+//! One bad voice, and one small pass: neither stops the others.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use voice_sync_simulator::{Answer, Request};
+
+use crate::scene::{DECIDED, Scene};
+use crate::support::app::Variant;
+use crate::support::binary::end;
+
+const BAD: &str = "sim-ready-00000";
+
+fn is_about_the_bad_one(request: &Request) -> bool {
+    request.voice_ids.iter().any(|id| id == BAD)
+}
+
+/// Whatever is asked about one voice fails. Runs follow each other by the minute.
+async fn others_are_finished(answer: Answer, alone_first: bool) {
+    let mut scene = Scene::new(Variant::E32, &["ready"], 1).await;
+    scene
+        .provider
+        .script(move |request| is_about_the_bad_one(request).then(|| answer.clone()));
+    let minute = async |scene: &Scene| {
+        let ended = scene.command().run().await;
+        scene.app.age_own_tables(60).await;
+        ended
+    };
+    if alone_first {
+        for _ in 0..5 {
+            minute(&scene).await.expect_code(75);
+        }
+    }
+    scene.add(DECIDED, 40).await;
+    let mut minutes = 0;
+    while scene.undecided().await > 1 {
+        minute(&scene).await;
+        minutes += 1;
+        assert!(minutes < 60, "the bad one stops the others");
+    }
+    println!("40 voices beside a bad one took {minutes} runs");
+    scene.provider.script(|_| None);
+    scene.recover().await;
+    scene.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_voice_does_not_stop_the_others() {
+    for answer in [Answer::error(500, "internal", "oops"), Answer::empty(503)] {
+        others_are_finished(answer, false).await;
+    }
+}
+
+/// The breaker is open because of it when the others come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_voice_that_was_alone_does_not_stop_those_that_come_later() {
+    for answer in [Answer::error(500, "internal", "oops"), Answer::empty(503)] {
+        others_are_finished(answer, true).await;
+    }
+}
+
+/// It sees an outage, where the other one gets answer after answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pass_about_one_voice_does_not_stop_one_about_many() {
+    let scene = Scene::new(Variant::E32, DECIDED, 1500).await;
+    scene
+        .provider
+        .script(|request| is_about_the_bad_one(request).then(|| Answer::empty(503)));
+    let many = ["--lookup", "single", "--concurrency", "1"];
+    let many = scene.command().args(&many).start();
+    while scene.provider.counts().single < 20 {
+        tokio::task::yield_now().await;
+    }
+    let one = scene.command().args(&["--voice", BAD]).run().await;
+    assert!([0, 75].contains(&one.code), "{one:?}");
+    let ended = end(many).await;
+    assert!(ended.count("unavailable") <= 1, "{}", ended.stdout);
+    scene.provider.script(|_| None);
+    scene.recover().await;
+    scene.check().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pass_that_is_cut_short_says_nothing_of_the_provider() {
+    let scene = Scene::new(Variant::E32, DECIDED, 50).await;
+    let number = AtomicU64::new(0);
+    scene.provider.script(move |_| {
+        Some(match number.fetch_add(1, Ordering::Relaxed) {
+            0 => Answer::empty(503),
+            _ => Answer::empty(200).after(Duration::from_secs(30)),
+        })
+    });
+    let cut = scene.command().args(&["--max-runtime", "1s"]).run().await;
+    cut.expect_code(75);
+    assert!(cut.count("requests") > 0);
+    let opened = "SELECT count(*) FROM voice_sync_provider WHERE opened > 0";
+    assert_eq!(scene.app.number(opened).await, 0);
+}
