@@ -97,10 +97,10 @@ async fn dies_at(scene: &Scene, circumstances: Circumstances, point: &str) {
 /// Somebody dies at each point, and another instance finishes what was begun, once the leases of the
 /// dead ran out.
 async fn whoever_dies_is_succeeded(variant: Variant, points: &[(Circumstances, &[&str])]) {
-    let mut scene = Scene::new(variant, MIXED, 160).await;
     for (circumstances, points) in points {
         for point in *points {
-            for _ in 0..budget(1, 25) {
+            let mut scene = Scene::new(variant, MIXED, 160).await;
+            for _ in 0..budget(1, 12) {
                 dies_at(&scene, *circumstances, point).await;
                 let mut rounds = 0;
                 // What the dead had asked of its database may come to it a little later: the lease
