@@ -7,6 +7,7 @@ mod support;
 
 mod bad_input;
 mod events;
+mod fastapi;
 mod migrate;
 mod provider;
 mod sdk;

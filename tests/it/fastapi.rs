@@ -1,0 +1,437 @@
+//! The example application, with voice-sync beside it: `examples/fastapi`.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use redis::AsyncTypedCommands;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use uuid::Uuid;
+use voice_sync_simulator::{Options, Simulator};
+
+use crate::support::app::{App, Variant};
+use crate::support::binary::{KEY, VoiceSync, sync_once};
+use crate::support::bus::Bus;
+use crate::support::fates::simulator_with;
+use crate::support::from_scripts;
+
+/// Reached only where something is broken; two cores that also compile are slow.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The group in which the application reads events.
+const GROUP: &str = "cache-service";
+
+/// The application as its developers run it, on servers of its own.
+struct Site {
+    database: App,
+    bus: Bus,
+    provider: Simulator,
+    web: Web,
+}
+
+impl Site {
+    async fn new() -> Self {
+        let database = App::postgres(Variant::A, "").await;
+        let bus = Bus::new().await;
+        let provider = simulator_with(Options {
+            key: Some(KEY.into()),
+            ..Options::default()
+        })
+        .await;
+        let upgraded = alembic(&database, &["upgrade", "head"]).await;
+        assert!(upgraded.succeeded, "{}", upgraded.said);
+        let web = Web::start(&database, &bus, &provider).await;
+        Self {
+            database,
+            bus,
+            provider,
+            web,
+        }
+    }
+
+    async fn migrate(&self) {
+        VoiceSync::new(&["migrate"])
+            .env("DATABASE_URL", &self.database.url)
+            .run()
+            .await
+            .expect_code(0);
+    }
+
+    fn sync_once(&self) -> VoiceSync {
+        sync_once(&self.database.url, &self.provider.url()).publishing_to(&self.bus)
+    }
+
+    /// Alembic's own check that the database is what the application's models say.
+    async fn expect_no_drift(&self) {
+        let check = alembic(&self.database, &["check"]).await;
+        assert!(check.succeeded, "{}", check.said);
+        assert!(
+            check.said.contains("No new upgrade operations detected"),
+            "{}",
+            check.said
+        );
+    }
+
+    /// Publishes an event as somebody else than voice-sync.
+    async fn publish(&self, event_type: &str, event: &str) {
+        let mut redis = self.bus.connection.clone();
+        let stream = format!("{}{event_type}", self.bus.prefix);
+        redis
+            .xadd(stream, "*", &[("event", event), ("type", event_type)])
+            .await
+            .expect("is published");
+    }
+
+    /// Waits until the application has acknowledged all that is in the stream.
+    async fn consumed(&self, event_type: &str) {
+        let mut redis = self.bus.connection.clone();
+        let stream = format!("{}{event_type}", self.bus.prefix);
+        self.web
+            .wait_for("events are acknowledged", async || {
+                let last = redis.xinfo_stream(&stream).await.expect("a stream");
+                let groups = redis.xinfo_groups(&stream).await.expect("groups").groups;
+                let group = groups.iter().find(|group| group.name == GROUP)?;
+                let dealt_with =
+                    group.pending == 0 && group.last_delivered_id == last.last_generated_id;
+                dealt_with.then_some(())
+            })
+            .await;
+    }
+}
+
+/// What the application shows a user.
+#[derive(Debug)]
+struct List {
+    /// Whether it came from the cache.
+    cached: bool,
+    voices: Vec<Value>,
+}
+
+impl List {
+    fn statuses(&self) -> Vec<&str> {
+        self.voices
+            .iter()
+            .map(|voice| voice["status"].as_str().expect("a status"))
+            .collect()
+    }
+}
+
+/// The application's web server, which ends with its test.
+struct Web {
+    process: Child,
+    log: Arc<Mutex<String>>,
+    /// Reads the log until the server has ended.
+    reading: Option<thread::JoinHandle<()>>,
+    url: String,
+    client: reqwest::Client,
+}
+
+impl Web {
+    async fn start(database: &App, bus: &Bus, provider: &Simulator) -> Self {
+        let mut process = python(database)
+            .args(["-m", "uvicorn", "app.main:app"])
+            // It picks a free one itself, so that nobody can take it in between.
+            .args(["--host", "127.0.0.1", "--port", "0"])
+            .env("REDIS_URL", &bus.url)
+            .env("EVENT_PREFIX", &bus.prefix)
+            .env("ELEVENLABS_BASE_URL", provider.url())
+            .env("ELEVENLABS_API_KEY", KEY)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("uvicorn starts");
+        let lines = BufReader::new(process.stderr.take().expect("is piped")).lines();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (listening, listens) = oneshot::channel();
+        let mut listening = Some(listening);
+        let written = Arc::clone(&log);
+        let reading = thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if let Some(url) = listening_at(&line)
+                    && let Some(listening) = listening.take()
+                {
+                    // If nobody waits any more, the test has failed already.
+                    let _nobody_waits = listening.send(url);
+                }
+                let mut log = written.lock().unwrap_or_else(PoisonError::into_inner);
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        // An error says that a provider is installed already, which is what is wanted.
+        let _already_installed = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder()
+            .tls_certs_only([])
+            .no_proxy()
+            .timeout(PATIENCE)
+            .build()
+            .expect("a client");
+        let mut web = Self {
+            process,
+            log,
+            reading: Some(reading),
+            url: String::new(),
+            client,
+        };
+        web.url = timeout(PATIENCE, listens)
+            .await
+            .expect("uvicorn listens in time")
+            .expect("uvicorn listens");
+        web.wait_for("the application is healthy", async || {
+            let health = web.client.get(format!("{}/health", web.url)).send().await;
+            health.ok()?.status().is_success().then_some(())
+        })
+        .await;
+        web
+    }
+
+    /// Has a voice cloned, and returns it as the application shows it.
+    async fn create(&self, user: Uuid, name: &str) -> Value {
+        let sample = "ID3".repeat(1000);
+        let form = format!(
+            "--part\r\nContent-Disposition: form-data; name=\"name\"\r\n\r\n{name}\r\n\
+             --part\r\nContent-Disposition: form-data; name=\"sample\"; filename=\"sample.mp3\"\r\n\
+             Content-Type: audio/mpeg\r\n\r\n{sample}\r\n--part--\r\n"
+        );
+        let request = self.client.post(format!("{}/voices", self.url));
+        let answer = request
+            .header("X-User-Id", user.to_string())
+            .header("Content-Type", "multipart/form-data; boundary=part")
+            .body(form)
+            .send()
+            .await
+            .expect("the application answers");
+        let status = answer.status();
+        let body = answer.text().await.expect("a body");
+        assert_eq!(status, 201, "{body}");
+        serde_json::from_str(&body).expect("JSON")
+    }
+
+    async fn list(&self, user: Uuid) -> List {
+        let request = self.client.get(format!("{}/voices", self.url));
+        let answer = request
+            .header("X-User-Id", user.to_string())
+            .send()
+            .await
+            .expect("the application answers");
+        assert_eq!(answer.status(), 200);
+        let cached = answer.headers()["x-cache"] == "hit";
+        let body = answer.bytes().await.expect("a body");
+        List {
+            cached,
+            voices: serde_json::from_slice(&body).expect("JSON"),
+        }
+    }
+
+    /// Lists until the list does not come from the cache.
+    async fn fresh_list(&self, user: Uuid) -> List {
+        self.wait_for("the cached list is dropped", async || {
+            let list = self.list(user).await;
+            (!list.cached).then_some(list)
+        })
+        .await
+    }
+
+    /// Asks again and again, each time as soon as the last answer is there.
+    async fn wait_for<T>(&self, what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+        let waiting = async {
+            loop {
+                if let Some(found) = condition().await {
+                    break found;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, waiting)
+            .await
+            .unwrap_or_else(|_| panic!("not in time: {what}"))
+    }
+
+    fn logged(&self) -> String {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.clone()
+    }
+
+    /// Ends it as a supervisor would, and returns what it logged.
+    async fn stop(mut self) -> String {
+        let told = Command::new("kill")
+            .args(["-TERM", &self.process.id().to_string()])
+            .status()
+            .expect("kill runs");
+        assert!(told.success());
+        let reading = self.reading.take().expect("is stopped once");
+        let ending = tokio::task::spawn_blocking(|| reading.join());
+        timeout(PATIENCE, ending)
+            .await
+            .expect("uvicorn ends in time")
+            .expect("joins")
+            .expect("the log is read");
+        self.logged()
+    }
+}
+
+impl Drop for Web {
+    fn drop(&mut self) {
+        // Errors say that it has ended already.
+        let _ended = self.process.kill();
+        let _ended = self.process.wait();
+        if thread::panicking() {
+            eprintln!("the application's log:\n{}", self.logged());
+        }
+    }
+}
+
+/// The address in uvicorn's line that tells it.
+fn listening_at(line: &str) -> Option<String> {
+    let (_, after) = line.split_once("Uvicorn running on ")?;
+    after.split_whitespace().next().map(str::to_owned)
+}
+
+/// Python in the application's directory, with an environment that has nothing of the caller's.
+fn python(database: &App) -> Command {
+    let mut command = Command::new(from_scripts("VOICE_SYNC_TEST_PYTHON"));
+    command
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/fastapi"))
+        .env_clear()
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("DATABASE_URL", &database.url);
+    command
+}
+
+struct Alembic {
+    succeeded: bool,
+    said: String,
+}
+
+async fn alembic(database: &App, arguments: &[&str]) -> Alembic {
+    let mut command = python(database);
+    command.args(["-m", "alembic"]).args(arguments);
+    let output = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .expect("joins")
+        .expect("alembic runs");
+    let said = [output.stdout, output.stderr].concat();
+    Alembic {
+        succeeded: output.status.success(),
+        said: String::from_utf8_lossy(&said).into_owned(),
+    }
+}
+
+fn provider_id(voice: &Value) -> &str {
+    voice["elevenlabs_voice_id"].as_str().expect("an id")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_that_knows_nothing_of_voice_sync_sees_its_voices_finished() {
+    let site = Site::new().await;
+    let (early, late) = (Uuid::new_v4(), Uuid::new_v4());
+    let ready = site.web.create(early, "Anna [ready]").await;
+    site.web.create(early, "Ben [banned]").await;
+    let later = site.web.create(late, "Cleo [ready 1h]").await;
+    for user in [early, late] {
+        let first = site.web.list(user).await;
+        assert!(!first.cached);
+        assert!(
+            first
+                .statuses()
+                .iter()
+                .all(|status| *status == "processing")
+        );
+        assert!(site.web.list(user).await.cached);
+    }
+
+    let dry = site.sync_once().arg("--dry-run").run().await;
+    dry.expect_code(0);
+    assert_eq!((dry.count("completed"), dry.count("failed")), (1, 1));
+    site.migrate().await;
+    site.expect_no_drift().await;
+    let before = site.web.list(early).await;
+    assert!(before.cached, "nothing has happened yet");
+    assert_eq!(before.statuses(), ["processing", "processing"]);
+
+    let pass = site.sync_once().run().await;
+    pass.expect_code(0);
+    assert_eq!(pass.count("events_published"), 2);
+    let after = site.web.fresh_list(early).await;
+    assert_eq!(after.statuses(), ["completed", "failed"]);
+    let preview = format!(
+        "https://storage.example.com/previews/{}.mp3",
+        provider_id(&ready)
+    );
+    assert_eq!(after.voices[0]["preview_url"], preview);
+    assert!(after.voices[0]["completed_at"].is_string());
+    assert_eq!(after.voices[1]["preview_url"], Value::Null);
+    assert_eq!(after.voices[1]["completed_at"], Value::Null);
+    let other = site.web.list(late).await;
+    assert!(other.cached, "the other user's voice is not finished");
+    assert_eq!(other.statuses(), ["processing"]);
+    site.expect_no_drift().await;
+
+    // The hour is over.
+    site.provider.add_voice(provider_id(&later), "Cleo [ready]");
+    let pass = site.sync_once().run().await;
+    pass.expect_code(0);
+    assert_eq!((pass.count("due"), pass.count("completed")), (1, 1));
+    let after = site.web.fresh_list(late).await;
+    assert_eq!(after.statuses(), ["completed"]);
+    assert!(after.voices[0]["preview_url"].is_string());
+
+    site.database.execute("CREATE TABLE stray (id int)").await;
+    let check = alembic(&site.database, &["check"]).await;
+    assert!(
+        !check.succeeded,
+        "this check finds drift where there is any"
+    );
+    assert!(check.said.contains("remove_table"), "{}", check.said);
+    let log = site.web.stop().await;
+    assert!(log.contains("Application shutdown complete"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn its_cached_lists_are_dropped_by_events_and_by_each_event_once() {
+    let site = Site::new().await;
+    site.migrate().await;
+    let user = Uuid::new_v4();
+    let silent = site.web.create(user, "Dora [ready]").await;
+    site.web.list(user).await;
+
+    let without_events = sync_once(&site.database.url, &site.provider.url());
+    without_events.run().await.expect_code(0);
+    let row = site.database.row(provider_id(&silent)).await;
+    assert_eq!(row.status, "completed");
+    let stale = site.web.list(user).await;
+    assert!(stale.cached, "the table alone drops no list");
+    assert_eq!(stale.statuses(), ["processing"]);
+
+    site.web.create(user, "Emil [ready]").await;
+    site.web.list(user).await;
+    site.sync_once().run().await.expect_code(0);
+    let list = site.web.fresh_list(user).await;
+    assert_eq!(list.statuses(), ["completed", "completed"]);
+
+    let events = site.bus.events("voice.created").await;
+    assert_eq!(events.len(), 1);
+    site.publish("voice.created", &events[0].to_string()).await;
+    site.publish("voice.created", "no JSON").await;
+    site.publish(
+        "voice.updated",
+        &json!({"type": "voice.updated"}).to_string(),
+    )
+    .await;
+    site.consumed("voice.created").await;
+    site.consumed("voice.updated").await;
+    assert!(site.web.list(user).await.cached, "none of them was news");
+
+    // The application's own publishers have other ids, and other times.
+    let mut news = events[0].clone();
+    news["event_id"] = json!(Uuid::new_v4().to_string());
+    news["source"] = json!("voice-service");
+    site.publish("voice.created", &news.to_string()).await;
+    assert!(!site.web.fresh_list(user).await.cached);
+    site.web.stop().await;
+}
