@@ -21,10 +21,11 @@ const GROUP: &str = "cache-service";
 
 /// The application as its developers run it, on servers of its own.
 struct Site {
+    // First, as fields are dropped in their order: it ends before what it uses.
+    web: Web,
     database: App,
     bus: Bus,
     provider: Simulator,
-    web: Web,
 }
 
 impl Site {
@@ -46,10 +47,10 @@ impl Site {
             .env("ELEVENLABS_API_KEY", KEY);
         let web = Web::start(python).await;
         Self {
+            web,
             database,
             bus,
             provider,
-            web,
         }
     }
 
