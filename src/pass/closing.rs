@@ -21,6 +21,7 @@ const PAGE: u32 = 500;
 const TIDIED_AT_ONCE: u32 = 1000;
 /// Of so many passes without work, one tidies up.
 const IDLE_PASSES_A_TIDYING: u32 = 50;
+
 /// What is known at the end of a pass.
 #[derive(Default)]
 pub(super) struct Ending {

@@ -195,7 +195,8 @@ impl Database {
     }
 }
 
-/// The newest applied migration. In a transaction it ends that, if there is none.
+/// The newest applied migration. Where there is none, the statement fails, and with it a transaction
+/// around it.
 async fn applied_postgres(connection: &mut PgConnection) -> Result<Option<i64>, StoreError> {
     // As text, since that needs no prepared statement.
     let ask = sqlx::raw_sql("SELECT max(version)::text FROM voice_sync.migrations WHERE success");

@@ -1,7 +1,5 @@
 //! An event bus that goes away, hangs, or refuses to write.
 
-use std::process::{Child, Command, Stdio};
-
 use futures_util::future::join_all;
 use redis::Client;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,6 +8,7 @@ use tokio::net::TcpListener;
 use crate::budget;
 use crate::proxy::{Proxy, Weather};
 use crate::scene::{DECIDED, Scene};
+use crate::server::OwnServer;
 use crate::support::app::Variant;
 use crate::support::binary::Ended;
 use crate::support::bus::Bus;
@@ -67,74 +66,41 @@ async fn a_bus_that_hangs_is_left_alone() {
     a_bus_that_is_away_is_left_alone(Weather::HalfOpen, budget(1, 10)).await;
 }
 
-/// A Redis of the test's own, which the script ends when its input does.
-struct Server {
-    url: String,
-    script: Child,
-}
-
-impl Server {
-    fn start() -> Self {
-        let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/with-servers"))
-            .args(["sh", "-c", "echo $VOICE_SYNC_TEST_REDIS_URL; cat"])
-            .env_remove("VOICE_SYNC_TEST_REDIS_URL")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the script starts");
-        let mut url = String::new();
-        let output = script.stdout.take().expect("its output");
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut url)
-            .expect("a line");
-        Self {
-            url: url.trim().to_owned(),
-            script,
-        }
-    }
-
-    async fn told(&self, command: &[&str]) {
-        let client = Client::open(self.url.as_str()).expect("a URL");
-        let mut connection = client
-            .get_multiplexed_async_connection()
-            .await
-            .expect("Redis answers");
-        let done: redis::RedisResult<redis::Value> = redis::cmd(command[0])
-            .arg(&command[1..])
-            .query_async(&mut connection)
-            .await;
-        done.expect("Redis does so");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.script.stdin.take());
-        // What cannot be waited for cleans up after itself all the same.
-        let _status = self.script.wait();
-    }
+/// Has a Redis do as told.
+async fn tell(server: &OwnServer, command: &[&str]) {
+    let client = Client::open(server.url.as_str()).expect("a URL");
+    let mut connection = client
+        .get_multiplexed_async_connection()
+        .await
+        .expect("Redis answers");
+    let done: redis::RedisResult<redis::Value> = redis::cmd(command[0])
+        .arg(&command[1..])
+        .query_async(&mut connection)
+        .await;
+    done.expect("Redis does so");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_must_not_write_gets_its_events_later() {
-    let server = Server::start();
-    for (troubled, healed, said) in [
+    let server = OwnServer::redis();
+    let cases: [(&[&str], &[&str], &str); 2] = [
         (
-            ["CONFIG", "SET", "maxmemory", "1"],
-            ["CONFIG", "SET", "maxmemory", "0"],
+            &["CONFIG", "SET", "maxmemory", "1"],
+            &["CONFIG", "SET", "maxmemory", "0"],
             "OOM",
         ),
         (
-            ["REPLICAOF", "127.0.0.1", "1", ""],
-            ["REPLICAOF", "NO", "ONE", ""],
+            &["REPLICAOF", "127.0.0.1", "1"],
+            &["REPLICAOF", "NO", "ONE"],
             "read only replica",
         ),
-    ] {
+    ];
+    for (troubled, healed, said) in cases {
         let mut scene = Scene::new(Variant::E32, DECIDED, 250).await;
         scene.bus = Bus::on(server.url.clone()).await;
-        let words = |words: [&'static str; 4]| words.into_iter().filter(|word| !word.is_empty());
-        server.told(&words(troubled).collect::<Vec<_>>()).await;
+        tell(&server, troubled).await;
         let ended = scene.command().run().await;
-        server.told(&words(healed).collect::<Vec<_>>()).await;
+        tell(&server, healed).await;
         ended.expect_code(75);
         assert_eq!(ended.count("events_pending"), 250);
         assert!(ended.stderr.contains(said), "{}", ended.stderr);

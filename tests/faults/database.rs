@@ -1,11 +1,11 @@
 //! A database that cuts connections, restarts, hangs, refuses and fills up.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use crate::proxy::{Proxy, Weather};
 use crate::scene::{DECIDED, MIXED, Scene};
+use crate::server::OwnServer;
 use crate::support::app::{App, Pool, Variant};
 use crate::support::binary::{Ended, KEY, end};
 use crate::{budget, is_full};
@@ -71,53 +71,9 @@ async fn whoever_loses_its_connections_makes_new_ones() {
     scene.check().await;
 }
 
-/// A PostgreSQL of this test's own, which the script ends when its input does.
-struct Server {
-    url: String,
-    restart: String,
-    script: Child,
-}
-
-impl Server {
-    fn start() -> Self {
-        let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/with-servers"))
-            .args([
-                "sh",
-                "-c",
-                "echo $VOICE_SYNC_TEST_DATABASE_URL; echo $VOICE_SYNC_TEST_RESTART_POSTGRES; cat",
-            ])
-            .env_remove("VOICE_SYNC_TEST_DATABASE_URL")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the script starts");
-        let mut lines = BufReader::new(script.stdout.take().expect("its output")).lines();
-        let mut line = || lines.next().expect("a line").expect("text");
-        Self {
-            url: line(),
-            restart: line(),
-            script,
-        }
-    }
-
-    async fn restart(&self) {
-        let mut restart = Command::new(&self.restart);
-        let status = tokio::task::spawn_blocking(move || restart.status()).await;
-        assert!(status.expect("joins").expect("the script runs").success());
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.script.stdin.take());
-        // What cannot be waited for cleans up after itself all the same.
-        let _status = self.script.wait();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_loses_its_server_waits_for_it() {
-    let server = Server::start();
+    let server = OwnServer::postgres();
     let restarts = budget(3, 20);
     let app = App::on_server(server.url.clone()).await;
     let scene = slow_scene(app, restarts as usize * 20).await;
