@@ -19,6 +19,8 @@ pub struct ConcurrencyLimit {
     most: u32,
     /// What the plan leaves, once the provider has told.
     left_by_plan: Option<u32>,
+    /// Whether it began below the most.
+    was_low: bool,
     /// Requests begun so far, and how many of them when it was last halved: answers to those begun
     /// before say nothing new.
     begun: u64,
@@ -42,13 +44,15 @@ impl ConcurrencyLimit {
     /// Starts where an earlier process left off, or at the most.
     pub fn new(most: u32, adapted: Option<f64>) -> Self {
         let most = most.max(1);
+        let now = adapted
+            .filter(|limit| limit.is_finite())
+            .unwrap_or(f64::from(most))
+            .clamp(1.0, f64::from(most));
         Self {
-            now: adapted
-                .filter(|limit| limit.is_finite())
-                .unwrap_or(f64::from(most))
-                .clamp(1.0, f64::from(most)),
+            now,
             most,
             left_by_plan: None,
+            was_low: now < f64::from(most),
             begun: 0,
             halved_at: 0,
         }
@@ -60,9 +64,10 @@ impl ConcurrencyLimit {
         adapted.min(self.left_by_plan.unwrap_or(u32::MAX)).max(1)
     }
 
-    /// The adapted limit, to be kept for the next process.
-    pub fn adapted(&self) -> f64 {
-        self.now
+    /// The adapted limit, to be kept for the next process; `None` if it always was the most: a
+    /// process that was allowed little learned nothing of how much the provider bears.
+    pub fn adapted(&self) -> Option<f64> {
+        (self.was_low || self.now < f64::from(self.most)).then_some(self.now)
     }
 
     /// Counts a request that begins.
@@ -174,17 +179,28 @@ mod tests {
     #[test]
     fn it_goes_on_where_an_earlier_process_stopped() {
         assert_eq!(ConcurrencyLimit::new(10, Some(3.7)).get(), 3);
-        let mut kept = 2.0;
+        let mut kept = Some(2.0);
         for _ in 0..5 {
-            let mut limit = ConcurrencyLimit::new(4, Some(kept));
+            let mut limit = ConcurrencyLimit::new(4, kept);
             limit.clean();
             limit.clean();
             kept = limit.adapted();
         }
-        assert_eq!(ConcurrencyLimit::new(4, Some(kept)).get(), 3);
+        assert_eq!(ConcurrencyLimit::new(4, kept).get(), 3);
         assert_eq!(ConcurrencyLimit::new(2, Some(30.0)).get(), 2);
         assert_eq!(ConcurrencyLimit::new(4, Some(f64::NAN)).get(), 4);
         assert_eq!(ConcurrencyLimit::new(4, Some(-1.0)).get(), 1);
+
+        let mut little = ConcurrencyLimit::new(1, Some(8.0));
+        little.clean();
+        assert_eq!(
+            little.adapted(),
+            None,
+            "what it was not allowed it cannot know"
+        );
+        let mut recovering = ConcurrencyLimit::new(2, Some(1.9));
+        recovering.clean();
+        assert_eq!(recovering.adapted(), Some(2.0));
     }
 
     proptest! {

@@ -12,7 +12,7 @@ pub struct Standing {
     pub open_for: Duration,
     /// How long the provider asked not to be asked.
     pub hold_for: Duration,
-    /// The concurrency that the provider bore last.
+    /// The concurrency that the provider bore last, where that was found out.
     pub concurrency: Option<f64>,
 }
 

@@ -122,7 +122,7 @@ impl Traffic {
             opened: state.breaker.opened(),
             open_for: left(state.open_until),
             hold_for: left(state.hold_until),
-            concurrency: Some(state.limit.adapted()),
+            concurrency: state.limit.adapted(),
         }
     }
 

@@ -90,7 +90,7 @@ impl PostgresStore {
                 probe_until = CASE WHEN EXCLUDED.opened > 0 AND p.probed_by <> $6
                                    THEN p.probe_until END,
                 hold_until = GREATEST(p.hold_until, EXCLUDED.hold_until),
-                concurrency = EXCLUDED.concurrency";
+                concurrency = COALESCE(EXCLUDED.concurrency, p.concurrency)";
         let Standing {
             opened,
             open_for,
@@ -121,7 +121,7 @@ impl PostgresStore {
             VALUES ($1, now() + make_interval(secs => $2), $3)
             ON CONFLICT (account) DO UPDATE
             SET hold_until = GREATEST(p.hold_until, EXCLUDED.hold_until),
-                concurrency = EXCLUDED.concurrency";
+                concurrency = COALESCE(EXCLUDED.concurrency, p.concurrency)";
         let mut session = self.sessions.begin().await?;
         session
             .query(KEEP)
@@ -166,7 +166,7 @@ impl PostgresStore {
                 ON CONFLICT (account) DO UPDATE
                 SET unlisted = p.unlisted || EXCLUDED.unlisted,
                     found_at = COALESCE(EXCLUDED.found_at, p.found_at),
-                    concurrency = EXCLUDED.concurrency
+                    concurrency = COALESCE(EXCLUDED.concurrency, p.concurrency)
             ),
             stopped AS (
                 INSERT INTO voice_sync.cursors (table_name, resume_after)

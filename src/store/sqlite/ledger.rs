@@ -88,7 +88,7 @@ impl SqliteStore {
                                     THEN probe_until END,
                  hold_until = COALESCE(max(hold_until, excluded.hold_until), hold_until,
                                        excluded.hold_until),
-                 concurrency = excluded.concurrency"
+                 concurrency = COALESCE(excluded.concurrency, concurrency)"
         );
         let Standing {
             opened,
@@ -118,7 +118,7 @@ impl SqliteStore {
              VALUES ($1, {NOW} + $2, $3)
              ON CONFLICT (account) DO UPDATE
              SET hold_until = max(COALESCE(hold_until, 0), excluded.hold_until),
-                 concurrency = excluded.concurrency"
+                 concurrency = COALESCE(excluded.concurrency, concurrency)"
         );
         sqlx::query(AssertSqlSafe(sql))
             .bind(account.to_string())
@@ -155,7 +155,7 @@ impl SqliteStore {
             ON CONFLICT (account) DO UPDATE
             SET unlisted = json_patch(unlisted, excluded.unlisted),
                 found_at = COALESCE(excluded.found_at, found_at),
-                concurrency = excluded.concurrency";
+                concurrency = COALESCE(excluded.concurrency, concurrency)";
         const STOPPED: &str = "
             INSERT INTO voice_sync_cursors (table_name, resume_after) VALUES ($1, $2)
             ON CONFLICT (table_name) DO UPDATE SET resume_after = excluded.resume_after";
