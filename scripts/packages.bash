@@ -16,6 +16,7 @@ package_names() {
 		apt-get-postgresql) echo postgresql ;;
 		apt-get-redis) echo redis-server ;;
 		*-pgbouncer) echo pgbouncer ;;
+		*-openssl) echo openssl ;;
 		apt-get-faketime) echo faketime ;;
 		apt-get-python) echo python3 python3-venv ;;
 		dnf-postgresql) echo postgresql-server ;;
@@ -30,7 +31,7 @@ package_names() {
 	done | tr '\n' ' '
 }
 
-# install_packages WHAT…, each of: postgresql pgbouncer redis faketime python
+# install_packages WHAT…, each of: postgresql pgbouncer redis faketime openssl python
 install_packages() {
 	local manager names
 	for manager in apt-get dnf brew ''; do

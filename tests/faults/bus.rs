@@ -8,10 +8,10 @@ use tokio::net::TcpListener;
 use crate::budget;
 use crate::proxy::{Proxy, Weather};
 use crate::scene::{DECIDED, Scene};
-use crate::server::OwnServer;
 use crate::support::app::Variant;
 use crate::support::binary::Ended;
 use crate::support::bus::Bus;
+use crate::support::server::OwnServers;
 
 /// Instances that run again and again, as by cron, while new voices come in, and time that passes
 /// between: it is voice-sync's own tables that grow older.
@@ -67,8 +67,8 @@ async fn a_bus_that_hangs_is_left_alone() {
 }
 
 /// Has a Redis do as told.
-async fn tell(server: &OwnServer, command: &[&str]) {
-    let client = Client::open(server.url.as_str()).expect("a URL");
+async fn tell(server: &OwnServers, command: &[&str]) {
+    let client = Client::open(server.redis_url()).expect("a URL");
     let mut connection = client
         .get_multiplexed_async_connection()
         .await
@@ -82,7 +82,7 @@ async fn tell(server: &OwnServer, command: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_must_not_write_gets_its_events_later() {
-    let server = OwnServer::redis();
+    let server = OwnServers::redis();
     let cases: [(&[&str], &[&str], &str); 2] = [
         (
             &["CONFIG", "SET", "maxmemory", "1"],
@@ -97,7 +97,7 @@ async fn a_redis_that_must_not_write_gets_its_events_later() {
     ];
     for (troubled, healed, said) in cases {
         let mut scene = Scene::new(Variant::E32, DECIDED, 250).await;
-        scene.bus = Bus::on(server.url.clone()).await;
+        scene.bus = Bus::on(server.redis_url().to_owned()).await;
         tell(&server, troubled).await;
         let ended = scene.command().run().await;
         tell(&server, healed).await;

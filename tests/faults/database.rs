@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::proxy::{Proxy, Weather};
 use crate::scene::{DECIDED, MIXED, Scene};
-use crate::server::OwnServer;
 use crate::support::app::{App, Pool, Variant};
 use crate::support::binary::{Ended, KEY, end};
+use crate::support::server::OwnServers;
 use crate::{budget, is_full};
 
 /// Starts a pass that asks one request after the other, and has begun to.
@@ -73,16 +73,16 @@ async fn whoever_loses_its_connections_makes_new_ones() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_loses_its_server_waits_for_it() {
-    let server = OwnServer::postgres();
+    let server = OwnServers::postgres();
     let restarts = budget(3, 20);
-    let app = App::on_server(server.url.clone()).await;
+    let app = App::on_server(server.database_url().to_owned()).await;
     let scene = slow_scene(app, restarts as usize * 20).await;
     let mut restarted = 0;
     let ended = meanwhile(
         begun(&scene).await,
         Duration::from_millis(1500),
         async || {
-            server.restart().await;
+            server.restart_postgres().await;
             restarted += 1;
         },
     )

@@ -14,7 +14,6 @@ mod provider;
 mod proxy;
 mod rivals;
 mod scene;
-mod server;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "some of it is for the other tests")]
 mod support;

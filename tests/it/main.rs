@@ -15,3 +15,4 @@ mod secrets;
 mod shapes;
 mod store;
 mod sync_once;
+mod tls;

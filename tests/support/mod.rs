@@ -4,6 +4,7 @@ pub(crate) mod app;
 pub(crate) mod binary;
 pub(crate) mod bus;
 pub(crate) mod fates;
+pub(crate) mod server;
 
 use std::env;
 
