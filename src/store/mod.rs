@@ -86,8 +86,9 @@ pub enum Store {
 }
 
 /// Runs the same method on whichever database it is: within a time limit, and again where the
-/// trouble is of the kind that passes, until that limit is over. Every operation may be repeated after a lost reply: claims
-/// are recognised by their run, transitions are guarded, notes and marks say the same twice.
+/// trouble is of the kind that passes, until that limit is over. Every operation may be repeated
+/// after a lost reply: claims, probes and ledger entries are recognised by their run, transitions are
+/// guarded and found again by their events, notes and marks say the same twice.
 macro_rules! on_either {
     ($store:tt . $operation:ident ( $($argument:expr),* $(,)? )) => {{
         let once = || async {
