@@ -68,7 +68,7 @@ impl Breaker {
 
     /// Counts the end of a pass. Where it only ever failed, however few its tries were, this opens
     /// the breaker: cron's next process begins to count anew, and one that has little to ask would
-    /// never come to [`IN_A_ROW`]. Returns the pause to make.
+    /// never come to five in a row. Returns the pause to make.
     pub fn passed(&mut self) -> Option<Duration> {
         let only_failed = self.failures_in_a_row > 0 && !self.was_answered;
         (self.opened == 0 && only_failed).then(|| self.open())
