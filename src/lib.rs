@@ -21,6 +21,7 @@ pub mod cli;
 pub mod events;
 pub mod exit;
 mod failpoint;
+pub mod finding;
 pub mod limit;
 pub mod missing;
 pub mod pass;

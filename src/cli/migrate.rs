@@ -6,32 +6,66 @@ use serde_json::json;
 
 use super::{Options, Output, at, in_time, print};
 use crate::exit::{Exit, Failed};
-use crate::store::{Access, Database, DatabaseUrl, MigrationState, PendingMigration};
+use crate::store::{
+    Access, Adoption, Database, DatabaseUrl, MigrationState, Names, PendingMigration,
+};
 
 /// Make or update voice-sync's own tables.
 #[derive(Debug, Args)]
 pub(super) struct Migrate {
+    /// Give the application's table the columns status, preview_url and completed_at, as far as it
+    /// lacks them, and an index that leads to the voices in processing. For applications that have
+    /// no migrations of their own; run it as the table's owner.
+    #[arg(long)]
+    adopt: bool,
+
     /// Print the SQL that would run, for a person who applies it by hand.
     #[arg(long)]
     dry_run: bool,
 }
 
+/// What was missing.
+struct Missing {
+    migrations: Vec<PendingMigration>,
+    adoption: Adoption,
+}
+
 impl Migrate {
     pub(super) async fn run(self, options: &Options) -> Result<Exit, Failed> {
-        let url = options.database_url()?;
-        let pending = in_time(&url, self.migrate(&url)).await?;
-        print(&self.text(&url, &pending, options.output))?;
+        let (url, names) = (options.database_url()?, options.names()?);
+        let database = in_time(&url, self.connect(&url)).await?;
+        let missing = in_time(&url, self.migrate(&url, &names, &database)).await?;
+        if !self.dry_run {
+            // Without a time limit: an index takes as long as it takes.
+            database
+                .adopt(&names, &missing.adoption)
+                .await
+                .map_err(|error| {
+                    advise(
+                        at(&url)(error),
+                        "adopt as the table's owner, when nothing holds it for longer than a few seconds",
+                    )
+                })?;
+        }
+        print(&self.text(&url, &missing, options.output))?;
         Ok(Exit::Success)
     }
 
-    /// Returns what was missing.
-    async fn migrate(&self, url: &DatabaseUrl) -> Result<Vec<PendingMigration>, Failed> {
-        let access = if self.dry_run {
-            Access::ReadOnly
-        } else {
-            Access::ReadWrite
+    async fn connect(&self, url: &DatabaseUrl) -> Result<Database, Failed> {
+        let access = match self.dry_run {
+            true => Access::ReadOnly,
+            false => Access::ReadWrite,
         };
-        let database = Database::connect(url, access).await.map_err(at(url))?;
+        Database::connect(url, access).await.map_err(at(url))
+    }
+
+    /// Makes voice-sync's own tables. Whether the application's can be adopted is found out before.
+    async fn migrate(
+        &self,
+        url: &DatabaseUrl,
+        names: &Names,
+        database: &Database,
+    ) -> Result<Missing, Failed> {
         if let MigrationState::Ahead { found } =
             database.migration_state().await.map_err(at(url))?
         {
@@ -40,46 +74,71 @@ impl Migrate {
                  run the newer voice-sync"
             )));
         }
-        let pending = database.pending_migrations().await.map_err(at(url))?;
-        if !self.dry_run && !pending.is_empty() {
+        let adoption = match self.adopt {
+            true => database.adoption(names).await.map_err(at(url))?,
+            false => Adoption::default(),
+        };
+        let migrations = database.pending_migrations().await.map_err(at(url))?;
+        if !self.dry_run && !migrations.is_empty() {
             database.migrate().await.map_err(|error| {
-                let Failed { exit, message } = at(url)(error);
-                let advice = "migrate as a role that may create a schema, or apply the SQL of \
-                              `voice-sync migrate --dry-run` by hand";
-                Failed {
-                    exit,
-                    message: message.context(advice),
-                }
+                advise(
+                    at(url)(error),
+                    "migrate as a role that may create a schema, or apply the SQL of \
+                     `voice-sync migrate --dry-run` by hand",
+                )
             })?;
         }
-        Ok(pending)
+        Ok(Missing {
+            migrations,
+            adoption,
+        })
     }
 
-    fn text(&self, url: &DatabaseUrl, pending: &[PendingMigration], output: Output) -> String {
+    fn text(&self, url: &DatabaseUrl, missing: &Missing, output: Output) -> String {
+        let Missing {
+            migrations,
+            adoption,
+        } = missing;
+        let statements = adoption.statements();
+        let nothing = migrations.is_empty() && *adoption == Adoption::default();
         match output {
             Output::Json => json!({
                 "dry_run": self.dry_run,
-                "migrations": pending.iter().map(|m| json!({"version": m.version, "name": m.name, "sql": m.sql})).collect::<Vec<_>>(),
+                "migrations": migrations.iter().map(|m| json!({"version": m.version, "name": m.name, "sql": m.sql})).collect::<Vec<_>>(),
+                "adoption": statements.collect::<Vec<_>>(),
                 "exit_code": Exit::Success.code(),
             })
             .to_string(),
-            Output::Text if pending.is_empty() => {
+            Output::Text if nothing => {
                 format!("nothing to do: voice-sync's own tables in the {url} are up to date")
             }
-            Output::Text if self.dry_run => sql(pending),
-            Output::Text => pending
+            Output::Text if self.dry_run => sql(migrations, adoption),
+            Output::Text => migrations
                 .iter()
                 .map(|m| format!("applied migration {} ({}) to the {url}", m.version, m.name))
+                .chain(statements.map(|statement| format!("ran {statement}")))
                 .collect::<Vec<_>>()
                 .join("\n"),
         }
     }
 }
 
-fn sql(pending: &[PendingMigration]) -> String {
-    let statements: Vec<_> = pending
-        .iter()
-        .map(|migration| migration.sql.as_str())
+fn advise(Failed { exit, message }: Failed, advice: &'static str) -> Failed {
+    Failed {
+        exit,
+        message: message.context(advice),
+    }
+}
+
+fn sql(migrations: &[PendingMigration], adoption: &Adoption) -> String {
+    let own = migrations.iter().map(|migration| migration.sql.as_str());
+    let together: Vec<_> = own
+        .chain(adoption.columns.iter().map(String::as_str))
         .collect();
-    format!("BEGIN;\n\n{}\nCOMMIT;", statements.join("\n"))
+    let index = adoption.index.iter().map(|index| format!("\n{index}"));
+    format!(
+        "BEGIN;\n\n{}\nCOMMIT;{}",
+        together.join("\n"),
+        index.collect::<String>()
+    )
 }

@@ -15,7 +15,7 @@ use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::events::relay::{Kind, Relay};
 use crate::exit::{Exit, Failed};
@@ -376,6 +376,51 @@ async fn in_time<T>(
     })
 }
 
+/// What is to be done about voice-sync's own tables before a command can work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OwnTables {
+    /// Nothing.
+    There,
+    /// Nothing either: who only reads can do without.
+    Unneeded,
+    /// They are made, or brought up to date.
+    ToMake,
+}
+
+fn own_tables(
+    database: &Database,
+    state: MigrationState,
+    auto_migrate: Option<bool>,
+    access: Access,
+) -> anyhow::Result<OwnTables> {
+    const ADVICE: &str =
+        "run `voice-sync migrate` as a role that may create tables, or add --auto-migrate";
+    let by_itself = auto_migrate.unwrap_or(match database {
+        Database::Sqlite(_) => true,
+        Database::Postgres(_) => false,
+    });
+    match (state, access) {
+        (MigrationState::Current, _) => Ok(OwnTables::There),
+        (MigrationState::Ahead { found }, _) => Err(anyhow!(
+            "voice-sync's own tables are of a newer version ({found}) than this program knows; run the \
+             newer voice-sync"
+        )),
+        // A first dry run leaves no trace.
+        (MigrationState::Absent, Access::ReadOnly) => Ok(OwnTables::Unneeded),
+        (MigrationState::Absent | MigrationState::Behind { .. }, Access::ReadWrite)
+            if by_itself =>
+        {
+            Ok(OwnTables::ToMake)
+        }
+        (MigrationState::Absent, Access::ReadWrite) => {
+            Err(anyhow!("voice-sync's own tables are missing; {ADVICE}"))
+        }
+        (MigrationState::Behind { found, needed }, _) => Err(anyhow!(
+            "voice-sync's own tables are of version {found}, and this program needs version {needed}; {ADVICE}"
+        )),
+    }
+}
+
 /// Connects, and makes sure that voice-sync's own tables are as this version needs them.
 async fn open(
     url: &DatabaseUrl,
@@ -384,44 +429,33 @@ async fn open(
     access: Access,
 ) -> Result<Store, Failed> {
     let at = at(url);
-    let database = Database::connect(url, access).await.map_err(&at)?;
+    let mut database = Database::connect(url, access).await.map_err(&at)?;
     let state = database.migration_state().await.map_err(&at)?;
-    let by_itself = auto_migrate.unwrap_or(match database {
-        Database::Sqlite(_) => true,
-        Database::Postgres(_) => false,
-    });
-    let own_tables = match (state, access) {
-        (MigrationState::Current, _) => true,
-        (MigrationState::Ahead { found }, _) => {
-            return Err(Failed::config(anyhow!(
-                "voice-sync's own tables in the {url} are of a newer version ({found}) than this \
-                 program knows; run the newer voice-sync"
-            )));
-        }
-        // Reading needs no tables of our own: a first dry run leaves no trace.
-        (MigrationState::Absent, Access::ReadOnly) => false,
-        (MigrationState::Absent | MigrationState::Behind { .. }, Access::ReadWrite)
-            if by_itself =>
-        {
-            // The table is looked at first: a database that does not fit is left as it is.
-            let store = Store::open(database, names, false, access)
-                .await
-                .map_err(&at)?;
-            let database = store.into_database();
-            database.migrate().await.map_err(&at)?;
-            info!("made voice-sync's own tables in the {url}");
-            return Store::open(database, names, true, access).await.map_err(at);
-        }
-        (MigrationState::Absent | MigrationState::Behind { .. }, _) => {
-            return Err(Failed::config(anyhow!(
-                "voice-sync's own tables are missing or too old in the {url}; run `voice-sync migrate` \
-                 as a role that may create tables, or add --auto-migrate"
-            )));
-        }
-    };
-    Store::open(database, names, own_tables, access)
+    let own_tables = own_tables(&database, state, auto_migrate, access)
+        .with_context(|| url.to_string())
+        .map_err(Failed::config)?;
+    if own_tables == OwnTables::ToMake {
+        // The table is looked at first: a database that does not fit is left as it is.
+        let store = Store::open(database, names, false, access)
+            .await
+            .map_err(&at)?;
+        database = store.into_database();
+        database.migrate().await.map_err(&at)?;
+        info!("made voice-sync's own tables in the {url}");
+    }
+    let there = own_tables != OwnTables::Unneeded;
+    let store = Store::open(database, names, there, access)
         .await
-        .map_err(at)
+        .map_err(at)?;
+    for column in store.absent() {
+        let name = column.name(&names.columns).as_str();
+        warn!(
+            column = name,
+            "there is no such column: {}",
+            column.consequence()
+        );
+    }
+    Ok(store)
 }
 
 #[cfg(test)]

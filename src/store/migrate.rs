@@ -32,11 +32,17 @@ macro_rules! migration {
 }
 
 fn postgres() -> Vec<Migration> {
-    vec![migration!(1, "initial", "postgres")]
+    vec![
+        migration!(1, "initial", "postgres"),
+        migration!(2, "completions", "postgres"),
+    ]
 }
 
 fn sqlite() -> Vec<Migration> {
-    vec![migration!(1, "initial", "sqlite")]
+    vec![
+        migration!(1, "initial", "sqlite"),
+        migration!(2, "completions", "sqlite"),
+    ]
 }
 
 /// How a database's own tables compare with what this program needs.
@@ -50,6 +56,8 @@ pub enum MigrationState {
     Behind {
         /// The newest applied one.
         found: i64,
+        /// The newest that there is.
+        needed: i64,
     },
     /// Made by a newer version of this program.
     Ahead {
@@ -83,7 +91,7 @@ impl Database {
         let needed = needed.unwrap_or(0);
         Ok(match self.applied().await? {
             None => MigrationState::Absent,
-            Some(found) if found < needed => MigrationState::Behind { found },
+            Some(found) if found < needed => MigrationState::Behind { found, needed },
             Some(found) if found > needed => MigrationState::Ahead { found },
             Some(_) => MigrationState::Current,
         })

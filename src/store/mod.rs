@@ -4,6 +4,8 @@
 //! `sqlite`. The two share no SQL: one works with arrays and one statement a step, the other with
 //! JSON and short write transactions. `tests/it/store.rs` runs the same contract on both.
 
+mod adopt;
+mod checkup;
 mod database_url;
 mod error;
 mod migrate;
@@ -19,10 +21,13 @@ use backon::{ExponentialBuilder, Retryable};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+pub use adopt::Adoption;
 pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
 pub use error::StoreError;
 pub use migrate::{MigrationState, PendingMigration};
-pub use table::{ColumnNames, Identifier, InvalidName, Misfit, Names, StatusValues, TableName};
+pub use table::{
+    Absent, ColumnNames, Identifier, InvalidName, Misfit, Names, StatusValues, TableName,
+};
 
 use values::Recorded;
 pub use values::{
@@ -159,6 +164,14 @@ impl Store {
         match self {
             Self::Postgres(store) => store.doubt_connections(),
             Self::Sqlite(_) => {}
+        }
+    }
+
+    /// Columns that the application's table could have, and does not.
+    pub fn absent(&self) -> &[Absent] {
+        match self {
+            Self::Postgres(store) => store.absent(),
+            Self::Sqlite(store) => store.absent(),
         }
     }
 

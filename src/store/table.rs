@@ -237,7 +237,7 @@ pub enum Misfit {
     /// Columns that cannot be done without, or that the user named.
     #[error(
         "table {table} has no column {columns}, it has {there}; say with --columns what they are \
-         called, as in --columns status=state, or add them"
+         called, as in --columns status=state, or add what is missing with `voice-sync migrate --adopt`"
     )]
     NoColumns {
         /// The table.
@@ -300,11 +300,21 @@ pub enum Misfit {
     },
 }
 
+/// Whether the columns that [`absent`] looks at may be added to the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// They are needed as they are.
+    ToWork,
+    /// Those that voice-sync writes to will be added where they are missing.
+    ToAdopt,
+}
+
 /// Looks for columns that are needed, or that the user named: those must be there. `there` are the
 /// names of the table's columns.
 pub(super) fn absent(
     table: &str,
     columns: &ColumnNames,
+    need: Need,
     there: &[&str],
     same: fn(&str, &str) -> bool,
 ) -> Result<(), Misfit> {
@@ -317,14 +327,21 @@ pub(super) fn absent(
         created_at,
         completed_at,
     } = columns;
+    let to_work = need == Need::ToWork;
     let missing: Vec<_> = [
         (id, true),
         (user_id, user_id.as_str() != "user_id"),
         (elevenlabs_voice_id, true),
-        (status, true),
-        (preview_url, true),
+        (status, to_work),
+        (
+            preview_url,
+            to_work && preview_url.as_str() != "preview_url",
+        ),
         (created_at, created_at.as_str() != "created_at"),
-        (completed_at, true),
+        (
+            completed_at,
+            to_work && completed_at.as_str() != "completed_at",
+        ),
     ]
     .into_iter()
     .filter(|(name, needed)| *needed && !there.iter().any(|one| same(one, name.as_str())))
@@ -337,6 +354,49 @@ pub(super) fn absent(
             columns: missing.join(", "),
             there: there.join(", "),
         }),
+    }
+}
+
+/// A column that voice-sync would use, and can do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absent {
+    /// Whose voice it is.
+    UserId,
+    /// Where the preview goes.
+    PreviewUrl,
+    /// Where the time of completion goes.
+    CompletedAt,
+}
+
+impl Absent {
+    /// What the column would be called.
+    pub fn name(self, columns: &ColumnNames) -> &Identifier {
+        match self {
+            Self::UserId => &columns.user_id,
+            Self::PreviewUrl => &columns.preview_url,
+            Self::CompletedAt => &columns.completed_at,
+        }
+    }
+
+    /// What comes of its absence.
+    pub fn consequence(self) -> &'static str {
+        match self {
+            Self::UserId => "events carry null for the user: consumers that need one pass them by",
+            Self::PreviewUrl | Self::CompletedAt => {
+                "its values are kept in voice-sync's own table of completions"
+            }
+        }
+    }
+
+    /// What can be done about it.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::UserId => "if the column has another name, give it with --columns user_id=…",
+            Self::PreviewUrl | Self::CompletedAt => {
+                "add it with a migration of the application or `voice-sync migrate --adopt`, or give its \
+                 other name with --columns"
+            }
+        }
     }
 }
 

@@ -247,3 +247,60 @@ async fn its_cached_lists_are_dropped_by_events_and_by_each_event_once() {
     assert!(!site.web.fresh_list(user).await.cached);
     site.web.stop().await;
 }
+
+/// With an Alembic that has the example's revision, and no other.
+async fn upgrade(app: &App) -> Alembic {
+    let directory = tempfile::TempDir::new().expect("a directory");
+    let ini = directory.path().join("alembic.ini");
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+    let text = include_str!("../../examples/fastapi/alembic.ini")
+        .replace("%(here)s", &format!("{examples}/fastapi"))
+        .replace(
+            "[alembic]",
+            &format!("[alembic]\nversion_locations = {examples}/alembic"),
+        );
+    std::fs::write(&ini, text).expect("is written");
+    alembic(app, &["-c", &ini.display().to_string(), "upgrade", "head"]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_example_of_a_revision_adds_what_a_table_from_before_lacks() {
+    for there in ["", ", status varchar(20) NOT NULL DEFAULT 'processing'"] {
+        let ddl = format!(
+            "CREATE TABLE voices (
+                 id uuid PRIMARY KEY, user_id uuid, elevenlabs_voice_id varchar(100) NOT NULL,
+                 created_at timestamp DEFAULT '2024-11-02 08:00:00' {there});
+             INSERT INTO voices (id, elevenlabs_voice_id)
+             VALUES (gen_random_uuid(), 'sim-ready-1'), (gen_random_uuid(), 'sim-nopreview-1')"
+        );
+        let app = App::postgres(Variant::B, &ddl).await;
+        let file = "SELECT pg_relation_filenode('voices')::bigint";
+        let before = app.number(file).await;
+        for _ in 0..2 {
+            let upgraded = upgrade(&app).await;
+            assert!(upgraded.succeeded, "{}", upgraded.said);
+            // As if the revision had never been applied.
+            app.execute("DELETE FROM alembic_version").await;
+        }
+        assert_eq!(
+            app.number(file).await,
+            before,
+            "the table was not rewritten"
+        );
+        let adoption = VoiceSync::new(&["migrate", "--adopt"])
+            .env("DATABASE_URL", &app.url)
+            .run()
+            .await;
+        adoption.expect_code(0);
+        assert_eq!(
+            adoption.report()["adoption"],
+            json!([]),
+            "nothing is missing"
+        );
+        let provider = simulator_with(Options::default()).await;
+        let first = sync_once(&app.url, &provider.url()).args(&["--fail-after", "never"]);
+        let pass = first.run().await;
+        pass.expect_code(0);
+        assert_eq!((pass.count("completed"), pass.count("processing")), (1, 1));
+    }
+}

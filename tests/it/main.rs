@@ -5,6 +5,7 @@
 #[expect(dead_code, reason = "some of it is for the other tests")]
 mod support;
 
+mod adopt;
 mod bad_input;
 mod events;
 mod fastapi;

@@ -109,6 +109,27 @@ impl PostgresStore {
                 ),
             ),
         };
+        let preview = preview_url.iter().map(|column| {
+            format!(
+                ", {column} = CASE WHEN a.completes THEN COALESCE(a.preview, v.{column}) ELSE v.{column} END"
+            )
+        });
+        let moment = completed_at.iter().map(|column| {
+            format!(", {column} = CASE WHEN a.completes THEN {completed_now} ELSE v.{column} END")
+        });
+        let others: String = preview.chain(moment).collect();
+        let kept = match self.keeps_completions() {
+            true => {
+                "kept AS (
+                     INSERT INTO voice_sync.completions (row_id, provider_id, preview_url)
+                     SELECT row_id, provider_id, preview FROM moved WHERE completes
+                     ON CONFLICT (row_id) DO UPDATE
+                     SET provider_id = EXCLUDED.provider_id, preview_url = EXCLUDED.preview_url,
+                         completed_at = EXCLUDED.completed_at
+                 ),"
+            }
+            false => "",
+        };
         // A setting that is local to the transaction, and so to this statement: it holds for the
         // locks that are taken once `answer` is read.
         let sql = format!(
@@ -124,16 +145,13 @@ impl PostgresStore {
              {free}
              moved AS (
                  UPDATE {table} v
-                 SET {status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END,
-                     {preview_url} = CASE WHEN a.completes THEN COALESCE(a.preview, v.{preview_url})
-                                          ELSE v.{preview_url} END,
-                     {completed_at} = CASE WHEN a.completes THEN {completed_now}
-                                           ELSE v.{completed_at} END
+                 SET {status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END {others}
                  FROM answer a
                  WHERE {unchanged} AND {is_free}
-                 RETURNING a.id::text AS row_id, a.completes, a.reason, a.event_id,
-                           {user_id} AS user_id
+                 RETURNING a.id::text AS row_id, a.provider_id, a.completes, a.preview, a.reason,
+                           a.event_id, {user_id} AS user_id
              ),
+             {kept}
              recorded AS (
                  INSERT INTO voice_sync.outbox (event_id, run_id, event_type, voice_id, user_id,
                                                 leased_until)

@@ -2,11 +2,12 @@
 
 use sqlx::Row;
 use sqlx::postgres::PgRow;
-use tracing::warn;
 
+use super::index::serves;
 use super::{PostgresStore, Sessions};
-use crate::store::table::{Identifier, Misfit, Names, absent, literal};
-use crate::store::{Access, StoreError};
+use crate::store::adopt::{Lacks, Shape};
+use crate::store::table::{ColumnNames, Identifier, Misfit, Names, Need, absent, literal};
+use crate::store::{Absent, Access, StoreError};
 
 struct Column {
     name: String,
@@ -41,76 +42,72 @@ impl PostgresStore {
         access: Access,
     ) -> Result<Self, StoreError> {
         let table = names.table.quoted();
-        let mut session = sessions.begin().await?;
-        let columns: Vec<Column> = session
-            .query(COLUMNS)
-            .bind(&table)
-            .fetch_all(&mut *session)
-            .await?
-            .into_iter()
-            .map(column)
-            .collect::<Result<_, _>>()?;
-        session.keep().await?;
-        if columns.is_empty() {
-            return Err(Misfit::NoTable { table }.into());
-        }
+        let columns = columns(&sessions, &table).await?;
         let find = |name: &Identifier| columns.iter().find(|column| column.name == name.as_str());
         let c = &names.columns;
-        let needed = [
-            &c.id,
-            &c.elevenlabs_voice_id,
-            &c.status,
-            &c.preview_url,
-            &c.completed_at,
-        ];
-        let there: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
-        absent(&table, c, &there, |one, other| one == other)?;
-        let [
-            Some(id),
-            Some(provider_id),
-            Some(status),
-            Some(preview_url),
-            Some(completed_at),
-        ] = needed.map(find)
+        check_names(&table, c, Need::ToWork, &columns)?;
+        let [Some(id), Some(provider_id), Some(status)] =
+            [&c.id, &c.elevenlabs_voice_id, &c.status].map(find)
         else {
-            unreachable!("absent() has found them all");
+            unreachable!("check_names() has found them all");
         };
+        let (preview_url, completed_at) = (find(&c.preview_url), find(&c.completed_at));
 
         check_values(&table, status, names)?;
-        let written = [
-            (&c.status, status),
+        let written: Vec<_> = [
+            (&c.status, Some(status)),
             (&c.preview_url, preview_url),
             (&c.completed_at, completed_at),
-        ];
-        check_privileges(&table, [id, provider_id], written, access)?;
-        let completed_now = match completed_at.sql_type.as_str() {
-            "timestamp without time zone" => "(now() AT TIME ZONE 'UTC')",
-            "timestamp with time zone" => "now()",
-            "text" | "character varying" | "bpchar" => {
+        ]
+        .into_iter()
+        .filter_map(|(name, column)| Some((name, column?)))
+        .collect();
+        check_privileges(&table, [id, provider_id], &written, access)?;
+        let completed_now = match completed_at.map(|column| column.sql_type.as_str()) {
+            None => "",
+            Some("timestamp without time zone") => "(now() AT TIME ZONE 'UTC')",
+            Some("timestamp with time zone") => "now()",
+            Some("text" | "character varying" | "bpchar") => {
                 "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')"
             }
-            _ => {
+            Some(other) => {
                 return Err(Misfit::Type {
                     table,
                     column: c.completed_at.quoted(),
-                    sql_type: completed_at.sql_type.clone(),
+                    sql_type: other.to_owned(),
                     wanted: "timestamp or timestamptz",
                 }
                 .into());
             }
         };
-        let created_at = moment(&c.created_at, find(&c.created_at));
-        let completed_before = moment(&c.completed_at, Some(completed_at));
-        let user_id = match find(&c.user_id) {
-            Some(_) => format!("v.{}::text", c.user_id.quoted()),
-            None => {
-                warn!(
-                    column = c.user_id.as_str(),
-                    "the table has no such column; events carry no user"
-                );
-                "NULL::text".to_owned()
-            }
+        let adopted = match own_tables {
+            true => format!(
+                "(SELECT adopted_at FROM voice_sync.adoptions WHERE table_name = {})",
+                literal(&table)
+            ),
+            false => "NULL::timestamptz".to_owned(),
         };
+        let created_at = moment(&c.created_at, find(&c.created_at), &adopted);
+        let completed_before = match (completed_at, own_tables) {
+            (None, true) => format!(
+                "(SELECT c.completed_at FROM voice_sync.completions c WHERE c.row_id = v.{}::text)",
+                c.id.quoted()
+            ),
+            (column, _) => moment(&c.completed_at, column, "NULL::timestamptz"),
+        };
+        let user = find(&c.user_id);
+        let user_id = match user {
+            Some(_) => format!("v.{}::text", c.user_id.quoted()),
+            None => "NULL::text".to_owned(),
+        };
+        let absent = [
+            (Absent::UserId, user),
+            (Absent::PreviewUrl, preview_url),
+            (Absent::CompletedAt, completed_at),
+        ]
+        .into_iter()
+        .filter_map(|(absent, column)| column.is_none().then_some(absent))
+        .collect();
         let value = |text: &str| format!("{}::{}", literal(text), status.sql_type);
         Ok(Self {
             id: c.id.quoted(),
@@ -118,15 +115,16 @@ impl PostgresStore {
             user_id,
             provider_id: format!("{}::text", c.elevenlabs_voice_id.quoted()),
             status: c.status.quoted(),
-            preview_url: c.preview_url.quoted(),
-            completed_at: c.completed_at.quoted(),
+            preview_url: preview_url.map(|_| c.preview_url.quoted()),
+            completed_at: completed_at.map(|_| c.completed_at.quoted()),
             created_at,
             completed_before,
             processing: value(&names.statuses.processing),
             completed: value(&names.statuses.completed),
             failed: value(&names.statuses.failed),
             completed_now,
-            preview_room: preview_url.length,
+            preview_room: preview_url.and_then(|column| column.length),
+            absent,
             own_tables,
             table,
             sessions,
@@ -144,6 +142,54 @@ impl PostgresStore {
     }
 }
 
+/// What the table lacks of what voice-sync would write to.
+pub(in crate::store) async fn shape(
+    sessions: &Sessions,
+    names: &Names,
+) -> Result<Shape, StoreError> {
+    let (table, c) = (names.table.quoted(), &names.columns);
+    let columns = columns(sessions, &table).await?;
+    check_names(&table, c, Need::ToAdopt, &columns)?;
+    let find = |name: &str| columns.iter().find(|column| column.name == name);
+    Ok(Shape {
+        lacks: Lacks::new(c, |name| find(name).is_some()),
+        // As the application has its other times.
+        moment: match find(c.created_at.as_str()).map(|column| column.sql_type.as_str()) {
+            Some("timestamp with time zone") => "timestamp with time zone",
+            Some(_) | None => "timestamp",
+        },
+        has_index: serves(sessions, names).await?.1,
+    })
+}
+
+/// The columns of a table; it is there if it has any.
+async fn columns(sessions: &Sessions, table: &str) -> Result<Vec<Column>, StoreError> {
+    let mut session = sessions.begin().await?;
+    let rows = session
+        .query(COLUMNS)
+        .bind(table)
+        .fetch_all(&mut *session)
+        .await?;
+    session.keep().await?;
+    match rows.is_empty() {
+        true => Err(Misfit::NoTable {
+            table: table.to_owned(),
+        }
+        .into()),
+        false => Ok(rows.into_iter().map(column).collect::<Result<_, _>>()?),
+    }
+}
+
+fn check_names(
+    table: &str,
+    names: &ColumnNames,
+    need: Need,
+    columns: &[Column],
+) -> Result<(), Misfit> {
+    let there: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+    absent(table, names, need, &there, |one, other| one == other)
+}
+
 fn column(row: PgRow) -> Result<Column, sqlx::Error> {
     Ok(Column {
         name: row.try_get("name")?,
@@ -158,15 +204,16 @@ fn column(row: PgRow) -> Result<Column, sqlx::Error> {
     })
 }
 
-/// A column's time on `v`. PostgreSQL's infinities are no times that an age could count from.
-fn moment(name: &Identifier, column: Option<&Column>) -> String {
+/// A column's time on `v`, but none before `earliest`. PostgreSQL's infinities are no times that an
+/// age could count from.
+fn moment(name: &Identifier, column: Option<&Column>, earliest: &str) -> String {
     let quoted = name.quoted();
     let read = match column.map(|column| column.sql_type.as_str()) {
         Some("timestamp without time zone") => format!("v.{quoted} AT TIME ZONE 'UTC'"),
         Some("timestamp with time zone") => format!("v.{quoted}"),
         Some(_) | None => return "NULL::timestamptz".to_owned(),
     };
-    format!("(CASE WHEN isfinite(v.{quoted}) THEN {read} END)")
+    format!("(CASE WHEN isfinite(v.{quoted}) THEN GREATEST({read}, {earliest}) END)")
 }
 
 fn check_values(table: &str, status: &Column, names: &Names) -> Result<(), Misfit> {
@@ -196,26 +243,30 @@ fn check_values(table: &str, status: &Column, names: &Names) -> Result<(), Misfi
 fn check_privileges(
     table: &str,
     read: [&Column; 2],
-    written: [(&Identifier, &Column); 3],
+    written: &[(&Identifier, &Column)],
     access: Access,
 ) -> Result<(), Misfit> {
-    let role = &written[0].1.role;
+    let role = &read[0].role;
     let may_read = read
         .into_iter()
-        .chain(written.map(|(_, column)| column))
+        .chain(written.iter().map(|(_, column)| *column))
         .all(|c| c.may_select);
     let may_write = access == Access::ReadOnly || written.iter().all(|(_, c)| c.may_update);
-    let grant = match (may_read, may_write) {
-        (true, true) => return Ok(()),
-        (false, _) => format!("GRANT SELECT ON {table} TO {role};"),
-        (true, false) => {
-            let columns = written.map(|(name, _)| name.quoted()).join(", ");
-            format!("GRANT UPDATE ({columns}) ON {table} TO {role};")
-        }
-    };
-    Err(Misfit::Privilege {
-        role: role.clone(),
-        table: table.to_owned(),
-        grant,
-    })
+    let reading = (!may_read).then(|| format!("GRANT SELECT ON {table} TO {role};"));
+    let writing = (!may_write).then(|| {
+        let columns: Vec<_> = written.iter().map(|(name, _)| name.quoted()).collect();
+        format!(
+            "GRANT UPDATE ({}) ON {table} TO {role};",
+            columns.join(", ")
+        )
+    });
+    let grants: Vec<_> = reading.into_iter().chain(writing).collect();
+    match grants.is_empty() {
+        true => Ok(()),
+        false => Err(Misfit::Privilege {
+            role: role.clone(),
+            table: table.to_owned(),
+            grant: grants.join(" "),
+        }),
+    }
 }

@@ -6,13 +6,19 @@
 
 mod apply;
 mod catalog;
+mod checkup;
 mod claim;
+mod index;
 mod ledger;
 mod outbox;
 mod session;
 
 use std::time::Duration;
 
+use crate::store::Absent;
+
+pub(super) use catalog::shape;
+pub(super) use index::make_index;
 pub(super) use session::Sessions;
 
 /// The application's table as SQL needs it: names quoted, values quoted and cast.
@@ -24,8 +30,9 @@ pub struct PostgresStore {
     user_id: String,
     provider_id: String,
     status: String,
-    preview_url: String,
-    completed_at: String,
+    /// Where this or the next one is missing, completions are kept in voice-sync's own table.
+    preview_url: Option<String>,
+    completed_at: Option<String>,
     created_at: String,
     /// A row that was completed before and stands in processing again was cloned anew then.
     completed_before: String,
@@ -35,6 +42,7 @@ pub struct PostgresStore {
     /// The present, in the type of the column `completed_at`.
     completed_now: &'static str,
     preview_room: Option<usize>,
+    absent: Vec<Absent>,
     own_tables: bool,
 }
 
@@ -45,6 +53,14 @@ impl PostgresStore {
 
     pub(super) fn doubt_connections(&self) {
         self.sessions.doubt();
+    }
+
+    fn keeps_completions(&self) -> bool {
+        self.preview_url.is_none() || self.completed_at.is_none()
+    }
+
+    pub(super) fn absent(&self) -> &[Absent] {
+        &self.absent
     }
 
     pub(super) fn preview_room(&self) -> Option<usize> {

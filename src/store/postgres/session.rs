@@ -73,12 +73,17 @@ impl Sessions {
         }
     }
 
+    pub(in crate::store) fn is_pooled(&self) -> bool {
+        self.pooler
+    }
+
     /// Has connections tested before they are used: something went wrong with one.
     pub(in crate::store) fn doubt(&self) {
         self.doubtful.store(POOL_SIZE, Ordering::Relaxed);
     }
 
-    async fn acquire(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+    /// A connection, for a statement that a transaction may not have around it.
+    pub(super) async fn acquire(&self) -> Result<PoolConnection<Postgres>, StoreError> {
         loop {
             let mut connection = self.pool.acquire().await?;
             let doubtful = self.doubtful.load(Ordering::Relaxed);

@@ -34,6 +34,13 @@ impl SqliteStore {
         const FORGET: &str = "
             DELETE FROM voice_sync_voices
             WHERE row_id IN (SELECT value FROM json_each($1)) AND run_id = $2";
+        const KEEP: &str = "
+            INSERT INTO voice_sync_completions (row_id, provider_id, preview_url, completed_at)
+            SELECT value ->> 'row', value ->> 'provider_id', value ->> 'preview', $2
+            FROM json_each($1) WHERE TRUE
+            ON CONFLICT (row_id) DO UPDATE
+            SET provider_id = excluded.provider_id, preview_url = excluded.preview_url,
+                completed_at = excluded.completed_at";
         const OVERTAKEN: &str = "
             UPDATE voice_sync_voices SET lease_until = NULL
             WHERE row_id IN (SELECT value FROM json_each($1)) AND run_id = $2";
@@ -67,15 +74,22 @@ impl SqliteStore {
             failed,
             ..
         } = self;
+        let preview = preview_url.iter().map(|column| {
+            format!(
+                ", {column} = CASE WHEN a.completes THEN COALESCE(a.preview, v.{column}) ELSE v.{column} END"
+            )
+        });
         // SQLAlchemy writes six digits of a second; SQLite's clock has three.
+        let moment = completed_at.iter().map(|column| {
+            format!(
+                ", {column} = CASE WHEN a.completes THEN strftime('%Y-%m-%d %H:%M:%f000', 'now')
+                                   ELSE v.{column} END"
+            )
+        });
+        let others: String = preview.chain(moment).collect();
         let sql = format!(
             "UPDATE {table} AS v
-             SET {status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END,
-                 {preview_url} = CASE WHEN a.completes THEN COALESCE(a.preview, v.{preview_url})
-                                      ELSE v.{preview_url} END,
-                 {completed_at} = CASE WHEN a.completes
-                                       THEN strftime('%Y-%m-%d %H:%M:%f000', 'now')
-                                       ELSE v.{completed_at} END
+             SET {status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END {others}
              FROM (SELECT value ->> 'row' AS row_id, value ->> 'provider_id' AS provider_id,
                           value ->> 'completes' AS completes, value ->> 'preview' AS preview
                    FROM json_each($1)) a
@@ -99,10 +113,11 @@ impl SqliteStore {
         let mut applied = Applied::default();
         let (mut events, mut explained) = (Vec::new(), Vec::new());
         let (mut forgotten, mut overtaken) = (Vec::new(), Vec::new());
+        let mut kept = Vec::new();
         for transition in transitions {
             let Transition {
                 row,
-                provider_id: _,
+                provider_id,
                 target,
             } = transition;
             let user = users.get(row);
@@ -110,7 +125,13 @@ impl SqliteStore {
                 (Target::Failed { reason }, Some(_)) => {
                     explained.push(json!({"row": row.as_str(), "reason": reason}));
                 }
-                (Target::Completed { .. }, Some(_)) => forgotten.push(row.as_str()),
+                (Target::Completed { preview_url }, Some(_)) => {
+                    forgotten.push(row.as_str());
+                    kept.push(
+                        json!({"row": row.as_str(), "provider_id": provider_id.as_str(),
+                                     "preview": preview_url}),
+                    );
+                }
                 (Target::Completed { .. } | Target::Failed { .. }, None) => {
                     overtaken.push(row.as_str());
                 }
@@ -136,6 +157,13 @@ impl SqliteStore {
             for row in &recorded {
                 applied.events.extend(event(row)?);
             }
+        }
+        if self.keeps_completions() {
+            sqlx::query(KEEP)
+                .bind(json!(kept).to_string())
+                .bind(present)
+                .execute(&mut *transaction)
+                .await?;
         }
         sqlx::query(EXPLAIN)
             .bind(json!(explained).to_string())

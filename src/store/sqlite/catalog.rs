@@ -1,11 +1,15 @@
 //! Finding out whether the application's table fits, and how to speak to it.
 
+use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqlitePool};
-use tracing::warn;
 
+use super::checkup::serves;
 use super::{KeyForm, SqliteStore};
-use crate::store::StoreError;
-use crate::store::table::{Identifier, Misfit, Names, absent, literal};
+use crate::store::adopt::{Lacks, Shape};
+use crate::store::table::{
+    ColumnNames, Identifier, Misfit, Names, Need, TableName, absent, literal,
+};
+use crate::store::{Absent, StoreError};
 
 struct Column {
     name: String,
@@ -19,23 +23,7 @@ impl SqliteStore {
         own_tables: bool,
     ) -> Result<Self, StoreError> {
         let table = names.table.quoted();
-        let (schema, name) = names.table.parts();
-        let columns: Vec<Column> = sqlx::query("SELECT name, type FROM pragma_table_info($1, $2)")
-            .bind(name)
-            .bind(schema.unwrap_or("main"))
-            .fetch_all(&pool)
-            .await?
-            .into_iter()
-            .map(|row| {
-                Ok::<_, sqlx::Error>(Column {
-                    name: row.try_get("name")?,
-                    declared: row.try_get::<String, _>("type")?.to_ascii_uppercase(),
-                })
-            })
-            .collect::<Result<_, _>>()?;
-        if columns.is_empty() {
-            return Err(Misfit::NoTable { table }.into());
-        }
+        let columns = columns(&pool, &names.table).await?;
         // SQLite compares the names of columns without regard to ASCII case.
         let find = |name: &Identifier| {
             columns
@@ -43,8 +31,7 @@ impl SqliteStore {
                 .find(|column| column.name.eq_ignore_ascii_case(name.as_str()))
         };
         let c = &names.columns;
-        let there: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
-        absent(&table, c, &there, str::eq_ignore_ascii_case)?;
+        check_names(&table, c, Need::ToWork, &columns)?;
         let form = |name: &Identifier| match find(name) {
             Some(column) if length(&column.declared) == Some(32) => KeyForm::BareUuid,
             Some(_) | None => KeyForm::Plain,
@@ -53,16 +40,23 @@ impl SqliteStore {
             Some(_) => format!("CAST(v.{} AS TEXT)", c.created_at.quoted()),
             None => "NULL".to_owned(),
         };
+        let completed_before = match (find(&c.completed_at), own_tables) {
+            (Some(_), _) => format!("CAST(v.{} AS TEXT)", c.completed_at.quoted()),
+            (None, true) => format!(
+                "(SELECT CAST(c.completed_at AS TEXT) FROM voice_sync_completions c
+                  WHERE c.row_id = CAST(v.{} AS TEXT))",
+                c.id.quoted()
+            ),
+            (None, false) => "NULL".to_owned(),
+        };
         let user_id = match find(&c.user_id) {
             Some(_) => format!("CAST({} AS TEXT)", c.user_id.quoted()),
-            None => {
-                warn!(
-                    column = c.user_id.as_str(),
-                    "the table has no such column; events carry no user"
-                );
-                "NULL".to_owned()
-            }
+            None => "NULL".to_owned(),
         };
+        let absent = [Absent::UserId, Absent::PreviewUrl, Absent::CompletedAt]
+            .into_iter()
+            .filter(|column| find(column.name(c)).is_none())
+            .collect();
         Ok(Self {
             id: c.id.quoted(),
             id_form: form(&c.id),
@@ -70,18 +64,69 @@ impl SqliteStore {
             user_id_form: form(&c.user_id),
             provider_id: c.elevenlabs_voice_id.quoted(),
             status: c.status.quoted(),
-            preview_url: c.preview_url.quoted(),
-            completed_at: c.completed_at.quoted(),
+            preview_url: find(&c.preview_url).map(|_| c.preview_url.quoted()),
+            completed_at: find(&c.completed_at).map(|_| c.completed_at.quoted()),
+            completed_before,
             created_at,
             processing: literal(&names.statuses.processing),
             completed: literal(&names.statuses.completed),
             failed: literal(&names.statuses.failed),
+            absent,
             preview_room: find(&c.preview_url).and_then(|column| length(&column.declared)),
             own_tables,
             table,
             pool,
         })
     }
+}
+
+/// What the table lacks of what voice-sync would write to.
+pub(in crate::store) async fn shape(pool: &SqlitePool, names: &Names) -> Result<Shape, StoreError> {
+    let c = &names.columns;
+    let columns = columns(pool, &names.table).await?;
+    check_names(&names.table.quoted(), c, Need::ToAdopt, &columns)?;
+    Ok(Shape {
+        lacks: Lacks::new(c, |name| {
+            columns
+                .iter()
+                .any(|column| column.name.eq_ignore_ascii_case(name))
+        }),
+        moment: "DATETIME",
+        has_index: serves(pool, names).await?,
+    })
+}
+
+/// The columns of a table; it is there if it has any.
+async fn columns(pool: &SqlitePool, table: &TableName) -> Result<Vec<Column>, StoreError> {
+    let (schema, name) = table.parts();
+    let rows = sqlx::query("SELECT name, type FROM pragma_table_info($1, $2)")
+        .bind(name)
+        .bind(schema.unwrap_or("main"))
+        .fetch_all(pool)
+        .await?;
+    let column = |row: SqliteRow| {
+        Ok::<_, sqlx::Error>(Column {
+            name: row.try_get("name")?,
+            declared: row.try_get::<String, _>("type")?.to_ascii_uppercase(),
+        })
+    };
+    match rows.is_empty() {
+        true => Err(Misfit::NoTable {
+            table: table.quoted(),
+        }
+        .into()),
+        false => Ok(rows.into_iter().map(column).collect::<Result<_, _>>()?),
+    }
+}
+
+fn check_names(
+    table: &str,
+    names: &ColumnNames,
+    need: Need,
+    columns: &[Column],
+) -> Result<(), Misfit> {
+    let there: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+    absent(table, names, need, &there, str::eq_ignore_ascii_case)
 }
 
 /// The `n` of a declared type such as `VARCHAR(n)`.

@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::{KeyForm, NOW, SqliteStore, elapsed, milliseconds};
+use crate::store::table::literal;
 use crate::store::{Claimed, LEASE, Page, Selection, StoreError, visit};
 use crate::voice::RowId;
 
@@ -60,7 +61,7 @@ impl SqliteStore {
             id,
             provider_id,
             created_at,
-            completed_at,
+            completed_before,
             ..
         } = self;
         let known = match self.own_tables {
@@ -70,6 +71,13 @@ impl SqliteStore {
                          NULL AS run_id, NULL AS lease_until, NULL AS kind, NULL AS set_aside_until,
                          NULL AS failed_at)"
             }
+        };
+        let adopted = match self.own_tables {
+            true => format!(
+                "(SELECT adopted_at FROM voice_sync_adoptions WHERE table_name = {})",
+                literal(table)
+            ),
+            false => "NULL".to_owned(),
         };
         let named = matches!(selection, Selection::Named(_));
         format!(
@@ -81,7 +89,8 @@ impl SqliteStore {
                         AND NOT {named} AS resting
              FROM (SELECT CAST(v.{id} AS TEXT) AS row_id, v.{id} AS id,
                           CAST(v.{provider_id} AS TEXT) AS provider_id, {created_at} AS created_at,
-                          CAST(v.{completed_at} AS TEXT) AS completed_before
+                          {adopted} AS adopted_at,
+                          {completed_before} AS completed_before
                    FROM {table} v WHERE {condition} ORDER BY v.{id} LIMIT $2) p
              LEFT JOIN {known} w ON w.row_id = p.row_id
              ORDER BY p.id"
@@ -232,7 +241,9 @@ fn age(row: &SqliteRow) -> Result<Duration, sqlx::Error> {
         Ok::<_, sqlx::Error>(past)
     };
     // A row that was completed before and stands in processing again was cloned anew then.
-    let created = moment("created_at")?.max(moment("completed_before")?);
+    let adopted: Option<i64> = row.try_get("adopted_at")?;
+    let created = moment("created_at")?.map(|created| created.max(adopted.unwrap_or(created)));
+    let created = created.max(moment("completed_before")?);
     let restarted: Option<i64> = row.try_get("restarted_at")?;
     let first_seen: Option<i64> = row.try_get("first_seen")?;
     let since = created.max(restarted).or(first_seen).unwrap_or(present);

@@ -5,6 +5,7 @@
 
 mod apply;
 mod catalog;
+mod checkup;
 mod claim;
 mod ledger;
 mod outbox;
@@ -16,13 +17,16 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{ConnectOptions, SqlitePool};
 use uuid::Uuid;
 
-use super::{ACQUIRE_TIMEOUT, Access, StoreError};
+pub(super) use catalog::shape;
+pub(super) use checkup::checkup;
+
+use super::{ACQUIRE_TIMEOUT, Absent, Access, StoreError};
 
 /// How long to wait for the application to finish a write of its own.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The present in whole milliseconds since 1970.
-const NOW: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
+pub(super) const NOW: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
 
 pub(super) async fn connect(path: &Path, access: Access) -> Result<SqlitePool, StoreError> {
     if !path.exists() {
@@ -68,19 +72,31 @@ pub struct SqliteStore {
     user_id_form: KeyForm,
     provider_id: String,
     status: String,
-    preview_url: String,
-    completed_at: String,
+    /// Where this or the next one is missing, completions are kept in voice-sync's own table.
+    preview_url: Option<String>,
+    completed_at: Option<String>,
+    /// Text, whatever the application writes.
+    completed_before: String,
     created_at: String,
     processing: String,
     completed: String,
     failed: String,
     preview_room: Option<usize>,
+    absent: Vec<Absent>,
     own_tables: bool,
 }
 
 impl SqliteStore {
     pub(super) fn into_pool(self) -> SqlitePool {
         self.pool
+    }
+
+    fn keeps_completions(&self) -> bool {
+        self.preview_url.is_none() || self.completed_at.is_none()
+    }
+
+    pub(super) fn absent(&self) -> &[Absent] {
+        &self.absent
     }
 
     pub(super) fn preview_room(&self) -> Option<usize> {

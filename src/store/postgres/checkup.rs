@@ -1,0 +1,222 @@
+//! What `voice-sync doctor` says of a PostgreSQL.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use chrono::{DateTime, Utc};
+use sqlx::{AssertSqlSafe, Row};
+
+use super::index::serves;
+use super::{PostgresStore, Sessions, seconds};
+use crate::exit::Exit;
+use crate::finding::Finding;
+use crate::store::adopt::Dialect;
+use crate::store::checkup::{self, CLOCKS_APART};
+use crate::store::{Names, StoreError};
+
+impl Sessions {
+    /// Which server it is, whether it takes writes, and what its clock says.
+    pub(in crate::store) async fn checkup(&self) -> Result<Finding, StoreError> {
+        const SERVER: &str = "
+            SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS standby,
+                   current_setting('default_transaction_read_only')::bool AS read_only,
+                   extract(epoch FROM clock_timestamp())::float8 AS clock";
+        let mut session = self.begin().await?;
+        let row = session.query(SERVER).fetch_one(&mut *session).await?;
+        session.keep().await?;
+        let version: String = row.try_get("version")?;
+        let pooler = match self.is_pooled() {
+            true => ", by way of a pooler",
+            false => "",
+        };
+        if row.try_get("standby")? || row.try_get("read_only")? {
+            let says = format!("PostgreSQL {version}{pooler}, which only allows reading");
+            return Ok(Finding::broken("database", Exit::Database, says)
+                .advise("give the URL of the primary"));
+        }
+        let there = seconds(row.try_get("clock")?);
+        let here = SystemTime::now().duration_since(UNIX_EPOCH);
+        let apart = here.map_or(there, |here| here.abs_diff(there));
+        let says =
+            format!("PostgreSQL {version}{pooler}, its clock is {apart:.1?} from this host's");
+        Ok(match apart < CLOCKS_APART {
+            true => Finding::fine("database", says),
+            false => Finding::doubtful(
+                "database",
+                says,
+                "have both set by NTP; only the database's clock decides, but logs will mislead",
+            ),
+        })
+    }
+}
+
+impl PostgresStore {
+    pub(in crate::store) async fn checkup(
+        &self,
+        names: &Names,
+    ) -> Result<Vec<Finding>, StoreError> {
+        let mut findings = Vec::new();
+        if self.own_tables {
+            findings.push(self.own_privileges().await?);
+        }
+        findings.push(self.row_security().await?);
+        findings.push(self.obstacles(names).await?);
+        findings.push(self.index(names).await?);
+        findings.push(self.backlog().await?);
+        if self.own_tables {
+            findings.push(self.second_poller().await?);
+        }
+        Ok(findings)
+    }
+
+    async fn own_privileges(&self) -> Result<Finding, StoreError> {
+        const PRIVILEGES: &str = "
+            SELECT quote_ident(current_user) AS role,
+                   ARRAY(SELECT DISTINCT p.privilege
+                         FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])
+                              WITH ORDINALITY AS p (privilege, place)
+                         WHERE c.relnamespace = to_regnamespace('voice_sync') AND c.relkind = 'r'
+                           AND c.relname <> 'migrations'
+                           AND NOT has_table_privilege(c.oid, p.privilege)) AS missing";
+        let mut session = self.sessions.begin().await?;
+        let row = session.query(PRIVILEGES).fetch_one(&mut *session).await?;
+        session.keep().await?;
+        let (role, missing): (String, Vec<String>) =
+            (row.try_get("role")?, row.try_get("missing")?);
+        if missing.is_empty() {
+            return Ok(Finding::fine(
+                "privileges",
+                format!("role {role} has what it needs"),
+            ));
+        }
+        let missing = missing.join(", ");
+        let says = format!("role {role} lacks {missing} on voice-sync's own tables");
+        Ok(Finding::broken("privileges", Exit::Config, says).advise(format!(
+            "as their owner, run: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA voice_sync TO {role};"
+        )))
+    }
+
+    async fn row_security(&self) -> Result<Finding, StoreError> {
+        const ACTIVE: &str =
+            "SELECT row_security_active(to_regclass($1)), quote_ident(current_user)";
+        let mut session = self.sessions.begin().await?;
+        let query = session.query(ACTIVE).bind(&self.table);
+        let row = query.fetch_one(&mut *session).await?;
+        session.keep().await?;
+        let role: String = row.try_get(1)?;
+        Ok(match row.try_get(0)? {
+            false => Finding::fine("row security", format!("hides nothing from role {role}")),
+            true => Finding::doubtful(
+                "row security",
+                format!(
+                    "policies of table {} decide which voices role {role} sees",
+                    self.table
+                ),
+                format!("give it a policy that shows all, or run: ALTER ROLE {role} BYPASSRLS;"),
+            ),
+        })
+    }
+
+    /// Triggers and constraints that could refuse what voice-sync writes.
+    async fn obstacles(&self, names: &Names) -> Result<Finding, StoreError> {
+        const OBSTACLES: &str = "
+            SELECT 'trigger ' || quote_ident(tgname) AS name, '' AS definition
+            FROM pg_trigger
+            WHERE tgrelid = to_regclass($1) AND NOT tgisinternal AND tgenabled <> 'D'
+              AND tgtype & 16 <> 0
+            UNION ALL
+            SELECT 'constraint ' || quote_ident(conname), pg_get_constraintdef(oid)
+            FROM pg_constraint c
+            WHERE conrelid = to_regclass($1) AND contype = 'c'
+              AND EXISTS (SELECT FROM pg_attribute a
+                          WHERE a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
+                            AND a.attname = ANY ($2))
+            ORDER BY name";
+        let columns = &names.columns;
+        let written = [&columns.status, &columns.preview_url, &columns.completed_at];
+        let written: Vec<&str> = written.iter().map(|name| name.as_str()).collect();
+        let mut session = self.sessions.begin().await?;
+        let query = session.query(OBSTACLES).bind(&self.table).bind(written);
+        let rows = query.fetch_all(&mut *session).await?;
+        session.keep().await?;
+        let mut obstacles = Vec::new();
+        for row in rows {
+            let definition: String = row.try_get("definition")?;
+            // SQLAlchemy's enums without a type of their own list their values in a constraint.
+            let lists_ours = [&names.statuses.completed, &names.statuses.failed]
+                .iter()
+                .all(|value| definition.contains(&format!("'{value}'")));
+            if !lists_ours {
+                obstacles.push(row.try_get::<String, _>("name")?);
+            }
+        }
+        Ok(match obstacles.is_empty() {
+            true => Finding::fine("obstacles", "no trigger or constraint is in the way"),
+            false => Finding::doubtful(
+                "obstacles",
+                format!(
+                    "{} of table {} may refuse an update",
+                    obstacles.join(", "),
+                    self.table
+                ),
+                "see that they let a role without a session of the application write status, preview and completion",
+            ),
+        })
+    }
+
+    async fn index(&self, names: &Names) -> Result<Finding, StoreError> {
+        let (rows, serves) = serves(&self.sessions, names).await?;
+        Ok(checkup::index(rows, serves, Dialect::Postgres, names))
+    }
+
+    async fn backlog(&self) -> Result<Finding, StoreError> {
+        let Self {
+            table,
+            status,
+            processing,
+            created_at,
+            ..
+        } = self;
+        let sql = format!(
+            "SELECT count(*), extract(epoch FROM now() - min({created_at}))::float8
+             FROM {table} v WHERE v.{status} = {processing}"
+        );
+        let mut session = self.sessions.begin().await?;
+        let row = session
+            .query(AssertSqlSafe(sql))
+            .fetch_one(&mut *session)
+            .await?;
+        session.keep().await?;
+        let oldest: Option<f64> = row.try_get(1)?;
+        let voices = row.try_get::<i64, _>(0)?.unsigned_abs();
+        Ok(checkup::backlog(voices, oldest.map(seconds)))
+    }
+
+    /// Counts rows completed, since the oldest event that is still known, without one of their own.
+    async fn second_poller(&self) -> Result<Finding, StoreError> {
+        const SINCE: &str = "SELECT min(occurred_at) FROM voice_sync.outbox";
+        let Self {
+            table,
+            id,
+            status,
+            completed,
+            completed_before,
+            ..
+        } = self;
+        let mut session = self.sessions.begin().await?;
+        let row = session.query(SINCE).fetch_one(&mut *session).await?;
+        let mut strangers = None;
+        if let Some(since) = row.try_get::<Option<DateTime<Utc>>, _>(0)? {
+            let sql = format!(
+                "SELECT count(*) FROM {table} v
+                 WHERE v.{status} = {completed} AND {completed_before} > $1
+                   AND NOT EXISTS (SELECT FROM voice_sync.outbox o
+                                   WHERE o.voice_id = v.{id}::text AND o.event_type = 'voice.created')"
+            );
+            let query = session.query(AssertSqlSafe(sql)).bind(since);
+            let row = query.fetch_one(&mut *session).await?;
+            strangers = Some(row.try_get::<i64, _>(0)?.unsigned_abs());
+        }
+        session.keep().await?;
+        Ok(checkup::second_poller(strangers))
+    }
+}

@@ -1,0 +1,248 @@
+//! Tables from before `status`, `preview_url` and `completed_at`: as they are, and adopted.
+
+use serde_json::{Value, json};
+use sqlx::Connection;
+
+use crate::support::app::{App, Pool, Variant};
+use crate::support::binary::{Ended, VoiceSync, end, sync_once};
+use crate::support::bus::Bus;
+use crate::support::fates::simulator;
+
+const ALL: [Variant; 3] = [Variant::B, Variant::Pooled, Variant::E36];
+
+/// Voices that were cloned two years ago: one is ready, one banned, one has no preview.
+async fn app(variant: Variant, more_columns: &str) -> App {
+    let ddl = format!(
+        "CREATE TABLE voices (
+             id char(36) PRIMARY KEY, user_id char(36), elevenlabs_voice_id varchar(100) NOT NULL,
+             created_at timestamp NOT NULL DEFAULT CURRENT_TIMESTAMP {more_columns});
+         INSERT INTO voices (id, elevenlabs_voice_id, created_at)
+         VALUES ('0b8f1c52-7f0e-4a6e-9f7a-3a4a4c1f1a11', 'sim-ready-1', '2024-11-02 08:00:00'),
+                ('1b8f1c52-7f0e-4a6e-9f7a-3a4a4c1f1a11', 'sim-banned-1', '2024-11-02 08:00:00'),
+                ('2b8f1c52-7f0e-4a6e-9f7a-3a4a4c1f1a11', 'sim-nopreview-1', '2024-11-02 08:00:00')"
+    );
+    match variant {
+        Variant::E36 => App::sqlite(variant, &ddl).await,
+        Variant::A | Variant::B | Variant::D | Variant::Pooled | Variant::E32 => {
+            App::postgres(variant, &ddl).await
+        }
+    }
+}
+
+fn adopt(app: &App) -> VoiceSync {
+    VoiceSync::new(&["migrate", "--adopt"]).env("DATABASE_URL", &app.url)
+}
+
+async fn pass(app: &App, bus: &Bus, arguments: &[&str]) -> Ended {
+    let provider = simulator().await;
+    sync_once(&app.url, &provider.url())
+        .publishing_to(bus)
+        .arg("--auto-migrate")
+        .args(arguments)
+        .run()
+        .await
+}
+
+fn outcome(ended: &Ended) -> [u64; 3] {
+    ["completed", "failed", "processing"].map(|field| ended.count(field))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_without_any_is_refused_until_it_is_adopted() {
+    for variant in ALL {
+        let (app, bus) = (app(variant, "").await, Bus::new().await);
+        let refused = pass(&app, &bus, &[]).await;
+        refused.expect_code(78);
+        assert!(
+            refused.stderr.contains("migrate --adopt"),
+            "{}",
+            refused.stderr
+        );
+
+        let ended = adopt(&app).run().await;
+        ended.expect_code(0);
+        assert_ne!(ended.report()["adoption"], json!([]));
+        let again = adopt(&app).run().await;
+        again.expect_code(0);
+        assert_eq!(again.report()["adoption"], json!([]), "{variant:?}");
+
+        // However old they are, their time in processing begins now.
+        assert_eq!(
+            outcome(&pass(&app, &bus, &[]).await),
+            [1, 1, 1],
+            "{variant:?}"
+        );
+        assert!(app.row("sim-ready-1").await.completed_at.is_some());
+        assert!(app.row("sim-ready-1").await.preview_url.is_some());
+        // As an application that knows nothing of a status does.
+        app.execute(
+            "INSERT INTO voices (id, elevenlabs_voice_id)
+             VALUES ('3b8f1c52-7f0e-4a6e-9f7a-3a4a4c1f1a11', 'sim-ready-2')",
+        )
+        .await;
+        assert_eq!(outcome(&pass(&app, &bus, &[]).await), [1, 0, 1]);
+        app.execute(&format!(
+            "UPDATE {} SET adopted_at = adopted_at - {}",
+            app.own("adoptions"),
+            match app.pool {
+                Pool::Postgres(_) => "interval '25 hours'",
+                Pool::Sqlite(_) => "25 * 3600000",
+            }
+        ))
+        .await;
+        assert_eq!(outcome(&pass(&app, &bus, &[]).await), [0, 1, 0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_is_missing_is_added() {
+    for variant in ALL {
+        let app = app(
+            variant,
+            ", status varchar(20) DEFAULT 'processing', preview_url text",
+        )
+        .await;
+        app.execute("CREATE INDEX by_status ON voices (status)")
+            .await;
+        let ended = adopt(&app).run().await;
+        ended.expect_code(0);
+        let kind = match app.pool {
+            Pool::Postgres(_) => "timestamp",
+            Pool::Sqlite(_) => "DATETIME",
+        };
+        let added = ended.report()["adoption"].clone();
+        let statements = added.as_array().expect("a list");
+        assert_eq!(statements.len(), 1, "{added}");
+        let statement = statements[0].as_str().expect("a text");
+        assert!(
+            statement.contains(&format!("\"completed_at\" {kind}")),
+            "{statement}"
+        );
+        assert!(!statement.contains("status"), "{statement}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sql_of_a_dry_run_adopts_by_hand() {
+    let app = app(Variant::B, "").await;
+    let dry = adopt(&app)
+        .args(&["--dry-run", "--output", "text"])
+        .run()
+        .await;
+    dry.expect_code(0);
+    let file = || "SELECT pg_relation_filenode('voices')::bigint";
+    let before = app.number(file()).await;
+    let columns = "SELECT count(*) FROM information_schema.columns WHERE table_schema = 'public'";
+    assert_eq!(app.number(columns).await, 4, "a dry run adds nothing");
+    // One by one, as psql does: an index that is made concurrently allows no other way.
+    let (together, index) = dry.stdout.split_once("COMMIT;").expect("a transaction");
+    app.execute(&format!("{together} COMMIT")).await;
+    app.execute(index).await;
+    assert_eq!(app.number(columns).await, 7);
+    assert_eq!(
+        app.number(file()).await,
+        before,
+        "the table was not rewritten"
+    );
+    let again = adopt(&app).run().await;
+    assert_eq!(again.report()["adoption"], json!([]));
+    assert_eq!(again.report()["migrations"], json!([]));
+}
+
+/// A statement that waits for a table keeps all others waiting behind it: it must give up in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_in_use_is_adopted_when_it_is_free() {
+    let app = app(Variant::B, "").await;
+    let Pool::Postgres(pool) = &app.pool else {
+        unreachable!("it is a PostgreSQL");
+    };
+    let mut connection = pool.acquire().await.expect("connects");
+    let mut reader = connection.begin().await.expect("begins");
+    let select = "SELECT count(*) FROM voices";
+    sqlx::query(select)
+        .execute(&mut *reader)
+        .await
+        .expect("reads");
+    let adopting = adopt(&app).env("RUST_LOG", "info").start();
+    let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'voices'::regclass";
+    for expected in [1, 0, 1] {
+        while app.number(waits).await != expected {
+            tokio::task::yield_now().await;
+        }
+    }
+    reader.commit().await.expect("commits");
+    let ended = end(adopting).await;
+    ended.expect_code(0);
+    assert!(ended.stderr.contains("in use"), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_was_left_behind_is_made_anew() {
+    let app = app(Variant::B, "").await;
+    adopt(&app).run().await.expect_code(0);
+    app.execute(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_voices_processing'::regclass",
+    )
+    .await;
+    let ended = adopt(&app).run().await;
+    ended.expect_code(0);
+    let valid = "SELECT count(*) FROM pg_index
+                 WHERE indexrelid = 'ix_voices_processing'::regclass AND indisvalid";
+    assert_eq!(app.number(valid).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_no_column_is_kept_in_a_table_of_our_own() {
+    for variant in ALL {
+        let (app, bus) = (
+            app(variant, ", status varchar(20) DEFAULT 'processing'").await,
+            Bus::new().await,
+        );
+        let dry = pass(&app, &bus, &["--dry-run", "--fail-after", "never"]).await;
+        assert_eq!(outcome(&dry), [1, 1, 1]);
+        let ended = pass(&app, &bus, &["--fail-after", "never"]).await;
+        ended.expect_code(0);
+        assert_eq!(outcome(&ended), [1, 1, 1], "{variant:?}");
+        for column in ["preview_url", "completed_at"] {
+            let warnings = ended.stderr.lines().filter(|line| line.contains(column));
+            assert_eq!(warnings.count(), 1, "{column}: {}", ended.stderr);
+        }
+        assert_eq!(bus.events("voice.created").await.len(), 1);
+        let completions = app.own("completions");
+        let kept = format!(
+            "SELECT count(*) FROM {completions} WHERE preview_url LIKE 'http%' AND completed_at IS NOT NULL
+             AND provider_id = 'sim-ready-1' AND row_id LIKE '0b8f1c52%'"
+        );
+        assert_eq!(app.number(&kept).await, 1, "{variant:?}");
+
+        // Cloned anew, its age counts from its completion, as it would by the column.
+        app.execute(
+            "UPDATE voices SET status = 'processing', elevenlabs_voice_id = 'sim-nopreview-2'
+             WHERE elevenlabs_voice_id = 'sim-ready-1'",
+        )
+        .await;
+        let ended = pass(&app, &bus, &[]).await;
+        assert_eq!(
+            outcome(&ended),
+            [0, 1, 1],
+            "{variant:?}: the other one is two years old"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_column_that_was_named_must_be_there() {
+    for variant in ALL {
+        let app = app(variant, ", status varchar(20) DEFAULT 'processing'").await;
+        let named = ["--columns", "preview_url=demo"];
+        let ended = pass(&app, &Bus::new().await, &named).await;
+        ended.expect_code(78);
+        assert!(ended.stderr.contains("demo"), "{}", ended.stderr);
+        let ended = adopt(&app).args(&["--columns", "id=key"]).run().await;
+        ended.expect_code(78);
+        assert_eq!(ended.stdout, "");
+        let own = adopt(&app).args(&named).arg("--dry-run").run().await;
+        let added: Value = own.report()["adoption"].clone();
+        assert!(added.to_string().contains("demo"), "{added}");
+    }
+}
