@@ -8,7 +8,7 @@
 //! main ── cli ── pass ──┬── provider   (HTTP: lookups, errors by what the caller does)
 //!                       ├── store      (SQL: PostgreSQL and SQLite)
 //!                       └── events     (relay: outbox → Redis)
-//!         pure, no IO, no clock:  voice · verdict · missing · report · exit · pass::cursor
+//!         pure, no IO, no clock:  voice · verdict · missing · report · finding · exit · pass::cursor
 //!                                retry · budget · breaker · limit · standing
 //! ```
 //!

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing::error;
 use voice_sync::cli::Cli;
 use voice_sync::exit::{Exit, Failed};
@@ -11,7 +10,7 @@ use voice_sync::{telemetry, tls};
 fn main() -> ExitCode {
     keep_secrets_out_of_core_files();
     tls::install();
-    let cli = Cli::parse();
+    let cli = Cli::read();
     telemetry::init(cli.log_format());
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -27,7 +27,10 @@ pub const REDIS_URL: Source = Source {
     variable: "REDIS_URL",
     file_variable: "REDIS_URL_FILE",
 };
-const API_KEY: Source = Source {
+/// Where systemd puts credentials.
+pub const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+/// The provider's key.
+pub const API_KEY: Source = Source {
     variable: "ELEVENLABS_API_KEY",
     file_variable: "ELEVENLABS_API_KEY_FILE",
 };
@@ -43,6 +46,13 @@ impl Source {
             );
         }
         Ok(())
+    }
+
+    /// Which of the variables is set, if any.
+    pub fn origin(&self) -> Option<&'static str> {
+        [self.variable, self.file_variable]
+            .into_iter()
+            .find(|name| variable(name).is_some())
     }
 
     /// `given` is the flag, or else the variable. Where there is neither, the file is read.
@@ -67,10 +77,10 @@ pub fn api_key(flag: Option<PathBuf>) -> anyhow::Result<SecretString> {
     if let Some(key) = API_KEY.resolve(variable(API_KEY.variable))? {
         return Ok(key);
     }
-    if let Some(directory) = variable("CREDENTIALS_DIRECTORY") {
+    if let Some(directory) = variable(CREDENTIALS) {
         let path = Path::new(&directory).join("elevenlabs-api-key");
         if path.exists() {
-            return read_secret(&path, "CREDENTIALS_DIRECTORY");
+            return read_secret(&path, CREDENTIALS);
         }
     }
     Err(anyhow!(

@@ -1,5 +1,6 @@
 //! The command line: its options, and the values they stand for.
 
+mod doctor;
 mod migrate;
 mod sync_once;
 
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -54,6 +55,9 @@ pub struct Cli {
     options: Options,
     #[command(subcommand)]
     command: Command,
+    /// What was given, and where: on the command line, in a variable, or not at all.
+    #[arg(skip)]
+    given: ArgMatches,
 }
 
 #[derive(Debug, Subcommand)]
@@ -62,6 +66,8 @@ enum Command {
     SyncOnce(sync_once::SyncOnce),
     /// Make or update voice-sync's own tables.
     Migrate(migrate::Migrate),
+    /// Look whether everything fits and works, and say what to do where it does not.
+    Doctor,
 }
 
 /// Options of every command.
@@ -263,6 +269,13 @@ fn concurrency(text: &str) -> Result<NonZeroU32, String> {
 }
 
 impl Cli {
+    /// Reads the command line and the environment. Wrong usage ends the process.
+    pub fn read() -> Self {
+        let given = Self::command().get_matches();
+        let read = Self::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
+        Self { given, ..read }
+    }
+
     /// How log lines should look.
     pub fn log_format(&self) -> LogFormat {
         self.options.log_format
@@ -273,6 +286,7 @@ impl Cli {
         match self.command {
             Command::SyncOnce(command) => command.run(self.options).await,
             Command::Migrate(command) => command.run(&self.options).await,
+            Command::Doctor => doctor::run(&self.options, &self.given).await,
         }
     }
 }
@@ -460,8 +474,6 @@ async fn open(
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

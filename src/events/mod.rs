@@ -4,6 +4,7 @@
 //! `timestamp`, `source` and `event_id`, where `payload` has `voice_id` and `user_id`.
 
 pub mod backoff;
+mod checkup;
 pub mod relay;
 
 use std::fmt;

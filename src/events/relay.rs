@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use url::Url;
 use uuid::{Uuid, uuid};
 
-use super::OutboxEvent;
+use super::{EventType, OutboxEvent};
 use crate::failpoint;
 
 /// Most events in one round trip.
@@ -130,7 +130,7 @@ impl Relay {
         }
     }
 
-    async fn connect(&self) -> redis::RedisResult<MultiplexedConnection> {
+    pub(super) async fn connect(&self) -> redis::RedisResult<MultiplexedConnection> {
         crate::tls::install();
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
@@ -140,9 +140,23 @@ impl Relay {
             .await
     }
 
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The stream or channel of a type of event.
+    pub(super) fn key(&self, event_type: EventType) -> String {
+        format!("{}{event_type}", self.prefix)
+    }
+
+    /// Where it is, without user and password.
+    pub fn address(&self) -> String {
+        self.client.get_connection_info().addr().to_string()
+    }
+
     fn add(&self, pipeline: &mut Pipeline, event: &OutboxEvent) {
         let name = event.event_type.as_str();
-        let key = format!("{}{name}", self.prefix);
+        let key = self.key(event.event_type);
         match self.kind {
             // `~` lets Redis trim whole nodes only: it keeps a little more, and costs far less.
             Kind::Stream { maxlen } => pipeline
@@ -168,8 +182,7 @@ impl Relay {
     }
 
     /// An error, with where it happened.
-    fn at(&self, error: &RedisError) -> String {
-        let address = self.client.get_connection_info().addr();
-        format!("Redis at {address} (REDIS_URL): {error}")
+    pub(super) fn at(&self, error: &RedisError) -> String {
+        format!("Redis at {} (REDIS_URL): {error}", self.address())
     }
 }

@@ -2,6 +2,7 @@
 //! is decided in [`lookup`].
 
 mod base_url;
+mod checkup;
 pub mod error;
 pub mod lookup;
 mod patience;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use sqlx::migrate::{Migration, MigrationType};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row, SqlSafeStr, SqliteConnection};
 
-use super::{Database, StoreError};
+use super::{Database, StoreError, postgres};
 
 /// `pg_advisory_xact_lock` key: the ASCII bytes of "voicesyn".
 const LOCK_KEY: i64 = 0x766f_6963_6573_796e;
@@ -31,14 +31,14 @@ macro_rules! migration {
     };
 }
 
-fn postgres() -> Vec<Migration> {
+fn for_postgres() -> Vec<Migration> {
     vec![
         migration!(1, "initial", "postgres"),
         migration!(2, "completions", "postgres"),
     ]
 }
 
-fn sqlite() -> Vec<Migration> {
+fn for_sqlite() -> Vec<Migration> {
     vec![
         migration!(1, "initial", "sqlite"),
         migration!(2, "completions", "sqlite"),
@@ -80,8 +80,8 @@ pub struct PendingMigration {
 impl Database {
     fn migrations(&self) -> Vec<Migration> {
         match self {
-            Self::Postgres(_) => postgres(),
-            Self::Sqlite(_) => sqlite(),
+            Self::Postgres(_) => for_postgres(),
+            Self::Sqlite(_) => for_sqlite(),
         }
     }
 
@@ -99,7 +99,15 @@ impl Database {
 
     async fn applied(&self) -> Result<Option<i64>, StoreError> {
         match self {
-            Self::Postgres(sessions) => applied_postgres(&mut *sessions.begin().await?).await,
+            Self::Postgres(sessions) => {
+                let applied = applied_postgres(&mut *sessions.begin().await?).await;
+                match applied {
+                    Err(error) if postgres::lacks_privilege(&error) => Err(sessions
+                        .may_not_use("voice_sync", "SELECT, INSERT, UPDATE, DELETE")
+                        .await?),
+                    applied => Ok(applied?),
+                }
+            }
             Self::Sqlite(pool) => applied_sqlite(&mut *pool.acquire().await?).await,
         }
     }
@@ -205,7 +213,7 @@ impl Database {
 
 /// The newest applied migration. Where there is none, the statement fails, and with it a transaction
 /// around it.
-async fn applied_postgres(connection: &mut PgConnection) -> Result<Option<i64>, StoreError> {
+async fn applied_postgres(connection: &mut PgConnection) -> Result<Option<i64>, sqlx::Error> {
     // As text, since that needs no prepared statement.
     let ask = sqlx::raw_sql("SELECT max(version)::text FROM voice_sync.migrations WHERE success");
     match connection.fetch_one(ask).await {
@@ -213,7 +221,7 @@ async fn applied_postgres(connection: &mut PgConnection) -> Result<Option<i64>, 
             .try_get::<Option<String>, _>(0)?
             .and_then(|version| version.parse().ok())),
         Err(sqlx::Error::Database(error)) if is_no_such_table(&*error) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

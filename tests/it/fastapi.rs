@@ -157,6 +157,11 @@ async fn an_application_that_knows_nothing_of_voice_sync_sees_its_voices_finishe
         assert!(site.web.list(user).await.cached);
     }
 
+    let looked_at = VoiceSync::new(&["doctor", "--auto-migrate"])
+        .env("DATABASE_URL", &site.database.url)
+        .env("ELEVENLABS_BASE_URL", site.provider.url())
+        .publishing_to(&site.bus);
+    looked_at.run().await.expect_code(0);
     let dry = site.sync_once().arg("--dry-run").run().await;
     dry.expect_code(0);
     assert_eq!((dry.count("completed"), dry.count("failed")), (1, 1));

@@ -4,9 +4,11 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::index::serves;
-use super::{PostgresStore, Sessions};
+use super::{PostgresStore, Sessions, lacks_privilege};
 use crate::store::adopt::{Lacks, Shape};
-use crate::store::table::{ColumnNames, Identifier, Misfit, Names, Need, absent, literal};
+use crate::store::table::{
+    ColumnNames, Identifier, Misfit, Names, Need, TableName, absent, literal,
+};
 use crate::store::{Absent, Access, StoreError};
 
 struct Column {
@@ -42,7 +44,7 @@ impl PostgresStore {
         access: Access,
     ) -> Result<Self, StoreError> {
         let table = names.table.quoted();
-        let columns = columns(&sessions, &table).await?;
+        let columns = columns(&sessions, &names.table).await?;
         let find = |name: &Identifier| columns.iter().find(|column| column.name == name.as_str());
         let c = &names.columns;
         check_names(&table, c, Need::ToWork, &columns)?;
@@ -148,7 +150,7 @@ pub(in crate::store) async fn shape(
     names: &Names,
 ) -> Result<Shape, StoreError> {
     let (table, c) = (names.table.quoted(), &names.columns);
-    let columns = columns(sessions, &table).await?;
+    let columns = columns(sessions, &names.table).await?;
     check_names(&table, c, Need::ToAdopt, &columns)?;
     let find = |name: &str| columns.iter().find(|column| column.name == name);
     Ok(Shape {
@@ -163,17 +165,20 @@ pub(in crate::store) async fn shape(
 }
 
 /// The columns of a table; it is there if it has any.
-async fn columns(sessions: &Sessions, table: &str) -> Result<Vec<Column>, StoreError> {
+async fn columns(sessions: &Sessions, table: &TableName) -> Result<Vec<Column>, StoreError> {
     let mut session = sessions.begin().await?;
-    let rows = session
-        .query(COLUMNS)
-        .bind(table)
-        .fetch_all(&mut *session)
-        .await?;
+    let query = session.query(COLUMNS).bind(table.quoted());
+    let rows = match (query.fetch_all(&mut *session).await, table.parts().0) {
+        (Err(error), Some(schema)) if lacks_privilege(&error) => {
+            drop(session);
+            return Err(sessions.may_not_use(schema, "SELECT").await?);
+        }
+        (rows, _) => rows?,
+    };
     session.keep().await?;
     match rows.is_empty() {
         true => Err(Misfit::NoTable {
-            table: table.to_owned(),
+            table: table.quoted(),
         }
         .into()),
         false => Ok(rows.into_iter().map(column).collect::<Result<_, _>>()?),

@@ -11,7 +11,7 @@ use crate::store::table::Names;
 pub(super) async fn serves(sessions: &Sessions, names: &Names) -> Result<(u64, bool), StoreError> {
     const SERVES: &str = "
         -- What was never counted is guessed at by its size.
-        SELECT GREATEST(c.reltuples::bigint, pg_relation_size(c.oid) / 1000) AS size,
+        SELECT GREATEST(c.reltuples::bigint, pg_relation_size(c.oid) / 200) AS size,
                EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid
                        WHERE i.indrelid = c.oid AND i.indisvalid AND a.attname = $2
                          AND (i.indkey[0] = a.attnum

@@ -19,7 +19,7 @@ use crate::store::Absent;
 
 pub(super) use catalog::shape;
 pub(super) use index::make_index;
-pub(super) use session::Sessions;
+pub(super) use session::{Sessions, lacks_privilege};
 
 /// The application's table as SQL needs it: names quoted, values quoted and cast.
 pub struct PostgresStore {

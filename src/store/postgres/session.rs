@@ -82,6 +82,27 @@ impl Sessions {
         self.doubtful.store(POOL_SIZE, Ordering::Relaxed);
     }
 
+    /// What to do for a role that may not use a schema, or its tables.
+    pub(in crate::store) async fn may_not_use(
+        &self,
+        schema: &str,
+        privileges: &str,
+    ) -> Result<StoreError, StoreError> {
+        const NAMES: &str = "SELECT quote_ident(current_user), quote_ident($1)";
+        let mut session = self.begin().await?;
+        let row = session
+            .query(NAMES)
+            .bind(schema)
+            .fetch_one(&mut *session)
+            .await?;
+        session.keep().await?;
+        let (role, schema): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        Ok(StoreError::Config(format!(
+            "role {role} may not use schema {schema}, or its tables; as their owner, run: GRANT USAGE ON SCHEMA \
+             {schema} TO {role}; GRANT {privileges} ON ALL TABLES IN SCHEMA {schema} TO {role};"
+        )))
+    }
+
     /// A connection, for a statement that a transaction may not have around it.
     pub(super) async fn acquire(&self) -> Result<PoolConnection<Postgres>, StoreError> {
         loop {
@@ -151,6 +172,11 @@ impl DerefMut for Session {
             Self::Pooled(transaction) => transaction,
         }
     }
+}
+
+pub(in crate::store) fn lacks_privilege(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| code == "42501")
 }
 
 fn pool(options: PgConnectOptions) -> PgPool {

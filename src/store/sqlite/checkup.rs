@@ -16,6 +16,8 @@ pub(in crate::store) async fn checkup(pool: &SqlitePool) -> Result<Finding, Stor
     let journal: String = sqlx::query_scalar("PRAGMA journal_mode")
         .fetch_one(pool)
         .await?;
+    // As the first write of a pass would find out.
+    pool.begin_with("BEGIN IMMEDIATE").await?.rollback().await?;
     let says = format!("SQLite {version}, journal mode {journal}");
     Ok(match journal == "wal" {
         true => Finding::fine("database", says),

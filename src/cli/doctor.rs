@@ -1,0 +1,249 @@
+//! `voice-sync doctor`: looks at everything that `sync-once` would meet, in its order.
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, CommandFactory};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Cli, Events, Options, Output, OwnTables, at, in_time, own_tables, print};
+use crate::events::relay::Relay;
+use crate::exit::{Exit, Failed};
+use crate::finding::{self, Finding};
+use crate::provider::{Patience, Provider};
+use crate::settings::{API_KEY, CREDENTIALS, DATABASE_URL, REDIS_URL};
+use crate::store::{Access, Database, DatabaseUrl, Names, Selection, Store, StoreError};
+use crate::voice::ProviderVoiceId;
+
+const CONFIGURATION: &str = "configuration";
+/// Voices that the provider is asked about.
+const SAMPLE: u32 = 10;
+
+pub(super) async fn run(options: &Options, given: &ArgMatches) -> Result<Exit, Failed> {
+    let mut findings = Vec::new();
+    let database = kept(&mut findings, options.database_url());
+    let names = kept(&mut findings, options.names());
+    let provider = kept(&mut findings, options.provider());
+    let relay = kept(&mut findings, options.relay());
+    findings.extend(configuration(
+        given,
+        database.as_ref(),
+        relay.as_ref().and_then(Option::as_ref),
+        provider.is_some(),
+    ));
+    let mut sample = Vec::new();
+    if let (Some(url), Some(names)) = (&database, &names) {
+        let account = provider.as_ref().map(Provider::account);
+        let look = look_at(&mut findings, &mut sample, options, account, url, names);
+        let looked_at = in_time(url, look).await;
+        kept(&mut findings, looked_at);
+    }
+    if let Some(provider) = &provider {
+        let stop = CancellationToken::new();
+        let patience = Patience {
+            until: tokio::time::Instant::now() + super::PATIENCE,
+            stop: &stop,
+        };
+        findings.extend(provider.checkup(&sample, options.lookup, patience).await);
+    }
+    match relay {
+        Some(Some(relay)) => findings.extend(relay.checkup().await),
+        Some(None) if options.events == Some(Events::None) => {
+            findings.push(Finding::fine(
+                "event bus",
+                "no events are recorded, as --events says",
+            ));
+        }
+        Some(None) => findings.push(Finding::doubtful(
+            "event bus",
+            "there is none: no events are recorded, and nobody hears of a finished voice",
+            "give --redis-url or REDIS_URL, or say --events none",
+        )),
+        None => {}
+    }
+    let exit = finding::exit(&findings);
+    print(&text(&findings, exit, options.output))?;
+    Ok(exit)
+}
+
+/// The value, or else a finding that says what is wrong.
+fn kept<T>(findings: &mut Vec<Finding>, result: Result<T, Failed>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(Failed { exit, message }) => {
+            let check = match exit {
+                Exit::Database | Exit::Io => "database",
+                Exit::Success | Exit::Usage | Exit::Temporary | Exit::Key | Exit::Config => {
+                    CONFIGURATION
+                }
+            };
+            findings.push(Finding::broken(check, exit, format!("{message:#}")));
+            None
+        }
+    }
+}
+
+/// What was given, and where; what was not is told in one line.
+fn configuration(
+    given: &ArgMatches,
+    database: Option<&DatabaseUrl>,
+    relay: Option<&Relay>,
+    has_key: bool,
+) -> Vec<Finding> {
+    let given = given.subcommand().map_or(given, |(_, given)| given);
+    let command = Cli::command();
+    let mut defaults = Vec::new();
+    let mut findings = Vec::new();
+    for option in command
+        .get_arguments()
+        .filter(|option| option.is_global_set())
+    {
+        let name = option.get_id().as_str();
+        let words = || {
+            let raw = given.get_raw(name).into_iter().flatten();
+            let values: Vec<_> = raw.map(|value| value.to_string_lossy()).collect();
+            values.join(",")
+        };
+        let (origin, value) = match name {
+            "database_url" => (
+                origin(option, given).or(DATABASE_URL.origin()),
+                database.map(ToString::to_string),
+            ),
+            "redis_url" => (
+                origin(option, given).or(REDIS_URL.origin()),
+                relay.map(|relay| format!("Redis at {}", relay.address())),
+            ),
+            "api_key_file" => (
+                origin(option, given)
+                    .or(API_KEY.origin())
+                    .or(has_key.then_some(CREDENTIALS)),
+                has_key.then(|| "there is a key".to_owned()),
+            ),
+            _ => (origin(option, given), Some(words())),
+        };
+        let name = name.replace('_', "-");
+        match (origin, value.filter(|value| !value.is_empty())) {
+            (Some(origin), Some(value)) => findings.push(Finding::fine(
+                CONFIGURATION,
+                format!("{name}: {value} (from {origin})"),
+            )),
+            (None, Some(value)) => defaults.push(format!("{name}: {value}")),
+            (Some(_) | None, None) => {}
+        }
+    }
+    let defaults = format!("by default, {}", defaults.join(", "));
+    findings.push(Finding::fine(CONFIGURATION, defaults));
+    findings
+}
+
+fn origin<'a>(option: &'a Arg, given: &ArgMatches) -> Option<&'a str> {
+    let source = given.value_source(option.get_id().as_str())?;
+    if source == ValueSource::CommandLine {
+        return Some("the command line");
+    }
+    let variable = option.get_env()?.to_str();
+    variable.filter(|_| source == ValueSource::EnvVariable)
+}
+
+/// The database, voice-sync's own tables and the application's. An error is what a pass would end
+/// with.
+async fn look_at(
+    findings: &mut Vec<Finding>,
+    sample: &mut Vec<ProviderVoiceId>,
+    options: &Options,
+    account: Option<Uuid>,
+    url: &DatabaseUrl,
+    names: &Names,
+) -> Result<(), Failed> {
+    let at = at(url);
+    let database = Database::connect(url, Access::ReadWrite)
+        .await
+        .map_err(&at)?;
+    findings.push(database.checkup().await.map_err(&at)?);
+    let state = database.migration_state().await.map_err(&at)?;
+    const OWN: &str = "own tables";
+    let there = match own_tables(&database, state, options.auto_migrate, Access::ReadWrite) {
+        Ok(OwnTables::There) => {
+            findings.push(Finding::fine(OWN, "they are as this version needs them"));
+            true
+        }
+        Ok(OwnTables::ToMake | OwnTables::Unneeded) => {
+            findings.push(Finding::fine(
+                OWN,
+                "the next pass makes them or brings them up to date",
+            ));
+            false
+        }
+        Err(reason) => {
+            findings.push(Finding::broken(OWN, Exit::Config, reason.to_string()));
+            false
+        }
+    };
+    let store = Store::open(database, names, there, Access::ReadWrite)
+        .await
+        .map_err(&at)?;
+    findings.extend(store.checkup(names).await.map_err(&at)?);
+    if there {
+        findings.push(outbox(&store).await.map_err(&at)?);
+        if let Some(account) = account {
+            findings.push(breaker(&store, account).await.map_err(&at)?);
+        }
+    }
+    *sample = voices(&store).await.map_err(at)?;
+    Ok(())
+}
+
+async fn outbox(store: &Store) -> Result<Finding, StoreError> {
+    const CHECK: &str = "outbox";
+    let pending = store.pending_events(None).await?.all;
+    Ok(match pending {
+        0 => Finding::fine(CHECK, "no event waits to be published"),
+        events => Finding::doubtful(
+            CHECK,
+            format!("{events} events wait to be published"),
+            "the next pass with a Redis URL publishes them",
+        ),
+    })
+}
+
+async fn breaker(store: &Store, account: Uuid) -> Result<Finding, StoreError> {
+    const CHECK: &str = "breaker";
+    let standing = store.standing(account).await?;
+    let pause = standing.open_for.max(standing.hold_for);
+    Ok(match pause.is_zero() {
+        true => Finding::fine(CHECK, "nothing keeps a pass from asking the provider"),
+        false => {
+            let says = format!("the provider is left in peace for another {pause:.0?}");
+            Finding::broken(CHECK, Exit::Temporary, says)
+                .advise("wait: it did not answer lately, or asked for a pause itself")
+        }
+    })
+}
+
+/// A few voices in processing that the provider can be asked about.
+async fn voices(store: &Store) -> Result<Vec<ProviderVoiceId>, StoreError> {
+    let all = Selection::Range {
+        after: None,
+        up_to: None,
+    };
+    let page = store.peek(&all, SAMPLE).await?;
+    let mut ids: Vec<_> = page
+        .voices
+        .iter()
+        .filter_map(|voice| voice.checked_id().ok())
+        .collect();
+    ids.sort();
+    ids.dedup();
+    Ok(ids)
+}
+
+fn text(findings: &[Finding], exit: Exit, output: Output) -> String {
+    match output {
+        Output::Text => findings
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("\n"),
+        Output::Json => json!({"findings": findings, "exit_code": exit.code()}).to_string(),
+    }
+}

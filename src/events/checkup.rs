@@ -1,0 +1,165 @@
+//! What `voice-sync doctor` says of the event bus.
+
+use std::collections::HashMap;
+
+use redis::aio::MultiplexedConnection;
+
+use super::EventType;
+use super::relay::{Kind, Relay};
+use crate::exit::Exit;
+use crate::finding::Finding;
+
+const BUS: &str = "event bus";
+const STREAMS: &str = "streams";
+const MEMORY: &str = "bus memory";
+
+impl Relay {
+    /// Looks at the Redis, and writes nothing to it.
+    pub async fn checkup(&self) -> Vec<Finding> {
+        let mut connection = match self.connect().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                return vec![
+                    Finding::broken(BUS, Exit::Temporary, self.at(&error))
+                        .advise("events wait in the outbox until it works; none is lost"),
+                ];
+            }
+        };
+        let said: Result<String, _> = redis::cmd("INFO").query_async(&mut connection).await;
+        let mut findings = match said {
+            Ok(text) => {
+                let info = fields(&text);
+                let mut findings = about(&self.address(), &info);
+                findings.push(persistence(&info, saves(&mut connection).await));
+                findings
+            }
+            Err(error) => vec![Finding::doubtful(
+                BUS,
+                format!("it does not say how it is: {}", self.at(&error)),
+                "let this user run INFO, to have its memory and persistence checked",
+            )],
+        };
+        match self.kind() {
+            Kind::Stream { .. } => findings.push(self.streams(&mut connection).await),
+            Kind::PubSub => findings.push(Finding::doubtful(
+                STREAMS,
+                "events go to channels: who does not listen at that moment never gets them",
+                "with --events stream they wait for their consumers",
+            )),
+        }
+        findings
+    }
+
+    async fn streams(&self, connection: &mut MultiplexedConnection) -> Finding {
+        let mut others = Vec::new();
+        for event_type in [EventType::VoiceCreated, EventType::VoiceUpdated] {
+            let key = self.key(event_type);
+            let kind: Result<String, _> =
+                redis::cmd("TYPE").arg(&key).query_async(connection).await;
+            match kind.as_deref() {
+                Ok("stream" | "none") => {}
+                Ok(other) => others.push(format!("{key} is a {other}")),
+                Err(error) => others.push(format!("{key}: {}", self.at(error))),
+            }
+        }
+        match others.is_empty() {
+            true => Finding::fine(STREAMS, "the keys are streams, or free"),
+            false => Finding::broken(STREAMS, Exit::Temporary, others.join("; "))
+                .advise("rename what is in the way, or give another --event-prefix"),
+        }
+    }
+}
+
+fn fields(info: &str) -> HashMap<&str, &str> {
+    info.lines()
+        .filter_map(|line| line.split_once(':'))
+        .collect()
+}
+
+fn about(address: &str, info: &HashMap<&str, &str>) -> Vec<Finding> {
+    let field = |name: &str| info.get(name).copied().unwrap_or_default();
+    let version = field("redis_version");
+    let bus = match field("role") {
+        "slave" => Finding::broken(
+            BUS,
+            Exit::Temporary,
+            format!("Redis {version} at {address} is a replica, which takes no events"),
+        )
+        .advise("give the URL of the primary"),
+        _ => Finding::fine(BUS, format!("Redis {version} at {address}")),
+    };
+    let policy = field("maxmemory_policy");
+    let may_evict = policy.starts_with("allkeys") && field("maxmemory") != "0";
+    let memory = match may_evict {
+        true => Finding::doubtful(
+            MEMORY,
+            format!(
+                "when it is full, it drops keys at will ({policy}): streams too, with their events"
+            ),
+            "set maxmemory-policy to noeviction or to one that begins with volatile",
+        ),
+        false => Finding::fine(
+            MEMORY,
+            format!("it drops no streams when it is full ({policy})"),
+        ),
+    };
+    vec![bus, memory]
+}
+
+/// When snapshots are made; `None` where this user may not know.
+async fn saves(connection: &mut MultiplexedConnection) -> Option<String> {
+    let mut ask = redis::cmd("CONFIG");
+    let answer: Result<HashMap<String, String>, _> =
+        ask.arg("GET").arg("save").query_async(connection).await;
+    answer.ok()?.remove("save")
+}
+
+fn persistence(info: &HashMap<&str, &str>, saves: Option<String>) -> Finding {
+    const CHECK: &str = "bus persistence";
+    const ADVICE: &str =
+        "set appendonly yes, if no consumer may miss an event over a crash of Redis";
+    if info.get("aof_enabled") == Some(&"1") {
+        return Finding::fine(CHECK, "it keeps an append-only file");
+    }
+    match saves.as_deref() {
+        Some("") => Finding::doubtful(
+            CHECK,
+            "it keeps nothing: a restart loses all events that no consumer has read",
+            ADVICE,
+        ),
+        Some(_) | None => Finding::doubtful(
+            CHECK,
+            "it keeps snapshots at most: a crash loses the events after the last one",
+            ADVICE,
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finding::State;
+
+    #[test]
+    fn what_could_lose_events_is_told_from_what_redis_says() {
+        let info = |text: &str| {
+            let text = format!("# Memory\r\nredis_version:7.0.15\r\n{text}");
+            about("here", &fields(&text))
+        };
+        let states = |text: &str| info(text).iter().map(|f| f.state).collect::<Vec<_>>();
+        let fine = "role:master\r\nmaxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n";
+        assert_eq!(states(fine), [State::Fine, State::Fine]);
+        let evicting = fine.replace("maxmemory:0", "maxmemory:1000");
+        assert_eq!(states(&evicting), [State::Fine, State::Doubtful]);
+        let volatile = evicting.replace("allkeys", "volatile");
+        assert_eq!(states(&volatile), [State::Fine, State::Fine]);
+        let replica = fine.replace("master", "slave");
+        assert_eq!(states(&replica)[0], State::Broken(Exit::Temporary));
+
+        let state =
+            |text, saves: Option<&str>| persistence(&fields(text), saves.map(str::to_owned)).state;
+        assert_eq!(state("aof_enabled:1", Some("")), State::Fine);
+        assert_eq!(state("aof_enabled:0", Some("")), State::Doubtful);
+        assert_eq!(state("aof_enabled:0", None), State::Doubtful);
+    }
+}

@@ -1,0 +1,574 @@
+//! `voice-sync doctor`: what it says of a healthy site, of each thing that may be wrong, and that its
+//! exit code is the one that `sync-once` would have.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+use voice_sync_simulator::{Options, Simulator};
+
+use crate::support::app::{App, Pool, Variant};
+use crate::support::binary::{Ended, VoiceSync, sync_once};
+use crate::support::bus::Bus;
+use crate::support::fates::{simulator, simulator_with};
+
+const ALL: [Variant; 6] = [
+    Variant::A,
+    Variant::B,
+    Variant::D,
+    Variant::Pooled,
+    Variant::E32,
+    Variant::E36,
+];
+
+struct Site {
+    app: App,
+    bus: Bus,
+    provider: Simulator,
+}
+
+impl Site {
+    /// With its own tables made.
+    async fn new(variant: Variant) -> Self {
+        Self::on(App::new(variant).await).await
+    }
+
+    async fn on(app: App) -> Self {
+        let site = Self {
+            app,
+            bus: Bus::new().await,
+            provider: simulator().await,
+        };
+        let migrated = VoiceSync::new(&["migrate"]).env("DATABASE_URL", &site.app.url);
+        migrated.run().await.expect_code(0);
+        site
+    }
+
+    fn doctor(&self) -> VoiceSync {
+        self.same(VoiceSync::new(&["doctor"]))
+    }
+
+    fn sync_once(&self) -> VoiceSync {
+        self.same(VoiceSync::new(&["sync-once"]))
+    }
+
+    fn same(&self, command: VoiceSync) -> VoiceSync {
+        command
+            .publishing_to(&self.bus)
+            .env("DATABASE_URL", &self.app.url)
+            .env("ELEVENLABS_BASE_URL", self.provider.url())
+    }
+
+    /// What is said of one thing, which must be in this state.
+    async fn says(&self, check: &str, state: &str) -> String {
+        said(&self.doctor().run().await, check, state)
+    }
+}
+
+#[track_caller]
+fn said(ended: &Ended, check: &str, state: &str) -> String {
+    let findings = findings(ended);
+    let found = findings
+        .iter()
+        .find(|f| f["check"] == check && f["state"] == state);
+    match found {
+        Some(finding) => format!(
+            "{} {}",
+            finding["says"].as_str().unwrap_or_default(),
+            finding["advice"].as_str().unwrap_or_default()
+        ),
+        None => panic!("{check} is not {state} in {findings:#?}\n{}", ended.stderr),
+    }
+}
+
+fn findings(ended: &Ended) -> Vec<Value> {
+    ended.report()["findings"]
+        .as_array()
+        .expect("a list")
+        .clone()
+}
+
+fn states<'a>(findings: &'a [Value], state: &str) -> Vec<&'a Value> {
+    findings
+        .iter()
+        .filter(|finding| finding["state"] == state)
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_healthy_site_is_found_healthy() {
+    for variant in ALL {
+        let site = Site::new(variant).await;
+        site.app
+            .insert_processing(&["sim-ready-1", "sim-nopreview-1", "sim-pvctraining-1"])
+            .await;
+        let ended = site.doctor().run().await;
+        ended.expect_code(0);
+        let findings = findings(&ended);
+        assert_eq!(ended.report()["exit_code"], 0);
+        assert_eq!(states(&findings, "error"), Vec::<&Value>::new());
+        // The Redis of the tests keeps nothing.
+        let doubtful: Vec<_> = states(&findings, "warning")
+            .iter()
+            .map(|f| &f["check"])
+            .collect();
+        assert_eq!(doubtful, ["bus persistence"], "{variant:?}: {findings:#?}");
+        let checks = [
+            "database",
+            "own tables",
+            "table",
+            "obstacles",
+            "index",
+            "backlog",
+            "second poller",
+            "outbox",
+            "breaker",
+            "provider",
+            "lookups",
+            "event bus",
+            "bus memory",
+            "streams",
+        ];
+        for check in checks {
+            said(&ended, check, "ok");
+        }
+        assert!(said(&ended, "backlog", "ok").starts_with("3 voices in processing"));
+        assert!(said(&ended, "lookups", "ok").contains("same of 3"));
+        let pooled = said(&ended, "database", "ok").contains("pooler");
+        assert_eq!(pooled, variant == Variant::Pooled);
+
+        let text = site.doctor().args(&["--output", "text"]).run().await;
+        text.expect_code(0);
+        assert_eq!(
+            text.stdout
+                .lines()
+                .filter(|line| !line.starts_with(' '))
+                .count(),
+            findings.len(),
+            "one line a check: {}",
+            text.stdout
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_tells_where_each_value_came_from_and_no_secret() {
+    let site = Site::new(Variant::E36).await;
+    let directory = tempfile::TempDir::new().expect("a directory");
+    let secrets = ["key-in-a-file", "bus-word-4711", "database-word-4711"];
+    let file = directory.path().join("key");
+    std::fs::write(&file, secrets[0]).expect("is written");
+    let by_file = || {
+        site.doctor()
+            .without("ELEVENLABS_API_KEY")
+            .env("ELEVENLABS_API_KEY_FILE", file.display().to_string())
+            .env("VOICE_SYNC_CONCURRENCY", "7")
+            .args(&["--fail-after", "30m"])
+    };
+    let ended = by_file().run().await;
+    ended.expect_code(0);
+    let configuration: Vec<String> = findings(&ended)
+        .iter()
+        .filter(|finding| finding["check"] == "configuration")
+        .map(|finding| finding["says"].as_str().unwrap_or_default().to_owned())
+        .collect();
+    let all = configuration.join("\n");
+    for line in [
+        "(from DATABASE_URL)",
+        "there is a key (from ELEVENLABS_API_KEY_FILE)",
+        "concurrency: 7 (from VOICE_SYNC_CONCURRENCY)",
+        "fail-after: 30m (from the command line)",
+        "lookup: auto",
+    ] {
+        assert!(all.contains(line), "{line} is not in {all}");
+    }
+
+    let server = "postgresql://me:database-word-4711@127.0.0.1:1/app";
+    let wrong = by_file()
+        .env("DATABASE_URL", server)
+        .env("REDIS_URL", "redis://me:bus-word-4711@127.0.0.1:1/0");
+    let ended = wrong.run().await;
+    ended.expect_code(69);
+    for secret in secrets {
+        assert!(!ended.stdout.contains(secret), "{}", ended.stdout);
+        assert!(!ended.stderr.contains(secret), "{}", ended.stderr);
+    }
+    said(&ended, "database", "error");
+    assert!(said(&ended, "event bus", "error").contains("127.0.0.1:1"));
+    said(&ended, "provider", "ok");
+}
+
+/// Each way in which a pass would fail, by what is done to a healthy site.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn its_exit_code_is_that_of_a_pass() {
+    type Wrong = fn(VoiceSync) -> VoiceSync;
+    let cases: [(&str, Wrong, i32); 9] = [
+        (
+            "no database",
+            |c| c.env("DATABASE_URL", "postgresql://127.0.0.1:1/app"),
+            69,
+        ),
+        (
+            "no such file",
+            |c| c.env("DATABASE_URL", "sqlite:////nowhere/app.db"),
+            78,
+        ),
+        (
+            "a URL of no database",
+            |c| c.env("DATABASE_URL", "mysql://here/app"),
+            78,
+        ),
+        ("no key", |c| c.without("ELEVENLABS_API_KEY"), 78),
+        (
+            "a wrong key",
+            |c| c.env("ELEVENLABS_API_KEY", "another-key"),
+            77,
+        ),
+        (
+            "no provider",
+            |c| c.env("ELEVENLABS_BASE_URL", "http://127.0.0.1:1"),
+            75,
+        ),
+        (
+            "no Redis",
+            |c| c.env("REDIS_URL", "redis://127.0.0.1:1"),
+            75,
+        ),
+        ("no such table", |c| c.args(&["--table", "songs"]), 78),
+        (
+            "other words",
+            |c| c.args(&["--columns", "status=state"]),
+            78,
+        ),
+    ];
+    let mut site = Site::new(Variant::A).await;
+    site.provider = simulator_with(Options {
+        key: Some(crate::support::binary::KEY.into()),
+        ..Options::default()
+    })
+    .await;
+    let ids = ["sim-ready-1", "sim-nopreview-1"];
+    site.app.insert_processing(&ids).await;
+    let doctors = cases.map(|(_, wrong, _)| wrong(site.doctor()).run());
+    let doctors = futures_util::future::join_all(doctors).await;
+    for ((name, wrong, code), doctor) in cases.into_iter().zip(doctors) {
+        let (said, log) = (&doctor.stdout, &doctor.stderr);
+        assert_eq!(doctor.code, code, "{name}: {said}\n{log}");
+        assert_eq!(doctor.report()["exit_code"], code, "{name}");
+        assert!(!states(&findings(&doctor), "error").is_empty());
+        let pass = wrong(site.sync_once()).run().await;
+        assert_eq!(pass.code, code, "{name}: {}", pass.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_of_our_own_that_are_missing_or_old_are_told() {
+    let app = App::new(Variant::A).await;
+    let provider = simulator().await;
+    let doctor = || {
+        VoiceSync::new(&["doctor"])
+            .env("DATABASE_URL", &app.url)
+            .env("ELEVENLABS_BASE_URL", provider.url())
+    };
+    let ended = doctor().run().await;
+    ended.expect_code(78);
+    assert!(said(&ended, "own tables", "error").contains("voice-sync migrate"));
+    said(&ended, "provider", "ok");
+    said(
+        &doctor().arg("--auto-migrate").run().await,
+        "own tables",
+        "ok",
+    );
+    VoiceSync::new(&["migrate"])
+        .env("DATABASE_URL", &app.url)
+        .run()
+        .await
+        .expect_code(0);
+    said(&doctor().run().await, "own tables", "ok");
+    app.execute("DELETE FROM voice_sync.migrations WHERE version > 1")
+        .await;
+    let ended = doctor().run().await;
+    ended.expect_code(78);
+    assert!(said(&ended, "own tables", "error").contains("of version 1"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_from_before_is_refused_with_the_remedy() {
+    let ddl = "CREATE TABLE voices (id char(36) PRIMARY KEY, user_id char(36),
+                                    elevenlabs_voice_id varchar(100), created_at timestamp)";
+    for app in [
+        App::postgres(Variant::B, ddl).await,
+        App::sqlite(Variant::E36, ddl).await,
+    ] {
+        let site = Site::on(app).await;
+        let ended = site.doctor().run().await;
+        ended.expect_code(78);
+        assert!(said(&ended, "configuration", "error").contains("migrate --adopt"));
+        let adopted = VoiceSync::new(&["migrate", "--adopt"]).env("DATABASE_URL", &site.app.url);
+        adopted.run().await.expect_code(0);
+        let ended = site.doctor().run().await;
+        ended.expect_code(0);
+        said(&ended, "index", "ok");
+    }
+}
+
+/// From a role that may only log in to one that may do all that is needed, by its own advice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_grants_that_it_names_are_those_that_are_missing() {
+    for (table, schema) in [("voices", "public"), ("\"Other One\".voices", "Other One")] {
+        let site = Site::new(Variant::A).await;
+        if schema != "public" {
+            site.app
+                .execute("CREATE SCHEMA \"Other One\"; ALTER TABLE voices SET SCHEMA \"Other One\"")
+                .await;
+        }
+        let role = format!("Least-{}", Uuid::new_v4().simple());
+        site.app
+            .execute(&format!("CREATE ROLE \"{role}\" LOGIN PASSWORD 'runs'"))
+            .await;
+        let (_, host) = site.app.url.rsplit_once('@').expect("a login");
+        let url = format!("postgresql://{role}:runs@{host}");
+        let mut steps = 0;
+        loop {
+            let as_role = |command: VoiceSync| {
+                command
+                    .env("DATABASE_URL", &url)
+                    .args(&["--table", &table.replace('"', "")])
+            };
+            let ended = as_role(site.doctor()).run().await;
+            let pass = as_role(site.sync_once()).run().await;
+            assert_eq!(ended.code, pass.code, "{}\n{}", ended.stdout, pass.stderr);
+            let findings = findings(&ended);
+            let Some(broken) = states(&findings, "error").first().copied() else {
+                break;
+            };
+            let text = format!("{} {}", broken["says"], broken["advice"]).replace("\\\"", "\"");
+            let from = text
+                .find("GRANT ")
+                .unwrap_or_else(|| panic!("no GRANT in {text}"));
+            let to = text.rfind(';').expect("an end");
+            site.app.execute(&text[from..to]).await;
+            steps += 1;
+            assert!(steps < 6, "{text}");
+        }
+        assert!(steps > 1);
+        site.app
+            .execute(&format!("DROP OWNED BY \"{role}\"; DROP ROLE \"{role}\""))
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_could_refuse_or_hide_on_postgresql_is_told() {
+    let site = Site::new(Variant::B).await;
+    site.says("obstacles", "ok").await;
+    site.app
+        .execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN RAISE EXCEPTION 'no'; END $$;
+             CREATE TRIGGER \"no way\" BEFORE UPDATE ON voices FOR EACH ROW EXECUTE FUNCTION refuse();
+             ALTER TABLE voices ADD CONSTRAINT known CHECK (status IN ('processing', 'completed', 'failed'));
+             ALTER TABLE voices ADD CONSTRAINT young CHECK (completed_at < '2026-01-01');",
+        )
+        .await;
+    let said = site.says("obstacles", "warning").await;
+    for word in ["trigger \"no way\"", "constraint young"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert!(!said.contains("known"), "it allows what is written: {said}");
+
+    let role = format!("sees_nothing_{}", Uuid::new_v4().simple());
+    site.app
+        .execute(&format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'runs';
+             GRANT USAGE ON SCHEMA voice_sync TO {role};
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA voice_sync TO {role};
+             GRANT SELECT, UPDATE ON voices TO {role};
+             ALTER TABLE voices ENABLE ROW LEVEL SECURITY;"
+        ))
+        .await;
+    let (_, host) = site.app.url.rsplit_once('@').expect("a login");
+    let url = format!("postgresql://{role}:runs@{host}");
+    let ended = site.doctor().env("DATABASE_URL", &url).run().await;
+    ended.expect_code(0);
+    let advice = format!("ALTER ROLE {role} BYPASSRLS");
+    assert!(self::said(&ended, "row security", "warning").contains(&advice));
+    site.app.execute(&advice).await;
+    let ended = site.doctor().env("DATABASE_URL", &url).run().await;
+    self::said(&ended, "row security", "ok");
+    site.app
+        .execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_could_refuse_on_sqlite_is_told() {
+    let site = Site::new(Variant::E36).await;
+    site.app
+        .execute(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON voices BEGIN SELECT RAISE(ABORT, 'no'); END",
+        )
+        .await;
+    assert!(site.says("obstacles", "warning").await.contains("refuse"));
+    let doctor = site.doctor();
+    site.app.execute("PRAGMA journal_mode = delete").await;
+    let ended = doctor.run().await;
+    assert!(said(&ended, "database", "warning").contains("journal_mode = wal"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_table_wants_an_index_and_its_statement_makes_it() {
+    for variant in [Variant::D, Variant::E36] {
+        let site = Site::new(variant).await;
+        site.app
+            .execute(match site.app.pool {
+                Pool::Postgres(_) => {
+                    "INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status)
+                     SELECT gen_random_uuid(), gen_random_uuid(), n, n, 'completed'
+                     FROM generate_series(1, 30000) n"
+                }
+                Pool::Sqlite(_) => {
+                    "WITH RECURSIVE s (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 20000)
+                     INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status)
+                     SELECT printf('%036d', n), 'u', n, n, 'completed' FROM s"
+                }
+            })
+            .await;
+        let said = site.says("index", "warning").await;
+        let from = said.find("CREATE INDEX").expect("a statement");
+        assert_eq!(
+            said.contains("CONCURRENTLY"),
+            matches!(site.app.pool, Pool::Postgres(_))
+        );
+        site.app.execute(&said[from..]).await;
+        site.says("index", "ok").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn somebody_else_who_completes_voices_leaves_a_trace() {
+    for variant in [Variant::A, Variant::B, Variant::E32, Variant::E36] {
+        let site = Site::new(variant).await;
+        site.app.insert_processing(&["sim-ready-1"]).await;
+        site.sync_once().run().await.expect_code(0);
+        site.says("second poller", "ok").await;
+        site.app.insert_processing(&["sim-ready-2"]).await;
+        let now = match site.app.pool {
+            Pool::Postgres(_) => "now() AT TIME ZONE 'UTC' + interval '1 second'",
+            Pool::Sqlite(_) => "strftime('%Y-%m-%d %H:%M:%f000', 'now', '+1 second')",
+        };
+        site.app
+            .execute(&format!(
+                "UPDATE voices SET status = 'completed', completed_at = {now}
+                 WHERE elevenlabs_voice_id = 'sim-ready-2'"
+            ))
+            .await;
+        let said = site.says("second poller", "warning").await;
+        assert!(said.starts_with("1 voices"), "{variant:?}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_odd_about_the_provider_is_told() {
+    let mut site = Site::new(Variant::A).await;
+    site.says("provider", "ok").await;
+    site.app
+        .insert_processing(&["sim-unlisted-1", "sim-ready-1", "sim-missing-1"])
+        .await;
+    let ended = site.doctor().run().await;
+    ended.expect_code(0);
+    assert!(said(&ended, "lookups", "warning").contains("leaves out 1 of 3"));
+    assert!(said(&ended, "voices", "warning").contains("1 of 3"));
+    said(
+        &site.doctor().args(&["--lookup", "single"]).run().await,
+        "lookups",
+        "ok",
+    );
+    site.provider = simulator_with(Options {
+        list_enabled: false,
+        ..Options::default()
+    })
+    .await;
+    assert!(site.says("lookups", "warning").await.contains("no list"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_odd_about_the_event_bus_is_told() {
+    let site = Site::new(Variant::A).await;
+    let none = site.doctor().without("REDIS_URL");
+    said(&none.run().await, "event bus", "warning");
+    let meant = site
+        .doctor()
+        .without("REDIS_URL")
+        .args(&["--events", "none"]);
+    said(&meant.run().await, "event bus", "ok");
+    let channels = site.doctor().args(&["--events", "pubsub"]).run().await;
+    said(&channels, "streams", "warning");
+
+    let key = format!("{}voice.created", site.bus.prefix);
+    let mut redis = site.bus.connection.clone();
+    let set: () = redis::cmd("SET")
+        .arg(&key)
+        .arg("mine")
+        .query_async(&mut redis)
+        .await
+        .expect("is set");
+    let () = set;
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    let ended = site.doctor().run().await;
+    ended.expect_code(75);
+    assert!(said(&ended, "streams", "error").contains(&key));
+    site.sync_once().run().await.expect_code(75);
+    assert!(site.says("outbox", "warning").await.starts_with("1 events"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_changes_nothing() {
+    for variant in [Variant::A, Variant::E32] {
+        let app = App::new(variant).await;
+        app.insert_processing(&["sim-ready-1", "sim-banned-1"])
+            .await;
+        let (before, provider) = (app.rows().await, simulator().await);
+        let ended = VoiceSync::new(&["doctor", "--auto-migrate"])
+            .env("DATABASE_URL", &app.url)
+            .env("ELEVENLABS_BASE_URL", provider.url())
+            .run()
+            .await;
+        ended.expect_code(0);
+        assert_eq!(app.rows().await, before);
+        let own = app
+            .number(match app.pool {
+                Pool::Postgres(_) => {
+                    "SELECT count(*) FROM pg_namespace WHERE nspname = 'voice_sync'"
+                }
+                Pool::Sqlite(_) => {
+                    "SELECT count(*) FROM sqlite_schema WHERE name LIKE 'voice_sync_%'"
+                }
+            })
+            .await;
+        assert_eq!(own, 0, "{variant:?}");
+        sync_once(&app.url, &provider.url())
+            .arg("--auto-migrate")
+            .run()
+            .await
+            .expect_code(0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_without_users_is_told() {
+    let ddl =
+        "CREATE TABLE voices (id char(36) PRIMARY KEY, elevenlabs_voice_id text, status text)";
+    for app in [
+        App::postgres(Variant::B, ddl).await,
+        App::sqlite(Variant::E36, ddl).await,
+    ] {
+        let ended = Site::on(app).await.doctor().run().await;
+        ended.expect_code(0);
+        let findings = findings(&ended);
+        let columns: Vec<_> = states(&findings, "warning")
+            .into_iter()
+            .filter(|finding| finding["check"] == "columns")
+            .collect();
+        assert_eq!(columns.len(), 3, "{columns:#?}");
+        assert_ne!(columns[0]["advice"], json!(null));
+    }
+}
