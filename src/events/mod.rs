@@ -5,12 +5,15 @@
 
 pub mod backoff;
 pub mod relay;
+mod server;
 
 use std::fmt;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::{Uuid, uuid};
+
+pub use server::InvalidRedisUrl;
 
 use crate::voice::{ProviderVoiceId, RowId};
 
