@@ -74,10 +74,12 @@ impl Cursor {
             Way::ToTheEnd { after, .. } => Selection::Range {
                 after: after.clone(),
                 up_to: None,
+                except: Vec::new(),
             },
             Way::ToTheStart { start, after } => Selection::Range {
                 after: after.clone(),
                 up_to: Some(start.clone()),
+                except: Vec::new(),
             },
             Way::Named(names) if names.is_empty() => return None,
             Way::Named(names) => {
@@ -129,6 +131,7 @@ impl Cursor {
         let range = |after: &Option<RowId>, up_to: Option<RowId>| Selection::Range {
             after: after.clone(),
             up_to,
+            except: Vec::new(),
         };
         match &self.way {
             Way::ToTheEnd { start, after } => {
@@ -163,7 +166,7 @@ mod tests {
 
     /// A table whose rows are the numbers 10..10+n, claimed as a store would.
     fn claim(rows: &[u32], selection: &Selection, limit: u32) -> Page {
-        let Selection::Range { after, up_to } = selection else {
+        let Selection::Range { after, up_to, .. } = selection else {
             panic!("only ranges here");
         };
         let number = |row: &RowId| row.as_str().parse::<u32>().expect("a number");
