@@ -1,9 +1,11 @@
-//! Events: what they look like on the bus. Publishing them is [`relay`]'s.
+//! Events: what they look like on the bus. Publishing them is [`relay`]'s; [`queue`] is the
+//! application's own, on the same Redis.
 //!
 //! The shape is the one the application's consumers parse: an object with exactly `type`, `payload`,
 //! `timestamp`, `source` and `event_id`, where `payload` has `voice_id` and `user_id`.
 
 pub mod backoff;
+pub mod queue;
 pub mod relay;
 mod server;
 

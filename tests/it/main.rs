@@ -10,6 +10,7 @@ mod events;
 mod fastapi;
 mod migrate;
 mod provider;
+mod queue;
 mod sdk;
 mod secrets;
 mod shapes;
