@@ -207,6 +207,7 @@ async fn pass(
         store,
         provider,
         relay: Some(relay),
+        queue: None,
         rules: &Rules {
             fail_after: Some(Duration::from_secs(24 * 60 * 60)),
             on_timeout: OnTimeout::Fail,

@@ -25,6 +25,7 @@ pub(super) async fn run(options: &Options, given: &ArgMatches) -> Result<Exit, F
     let names = kept(&mut findings, options.names());
     let provider = kept(&mut findings, options.provider());
     let relay = kept(&mut findings, options.relay());
+    let queue = kept(&mut findings, options.queue());
     findings.extend(configuration(
         given,
         database.as_ref(),
@@ -60,6 +61,9 @@ pub(super) async fn run(options: &Options, given: &ArgMatches) -> Result<Exit, F
             "give --redis-url or REDIS_URL, or say --events none",
         )),
         None => {}
+    }
+    if let Some(Some(queue)) = queue {
+        findings.push(queue.checkup().await);
     }
     let exit = finding::exit(&findings);
     print(&text(&findings, exit, options.output))?;
@@ -225,6 +229,7 @@ async fn voices(store: &Store) -> Result<Vec<ProviderVoiceId>, StoreError> {
     let all = Selection::Range {
         after: None,
         up_to: None,
+        except: Vec::new(),
     };
     let page = store.peek(&all, SAMPLE).await?;
     let mut ids: Vec<_> = page

@@ -14,10 +14,11 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use crate::events::queue::Queue;
 use crate::events::relay::{Kind, Relay};
 use crate::exit::{Exit, Failed};
 use crate::provider::lookup::Strategy;
@@ -32,6 +33,8 @@ use crate::verdict::{OnTimeout, Rules};
 
 /// More than the longest statement of a start, a migration that waits for another, needs.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+const UNUSABLE_REDIS: &str = "the Redis URL (--redis-url or REDIS_URL) cannot be used";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -202,6 +205,11 @@ struct Options {
     )]
     status_values: String,
 
+    /// The key in Redis under which the application notes the voices that wait: a set of row ids, or
+    /// a list of JSON jobs [default: none].
+    #[arg(long, global = true, value_name = "KEY", env = "VOICE_SYNC_QUEUE")]
+    queue: Option<String>,
+
     /// Make or update voice-sync's own tables where needed [default: on for SQLite, off for PostgreSQL].
     #[arg(long, global = true, value_name = "BOOL", env = "VOICE_SYNC_AUTO_MIGRATE", value_parser = clap::builder::BoolishValueParser::new(),
         num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -337,9 +345,7 @@ impl Options {
     }
 
     fn relay(&self) -> Result<Option<Relay>, Failed> {
-        let url = REDIS_URL
-            .resolve(self.redis_url.clone())
-            .map_err(Failed::config)?;
+        let url = self.redis_url()?;
         let maxlen = self.event_maxlen;
         let (kind, url) = match (self.events, url) {
             (Some(Events::None), _) | (None, None) => return Ok(None),
@@ -352,8 +358,29 @@ impl Options {
             }
         };
         Relay::new(url.expose_secret(), kind, self.event_prefix.clone())
-            .context("the Redis URL (--redis-url or REDIS_URL) cannot be used")
+            .context(UNUSABLE_REDIS)
             .map(Some)
+            .map_err(Failed::config)
+    }
+
+    fn queue(&self) -> Result<Option<Queue>, Failed> {
+        let Some(key) = self.queue.clone().filter(|key| !key.is_empty()) else {
+            return Ok(None);
+        };
+        let url = self.redis_url()?.ok_or_else(|| {
+            Failed::config(anyhow!(
+                "--queue needs a Redis: give --redis-url or REDIS_URL, or leave --queue out"
+            ))
+        })?;
+        Queue::new(url.expose_secret(), key)
+            .context(UNUSABLE_REDIS)
+            .map(Some)
+            .map_err(Failed::config)
+    }
+
+    fn redis_url(&self) -> Result<Option<SecretString>, Failed> {
+        REDIS_URL
+            .resolve(self.redis_url.clone())
             .map_err(Failed::config)
     }
 }

@@ -49,6 +49,7 @@ impl SyncOnce {
         };
         let (url, names, rules) = (options.database_url()?, options.names()?, options.rules());
         let (provider, relay) = (options.provider()?, options.relay()?);
+        let queue = options.queue()?;
         let access = if dry_run {
             Access::ReadOnly
         } else {
@@ -62,6 +63,7 @@ impl SyncOnce {
             store: &store,
             provider: &provider,
             relay: relay.as_ref(),
+            queue: queue.as_ref(),
             rules: &rules,
             missing_after: options.missing_after,
             strategy: options.lookup,

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use redis::aio::MultiplexedConnection;
 
 use super::EventType;
+use super::queue::{Queue, Shape};
 use super::relay::{Kind, Relay};
 use crate::exit::Exit;
 use crate::finding::Finding;
@@ -16,11 +17,11 @@ const MEMORY: &str = "bus memory";
 impl Relay {
     /// Looks at the Redis, and writes nothing to it.
     pub async fn checkup(&self) -> Vec<Finding> {
-        let mut connection = match self.connect().await {
+        let mut connection = match self.server().connect().await {
             Ok(connection) => connection,
             Err(error) => {
                 return vec![
-                    Finding::broken(BUS, Exit::Temporary, self.at(&error))
+                    Finding::broken(BUS, Exit::Temporary, self.server().at(&error))
                         .advise("events wait in the outbox until it works; none is lost"),
                 ];
             }
@@ -35,7 +36,7 @@ impl Relay {
             }
             Err(error) => vec![Finding::doubtful(
                 BUS,
-                format!("it does not say how it is: {}", self.at(&error)),
+                format!("it does not say how it is: {}", self.server().at(&error)),
                 "let this user run INFO, to have its memory and persistence checked",
             )],
         };
@@ -59,13 +60,34 @@ impl Relay {
             match kind.as_deref() {
                 Ok("stream" | "none") => {}
                 Ok(other) => others.push(format!("{key} is a {other}")),
-                Err(error) => others.push(format!("{key}: {}", self.at(error))),
+                Err(error) => others.push(format!("{key}: {}", self.server().at(error))),
             }
         }
         match others.is_empty() {
             true => Finding::fine(STREAMS, "the keys are streams, or free"),
             false => Finding::broken(STREAMS, Exit::Temporary, others.join("; "))
                 .advise("rename what is in the way, or give another --event-prefix"),
+        }
+    }
+}
+
+impl Queue {
+    /// Looks whether the application's queue is there, and of a shape that can be used.
+    pub async fn checkup(&self) -> Finding {
+        const CHECK: &str = "queue";
+        match self.open().await {
+            Ok((_, Shape::Set)) => {
+                Finding::fine(CHECK, "a set: finished voices are taken out of it")
+            }
+            Ok((_, Shape::List)) => {
+                Finding::fine(CHECK, "a list: whom its jobs name is asked about first")
+            }
+            Ok((_, Shape::Absent)) => Finding::fine(CHECK, "nothing waits in it"),
+            Err(reason) => Finding::doubtful(
+                CHECK,
+                reason.to_string(),
+                "passes do without it, and no voice is lost for that",
+            ),
         }
     }
 }

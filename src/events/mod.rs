@@ -1,17 +1,22 @@
-//! Events: what they look like on the bus. Publishing them is [`relay`]'s.
+//! Events: what they look like on the bus. Publishing them is [`relay`]'s; [`queue`] is the
+//! application's own, on the same Redis.
 //!
 //! The shape is the one the application's consumers parse: an object with exactly `type`, `payload`,
 //! `timestamp`, `source` and `event_id`, where `payload` has `voice_id` and `user_id`.
 
 pub mod backoff;
 mod checkup;
+pub mod queue;
 pub mod relay;
+mod server;
 
 use std::fmt;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::{Uuid, uuid};
+
+pub use server::InvalidRedisUrl;
 
 use crate::voice::{ProviderVoiceId, RowId};
 

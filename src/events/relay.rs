@@ -1,20 +1,16 @@
 //! Publishing: from the outbox to Redis.
 
-use std::time::Duration;
-
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, Value};
+use redis::{Pipeline, RedisError, Value};
 use tokio::sync::Mutex;
-use url::Url;
 use uuid::{Uuid, uuid};
 
-use super::{EventType, OutboxEvent};
+use super::server::Server;
+use super::{EventType, InvalidRedisUrl, OutboxEvent};
 use crate::failpoint;
 
 /// Most events in one round trip.
 pub const BATCH: usize = 500;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where events go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,24 +26,10 @@ pub enum Kind {
 
 /// A connection to the event bus, made when there is something to publish.
 pub struct Relay {
-    client: Client,
+    server: Server,
     kind: Kind,
     prefix: String,
     connection: Mutex<Option<MultiplexedConnection>>,
-}
-
-/// Why a URL is not one of Redis. It is not repeated: it may hold a password.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidRedisUrl {
-    /// Scheme, host or database number are wrong.
-    #[error(
-        "it is not a Redis URL; an example is redis://user:password@host:6379/0, where 0 is the \
-         number of the database (rediss:// for TLS)"
-    )]
-    NotRedis,
-    /// A parameter whose meaning could be lost.
-    #[error("its parameter {0:?} is not understood; remove it")]
-    Parameter(String),
 }
 
 /// Some events of a batch did not get out.
@@ -63,12 +45,8 @@ pub struct NotPublished {
 impl Relay {
     /// A relay to the Redis at `url`. Nothing is connected yet.
     pub fn new(url: &str, kind: Kind, prefix: String) -> Result<Self, InvalidRedisUrl> {
-        let parsed = Url::parse(url).map_err(|_| InvalidRedisUrl::NotRedis)?;
-        if let Some((name, _)) = parsed.query_pairs().find(|(name, _)| name != "protocol") {
-            return Err(InvalidRedisUrl::Parameter(name.into_owned()));
-        }
         Ok(Self {
-            client: Client::open(url).map_err(|_| InvalidRedisUrl::NotRedis)?,
+            server: Server::new(url)?,
             kind,
             prefix,
             connection: Mutex::new(None),
@@ -78,7 +56,7 @@ impl Relay {
     /// Which bus this is, without telling its password: a digest of its address and the names on it.
     pub fn bus(&self) -> Uuid {
         const NAMESPACE: Uuid = uuid!("3f1d7f35-2a0e-4c55-8f3c-7e0c6a1b9d42");
-        let info = self.client.get_connection_info();
+        let info = self.server.info();
         let database = info.redis_settings().db();
         let name = format!("{}\n{database}\n{}", info.addr(), self.prefix);
         Uuid::new_v5(&NAMESPACE, name.as_bytes())
@@ -93,7 +71,11 @@ impl Relay {
         let mut slot = self.connection.lock().await;
         let mut connection = match slot.take() {
             Some(connection) => connection,
-            None => self.connect().await.map_err(|error| self.none(&error))?,
+            None => self
+                .server
+                .connect()
+                .await
+                .map_err(|error| self.none(&error))?,
         };
         let mut pipeline = Pipeline::with_capacity(events.len());
         pipeline.ignore_errors();
@@ -125,23 +107,17 @@ impl Relay {
             }),
             Some(error) => Err(NotPublished {
                 published,
-                reason: self.at(&error),
+                reason: self.server.at(&error),
             }),
         }
     }
 
-    pub(super) async fn connect(&self) -> redis::RedisResult<MultiplexedConnection> {
-        crate::tls::install();
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(RESPONSE_TIMEOUT));
-        self.client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await
-    }
-
     pub(super) fn kind(&self) -> Kind {
         self.kind
+    }
+
+    pub(super) fn server(&self) -> &Server {
+        &self.server
     }
 
     /// The stream or channel of a type of event.
@@ -151,7 +127,7 @@ impl Relay {
 
     /// Where it is, without user and password.
     pub fn address(&self) -> String {
-        self.client.get_connection_info().addr().to_string()
+        self.server.info().addr().to_string()
     }
 
     fn add(&self, pipeline: &mut Pipeline, event: &OutboxEvent) {
@@ -177,12 +153,7 @@ impl Relay {
     fn none(&self, error: &RedisError) -> NotPublished {
         NotPublished {
             published: Vec::new(),
-            reason: self.at(error),
+            reason: self.server.at(error),
         }
-    }
-
-    /// An error, with where it happened.
-    pub(super) fn at(&self, error: &RedisError) -> String {
-        format!("Redis at {} (REDIS_URL): {error}", self.address())
     }
 }

@@ -60,7 +60,9 @@ impl Pass<'_> {
             self.provider.passed();
         }
         self.tell_others(progress).await?;
-        self.relay_rest(progress, ending).await
+        self.relay_rest(progress, ending).await?;
+        self.take_out_finished(progress).await;
+        Ok(())
     }
 
     /// Counts what a pass that had to stop never claimed, and where the next one begins.

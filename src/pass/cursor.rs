@@ -2,6 +2,9 @@
 //!
 //! A pass takes the rows in the order of their keys. Where the last one did not get to the end, this
 //! one begins after it and wraps around: otherwise rows with high keys would never be asked about.
+//!
+//! Where the application hinted at some voices, these come first, and the walk over the table leaves
+//! them out. Their rows are no places in the table: the next pass begins where the walk stopped.
 
 use crate::store::{Page, Selection};
 use crate::voice::RowId;
@@ -16,6 +19,8 @@ const ROWS_OF_NAMES: u32 = 10_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Cursor {
     way: Way,
+    /// Row or provider ids of the voices that come first.
+    hints: Vec<String>,
     /// Voices that may still be claimed.
     left: Option<u64>,
     /// Pages claimed.
@@ -24,6 +29,11 @@ pub(super) struct Cursor {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Way {
+    /// The hints, and then from a row on.
+    Hinted {
+        start: Option<RowId>,
+        after: Option<RowId>,
+    },
     /// From a row to the end of the table, and then from its beginning.
     ToTheEnd {
         start: Option<RowId>,
@@ -37,6 +47,15 @@ enum Way {
     /// By name.
     Named(Vec<String>),
     Over,
+}
+
+/// Where in the walk over the table a page was claimed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The page's place among all pages.
+    pub(super) number: u64,
+    /// The last row before it.
+    pub(super) preceded_by: Option<RowId>,
 }
 
 impl Cursor {
@@ -54,8 +73,20 @@ impl Cursor {
         };
         Self {
             way,
+            hints: Vec::new(),
             left: limit,
             pages: 0,
+        }
+    }
+
+    /// Takes these voices first. For a cursor that has not moved, and goes over the table.
+    pub(super) fn begin_with(&mut self, hints: Vec<String>) {
+        if let Way::ToTheEnd { start, .. } = &self.way
+            && !hints.is_empty()
+        {
+            let start = start.clone();
+            self.way = Way::Hinted { start, after: None };
+            self.hints = hints;
         }
     }
 
@@ -63,7 +94,7 @@ impl Cursor {
     pub(super) fn next(&self, size: usize) -> Option<(Selection, u32)> {
         let size = match &self.way {
             Way::Named(_) => ROWS_OF_NAMES,
-            Way::ToTheEnd { .. } | Way::ToTheStart { .. } | Way::Over => {
+            Way::Hinted { .. } | Way::ToTheEnd { .. } | Way::ToTheStart { .. } | Way::Over => {
                 u32::try_from(size).unwrap_or(u32::MAX)
             }
         };
@@ -71,14 +102,9 @@ impl Cursor {
             .left
             .map_or(u32::MAX, |left| u32::try_from(left).unwrap_or(u32::MAX));
         let selection = match &self.way {
-            Way::ToTheEnd { after, .. } => Selection::Range {
-                after: after.clone(),
-                up_to: None,
-            },
-            Way::ToTheStart { start, after } => Selection::Range {
-                after: after.clone(),
-                up_to: Some(start.clone()),
-            },
+            Way::Hinted { after, .. } => self.hinted(after),
+            Way::ToTheEnd { after, .. } => self.range(after, None),
+            Way::ToTheStart { start, after } => self.range(after, Some(start)),
             Way::Named(names) if names.is_empty() => return None,
             Way::Named(names) => {
                 Selection::Named(names.iter().take(NAMES_AT_ONCE).cloned().collect())
@@ -88,13 +114,31 @@ impl Cursor {
         (left > 0).then_some((selection, size.min(left)))
     }
 
-    /// Goes on behind a page that was claimed. Returns the page's number and the last row before it.
-    pub(super) fn advance(&mut self, page: &Page) -> (u64, Option<RowId>) {
-        let before = match &self.way {
-            Way::ToTheEnd { after, .. } | Way::ToTheStart { after, .. } => after.clone(),
-            Way::Named(_) | Way::Over => None,
-        };
+    fn hinted(&self, after: &Option<RowId>) -> Selection {
+        Selection::Hinted {
+            names: self.hints.clone(),
+            after: after.clone(),
+        }
+    }
+
+    fn range(&self, after: &Option<RowId>, up_to: Option<&RowId>) -> Selection {
+        Selection::Range {
+            after: after.clone(),
+            up_to: up_to.cloned(),
+            except: self.hints.clone(),
+        }
+    }
+
+    /// Goes on behind a page that was claimed. Returns the page's place, if it was one of the table.
+    pub(super) fn advance(&mut self, page: &Page) -> Option<Place> {
         self.pages += 1;
+        let place = match &self.way {
+            Way::ToTheEnd { after, .. } | Way::ToTheStart { after, .. } => Some(Place {
+                number: self.pages,
+                preceded_by: after.clone(),
+            }),
+            Way::Hinted { .. } | Way::Named(_) | Way::Over => None,
+        };
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(page.voices.len() as u64 + page.leased_elsewhere);
         }
@@ -102,6 +146,14 @@ impl Cursor {
             std::mem::replace(&mut self.way, Way::Over),
             page.last.clone(),
         ) {
+            (Way::Hinted { start, .. }, Some(last)) => Way::Hinted {
+                start,
+                after: Some(last),
+            },
+            (Way::Hinted { start, .. }, None) => Way::ToTheEnd {
+                after: start.clone(),
+                start,
+            },
             (Way::ToTheEnd { start, .. }, Some(last)) => Way::ToTheEnd {
                 start,
                 after: Some(last),
@@ -121,26 +173,29 @@ impl Cursor {
                 Way::Over
             }
         };
-        (self.pages, before)
+        place
     }
 
     /// What was never claimed, and the row after which it begins: for a pass that had to stop.
     pub(super) fn rest(&self) -> (Vec<Selection>, Option<RowId>) {
-        let range = |after: &Option<RowId>, up_to: Option<RowId>| Selection::Range {
-            after: after.clone(),
-            up_to,
-        };
+        let wrapped = |start: &Option<RowId>| start.as_ref().map(|s| self.range(&None, Some(s)));
         match &self.way {
-            Way::ToTheEnd { start, after } => {
-                let wrapped = start.clone().map(|start| range(&None, Some(start)));
-                let ahead = range(after, None);
+            Way::Hinted { start, after } => {
+                let ahead = [self.hinted(after), self.range(start, None)];
                 (
-                    std::iter::once(ahead).chain(wrapped).collect(),
+                    ahead.into_iter().chain(wrapped(start)).collect(),
+                    start.clone(),
+                )
+            }
+            Way::ToTheEnd { start, after } => {
+                let ahead = [self.range(after, None)];
+                (
+                    ahead.into_iter().chain(wrapped(start)).collect(),
                     after.clone(),
                 )
             }
             Way::ToTheStart { start, after } => {
-                (vec![range(after, Some(start.clone()))], after.clone())
+                (vec![self.range(after, Some(start))], after.clone())
             }
             Way::Named(names) if names.is_empty() => (Vec::new(), None),
             Way::Named(names) => (vec![Selection::Named(names.clone())], None),
@@ -161,16 +216,24 @@ mod tests {
     use super::*;
     use crate::store::Claimed;
 
-    /// A table whose rows are the numbers 10..10+n, claimed as a store would.
+    /// A table whose rows are these numbers, claimed as a store would.
     fn claim(rows: &[u32], selection: &Selection, limit: u32) -> Page {
-        let Selection::Range { after, up_to } = selection else {
-            panic!("only ranges here");
+        let nothing = &None;
+        let (after, up_to, names, named) = match selection {
+            Selection::Range {
+                after,
+                up_to,
+                except,
+            } => (after, up_to, except, false),
+            Selection::Hinted { names, after } => (after, nothing, names, true),
+            Selection::Named(_) => panic!("no names here"),
         };
         let number = |row: &RowId| row.as_str().parse::<u32>().expect("a number");
         let found: Vec<_> = rows
             .iter()
             .filter(|row| after.as_ref().is_none_or(|after| **row > number(after)))
             .filter(|row| up_to.as_ref().is_none_or(|up_to| **row <= number(up_to)))
+            .filter(|row| names.contains(&row.to_string()) == named)
             .take(limit as usize)
             .map(|row| Claimed {
                 row: RowId::new(row.to_string()),
@@ -185,6 +248,21 @@ mod tests {
             voices: found,
             ..Page::default()
         }
+    }
+
+    fn cursor(hints: &[u32], limit: Option<u64>, start: Option<RowId>) -> Cursor {
+        let mut cursor = Cursor::new(None, limit, start);
+        cursor.begin_with(hints.iter().map(u32::to_string).collect());
+        cursor
+    }
+
+    /// Rows that the application may hint at, some of which are not there.
+    fn hints() -> impl Strategy<Value = Vec<u32>> {
+        prop::collection::vec(0u32..60, 0..20)
+    }
+
+    fn place() -> impl Strategy<Value = Option<RowId>> {
+        prop::option::of((0u32..60).prop_map(|row| RowId::new(row.to_string())))
     }
 
     fn walk(cursor: &mut Cursor, rows: &[u32], size: usize, pages: usize) -> Vec<u32> {
@@ -205,24 +283,26 @@ mod tests {
     }
 
     proptest! {
-        /// Wherever it begins, a pass sees every row once.
+        /// Wherever it begins, and whatever the hints, a pass sees every row once, and the hinted ones first.
         #[test]
-        fn every_row_is_seen_once(n in 0u32..40, start in prop::option::of(0u32..60), size in 1usize..12) {
+        fn every_row_is_seen_once(n in 0u32..40, hints in hints(), start in place(), size in 1usize..12) {
             let rows: Vec<u32> = (10..10 + n).collect();
-            let start = start.map(|row| RowId::new(row.to_string()));
-            let mut seen = walk(&mut Cursor::new(None, None, start), &rows, size, 1000);
+            let mut seen = walk(&mut cursor(&hints, None, start), &rows, size, 1000);
+            let hinted = rows.iter().filter(|row| hints.contains(row)).count();
+            prop_assert!(seen[..hinted].iter().all(|row| hints.contains(row)));
             seen.sort_unstable();
             prop_assert_eq!(seen, rows);
         }
 
-        /// Passes that stop early take turns: together they see everything.
+        /// Passes that stop early take turns: together they see everything, whatever the first one
+        /// is hinted at.
         #[test]
-        fn short_passes_get_around(n in 1u32..40, size in 1usize..12, limit in 1u64..8) {
+        fn short_passes_get_around(n in 1u32..40, mut hints in hints(), size in 1usize..12, limit in 1u64..8) {
             let rows: Vec<u32> = (10..10 + n).collect();
             let mut seen = std::collections::BTreeSet::new();
             let mut resume = None;
-            for _ in 0..rows.len() + 1 {
-                let mut cursor = Cursor::new(None, Some(limit), resume.take());
+            for _ in 0..rows.len() + 2 {
+                let mut cursor = cursor(&std::mem::take(&mut hints), Some(limit), resume.take());
                 seen.extend(walk(&mut cursor, &rows, size, 1000));
                 resume = cursor.rest().1;
             }
@@ -231,15 +311,27 @@ mod tests {
 
         /// What is left over is just what was not seen.
         #[test]
-        fn the_rest_is_what_was_not_seen(n in 0u32..40, start in prop::option::of(0u32..60), size in 1usize..12, pages in 0usize..5) {
+        fn the_rest_is_what_was_not_seen(n in 0u32..40, hints in hints(), start in place(), size in 1usize..12, pages in 0usize..5) {
             let rows: Vec<u32> = (10..10 + n).collect();
-            let mut cursor = Cursor::new(None, None, start.map(|row| RowId::new(row.to_string())));
+            let mut cursor = cursor(&hints, None, start);
             let mut seen = walk(&mut cursor, &rows, size, pages);
             for selection in cursor.rest().0 {
                 seen.extend(claim(&rows, &selection, 1000).voices.iter().map(|v| v.row.as_str().parse::<u32>().expect("a number")));
             }
             seen.sort_unstable();
             prop_assert_eq!(seen, rows);
+        }
+
+        /// While only hints were followed, the next pass begins where this one would have.
+        #[test]
+        fn hints_move_nothing(n in 1u32..40, hints in hints(), start in place(), size in 1usize..12) {
+            let rows: Vec<u32> = (10..10 + n).collect();
+            let mut cursor = cursor(&hints, None, start.clone());
+            while let Some((selection @ Selection::Hinted { .. }, limit)) = cursor.next(size) {
+                prop_assert_eq!(cursor.rest().1, start.clone());
+                prop_assert_eq!(cursor.advance(&claim(&rows, &selection, limit)), None);
+            }
+            prop_assert_eq!(cursor.rest().1, start);
         }
     }
 

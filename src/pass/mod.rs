@@ -9,6 +9,7 @@ mod cursor;
 mod pace;
 mod progress;
 mod publishing;
+mod queue;
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -21,9 +22,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
 
-use self::cursor::Cursor;
+use self::cursor::{Cursor, Place};
 use self::progress::Progress;
 use crate::events::OutboxEvent;
+use crate::events::queue::Queue;
 use crate::events::relay::Relay;
 use crate::provider::error::{Trouble, TroubleKind, printable};
 use crate::provider::lookup::{Lookup, Lookups, Strategy};
@@ -33,7 +35,7 @@ use crate::store::{
     Applied, Claimed, LEASE, Memory, Note, Record, Seen, Store, StoreError, Target, Transition,
 };
 use crate::verdict::{Rules, Verdict, judge, storable};
-use crate::voice::{RowId, Voice};
+use crate::voice::Voice;
 
 /// Batches under way beyond those that are being asked about.
 const SPARE_BATCHES: usize = 2;
@@ -61,6 +63,8 @@ pub struct Pass<'a> {
     pub provider: &'a Provider,
     /// Where events go, if anywhere.
     pub relay: Option<&'a Relay>,
+    /// Where the application notes which voices wait, if it does.
+    pub queue: Option<&'a Queue>,
     /// How answers are judged.
     pub rules: &'a Rules,
     /// How long a voice must be missing before it fails.
@@ -77,10 +81,8 @@ pub struct Pass<'a> {
 
 /// Voices that go through the steps together.
 struct Batch {
-    /// Its place among the pass's batches.
-    number: u64,
-    /// The last row before it.
-    preceded_by: Option<RowId>,
+    /// Where in the walk over the table it was claimed; nowhere, if by name.
+    place: Option<Place>,
     /// In the order of their rows.
     voices: Vec<Claimed>,
     /// Taken before the lease began, so that it never seems longer than it is.
@@ -176,12 +178,11 @@ impl Pass<'_> {
             // A database that fails here would fail the other batches in their turn, each after
             // its own patience.
             let page = page.inspect_err(|error| progress.database_failed(error))?;
-            let (number, preceded_by) = cursor.advance(&page);
+            let place = cursor.advance(&page);
             progress.tally().claimed(&page);
             if !page.voices.is_empty() {
                 return Ok(Some(Batch {
-                    number,
-                    preceded_by,
+                    place,
                     voices: page.voices,
                     claimed_at,
                 }));

@@ -38,6 +38,11 @@ impl Pass<'_> {
             progress.halt(Halt::ProviderDown);
         }
         self.provider.resume(standing);
+        // Who may not ask leaves the jobs to others.
+        if progress.tally().halt.is_none() {
+            let hints = self.hints(progress).await;
+            progress.cursor.lock().await.begin_with(hints);
+        }
         self.all_batches(progress).await
     }
 

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::Batch;
-use super::cursor::Cursor;
+use super::cursor::{Cursor, Place};
 use crate::missing::Fuse;
 use crate::provider::error::{Trouble, TroubleKind};
 use crate::provider::lookup::{Lookup, Lookups};
@@ -30,6 +30,7 @@ pub(super) struct Progress {
     pub(super) bus_is_down: AtomicBool,
     /// How often in a row the event bus failed, once the database was asked.
     pub(super) bus_failures: tokio::sync::Mutex<Option<u32>>,
+    pub(super) queue_is_down: AtomicBool,
     tally: Mutex<Tally>,
 }
 
@@ -41,8 +42,8 @@ pub(super) struct Tally {
     troubles: HashMap<TroubleKind, (u64, String)>,
     resting: u64,
     unknown_values: HashSet<String>,
-    /// The first batch with voices that nobody got to ask about, and the last row before them.
-    first_not_asked: Option<(u64, Option<RowId>)>,
+    /// The first batch with voices that nobody got to ask about; the place is just before them.
+    first_not_asked: Option<Place>,
     /// For each kind of voice: shown by the list, found only by a single lookup.
     shown: HashMap<String, (u64, u64)>,
 }
@@ -63,6 +64,7 @@ impl Progress {
             unlisted,
             bus_is_down: AtomicBool::new(false),
             bus_failures: tokio::sync::Mutex::default(),
+            queue_is_down: AtomicBool::new(false),
             tally: Mutex::default(),
         }
     }
@@ -100,8 +102,12 @@ impl Tally {
     }
 
     /// Notes where in a batch the asking stopped, for lack of time or because the provider was
-    /// down. The next pass begins there: else the rows behind would never have their turn.
+    /// down. The next pass begins there: else the rows behind would never have their turn. Voices
+    /// that were claimed by name move nothing: the next pass comes to their rows anyway.
     pub(super) fn not_asked(&mut self, batch: &Batch, lookups: [&Lookups; 2]) {
+        let Some(place) = &batch.place else {
+            return;
+        };
         let asked = |voice: &Claimed| {
             let id = voice.checked_id().ok();
             let lookup = id.and_then(|id| lookups.iter().find_map(|some| some.get(&id)));
@@ -110,20 +116,23 @@ impl Tally {
         let Some(first) = batch.voices.iter().position(|voice| !asked(voice)) else {
             return;
         };
-        let before = match first {
-            0 => batch.preceded_by.clone(),
+        let preceded_by = match first {
+            0 => place.preceded_by.clone(),
             first => Some(batch.voices[first - 1].row.clone()),
         };
-        let earliest = self.first_not_asked.as_ref().map(|(number, _)| *number);
-        if earliest.is_none_or(|earliest| batch.number < earliest) {
-            self.first_not_asked = Some((batch.number, before));
+        let earliest = self.first_not_asked.as_ref();
+        if earliest.is_none_or(|earliest| place.number < earliest.number) {
+            self.first_not_asked = Some(Place {
+                number: place.number,
+                preceded_by,
+            });
         }
     }
 
     /// The row after which the next pass should begin, given where the cursor stands.
     pub(super) fn resume_after(&self, cursor: Option<RowId>) -> Option<RowId> {
         match &self.first_not_asked {
-            Some((_, before)) => before.clone(),
+            Some(place) => place.preceded_by.clone(),
             None => cursor,
         }
     }

@@ -203,6 +203,14 @@ impl Store {
         on_either!(self.count(selection))
     }
 
+    /// Those of these row ids whose voices are completed or failed, each as it was given.
+    pub async fn finished(&self, rows: &[String]) -> Result<Vec<String>, StoreError> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        on_either!(self.finished(rows))
+    }
+
     /// Makes transitions happen, each guarded by the row still being in processing with the id that
     /// was looked up, and records their events in the same transaction.
     pub async fn apply(

@@ -65,9 +65,46 @@ pub enum Selection {
         after: Option<RowId>,
         /// Inclusive.
         up_to: Option<RowId>,
+        /// None of these row or provider ids.
+        except: Vec<String>,
     },
     /// Those of these row or provider ids that are in processing, even if they were set aside.
     Named(Vec<String>),
+    /// Those of them that a range would have too, after one row.
+    Hinted {
+        /// Row or provider ids.
+        names: Vec<String>,
+        /// Exclusive.
+        after: Option<RowId>,
+    },
+}
+
+impl Selection {
+    /// The bounds of its rows, its names, and what it asks of a row given the condition that the row
+    /// has one of the names.
+    pub(super) fn parts(&self, is_named: &str) -> ([Option<&RowId>; 2], &[String], String) {
+        match self {
+            Self::Range {
+                after,
+                up_to,
+                except,
+            } => {
+                // A row without a provider id has none of the names either.
+                let others = format!(" AND {is_named} IS NOT TRUE");
+                let filter = if except.is_empty() {
+                    String::new()
+                } else {
+                    others
+                };
+                ([after.as_ref(), up_to.as_ref()], except, filter)
+            }
+            Self::Named(names) => ([None, None], names, format!(" AND {is_named}")),
+            Self::Hinted { names, after } => {
+                let bounds = [after.as_ref(), None];
+                (bounds, names, format!(" AND {is_named}"))
+            }
+        }
+    }
 }
 
 /// A change of status, on the ground of an answer about `provider_id`.

@@ -1,14 +1,16 @@
 //! An event bus that goes away, hangs, or refuses to write.
 
+use std::collections::HashSet;
+
 use futures_util::future::join_all;
-use redis::Client;
+use redis::{AsyncTypedCommands, Client};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::budget;
 use crate::proxy::{Proxy, Weather};
-use crate::scene::{DECIDED, Scene};
-use crate::support::app::Variant;
+use crate::scene::{DECIDED, MIXED, Scene};
+use crate::support::app::{Variant, row_id};
 use crate::support::binary::Ended;
 use crate::support::bus::Bus;
 use crate::support::server::OwnServers;
@@ -106,6 +108,32 @@ async fn a_redis_that_must_not_write_gets_its_events_later() {
         assert!(ended.stderr.contains(said), "{}", ended.stderr);
         scene.recover().await;
         scene.check().await;
+    }
+}
+
+/// Whoever dies before it takes the voices out of the application's set that it finished leaves them
+/// to the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_set_is_cleared_by_whoever_comes_after_a_crash() {
+    for variant in [Variant::A, Variant::E32] {
+        let scene = Scene::new(variant, MIXED, 32).await;
+        let key = format!("{}queue", scene.bus.prefix);
+        let voices: Vec<_> = scene.app.rows().await.into_keys().collect();
+        let rows: Vec<_> = voices.iter().map(|id| row_id(id).to_string()).collect();
+        let mut connection = scene.bus.connection.clone();
+        connection.sadd(&key, &rows).await.expect("is added");
+        let command = || scene.command().env("VOICE_SYNC_QUEUE", &key);
+        let dying = command().env("VOICE_SYNC_FAILPOINTS", "store.finished.after=abort");
+        assert_eq!(dying.run().await.code, -1);
+        assert_eq!(connection.scard(&key).await.expect("a set"), 32);
+        scene.app.age_own_tables(301).await;
+        command().run().await.expect_code(0);
+        scene.check().await;
+        let left = connection.smembers(&key).await.expect("a set");
+        let waiting = scene.app.rows().await.into_iter();
+        let waiting = waiting.filter(|(_, row)| row.status == "processing");
+        let waiting: HashSet<_> = waiting.map(|(id, _)| row_id(&id).to_string()).collect();
+        assert_eq!(left, waiting);
     }
 }
 

@@ -512,6 +512,13 @@ async fn what_is_odd_about_the_event_bus_is_told() {
         .await
         .expect("is set");
     let () = set;
+    let queue = async |key: &str| site.doctor().args(&["--queue", key]).run().await;
+    said(
+        &queue(&format!("{}queue", site.bus.prefix)).await,
+        "queue",
+        "ok",
+    );
+    assert!(said(&queue(&key).await, "queue", "warning").contains("holds a string"));
     site.app.insert_processing(&["sim-ready-1"]).await;
     let ended = site.doctor().run().await;
     ended.expect_code(75);

@@ -12,6 +12,7 @@ mod events;
 mod fastapi;
 mod migrate;
 mod provider;
+mod queue;
 mod sdk;
 mod secrets;
 mod shapes;

@@ -24,6 +24,7 @@ const ACCOUNT: Uuid = Uuid::from_u128(7);
 const ALL: Selection = Selection::Range {
     after: None,
     up_to: None,
+    except: Vec::new(),
 };
 
 async fn claim(store: &Store, run_id: Uuid) -> Vec<Claimed> {
@@ -78,7 +79,15 @@ async fn every_processing_voice_is_claimed_once_page_by_page(variant: Variant) {
     let (mut seen, mut after) = (Vec::new(), None);
     loop {
         let page = store
-            .claim(run_id, &Selection::Range { after, up_to: None }, 10)
+            .claim(
+                run_id,
+                &Selection::Range {
+                    after,
+                    up_to: None,
+                    except: Vec::new(),
+                },
+                10,
+            )
             .await
             .expect("claims");
         seen.extend(
@@ -682,6 +691,92 @@ async fn voices_are_found_by_row_and_by_provider_id(variant: Variant) {
     assert_eq!(found, BTreeSet::from(["a".into(), "b".into()]));
 }
 
+async fn hinted_voices_and_all_others_are_the_whole_table(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["a", "b", "c", "odd"]).await;
+    app.insert(&[NewVoice {
+        status: "completed",
+        ..NewVoice::processing("d")
+    }])
+    .await;
+    let store = app.store().await;
+    for _ in 0..3 {
+        let run_id = Uuid::new_v4();
+        let odd = Selection::Named(vec!["odd".into()]);
+        store.claim(run_id, &odd, 10).await.expect("claims");
+        let seen = Seen::SetAside("too long".into());
+        store
+            .note(run_id, ACCOUNT, &[note(&app, "odd", seen)])
+            .await
+            .expect("notes");
+    }
+    let names: Vec<String> = vec![
+        row_id("a").hyphenated().to_string(),
+        row_id("c").simple().to_string(),
+        "c".into(),
+        "d".into(),
+        "odd".into(),
+        "nobody".into(),
+    ];
+    let run_id = Uuid::new_v4();
+    let (mut hinted, mut after) = (Vec::new(), None);
+    loop {
+        let names = names.clone();
+        let page = store
+            .claim(run_id, &Selection::Hinted { names, after }, 1)
+            .await
+            .expect("claims");
+        hinted.extend(page.voices);
+        after = page.last;
+        if after.is_none() {
+            break;
+        }
+    }
+    let ids = |voices: Vec<Claimed>| -> Vec<String> {
+        let mut ids: Vec<_> = voices.into_iter().filter_map(|v| v.provider_id).collect();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!(ids(hinted), ["a", "c"], "each once, and none that rests");
+    let others = Selection::Range {
+        after: None,
+        up_to: None,
+        except: names,
+    };
+    assert_eq!(store.count(&others).await.expect("counts"), 1);
+    let page = store.peek(&others, 10).await.expect("peeks");
+    assert_eq!(ids(page.voices), ["b"]);
+    let page = store.claim(run_id, &others, 10).await.expect("claims");
+    assert_eq!((page.leased_elsewhere, page.resting), (0, 0));
+    assert_eq!(ids(page.voices), ["b"]);
+}
+
+async fn finished_voices_are_found_by_whatever_form_their_row_is_given_in(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["a"]).await;
+    for (id, status) in [("b", "completed"), ("c", "failed")] {
+        app.insert(&[NewVoice {
+            status,
+            ..NewVoice::processing(id)
+        }])
+        .await;
+    }
+    let store = app.store().await;
+    let mut rows: Vec<String> = ["a", "b", "c", "nobody"]
+        .iter()
+        .flat_map(|id| {
+            let id = row_id(id);
+            [id.hyphenated().to_string(), id.simple().to_string()]
+        })
+        .collect();
+    rows.extend(["b", "\"", "7", ""].map(str::to_owned));
+    let mut finished = store.finished(&rows).await.expect("finds");
+    finished.sort_unstable();
+    let mut expected = rows[2..6].to_vec();
+    expected.sort_unstable();
+    assert_eq!(finished, expected);
+}
+
 async fn age_counts_from_creation_or_first_sight_or_restart(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a"]).await;
@@ -947,7 +1042,11 @@ async fn keys_and_statuses_of_fixed_length_are_compared_whole() {
     let run_id = Uuid::new_v4();
     let (mut after, mut seen) = (None, 0);
     loop {
-        let selection = Selection::Range { after, up_to: None };
+        let selection = Selection::Range {
+            after,
+            up_to: None,
+            except: Vec::new(),
+        };
         let page = store.claim(run_id, &selection, 100).await.expect("claims");
         seen += page.voices.len();
         let transitions: Vec<_> = page
@@ -1013,6 +1112,8 @@ contract!(
     one_process_probes_for_all,
     a_voice_that_keeps_making_trouble_is_left_alone_for_a_day,
     voices_are_found_by_row_and_by_provider_id,
+    hinted_voices_and_all_others_are_the_whole_table,
+    finished_voices_are_found_by_whatever_form_their_row_is_given_in,
     age_counts_from_creation_or_first_sight_or_restart,
     events_are_published_by_one_process_and_by_another_after_a_crash,
     one_process_tries_a_bus_that_failed,

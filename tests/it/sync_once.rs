@@ -935,6 +935,7 @@ async fn voices_leased_by_another_process_are_left_to_it() {
     let all = voice_sync::store::Selection::Range {
         after: None,
         up_to: None,
+        except: Vec::new(),
     };
     store
         .claim(uuid::Uuid::new_v4(), &all, 3)

@@ -9,8 +9,9 @@ use crate::store::{Claimed, LEASE, Page, Selection, StoreError};
 use crate::voice::RowId;
 
 impl PostgresStore {
-    /// The condition that selects voices, on `v`, and its parameters `$1` and `$2`.
-    fn condition(&self, selection: &Selection) -> (String, [Vec<String>; 2]) {
+    /// The condition that selects voices, on `v`, and its parameters: rows as bounds `$1`, and names
+    /// that may be those of rows `$2` or of voices `$3`.
+    fn condition(&self, selection: &Selection) -> (String, [Vec<String>; 3]) {
         let Self {
             id,
             id_type,
@@ -19,33 +20,24 @@ impl PostgresStore {
             processing,
             ..
         } = self;
-        let base = format!("v.{status} = {processing}");
-        match selection {
-            Selection::Range { after, up_to } => {
-                let mut condition = base;
-                let bound =
-                    |row: &Option<RowId>| row.iter().map(|r| r.as_str().to_owned()).collect();
-                if after.is_some() {
-                    condition.push_str(&format!(" AND v.{id} > ($1::text[]::{id_type}[])[1]"));
-                }
-                if up_to.is_some() {
-                    condition.push_str(&format!(" AND v.{id} <= ($2::text[]::{id_type}[])[1]"));
-                }
-                (condition, [bound(after), bound(up_to)])
-            }
-            Selection::Named(names) => {
-                // A text that is no key of this type is none of a row either.
-                let rows = names
-                    .iter()
-                    .filter(|name| could_be(name, id_type))
-                    .cloned()
-                    .collect();
-                let condition = format!(
-                    "{base} AND (v.{id} = ANY($1::text[]::{id_type}[]) OR v.{provider_id} = ANY($2::text[]))"
-                );
-                (condition, [rows, names.clone()])
+        let is_named =
+            format!("(v.{id} = ANY($2::text[]::{id_type}[]) OR v.{provider_id} = ANY($3::text[]))");
+        let ([after, up_to], names, filter) = selection.parts(&is_named);
+        let mut bounds = Vec::new();
+        let mut condition = format!("v.{status} = {processing}{filter}");
+        for (comparison, row) in [(">", after), ("<=", up_to)] {
+            if let Some(row) = row {
+                bounds.push(row.as_str().to_owned());
+                let place = bounds.len();
+                condition.push_str(&format!(
+                    " AND v.{id} {comparison} ($1::text[]::{id_type}[])[{place}]"
+                ));
             }
         }
+        // A text that is no key of this type is none of a row either.
+        let rows = names.iter().filter(|name| could_be(name, id_type));
+        let rows = rows.cloned().collect();
+        (condition, [bounds, rows, names.to_vec()])
     }
 
     /// The page of voices in processing, joined with what is known of them.
@@ -71,13 +63,13 @@ impl PostgresStore {
             "SELECT p.*, w.row_id IS NOT NULL AS known, w.kind,
                     w.row_id IS NOT NULL AND (w.provider_id IS DISTINCT FROM p.provider_id
                                               OR w.failed_at IS NOT NULL) AS restarts,
-                    COALESCE(w.lease_until > now() AND w.run_id <> $4, FALSE) AS leased,
+                    COALESCE(w.lease_until > now() AND w.run_id <> $5, FALSE) AS leased,
                     COALESCE(w.set_aside_until > now(), FALSE)
                         AND w.provider_id IS NOT DISTINCT FROM p.provider_id AS resting,
                     w.first_seen, w.restarted_at
              FROM (SELECT v.{id} AS id, v.{id}::text AS row_id, v.{provider_id} AS provider_id,
                           GREATEST({created_at}, {completed_before}) AS created_at
-                   FROM {table} v WHERE {condition} ORDER BY v.{id} LIMIT $3) p
+                   FROM {table} v WHERE {condition} ORDER BY v.{id} LIMIT $4) p
              LEFT JOIN {known} w ON w.row_id = p.row_id"
         )
     }
@@ -92,18 +84,18 @@ impl PostgresStore {
         selection: &Selection,
         limit: u32,
     ) -> Result<Page, StoreError> {
-        let (condition, [first, second]) = self.condition(selection);
+        let (condition, [bounds, rows, names]) = self.condition(selection);
         let sql = format!(
             "WITH p AS MATERIALIZED ({page}),
              free AS (
                  SELECT w.row_id FROM voice_sync.voices w JOIN p USING (row_id)
-                 WHERE (w.lease_until IS NULL OR w.lease_until <= now() OR w.run_id = $4)
-                   AND (NOT p.resting OR $6)
+                 WHERE (w.lease_until IS NULL OR w.lease_until <= now() OR w.run_id = $5)
+                   AND (NOT p.resting OR $7)
                  FOR UPDATE OF w SKIP LOCKED
              ),
              renewed AS (
                  UPDATE voice_sync.voices w
-                 SET run_id = $4, lease_until = now() + make_interval(secs => $5),
+                 SET run_id = $5, lease_until = now() + make_interval(secs => $6),
                      provider_id = p.provider_id,
                      first_seen = CASE WHEN p.restarts THEN now() ELSE w.first_seen END,
                      restarted_at = CASE WHEN p.restarts THEN now() ELSE w.restarted_at END,
@@ -118,7 +110,7 @@ impl PostgresStore {
              ),
              fresh AS (
                  INSERT INTO voice_sync.voices (row_id, provider_id, run_id, lease_until)
-                 SELECT p.row_id, p.provider_id, $4, now() + make_interval(secs => $5)
+                 SELECT p.row_id, p.provider_id, $5, now() + make_interval(secs => $6)
                  FROM p WHERE NOT p.known
                  ON CONFLICT (row_id) DO NOTHING
                  RETURNING row_id
@@ -134,8 +126,9 @@ impl PostgresStore {
         let mut session = self.sessions.begin().await?;
         let rows = session
             .query(AssertSqlSafe(sql))
-            .bind(first)
-            .bind(second)
+            .bind(bounds)
+            .bind(rows)
+            .bind(names)
             .bind(i64::from(limit))
             .bind(run_id)
             .bind(LEASE.as_secs_f64())
@@ -151,10 +144,10 @@ impl PostgresStore {
         selection: &Selection,
         limit: u32,
     ) -> Result<Page, StoreError> {
-        let (condition, [first, second]) = self.condition(selection);
+        let (condition, [bounds, rows, names]) = self.condition(selection);
         let sql = format!(
             "SELECT p.row_id, p.provider_id, p.kind, {age} AS age, p.leased,
-                    NOT p.leased AND (NOT p.resting OR $5) AS claimed
+                    NOT p.leased AND (NOT p.resting OR $6) AS claimed
              FROM ({page}) p ORDER BY p.id",
             page = self.page_sql(&condition),
             age = Self::AGE,
@@ -162,8 +155,9 @@ impl PostgresStore {
         let mut session = self.sessions.begin().await?;
         let rows = session
             .query(AssertSqlSafe(sql))
-            .bind(first)
-            .bind(second)
+            .bind(bounds)
+            .bind(rows)
+            .bind(names)
             .bind(i64::from(limit))
             .bind(Uuid::nil())
             .bind(matches!(selection, Selection::Named(_)))
@@ -174,7 +168,7 @@ impl PostgresStore {
     }
 
     pub(in crate::store) async fn count(&self, selection: &Selection) -> Result<u64, StoreError> {
-        let (condition, [first, second]) = self.condition(selection);
+        let (condition, [bounds, rows, names]) = self.condition(selection);
         let sql = format!(
             "SELECT count(*) FROM ({}) p WHERE NOT p.resting",
             self.page_sql(&condition)
@@ -182,14 +176,44 @@ impl PostgresStore {
         let mut session = self.sessions.begin().await?;
         let row = session
             .query(AssertSqlSafe(sql))
-            .bind(first)
-            .bind(second)
+            .bind(bounds)
+            .bind(rows)
+            .bind(names)
             .bind(i64::MAX)
             .bind(Uuid::nil())
             .fetch_one(&mut *session)
             .await?;
         session.keep().await?;
         Ok(row.try_get::<i64, _>(0)?.unsigned_abs())
+    }
+
+    pub(in crate::store) async fn finished(
+        &self,
+        rows: &[String],
+    ) -> Result<Vec<String>, StoreError> {
+        let Self {
+            table,
+            id,
+            id_type,
+            status,
+            completed,
+            failed,
+            ..
+        } = self;
+        let sql = format!(
+            "SELECT a.given FROM unnest($1::text[], $1::text[]::{id_type}[]) AS a (given, id)
+             JOIN {table} v ON v.{id} = a.id WHERE v.{status} IN ({completed}, {failed})"
+        );
+        let keys: Vec<_> = rows.iter().filter(|row| could_be(row, id_type)).collect();
+        let mut session = self.sessions.begin().await?;
+        let rows = session
+            .query(AssertSqlSafe(sql))
+            .bind(keys)
+            .fetch_all(&mut *session)
+            .await?;
+        session.keep().await?;
+        let given = rows.iter().map(|row| row.try_get("given"));
+        Ok(given.collect::<Result<_, _>>()?)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Taking voices in processing, page by page.
 
+use std::iter;
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
@@ -8,15 +9,15 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::{KeyForm, NOW, SqliteStore, elapsed, milliseconds};
+use super::{NOW, SqliteStore, elapsed, milliseconds};
 use crate::store::table::literal;
 use crate::store::{Claimed, LEASE, Page, Selection, StoreError, visit};
 use crate::voice::RowId;
 
 impl SqliteStore {
-    /// The condition that selects voices, on `v`, and its parameter `$1`, a JSON array.
+    /// The condition that selects voices, on `v`, and its parameter `$1`, a JSON object.
     ///
-    /// Keys are compared through a subquery without affinity of its own, so that the column's
+    /// Keys are compared with expressions that have no affinity of their own, so that the column's
     /// applies: text for `CHAR(32)`, integer for `INTEGER`.
     fn condition(&self, selection: &Selection) -> (String, String) {
         let Self {
@@ -26,33 +27,22 @@ impl SqliteStore {
             processing,
             ..
         } = self;
-        let base = format!("v.{status} = {processing}");
-        match selection {
-            Selection::Range { after, up_to } => {
-                let mut condition = base;
-                if after.is_some() {
-                    condition.push_str(&format!(" AND v.{id} > ($1 ->> 0)"));
-                }
-                if up_to.is_some() {
-                    condition.push_str(&format!(" AND v.{id} <= ($1 ->> 1)"));
-                }
-                let bound = |row: &Option<RowId>| row.as_ref().map(|r| r.as_str().to_owned());
-                (condition, json!([bound(after), bound(up_to)]).to_string())
-            }
-            Selection::Named(names) => {
-                let condition = format!(
-                    "{base} AND (v.{id} IN (SELECT value FROM json_each($1))
-                                 OR v.{provider_id} IN (SELECT value FROM json_each($1)))"
-                );
-                let uuids = names.iter().filter_map(|name| Uuid::try_parse(name).ok());
-                let stored = uuids.map(|uuid| match self.id_form {
-                    KeyForm::Plain => uuid.hyphenated().to_string(),
-                    KeyForm::BareUuid => uuid.simple().to_string(),
-                });
-                let all: Vec<String> = names.iter().cloned().chain(stored).collect();
-                (condition, json!(all).to_string())
-            }
+        let is_named = format!(
+            "(v.{id} IN (SELECT value FROM json_each($1, '$.names'))
+              OR v.{provider_id} IN (SELECT value FROM json_each($1, '$.names')))"
+        );
+        let ([after, up_to], names, filter) = selection.parts(&is_named);
+        let mut condition = format!("v.{status} = {processing}{filter}");
+        if after.is_some() {
+            condition.push_str(&format!(" AND v.{id} > ($1 ->> 'after')"));
         }
+        if up_to.is_some() {
+            condition.push_str(&format!(" AND v.{id} <= ($1 ->> 'up_to')"));
+        }
+        let names: Vec<_> = names.iter().flat_map(|name| forms(name)).collect();
+        let parameter = json!({"after": after.map(RowId::as_str),
+                               "up_to": up_to.map(RowId::as_str), "names": names});
+        (condition, parameter.to_string())
     }
 
     fn page_sql(&self, selection: &Selection, condition: &str) -> String {
@@ -196,6 +186,40 @@ impl SqliteStore {
             .await?;
         Ok(count.unsigned_abs())
     }
+
+    pub(in crate::store) async fn finished(
+        &self,
+        rows: &[String],
+    ) -> Result<Vec<String>, StoreError> {
+        let Self {
+            table,
+            id,
+            status,
+            completed,
+            failed,
+            ..
+        } = self;
+        let sql = format!(
+            "SELECT DISTINCT g.value ->> 0 FROM json_each($1) g CROSS JOIN {table} v
+             ON v.{id} = (g.value ->> 1) WHERE v.{status} IN ({completed}, {failed})"
+        );
+        let given: Vec<_> = rows
+            .iter()
+            .flat_map(|row| forms(row).map(move |form| [row.clone(), form]))
+            .collect();
+        Ok(sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(json!(given).to_string())
+            .fetch_all(&self.pool)
+            .await?)
+    }
+}
+
+/// A key in the forms in which a column may hold it: as it was given, and a UUID also with and
+/// without its dashes.
+fn forms(key: &str) -> impl Iterator<Item = String> {
+    let uuid = Uuid::try_parse(key).ok();
+    let others = uuid.map(|uuid| [uuid.hyphenated().to_string(), uuid.simple().to_string()]);
+    iter::once(key.to_owned()).chain(others.into_iter().flatten())
 }
 
 fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {

@@ -222,6 +222,7 @@ impl<'a> World<'a> {
         let selection = Selection::Range {
             after: after.clone(),
             up_to: None,
+            except: Vec::new(),
         };
         let from = self.now();
         let page = match self.program == Program::IgnoresLeases {
