@@ -15,21 +15,19 @@ MANIFESTS = ROOT / "examples" / "kubernetes"
 # podFailurePolicy is on by default since 1.26.
 VERSIONS = ("1.26", kubernetes_validate.latest_version())
 
-# The schemas call all of these strings. By the name of the field, and of the object that it is in where names clash.
+# The schemas call all of these strings. By the name of the field, with that of the object
+# that it is in where names clash.
 VALUES = {
     "action": {"Count", "FailJob", "Ignore"},
     "concurrencyPolicy": {"Allow", "Forbid", "Replace"},
-    "imagePullPolicy": {"Always", "IfNotPresent", "Never"},
     "onExitCodes.operator": {"In", "NotIn"},
     "onPodConditions.status": {"True", "False", "Unknown"},
     "onPodConditions.type": {"DisruptionTarget"},
-    "matchExpressions.operator": {"In", "NotIn", "Exists", "DoesNotExist"},
     "policyTypes": {"Ingress", "Egress"},
     "protocol": {"TCP", "UDP", "SCTP"},
     "restartPolicy": {"Always", "OnFailure", "Never"},
     "seccompProfile.type": {"RuntimeDefault", "Localhost", "Unconfined"},
     "strategy.type": {"RollingUpdate", "Recreate"},
-    "scheme": {"HTTP", "HTTPS"},
 }
 # A word where these are expected is a field that VALUES should know.
 FREE = re.compile(r"^(args|name|path|port|image|key|mountPath|value|secretName|containerName|schedule|namespace|cidr|except|"
@@ -66,10 +64,7 @@ def check_values(value, parent: str, field: str, problems: list[str]):
             check_values(below, field, key, problems)
     elif isinstance(value, list):
         for below in value:
-            if isinstance(below, dict):
-                check_values(below, parent, field, problems)
-            else:
-                check_values(below, parent, field, problems)
+            check_values(below, parent, field, problems)
     elif isinstance(value, str):
         allowed = VALUES.get(f"{parent}.{field}", VALUES.get(field))
         if allowed is None:
