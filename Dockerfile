@@ -2,10 +2,9 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 COPY . .
-# With --target the flag is for the program alone: procedural macros are libraries, and cannot be static.
-RUN target=$(rustc --print host-tuple) \
-    && RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --bin voice-sync --target "$target" \
-    && mv "target/$target/release/voice-sync" /voice-sync
+# The flag is for the program alone: procedural macros are libraries, and cannot be static.
+RUN cargo rustc --release --locked --bin voice-sync -- -C target-feature=+crt-static \
+    && mv target/release/voice-sync /voice-sync
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt

@@ -15,8 +15,8 @@ MANIFESTS = ROOT / "examples" / "kubernetes"
 # podFailurePolicy is on by default since 1.26.
 VERSIONS = ("1.26", kubernetes_validate.latest_version())
 
-# The schemas call all of these strings. By the name of the field, with that of the object
-# that it is in where names clash.
+# The schemas call all of these strings. By the name of the field, with that of the object that
+# it is in where names clash.
 VALUES = {
     "action": {"Count", "FailJob", "Ignore"},
     "concurrencyPolicy": {"Allow", "Forbid", "Replace"},
@@ -29,7 +29,7 @@ VALUES = {
     "seccompProfile.type": {"RuntimeDefault", "Localhost", "Unconfined"},
     "strategy.type": {"RollingUpdate", "Recreate"},
 }
-# A word where these are expected is a field that VALUES should know.
+# What is or holds text of any kind. A field that is neither here nor in VALUES is a mistake in this file.
 FREE = re.compile(r"^(args|name|path|port|image|key|mountPath|value|secretName|containerName|schedule|namespace|cidr|except|"
                   r"apiVersion|kind|drop|cpu|memory)$|labels|Labels|^data$")  # fmt: skip
 

@@ -18,9 +18,9 @@ DROP_INS = ("redis.conf", "sqlite.conf")
 THRESHOLD = "15"
 # What systemd 252, the oldest to serve, would pass over with a warning. It matters where systemd-analyze is newer and takes it.
 NEWER_THAN_252 = {
-    "DelegateNamespaces", "FileDescriptorStorePreserve", "ImportCredential", "MemoryPressureWatch", "MemoryZSwapWriteback",
-    "OpenFile", "PrivateBPF", "PrivatePIDs", "RestartMaxDelaySec", "RestartMode", "RestartSteps", "RootEphemeral",
-    "SetLoginEnvironment", "SurviveFinalKillSignal", "DeferReactivation",
+    "DeferReactivation", "DelegateNamespaces", "FileDescriptorStorePreserve", "ImportCredential", "MemoryPressureWatch",
+    "MemoryZSwapWriteback", "OpenFile", "PrivateBPF", "PrivatePIDs", "RestartMaxDelaySec", "RestartMode", "RestartSteps",
+    "RootEphemeral", "SetLoginEnvironment", "SurviveFinalKillSignal",
 }  # fmt: skip
 
 
