@@ -19,11 +19,14 @@ package_names() {
 		*-openssl) echo openssl ;;
 		apt-get-faketime) echo faketime ;;
 		apt-get-python) echo python3 python3-venv ;;
+		apt-get-static-libc) echo libc6-dev ;;
 		dnf-postgresql) echo postgresql-server ;;
 		# Newer Fedora and RHEL have only Valkey; its file is found by either name.
 		dnf-redis) dnf -q info redis >/dev/null 2>&1 && echo redis || echo valkey ;;
 		dnf-faketime) echo libfaketime ;;
 		dnf-python) echo python3 python3-pip ;;
+		dnf-static-libc) echo glibc-static ;;
+		*-systemd) echo systemd ;;
 		brew-postgresql) echo postgresql@17 ;;
 		brew-redis) echo redis ;;
 		brew-python) echo python ;;
@@ -31,7 +34,7 @@ package_names() {
 	done | tr '\n' ' '
 }
 
-# install_packages WHAT…, each of: postgresql pgbouncer redis faketime openssl python
+# install_packages WHAT…, each of: postgresql pgbouncer redis faketime openssl python systemd static-libc
 install_packages() {
 	local manager names
 	for manager in apt-get dnf brew ''; do

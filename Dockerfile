@@ -1,0 +1,14 @@
+# docker build -t voice-sync . Holds the program, linked statically, the certificates that it trusts, and nothing else.
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /src
+COPY . .
+# The flag is for the program alone: procedural macros are libraries, and cannot be static.
+RUN cargo rustc --release --locked --bin voice-sync -- -C target-feature=+crt-static \
+    && mv target/release/voice-sync /voice-sync
+
+FROM scratch
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /voice-sync /voice-sync
+# A number, which Kubernetes can tell not to be root's.
+USER 65532:65532
+ENTRYPOINT ["/voice-sync"]
