@@ -168,7 +168,11 @@ async fn look_at(
     const OWN: &str = "own tables";
     let there = match own_tables(&database, state, options.auto_migrate, Access::ReadWrite) {
         Ok(OwnTables::There) => {
-            findings.push(Finding::fine(OWN, "they are as this version needs them"));
+            let version = database.newest_migration();
+            findings.push(Finding::fine(
+                OWN,
+                format!("of version {version}, as needed"),
+            ));
             true
         }
         Ok(OwnTables::ToMake | OwnTables::Unneeded) => {

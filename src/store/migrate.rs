@@ -85,10 +85,15 @@ impl Database {
         }
     }
 
+    /// The version of voice-sync's own tables that this program needs.
+    pub fn newest_migration(&self) -> i64 {
+        let versions = self.migrations().into_iter().map(|m| m.version);
+        versions.max().unwrap_or(0)
+    }
+
     /// Compares without writing.
     pub async fn migration_state(&self) -> Result<MigrationState, StoreError> {
-        let needed = self.migrations().iter().map(|m| m.version).max();
-        let needed = needed.unwrap_or(0);
+        let needed = self.newest_migration();
         Ok(match self.applied().await? {
             None => MigrationState::Absent,
             Some(found) if found < needed => MigrationState::Behind { found, needed },

@@ -246,3 +246,34 @@ async fn a_column_that_was_named_must_be_there() {
         assert!(added.to_string().contains("demo"), "{added}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_and_values_are_quoted() {
+    const TABLE: &str = "voices\"; drop table users; --";
+    let quoted = TABLE.replace('"', "\"\"");
+    for variant in [Variant::B, Variant::E36] {
+        let app = app(variant, "").await;
+        app.execute(&format!(
+            "CREATE TABLE users (id text); ALTER TABLE voices RENAME TO \"{quoted}\""
+        ))
+        .await;
+        let names = [
+            "--table",
+            TABLE,
+            "--columns",
+            "status=it's; \"state\",preview_url=url;--",
+            "--status-values",
+            "processing=it's \"being\" done",
+        ];
+        adopt(&app).args(&names).run().await.expect_code(0);
+        let again = adopt(&app).args(&names).run().await;
+        assert_eq!(again.report()["adoption"], json!([]), "{variant:?}");
+        let ended = pass(&app, &Bus::new().await, &names).await;
+        assert_eq!(outcome(&ended), [1, 1, 1], "{variant:?}");
+        assert_eq!(
+            app.number("SELECT count(*) FROM users").await,
+            0,
+            "it is there"
+        );
+    }
+}

@@ -19,3 +19,4 @@ mod shapes;
 mod store;
 mod sync_once;
 mod tls;
+mod upgrade;

@@ -188,6 +188,16 @@ async fn the_roles_of_the_example_suffice_and_may_no_more() {
     ended.expect_code(0);
     assert_eq!(ended.count("events_published"), 2);
 
+    let doctor = VoiceSync::new(&["doctor"])
+        .env("DATABASE_URL", url("runtime"))
+        .env("ELEVENLABS_BASE_URL", provider.url())
+        .publishing_to(&bus)
+        .run()
+        .await;
+    doctor.expect_code(0);
+    let dry = sync_once(&url("runtime"), &provider.url()).arg("--dry-run");
+    dry.run().await.expect_code(0);
+
     let runtime = sqlx::PgPool::connect(&url("runtime"))
         .await
         .expect("connects");

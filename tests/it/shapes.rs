@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::support::app::{App, Variant};
-use crate::support::binary::{Ended, sync_once};
+use crate::support::binary::{Ended, VoiceSync, sync_once};
 use crate::support::bus::Bus;
 use crate::support::fates::simulator;
 
@@ -32,6 +32,18 @@ async fn pass(app: &App, bus: &Bus, arguments: &[&str]) -> Ended {
         .await
 }
 
+/// Another command, told the same.
+async fn command(name: &str, app: &App, bus: &Bus, arguments: &[&str]) -> Ended {
+    let provider = simulator().await;
+    VoiceSync::new(&[name])
+        .env("DATABASE_URL", &app.url)
+        .env("ELEVENLABS_BASE_URL", provider.url())
+        .publishing_to(bus)
+        .args(arguments)
+        .run()
+        .await
+}
+
 async fn fits(shape: Shape) -> Vec<Value> {
     let mut seen = Vec::new();
     for variant in shape.variants {
@@ -53,6 +65,8 @@ async fn fits(shape: Shape) -> Vec<Value> {
         ended.expect_code(0);
         assert_eq!((ended.count("completed"), ended.count("failed")), (1, 1));
         assert_eq!(app.number(shape.outcome).await, 11, "{variant:?}");
+        let doctor = command("doctor", &app, &bus, shape.arguments).await;
+        doctor.expect_code(0);
         let again = pass(&app, &bus, shape.arguments).await;
         assert_eq!(again.count("completed") + again.count("failed"), 0);
         for event_type in ["voice.created", "voice.updated"] {
@@ -204,6 +218,10 @@ async fn a_name_that_no_table_has_touches_nothing() {
         ] {
             let ended = pass(&app, &bus, &["--table", table]).await;
             ended.expect_code(78);
+            let named = ["--table", table];
+            command("doctor", &app, &bus, &named).await.expect_code(78);
+            let adopt = [&["--adopt"], &named[..]].concat();
+            command("migrate", &app, &bus, &adopt).await.expect_code(78);
             for columns in [format!("status={table}"), format!("id={table},status=id")] {
                 pass(&app, &bus, &["--columns", &columns])
                     .await

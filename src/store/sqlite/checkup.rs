@@ -132,14 +132,17 @@ impl SqliteStore {
 
 /// Whether an index leads to the voices in processing.
 pub(super) async fn serves(pool: &SqlitePool, names: &Names) -> Result<bool, StoreError> {
+    // The condition of a partial index is only known as it was written: with quotes or without.
     const SERVES: &str = "
         SELECT EXISTS (SELECT 1 FROM pragma_index_list($1) l, pragma_index_info(l.name) i
                        WHERE i.seqno = 0 AND lower(i.name) = lower($2))
-            OR EXISTS (SELECT 1 FROM sqlite_schema
-                       WHERE type = 'index' AND lower(tbl_name) = lower($1)
-                         AND instr(lower(substr(sql, instr(lower(sql), ' where '))), lower($2)) > 0)";
+            OR EXISTS (SELECT 1 FROM (SELECT lower(substr(sql, instr(lower(sql), ' where '))) AS clause
+                                      FROM sqlite_schema
+                                      WHERE type = 'index' AND lower(tbl_name) = lower($1))
+                       WHERE instr(clause, lower($2)) > 0 OR instr(clause, lower($3)) > 0)";
     let serves = sqlx::query_scalar(SERVES)
         .bind(names.table.parts().1)
-        .bind(names.columns.status.as_str());
+        .bind(names.columns.status.as_str())
+        .bind(names.columns.status.quoted());
     Ok(serves.fetch_one(pool).await?)
 }
