@@ -18,6 +18,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use voice_sync::events::relay::{Kind, Relay};
+use voice_sync::meters::PassMeters;
 use voice_sync::pass::{Pass, Scope};
 use voice_sync::provider::lookup::Strategy;
 use voice_sync::provider::{BaseUrl, Provider};
@@ -217,6 +218,7 @@ async fn pass(
         strategy: Strategy::Auto,
         scope: &Scope::default(),
         stop: &CancellationToken::new(),
+        meters: &PassMeters::default(),
         observe: &|counts: &Counts| bar.set_position(counts.answered()),
     }
     .run()

@@ -48,8 +48,9 @@ struct Second {
 }
 
 impl RetryBudget {
-    /// Counts what others spent before this process began, as if it were now.
+    /// Begins anew with what all processes spent lately, this one included, as if it were now.
     pub fn resume(&mut self, spent: Spent, now: Instant) {
+        self.seconds.clear();
         let second = self.second(now);
         second.first_tries = second.first_tries.saturating_add(spent.first_tries);
         second.retries = second.retries.saturating_add(spent.retries);
@@ -63,15 +64,22 @@ impl RetryBudget {
 
     /// Takes a repetition out of the budget, if there is one left.
     pub fn take(&mut self, now: Instant) -> bool {
+        let left = self.left(now) > 0;
+        self.second(now).retries += u32::from(left);
+        left
+    }
+
+    /// Repetitions that it has left.
+    pub fn left(&mut self, now: Instant) -> u32 {
         self.second(now);
         let sum = |tries: fn(&Second) -> u32| {
             let tries = self.seconds.iter().map(tries);
             tries.fold(0, u32::saturating_add)
         };
         let (first_tries, retries) = (sum(|s| s.first_tries), sum(|s| s.retries));
-        let left = retries < FLOOR.max(first_tries / FIRST_TRIES_A_RETRY);
-        self.second(now).retries += u32::from(left);
-        left
+        FLOOR
+            .max(first_tries / FIRST_TRIES_A_RETRY)
+            .saturating_sub(retries)
     }
 
     fn second(&mut self, now: Instant) -> &mut Second {

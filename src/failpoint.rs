@@ -12,8 +12,14 @@ pub(crate) async fn visit(_point: &str) -> bool {
     false
 }
 
+/// A time limit, unless a test chose a shorter one by `POINT=stall:TIME`.
+#[cfg(not(feature = "failpoints"))]
+pub(crate) fn limit(_point: &str, limit: std::time::Duration) -> std::time::Duration {
+    limit
+}
+
 #[cfg(feature = "failpoints")]
-pub(crate) use chosen::visit;
+pub(crate) use chosen::{limit, visit};
 
 #[cfg(feature = "failpoints")]
 mod chosen {
@@ -68,6 +74,15 @@ mod chosen {
             only,
             visits: AtomicU64::new(0),
         })
+    }
+
+    /// A time limit, unless a test chose a shorter one by `POINT=stall:TIME`.
+    pub(crate) fn limit(point: &str, limit: Duration) -> Duration {
+        let chosen = FAULTS.iter().find(|fault| fault.point == point);
+        match chosen.map(|fault| fault.action) {
+            Some(Action::Stall(chosen)) => chosen,
+            Some(Action::Abort | Action::Error) | None => limit,
+        }
     }
 
     /// Visits a point. Returns whether the caller has to report an error.

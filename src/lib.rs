@@ -8,7 +8,7 @@
 //! main ── cli ── pass ──┬── provider   (HTTP: lookups, errors by what the caller does)
 //!                       ├── store      (SQL: PostgreSQL and SQLite)
 //!                       └── events     (relay: outbox → Redis)
-//!         pure, no IO, no clock:  voice · verdict · missing · report · finding · exit · pass::cursor
+//!         pure, no IO, no clock:  voice · verdict · missing · schedule · report · finding · exit · pass::cursor
 //!                                retry · budget · breaker · limit · standing
 //! ```
 //!
@@ -18,16 +18,20 @@
 pub mod breaker;
 pub mod budget;
 pub mod cli;
+pub mod daemon;
 pub mod events;
 pub mod exit;
 mod failpoint;
 pub mod finding;
 pub mod limit;
+pub mod meters;
+pub mod metrics;
 pub mod missing;
 pub mod pass;
 pub mod provider;
 pub mod report;
 pub mod retry;
+pub mod schedule;
 pub mod settings;
 pub mod shutdown;
 pub mod standing;

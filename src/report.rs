@@ -48,6 +48,41 @@ pub struct Counts {
 }
 
 impl Counts {
+    fn add(&mut self, later: &Self) {
+        let Self {
+            due,
+            looked_up,
+            completed,
+            failed,
+            processing,
+            missing,
+            unavailable,
+            set_aside,
+            leased_elsewhere,
+            superseded,
+            requests,
+            retries,
+            events_recorded,
+            events_published,
+            events_pending,
+        } = later;
+        self.due += due;
+        self.looked_up += looked_up;
+        self.completed += completed;
+        self.failed += failed;
+        self.processing += processing;
+        self.missing += missing;
+        self.unavailable += unavailable;
+        self.set_aside += set_aside;
+        self.leased_elsewhere += leased_elsewhere;
+        self.superseded += superseded;
+        self.requests += requests;
+        self.retries += retries;
+        self.events_recorded += events_recorded;
+        self.events_published += events_published;
+        self.events_pending = *events_pending;
+    }
+
     /// Voices that were answered, whatever came of it.
     pub fn answered(&self) -> u64 {
         self.completed
@@ -106,6 +141,55 @@ impl fmt::Display for Halt {
     }
 }
 
+/// What a pass depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The application's table and voice-sync's own.
+    Database,
+    /// Who is asked.
+    Provider,
+    /// Where events go.
+    EventBus,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Database => "database",
+            Self::Provider => "provider",
+            Self::EventBus => "event bus",
+        })
+    }
+}
+
+/// What kept voices or events from getting through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// Where it is.
+    pub part: Part,
+    /// What was seen of it.
+    pub says: String,
+}
+
+impl Halt {
+    /// What it is about, if it is about anything but the pass itself.
+    fn part(&self) -> Option<Part> {
+        match self {
+            Self::KeyRefused(_) | Self::OtherWorkspace(_) | Self::ProviderDown => {
+                Some(Part::Provider)
+            }
+            Self::Database(..) => Some(Part::Database),
+            Self::TimeOver | Self::Stopped => None,
+        }
+    }
+
+    /// The obstacle that it is.
+    pub fn obstacle(&self) -> Option<Obstacle> {
+        let says = self.to_string();
+        self.part().map(|part| Obstacle { part, says })
+    }
+}
+
 /// One pass, as `sync-once --output json` prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
@@ -130,6 +214,43 @@ pub struct Report {
     /// Why the pass stopped before its end, for people.
     #[serde(skip)]
     pub reason: Option<String>,
+    /// What kept voices or events from getting through.
+    #[serde(skip)]
+    pub obstacles: Vec<Obstacle>,
+}
+
+impl Report {
+    /// Adds a later pass. Voices that both asked about are counted twice, as they were asked twice.
+    pub fn goes_on_with(&mut self, later: Self) {
+        let Self {
+            run_id: _,
+            started_at: _,
+            finished_at,
+            duration_ms: _,
+            dry_run: _,
+            counts,
+            exit_code,
+            reason,
+            obstacles,
+        } = later;
+        self.finished_at = finished_at;
+        let lasted = finished_at - self.started_at;
+        self.duration_ms = lasted.num_milliseconds().unsigned_abs();
+        self.counts.add(&counts);
+        self.exit_code = exit_code;
+        self.reason = reason;
+        self.obstacles = obstacles;
+    }
+
+    /// The same, but that it came to an end before its time.
+    #[must_use]
+    pub fn halted(self, halt: &Halt) -> Self {
+        Self {
+            exit_code: Exit::Temporary,
+            reason: Some(halt.to_string()),
+            ..self
+        }
+    }
 }
 
 fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -256,6 +377,7 @@ mod tests {
             counts: Counts::default(),
             exit_code: Exit::Success,
             reason: None,
+            obstacles: Vec::new(),
         };
         let json = serde_json::to_string(&report).expect("serialises");
         assert_eq!(

@@ -1,5 +1,6 @@
 //! The command line: its options, and the values they stand for.
 
+mod daemon;
 mod doctor;
 mod migrate;
 mod sync_once;
@@ -67,6 +68,8 @@ pub struct Cli {
 enum Command {
     /// Ask about every voice in processing once, and exit.
     SyncOnce(sync_once::SyncOnce),
+    /// Ask about voices whenever one is due, until told to stop.
+    Daemon(daemon::Daemon),
     /// Make or update voice-sync's own tables.
     Migrate(migrate::Migrate),
     /// Look whether everything fits and works, and say what to do where it does not.
@@ -293,6 +296,7 @@ impl Cli {
     pub async fn run(self) -> Result<Exit, Failed> {
         match self.command {
             Command::SyncOnce(command) => command.run(self.options).await,
+            Command::Daemon(command) => command.run(self.options).await,
             Command::Migrate(command) => command.run(&self.options).await,
             Command::Doctor => doctor::run(&self.options, &self.given).await,
         }

@@ -1,17 +1,21 @@
 //! `voice-sync sync-once`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{error, warn};
 
-use super::{Options, Output, in_time, open, print};
+use super::{Options, Output, at, in_time, open, print};
+use crate::daemon::{self, DUE_AT_ONCE};
 use crate::exit::{Exit, Failed};
-use crate::pass::{Pass, Scope};
+use crate::metrics::Metrics;
+use crate::pass::{Pass, Scope, Which};
 use crate::report::Report;
 use crate::shutdown;
-use crate::store::Access;
+use crate::store::{Access, DatabaseUrl, Store};
 
 /// Ask about every voice in processing once, and exit.
 #[derive(Debug, Args)]
@@ -28,9 +32,22 @@ pub(super) struct SyncOnce {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 
+    /// Only voices that are due by now, as the daemon would ask about them.
+    #[arg(long, conflicts_with = "voice")]
+    due: bool,
+
+    /// Keep going until nothing is in processing, or this time is over.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration,
+        conflicts_with_all = ["dry_run", "voice", "limit"])]
+    wait: Option<Duration>,
+
     /// Come to an end after this time; the next run goes on.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     max_runtime: Option<Duration>,
+
+    /// Write metrics to this file, for node_exporter's textfile collector.
+    #[arg(long, value_name = "PATH")]
+    metrics_file: Option<PathBuf>,
 }
 
 impl SyncOnce {
@@ -39,17 +56,16 @@ impl SyncOnce {
             dry_run,
             voice,
             limit,
+            due,
+            wait,
             max_runtime,
+            metrics_file,
         } = self;
-        let scope = Scope {
-            named: (!voice.is_empty()).then_some(voice),
-            limit,
-            max_runtime,
-            dry_run,
-        };
+        let begun = Instant::now();
         let (url, names, rules) = (options.database_url()?, options.names()?, options.rules());
-        let (provider, relay) = (options.provider()?, options.relay()?);
-        let queue = options.queue()?;
+        let metrics = Metrics::default();
+        let provider = options.provider()?.counting_in(metrics.provider.clone());
+        let (relay, queue) = (options.relay()?, options.queue()?);
         let access = if dry_run {
             Access::ReadOnly
         } else {
@@ -59,7 +75,19 @@ impl SyncOnce {
         let store = in_time(&url, opening).await?;
         let stop = CancellationToken::new();
         shutdown::on_signal(stop.clone());
-        let report = Pass {
+        let longest = wait.into_iter().chain(max_runtime).min();
+        let scope = Scope {
+            which: match (voice.is_empty(), due) {
+                (false, _) => Which::Named(voice),
+                (true, true) => due_now(&url, &store).await?,
+                (true, false) => Which::All,
+            },
+            limit,
+            max_runtime: longest,
+            dry_run,
+            goes_on: false,
+        };
+        let pass = Pass {
             store: &store,
             provider: &provider,
             relay: relay.as_ref(),
@@ -69,18 +97,67 @@ impl SyncOnce {
             strategy: options.lookup,
             scope: &scope,
             stop: &stop,
+            meters: &metrics.pass,
             observe: &|_| {},
+        };
+        let mut report = pass.run().await;
+        metrics.passed(&report);
+        let mut scope = scope.clone();
+        while is_one_of_many(&scope.which) && limit.is_none() && report.exit_code == Exit::Success {
+            scope.which = due_now(&url, &store).await?;
+            let later = Pass {
+                scope: &scope,
+                ..pass
+            };
+            let later = later.run().await;
+            metrics.passed(&later);
+            report.goes_on_with(later);
         }
-        .run()
-        .await;
-        if let (Some(names), 0) = (&scope.named, report.counts.due) {
+        if let (Which::Named(names), 0) = (&scope.which, report.counts.due) {
             warn!(
                 voices = names.join(", "),
                 "none of these is a voice in processing, by row or provider id"
             );
         }
+        if wait.is_some() {
+            let deadline = longest.and_then(|longest| begun.checked_add(longest));
+            report = daemon::until_nothing_waits(pass, &metrics, report, deadline).await;
+        }
+        if let Some(path) = metrics_file {
+            metrics.press(provider.pressure());
+            if let Ok(overview) = store.overview().await {
+                metrics.stand(&overview);
+            }
+            if let Err(error) = metrics.write(&path) {
+                error!(%error, path = %path.display(), "the metrics could not be written (--metrics-file)");
+                if report.exit_code == Exit::Success {
+                    report.exit_code = Exit::Io;
+                }
+            }
+        }
         print(&text(&report, options.output))?;
         Ok(report.exit_code)
+    }
+}
+
+/// Whether more may be due than one agenda has room for.
+fn is_one_of_many(which: &Which) -> bool {
+    match which {
+        Which::Due(agenda) => {
+            let is_full = agenda.voices.len() >= DUE_AT_ONCE as usize;
+            is_full && agenda.voices.iter().all(|voice| voice.due_in.is_zero())
+        }
+        Which::All | Which::Named(_) => false,
+    }
+}
+
+/// Where voice-sync has no tables of its own, everything is due.
+async fn due_now(url: &DatabaseUrl, store: &Store) -> Result<Which, Failed> {
+    match store.has_own_tables() {
+        true => Ok(Which::Due(
+            store.agenda(DUE_AT_ONCE).await.map_err(at(url))?,
+        )),
+        false => Ok(Which::All),
     }
 }
 

@@ -5,8 +5,8 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 use tracing::{error, info, warn};
 
-use super::Pass;
 use super::progress::Progress;
+use super::{Pass, Which};
 use crate::exit::Exit;
 use crate::missing::{self, Absence, Others};
 use crate::report::{self, Halt, Report};
@@ -56,7 +56,7 @@ impl Pass<'_> {
         }
         // Who was cut short, or asked about a few voices only, saw too little to speak for all.
         let was_cut_short = progress.tally().halt.is_some() || self.is_over(progress);
-        if !was_cut_short && self.scope.named.is_none() {
+        if !was_cut_short && self.scope.which == Which::All {
             self.provider.passed();
         }
         self.tell_others(progress).await?;
@@ -172,17 +172,22 @@ impl Pass<'_> {
     fn report(&self, progress: &Progress, ending: &Ending, started_at: DateTime<Utc>) -> Report {
         let tally = progress.tally();
         let mut counts = tally.counts.clone();
-        counts.requests = self.provider.requests();
-        counts.retries = self.provider.retries();
+        let (requests, retries) = progress.requests_before;
+        counts.requests = self.provider.requests() - requests;
+        counts.retries = self.provider.retries() - retries;
         counts.looked_up = counts.answered();
         counts.unavailable = counts
             .due
             .saturating_sub(counts.looked_up + counts.leased_elsewhere);
         let exit_code = report::exit(&counts, tally.halt.as_ref(), ending.events_stuck);
         let duration = progress.started.elapsed();
-        tally.log_troubles();
         let reason = tally.halt.as_ref().map(Halt::to_string);
-        if let Some(halt) = &tally.halt {
+        let obstacles = tally.obstacles();
+        // Who goes on tells of them once, and not with each pass.
+        if !self.scope.goes_on {
+            tally.log_troubles();
+        }
+        if let Some(halt) = tally.halt.as_ref().filter(|_| !self.scope.goes_on) {
             match exit_code {
                 Exit::Temporary => warn!(exit_code = exit_code.code(), "the pass stopped: {halt}"),
                 Exit::Success
@@ -213,6 +218,7 @@ impl Pass<'_> {
             counts,
             exit_code,
             reason,
+            obstacles,
         }
     }
 
@@ -230,10 +236,10 @@ impl Pass<'_> {
             exit_code: report.exit_code.code(),
             found,
             counts: json!(report.counts),
-            cursor: match (&self.scope.named, ending.resume_after) {
-                (Some(_), _) => NextPass::AsBefore,
-                (None, None) => NextPass::FromTheBeginning,
-                (None, Some(row)) => NextPass::After(row),
+            cursor: match (&self.scope.which, ending.resume_after) {
+                (Which::Named(_) | Which::Due(_), _) => NextPass::AsBefore,
+                (Which::All, None) => NextPass::FromTheBeginning,
+                (Which::All, Some(row)) => NextPass::After(row),
             },
             unlisted,
             concurrency: self.provider.standing().concurrency,

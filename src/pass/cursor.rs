@@ -6,6 +6,10 @@
 //! Where the application hinted at some voices, these come first, and the walk over the table leaves
 //! them out. Their rows are no places in the table: the next pass begins where the walk stopped.
 
+use std::collections::VecDeque;
+
+use chrono::{DateTime, Utc};
+
 use crate::store::{Page, Selection};
 use crate::voice::RowId;
 
@@ -29,10 +33,10 @@ pub(super) struct Cursor {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Way {
-    /// The hints, and then from a row on.
+    /// The hints, and then as without them.
     Hinted {
-        start: Option<RowId>,
         after: Option<RowId>,
+        then: Box<Way>,
     },
     /// From a row to the end of the table, and then from its beginning.
     ToTheEnd {
@@ -46,6 +50,11 @@ enum Way {
     },
     /// By name.
     Named(Vec<String>),
+    /// Those that were due at one moment, in the order in which they were.
+    Due {
+        rows: VecDeque<String>,
+        read_at: DateTime<Utc>,
+    },
     Over,
 }
 
@@ -59,18 +68,26 @@ pub(super) struct Place {
 }
 
 impl Cursor {
-    pub(super) fn new(
-        named: Option<Vec<String>>,
-        limit: Option<u64>,
-        resume_after: Option<RowId>,
-    ) -> Self {
-        let way = match named {
-            Some(names) => Way::Named(names),
-            None => Way::ToTheEnd {
-                start: resume_after.clone(),
-                after: resume_after,
-            },
+    /// Over the whole table, beginning after a row.
+    pub(super) fn over_all(limit: Option<u64>, resume_after: Option<RowId>) -> Self {
+        let way = Way::ToTheEnd {
+            start: resume_after.clone(),
+            after: resume_after,
         };
+        Self::on(way, limit)
+    }
+
+    pub(super) fn over_names(limit: Option<u64>, names: Vec<String>) -> Self {
+        Self::on(Way::Named(names), limit)
+    }
+
+    /// Over the rows that were due at one moment.
+    pub(super) fn over_due(limit: Option<u64>, rows: Vec<RowId>, read_at: DateTime<Utc>) -> Self {
+        let rows = rows.iter().map(|row| row.as_str().to_owned()).collect();
+        Self::on(Way::Due { rows, read_at }, limit)
+    }
+
+    fn on(way: Way, limit: Option<u64>) -> Self {
         Self {
             way,
             hints: Vec::new(),
@@ -79,24 +96,31 @@ impl Cursor {
         }
     }
 
-    /// Takes these voices first. For a cursor that has not moved, and goes over the table.
+    /// Takes these voices first. For a cursor that has not moved, and goes by no names.
     pub(super) fn begin_with(&mut self, hints: Vec<String>) {
-        if let Way::ToTheEnd { start, .. } = &self.way
-            && !hints.is_empty()
-        {
-            let start = start.clone();
-            self.way = Way::Hinted { start, after: None };
-            self.hints = hints;
+        if hints.is_empty() {
+            return;
         }
+        let mut then = std::mem::replace(&mut self.way, Way::Over);
+        if let Way::Due { rows, .. } = &mut then {
+            rows.retain(|row| !hints.contains(row));
+        }
+        self.way = Way::Hinted {
+            after: None,
+            then: Box::new(then),
+        };
+        self.hints = hints;
     }
 
     /// What to claim next, and how many rows at the most.
     pub(super) fn next(&self, size: usize) -> Option<(Selection, u32)> {
         let size = match &self.way {
             Way::Named(_) => ROWS_OF_NAMES,
-            Way::Hinted { .. } | Way::ToTheEnd { .. } | Way::ToTheStart { .. } | Way::Over => {
-                u32::try_from(size).unwrap_or(u32::MAX)
-            }
+            Way::Hinted { .. }
+            | Way::ToTheEnd { .. }
+            | Way::ToTheStart { .. }
+            | Way::Due { .. }
+            | Way::Over => u32::try_from(size).unwrap_or(u32::MAX),
         };
         let left = self
             .left
@@ -109,9 +133,21 @@ impl Cursor {
             Way::Named(names) => {
                 Selection::Named(names.iter().take(NAMES_AT_ONCE).cloned().collect())
             }
+            Way::Due { rows, .. } if rows.is_empty() => return None,
+            Way::Due { rows, read_at } => {
+                let size = size.min(left) as usize;
+                Self::due(rows.iter().take(size), read_at)
+            }
             Way::Over => return None,
         };
         (left > 0).then_some((selection, size.min(left)))
+    }
+
+    fn due<'a>(rows: impl Iterator<Item = &'a String>, read_at: &DateTime<Utc>) -> Selection {
+        Selection::Due {
+            rows: rows.cloned().collect(),
+            read_at: *read_at,
+        }
     }
 
     fn hinted(&self, after: &Option<RowId>) -> Selection {
@@ -129,15 +165,16 @@ impl Cursor {
         }
     }
 
-    /// Goes on behind a page that was claimed. Returns the page's place, if it was one of the table.
-    pub(super) fn advance(&mut self, page: &Page) -> Option<Place> {
+    /// Goes on behind a page that was claimed by this selection. Returns the page's place, if it was
+    /// one of the table.
+    pub(super) fn advance(&mut self, selection: &Selection, page: &Page) -> Option<Place> {
         self.pages += 1;
         let place = match &self.way {
             Way::ToTheEnd { after, .. } | Way::ToTheStart { after, .. } => Some(Place {
                 number: self.pages,
                 preceded_by: after.clone(),
             }),
-            Way::Hinted { .. } | Way::Named(_) | Way::Over => None,
+            Way::Hinted { .. } | Way::Named(_) | Way::Due { .. } | Way::Over => None,
         };
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(page.voices.len() as u64 + page.leased_elsewhere);
@@ -146,14 +183,17 @@ impl Cursor {
             std::mem::replace(&mut self.way, Way::Over),
             page.last.clone(),
         ) {
-            (Way::Hinted { start, .. }, Some(last)) => Way::Hinted {
-                start,
+            (Way::Hinted { then, .. }, Some(last)) => Way::Hinted {
+                then,
                 after: Some(last),
             },
-            (Way::Hinted { start, .. }, None) => Way::ToTheEnd {
-                after: start.clone(),
-                start,
-            },
+            (Way::Hinted { then, .. }, None) => *then,
+            (Way::Due { mut rows, read_at }, _) => {
+                if let Selection::Due { rows: claimed, .. } = selection {
+                    rows.drain(..claimed.len().min(rows.len()));
+                }
+                Way::Due { rows, read_at }
+            }
             (Way::ToTheEnd { start, .. }, Some(last)) => Way::ToTheEnd {
                 start,
                 after: Some(last),
@@ -178,14 +218,16 @@ impl Cursor {
 
     /// What was never claimed, and the row after which it begins: for a pass that had to stop.
     pub(super) fn rest(&self) -> (Vec<Selection>, Option<RowId>) {
+        self.rest_of(&self.way)
+    }
+
+    fn rest_of(&self, way: &Way) -> (Vec<Selection>, Option<RowId>) {
         let wrapped = |start: &Option<RowId>| start.as_ref().map(|s| self.range(&None, Some(s)));
-        match &self.way {
-            Way::Hinted { start, after } => {
-                let ahead = [self.hinted(after), self.range(start, None)];
-                (
-                    ahead.into_iter().chain(wrapped(start)).collect(),
-                    start.clone(),
-                )
+        match way {
+            Way::Hinted { after, then } => {
+                let (mut rest, place) = self.rest_of(then);
+                rest.insert(0, self.hinted(after));
+                (rest, place)
             }
             Way::ToTheEnd { start, after } => {
                 let ahead = [self.range(after, None)];
@@ -199,6 +241,8 @@ impl Cursor {
             }
             Way::Named(names) if names.is_empty() => (Vec::new(), None),
             Way::Named(names) => (vec![Selection::Named(names.clone())], None),
+            Way::Due { rows, .. } if rows.is_empty() => (Vec::new(), None),
+            Way::Due { rows, read_at } => (vec![Self::due(rows.iter(), read_at)], None),
             Way::Over => (Vec::new(), None),
         }
     }
@@ -226,7 +270,7 @@ mod tests {
                 except,
             } => (after, up_to, except, false),
             Selection::Hinted { names, after } => (after, nothing, names, true),
-            Selection::Named(_) => panic!("no names here"),
+            Selection::Named(_) | Selection::Due { .. } => panic!("no names here"),
         };
         let number = |row: &RowId| row.as_str().parse::<u32>().expect("a number");
         let found: Vec<_> = rows
@@ -239,6 +283,7 @@ mod tests {
                 row: RowId::new(row.to_string()),
                 provider_id: None,
                 age: std::time::Duration::ZERO,
+                unasked_for: std::time::Duration::ZERO,
                 kind: None,
             })
             .collect();
@@ -251,7 +296,7 @@ mod tests {
     }
 
     fn cursor(hints: &[u32], limit: Option<u64>, start: Option<RowId>) -> Cursor {
-        let mut cursor = Cursor::new(None, limit, start);
+        let mut cursor = Cursor::over_all(limit, start);
         cursor.begin_with(hints.iter().map(u32::to_string).collect());
         cursor
     }
@@ -277,7 +322,7 @@ mod tests {
                     .iter()
                     .map(|v| v.row.as_str().parse::<u32>().expect("a number")),
             );
-            cursor.advance(&page);
+            cursor.advance(&selection, &page);
         }
         seen
     }
@@ -329,7 +374,7 @@ mod tests {
             let mut cursor = cursor(&hints, None, start.clone());
             while let Some((selection @ Selection::Hinted { .. }, limit)) = cursor.next(size) {
                 prop_assert_eq!(cursor.rest().1, start.clone());
-                prop_assert_eq!(cursor.advance(&claim(&rows, &selection, limit)), None);
+                prop_assert_eq!(cursor.advance(&selection, &claim(&rows, &selection, limit)), None);
             }
             prop_assert_eq!(cursor.rest().1, start);
         }
@@ -338,11 +383,11 @@ mod tests {
     #[test]
     fn names_are_taken_in_portions() {
         let names: Vec<String> = (0..2400).map(|n| n.to_string()).collect();
-        let mut cursor = Cursor::new(Some(names), None, None);
+        let mut cursor = Cursor::over_names(None, names);
         let mut portions = Vec::new();
         while let Some((Selection::Named(names), _)) = cursor.next(100) {
             portions.push(names.len());
-            cursor.advance(&Page::default());
+            cursor.advance(&Selection::Named(Vec::new()), &Page::default());
         }
         assert_eq!(portions, [1000, 1000, 400]);
     }

@@ -27,15 +27,18 @@ use self::progress::Progress;
 use crate::events::OutboxEvent;
 use crate::events::queue::Queue;
 use crate::events::relay::Relay;
+use crate::meters::{PassMeters, Reason};
 use crate::provider::error::{Trouble, TroubleKind, printable};
-use crate::provider::lookup::{Lookup, Lookups, Strategy};
+use crate::provider::lookup::{BATCH, Lookup, Lookups, Strategy};
 use crate::provider::{Patience, Provider};
 use crate::report::{Counts, Report};
+use crate::schedule;
 use crate::store::{
-    Applied, Claimed, LEASE, Memory, Note, Record, Seen, Store, StoreError, Target, Transition,
+    Agenda, Applied, Claimed, LEASE, Memory, Note, Record, Seen, Store, StoreError, Target,
+    Transition, Upcoming,
 };
 use crate::verdict::{Rules, Verdict, judge, storable};
-use crate::voice::Voice;
+use crate::voice::{RowId, Voice};
 
 /// Batches under way beyond those that are being asked about.
 const SPARE_BATCHES: usize = 2;
@@ -45,17 +48,42 @@ const LEASE_RESERVE: Duration = Duration::from_secs(10);
 /// Which voices a pass is about, and how far it goes.
 #[derive(Debug, Clone, Default)]
 pub struct Scope {
-    /// Only these row or provider ids.
-    pub named: Option<Vec<String>>,
+    /// Which voices.
+    pub which: Which,
     /// At most so many voices.
     pub limit: Option<u64>,
     /// No longer than this.
     pub max_runtime: Option<Duration>,
     /// Read and ask, but write nothing.
     pub dry_run: bool,
+    /// The process goes on after this pass: what others hold is left to a later one.
+    pub goes_on: bool,
+}
+
+/// Which voices in processing a pass is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Which {
+    /// All of them.
+    #[default]
+    All,
+    /// Those with these row or provider ids.
+    Named(Vec<String>),
+    /// Those that are due, topped up with some that will be next.
+    Due(Agenda),
+}
+
+impl Which {
+    /// Whether the application's hints are heeded as well.
+    fn takes_hints(&self) -> bool {
+        match self {
+            Self::All | Self::Due(_) => true,
+            Self::Named(_) => false,
+        }
+    }
 }
 
 /// What a pass works with.
+#[derive(Clone, Copy)]
 pub struct Pass<'a> {
     /// The application's table and voice-sync's own.
     pub store: &'a Store,
@@ -75,6 +103,8 @@ pub struct Pass<'a> {
     pub scope: &'a Scope,
     /// Stops claiming when it is cancelled.
     pub stop: &'a CancellationToken,
+    /// Where it counts what it does.
+    pub meters: &'a PassMeters,
     /// Is told the counts after every batch.
     pub observe: &'a dyn Fn(&Counts),
 }
@@ -105,16 +135,26 @@ impl Pass<'_> {
             Err(error) => (Memory::default(), Some(error)),
         };
         let Scope {
-            named,
+            which,
             limit,
             max_runtime,
             dry_run: _,
+            goes_on: _,
         } = self.scope;
+        let cursor = match which {
+            Which::All => Cursor::over_all(*limit, memory.resume_after),
+            Which::Named(names) => Cursor::over_names(*limit, names.clone()),
+            Which::Due(agenda) => {
+                let rows = self.topped_up(agenda, &memory.unlisted);
+                Cursor::over_due(*limit, rows, agenda.read_at)
+            }
+        };
         let progress = Progress::new(
             Uuid::new_v4(),
             started,
+            (self.provider.requests(), self.provider.retries()),
             max_runtime.and_then(|longest| started.checked_add(longest)),
-            Cursor::new(named.clone(), *limit, memory.resume_after),
+            cursor,
             memory.unlisted,
         );
         let outcome = match unreadable {
@@ -128,6 +168,24 @@ impl Pass<'_> {
             progress.database_failed(&error);
         }
         self.close(progress, started_at).await
+    }
+
+    /// Those that are due, and as many of the next as requests have room for: only such as the list
+    /// is known to show, as others would take a request of their own.
+    fn topped_up(&self, agenda: &Agenda, unlisted: &HashSet<String>) -> Vec<RowId> {
+        let room = match self.strategy == Strategy::Single || self.provider.has_no_list() {
+            true => 1,
+            false => BATCH,
+        };
+        let is_due = |voice: &&Upcoming| voice.due_in.is_zero();
+        let (due, later): (Vec<_>, Vec<_>) = agenda.voices.iter().partition(is_due);
+        let spare = schedule::topped_up(due.len(), room) - due.len();
+        let is_listed = |kind: &String| !unlisted.contains(kind);
+        let free = later
+            .into_iter()
+            .filter(|voice| voice.was_found && voice.kind.as_ref().is_some_and(is_listed));
+        let chosen = due.into_iter().chain(free.take(spare));
+        chosen.map(|voice| voice.row.clone()).collect()
     }
 
     async fn all_batches(&self, progress: &Progress) -> Result<(), StoreError> {
@@ -178,8 +236,9 @@ impl Pass<'_> {
             // A database that fails here would fail the other batches in their turn, each after
             // its own patience.
             let page = page.inspect_err(|error| progress.database_failed(error))?;
-            let place = cursor.advance(&page);
+            let place = cursor.advance(&selection, &page);
             progress.tally().claimed(&page);
+            self.meters.reclaimed.inc_by(page.reclaimed);
             if !page.voices.is_empty() {
                 return Ok(Some(Batch {
                     place,
@@ -230,7 +289,10 @@ impl Pass<'_> {
             .chain(others.iter().map(|lookup| (lookup, false)))
         {
             match lookup {
-                Lookup::Found { voice, listed } => tally.found(voice, *listed, asked_list),
+                Lookup::Found { voice, listed } => {
+                    let unknown = tally.found(voice, *listed, asked_list);
+                    self.meters.unknown.inc_by(unknown);
+                }
                 Lookup::Unavailable(trouble) => tally.trouble(trouble, id),
                 Lookup::Missing | Lookup::Rejected(_) => {}
             }
@@ -253,12 +315,17 @@ impl Pass<'_> {
         for claimed in &batch.voices {
             let age = claimed.age + held;
             let seen = match claimed.checked_id() {
-                Err(invalid) => Seen::SetAside(invalid.to_string()),
+                Err(invalid) => {
+                    self.meters.set_aside(Reason::ProviderId);
+                    Seen::SetAside(invalid.to_string())
+                }
                 Ok(provider_id) => match lookups.get(&provider_id) {
                     Some(Lookup::Found { voice, .. }) => {
                         answered += 1;
                         match self.judge_one(voice, age) {
                             Ok(target) => {
+                                let lag = claimed.unasked_for + held;
+                                self.meters.lag.observe(lag.as_secs_f64());
                                 judged.transitions.push(Transition {
                                     row: claimed.row.clone(),
                                     provider_id,
@@ -275,6 +342,7 @@ impl Pass<'_> {
                         Seen::Missing
                     }
                     Some(Lookup::Rejected(reason)) if found_any => {
+                        self.meters.set_aside(Reason::Rejected);
                         Seen::SetAside(format!("the provider rejects its id: {reason}"))
                     }
                     Some(Lookup::Rejected(reason)) => {
@@ -286,10 +354,7 @@ impl Pass<'_> {
                     None => Seen::Unavailable("not asked".to_owned()),
                 },
             };
-            judged.notes.push(Note {
-                row: claimed.row.clone(),
-                seen,
-            });
+            judged.notes.push(note(claimed.row.clone(), seen, age));
         }
         progress.tally().fuse.count(answered, missing);
         judged
@@ -304,7 +369,10 @@ impl Pass<'_> {
                     .map_or(Ok(()), |url| storable(url, room))
                 {
                     Ok(()) => Ok(Target::Completed { preview_url }),
-                    Err(unstorable) => Err(Seen::SetAside(unstorable.to_string())),
+                    Err(unstorable) => {
+                        self.meters.set_aside(Reason::Preview);
+                        Err(Seen::SetAside(unstorable.to_string()))
+                    }
                 }
             }
             Verdict::Failed(failure) => Ok(Target::Failed {
@@ -331,6 +399,7 @@ impl Pass<'_> {
         if batch.claimed_at.elapsed() >= LEASE {
             // By now another process may have asked about the same voices.
             let voices = batch.voices.len();
+            self.meters.stale.inc_by(voices as u64);
             warn!(
                 voices,
                 "held for longer than their lease; the answers are dropped"
@@ -383,10 +452,10 @@ impl Pass<'_> {
                     bulks.extend([half, bulk]);
                 }
                 Err(StoreError::Refused(reason)) => {
-                    notes.extend(bulk.into_iter().map(|Transition { row, .. }| Note {
-                        row,
-                        seen: Seen::SetAside(format!("the database refuses the change: {reason}")),
-                    }));
+                    self.meters.set_aside(Reason::Refused);
+                    let seen = Seen::SetAside(format!("the database refuses the change: {reason}"));
+                    let note = |Transition { row, .. }| note(row, seen.clone(), Duration::ZERO);
+                    notes.extend(bulk.into_iter().map(note));
                 }
                 Err(
                     error @ (StoreError::Unreachable(_)
@@ -406,7 +475,7 @@ impl Pass<'_> {
 
     fn count_notes(&self, progress: &Progress, notes: &[Note]) {
         let counts = &mut progress.tally().counts;
-        for Note { row, seen } in notes {
+        for Note { row, seen, .. } in notes {
             match seen {
                 Seen::Processing { .. } => counts.processing += 1,
                 Seen::Missing => counts.missing += 1,
@@ -425,5 +494,14 @@ impl Pass<'_> {
             Some(relay) => self.publish(progress, relay, &events).await,
             None => Ok(()),
         }
+    }
+}
+
+fn note(row: RowId, seen: Seen, age: Duration) -> Note {
+    let again_in = schedule::again_in(age, &seen, fastrand::f64());
+    Note {
+        row,
+        seen,
+        again_in,
     }
 }

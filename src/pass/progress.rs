@@ -13,7 +13,7 @@ use super::cursor::{Cursor, Place};
 use crate::missing::Fuse;
 use crate::provider::error::{Trouble, TroubleKind};
 use crate::provider::lookup::{Lookup, Lookups};
-use crate::report::{Counts, Halt};
+use crate::report::{Counts, Halt, Obstacle, Part};
 use crate::store::{Applied, Claimed, Page, StoreError, Target, Transition};
 use crate::voice::{ProviderVoiceId, RowId, Voice};
 
@@ -23,6 +23,8 @@ const UNLISTED_AFTER: u64 = 3;
 pub(super) struct Progress {
     pub(super) run_id: Uuid,
     pub(super) started: Instant,
+    /// Requests and repetitions of earlier passes.
+    pub(super) requests_before: (u64, u64),
     pub(super) deadline: Option<Instant>,
     pub(super) cursor: tokio::sync::Mutex<Cursor>,
     /// Kinds of voices that an earlier pass found the list to leave out.
@@ -39,6 +41,8 @@ pub(super) struct Tally {
     pub(super) counts: Counts,
     pub(super) fuse: Fuse,
     pub(super) halt: Option<Halt>,
+    /// Why events could not be published.
+    pub(super) bus_trouble: Option<String>,
     troubles: HashMap<TroubleKind, (u64, String)>,
     resting: u64,
     unknown_values: HashSet<String>,
@@ -52,6 +56,7 @@ impl Progress {
     pub(super) fn new(
         run_id: Uuid,
         started: Instant,
+        requests_before: (u64, u64),
         deadline: Option<Instant>,
         cursor: Cursor,
         unlisted: HashSet<String>,
@@ -59,6 +64,7 @@ impl Progress {
         Self {
             run_id,
             started,
+            requests_before,
             deadline,
             cursor: tokio::sync::Mutex::new(cursor),
             unlisted,
@@ -85,9 +91,12 @@ impl Progress {
 }
 
 impl Tally {
-    /// Notes an answer about a voice, and whether the list or a single lookup brought it.
-    pub(super) fn found(&mut self, voice: &Voice, listed: bool, asked_list: bool) {
+    /// Notes an answer about a voice, and whether the list or a single lookup brought it. Returns
+    /// how many values it has that this version does not know.
+    pub(super) fn found(&mut self, voice: &Voice, listed: bool, asked_list: bool) -> u64 {
+        let mut unknown = 0;
         for value in voice.unknown_values() {
+            unknown += 1;
             if self.unknown_values.insert(value.to_string()) {
                 info!(%value, "the provider uses a value that this version does not know");
             }
@@ -99,6 +108,7 @@ impl Tally {
                 false => *singly += 1,
             }
         }
+        unknown
     }
 
     /// Notes where in a batch the asking stopped, for lack of time or because the provider was
@@ -168,6 +178,23 @@ impl Tally {
         self.counts.due += page.voices.len() as u64 + page.leased_elsewhere;
         self.counts.leased_elsewhere += page.leased_elsewhere;
         self.resting += page.resting;
+    }
+
+    /// What kept voices and events from getting through: one of a kind, however many it met.
+    pub(super) fn obstacles(&self) -> Vec<Obstacle> {
+        let troubles = self
+            .troubles
+            .iter()
+            .map(|(kind, (voices, example))| Obstacle {
+                part: Part::Provider,
+                says: format!("{kind}: {voices} voices without an answer, such as {example}"),
+            });
+        let bus = self.bus_trouble.iter().map(|says| Obstacle {
+            part: Part::EventBus,
+            says: says.clone(),
+        });
+        let halt = self.halt.as_ref().and_then(Halt::obstacle);
+        halt.into_iter().chain(troubles).chain(bus).collect()
     }
 
     /// One line for each kind of trouble, however many voices it met.

@@ -59,11 +59,9 @@ impl Pass<'_> {
                 BusTurn::Works => failures.insert(0),
                 BusTurn::Probe { failures: before } => failures.insert(before),
                 BusTurn::LeftAlone(pause) => {
-                    progress.bus_is_down.store(true, Ordering::Relaxed);
-                    warn!(
-                        pause_ms = pause.as_millis() as u64,
-                        "the event bus failed lately and is left alone for a while; events stay in the outbox"
-                    );
+                    let pause_ms = pause.as_millis();
+                    let says = format!("it failed lately and is left alone for {pause_ms} ms");
+                    self.bus_fails(progress, says);
                     return Ok(HashSet::new());
                 }
             },
@@ -71,7 +69,9 @@ impl Pass<'_> {
         match relay.publish(events).await {
             Ok(()) => {
                 if std::mem::take(failures) > 0 {
-                    info!("the event bus works again");
+                    if !self.scope.goes_on {
+                        info!("the event bus works again");
+                    }
                     // Worth telling, and not worth leaving these events unmarked.
                     if let Err(error) = self.store.bus_works(relay.bus()).await {
                         warn!(%error, "the other processes could not be told");
@@ -80,14 +80,21 @@ impl Pass<'_> {
                 Ok(events.iter().map(|event| event.id).collect())
             }
             Err(NotPublished { published, reason }) => {
-                progress.bus_is_down.store(true, Ordering::Relaxed);
-                error!(%reason, "events cannot be published; they stay in the outbox");
+                self.bus_fails(progress, reason);
                 let failures = failures.saturating_add(1);
                 let pause = backoff::pause(failures, fastrand::f64());
                 self.store.bus_failed(relay.bus(), failures, pause).await?;
                 Ok(published.into_iter().collect())
             }
         }
+    }
+
+    fn bus_fails(&self, progress: &Progress, reason: String) {
+        progress.bus_is_down.store(true, Ordering::Relaxed);
+        if !self.scope.goes_on {
+            error!(%reason, "events cannot be published; they stay in the outbox");
+        }
+        progress.tally().bus_trouble = Some(reason);
     }
 
     async fn bus_turn(&self, progress: &Progress, relay: &Relay) -> Result<BusTurn, StoreError> {
@@ -119,7 +126,7 @@ impl Pass<'_> {
             if pending.all == 0
                 || progress.bus_is_down.load(Ordering::Relaxed)
                 || round > 0 && self.is_over(progress)
-                || others_only && Instant::now() >= patience
+                || others_only && (self.scope.goes_on || Instant::now() >= patience)
             {
                 break;
             }
@@ -131,8 +138,11 @@ impl Pass<'_> {
             pending = self.store.pending_events(ours).await?;
         }
         progress.tally().counts.events_pending = pending.all;
-        ending.events_stuck = pending.all > 0;
-        if ending.events_stuck {
+        ending.events_stuck = match self.scope.goes_on {
+            true => pending.unleased > 0,
+            false => pending.all > 0,
+        };
+        if ending.events_stuck && !self.scope.goes_on {
             warn!(
                 events.pending = pending.all,
                 "events wait in the outbox; the next run publishes them"

@@ -20,7 +20,7 @@ impl Pass<'_> {
     /// Voices to ask about first: those that the application's jobs name. Where the pass has a limit,
     /// they are half of it, so that the table has its turn too.
     pub(super) async fn hints(&self, progress: &Progress) -> Vec<String> {
-        let Some(queue) = self.queue.filter(|_| self.scope.named.is_none()) else {
+        let Some(queue) = self.queue.filter(|_| self.scope.which.takes_hints()) else {
             return Vec::new();
         };
         let half = self.scope.limit.map_or(u64::MAX, |limit| limit.div_ceil(2));

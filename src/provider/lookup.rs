@@ -10,7 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tracing::warn;
 
 use super::error::{Refusal, Trouble, TroubleKind, printable};
-use super::{Patience, Provider, Sending, wire};
+use super::{LIST, Patience, Provider, Sending, wire};
 use crate::voice::{ProviderVoiceId, Voice};
 
 /// Most ids that one list request may name, and most voices on a page of its answer.
@@ -185,7 +185,7 @@ impl Provider {
         sending: Sending,
         patience: Patience<'_>,
     ) -> Listed {
-        let mut query = format!("/v2/voices?page_size={BATCH}&include_total_count=false");
+        let mut query = format!("{LIST}?page_size={BATCH}&include_total_count=false");
         for id in ids {
             query.push_str("&voice_ids=");
             query.push_str(&encoded(id.as_str()));

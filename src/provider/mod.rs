@@ -28,9 +28,12 @@ use traffic::{Outcome, Traffic};
 
 use crate::budget::Spent;
 use crate::limit::Plan;
+use crate::meters::{Class, Endpoint, ProviderMeters};
 use crate::retry::{self, Cause};
 use crate::standing::{News, Standing};
 
+/// Where many voices are asked about at once.
+const LIST: &str = "/v2/voices";
 /// Time for DNS, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for one request, its body included.
@@ -68,6 +71,18 @@ pub struct Provider {
     list_answered: AtomicBool,
     list_rejections: AtomicU32,
     key_refused: OnceLock<String>,
+    meters: ProviderMeters,
+}
+
+/// How hard the provider may be pressed just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pressure {
+    /// Requests that may be under way.
+    pub limit: u32,
+    /// Whether the breaker is open, or a pause was asked for.
+    pub is_open: bool,
+    /// Repetitions that the budget has left.
+    pub retries_left: u32,
 }
 
 /// The key is not one that can be sent as a header.
@@ -99,7 +114,19 @@ impl Provider {
             list_answered: AtomicBool::new(false),
             list_rejections: AtomicU32::new(0),
             key_refused: OnceLock::new(),
+            meters: ProviderMeters::default(),
         })
+    }
+
+    /// Counts its requests in these meters.
+    #[must_use]
+    pub fn counting_in(self, meters: ProviderMeters) -> Self {
+        Self { meters, ..self }
+    }
+
+    /// How hard it may be pressed just now.
+    pub fn pressure(&self) -> Pressure {
+        self.traffic.pressure()
     }
 
     /// The bound on requests under way.
@@ -276,11 +303,20 @@ impl Provider {
             (Some(_), _) => (Err(not_asked("the key was refused")), None),
             (None, None) => (Err(not_asked("no time left to ask")), None),
             (None, Some(left)) => {
+                let begun = Instant::now();
+                let _in_flight = InFlight::new(&self.meters);
                 let sending = self.send(path_and_query, left.min(REQUEST_TIMEOUT), again);
-                tokio::select! {
+                let answered = tokio::select! {
                     sent = sending => sent,
                     () = patience.is_exhausted(GRACE) => (Err(not_asked("told to stop")), None),
-                }
+                };
+                let endpoint = match path_and_query.starts_with(LIST) {
+                    true => Endpoint::List,
+                    false => Endpoint::Single,
+                };
+                self.meters
+                    .ended(endpoint, class(&answered.0), begun.elapsed());
+                answered
             }
         };
         let outcome = match (outcome(&answer), sending) {
@@ -398,6 +434,40 @@ fn worth_repeating(refusal: &Refusal) -> Option<(Cause, Option<Duration>)> {
         | Refusal::Unauthorized(..)
         | Refusal::Forbidden(..)
         | Refusal::Rejected(..) => None,
+    }
+}
+
+/// Counts a request as under way for as long as it lives.
+struct InFlight<'a>(&'a ProviderMeters);
+
+impl<'a> InFlight<'a> {
+    fn new(meters: &'a ProviderMeters) -> Self {
+        meters.in_flight.inc();
+        Self(meters)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.dec();
+    }
+}
+
+fn class(answer: &Result<Vec<u8>, Refusal>) -> Class {
+    match answer {
+        Ok(_) => Class::Ok,
+        Err(Refusal::NotFound | Refusal::NoSuchEndpoint(_)) => Class::NotFound,
+        Err(Refusal::Unauthorized(..) | Refusal::Forbidden(..)) => Class::Refused,
+        Err(Refusal::Rejected(..)) => Class::Rejected,
+        Err(Refusal::Throttled { .. }) => Class::Throttled,
+        Err(Refusal::Unavailable(trouble)) => match trouble.kind {
+            TroubleKind::Connect => Class::Connect,
+            TroubleKind::Timeout => Class::Timeout,
+            TroubleKind::Broken | TroubleKind::TooLarge | TroubleKind::Unreadable => Class::Broken,
+            TroubleKind::Internal | TroubleKind::Status => Class::ServerError,
+            TroubleKind::Throttled => Class::Throttled,
+            TroubleKind::NotAsked => Class::Abandoned,
+        },
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
-use super::Patience;
+use super::{Patience, Pressure};
 use crate::breaker::Breaker;
 use crate::budget::{RetryBudget, Spent};
 use crate::limit::{Begun, ConcurrencyLimit, Plan};
@@ -101,13 +101,26 @@ impl Traffic {
         } = standing;
         let after = |span: Duration| (!span.is_zero()).then(|| now + span);
         let mut state = self.state();
-        state.breaker = Breaker::resumed(opened);
+        // What this process saw itself goes deeper than what it told.
+        if opened != state.breaker.opened() {
+            state.breaker = Breaker::resumed(opened);
+        }
         state.open_until = after(open_for).filter(|_| opened > 0);
         state.hold_until = state.hold_until.max(after(hold_for));
         if concurrency.is_some() {
             state.limit = ConcurrencyLimit::new(most, concurrency);
         }
         self.resize(&mut state);
+    }
+
+    pub(super) fn pressure(&self) -> Pressure {
+        let (mut state, now) = (self.state(), Instant::now());
+        let closed_until = state.open_until.max(state.hold_until);
+        Pressure {
+            limit: state.limit.get(),
+            is_open: closed_until.is_some_and(|until| until > now),
+            retries_left: state.budget.left(now.into_std()),
+        }
     }
 
     /// What other processes should know.

@@ -35,6 +35,7 @@ fn for_postgres() -> Vec<Migration> {
     vec![
         migration!(1, "initial", "postgres"),
         migration!(2, "completions", "postgres"),
+        migration!(3, "schedule", "postgres"),
     ]
 }
 
@@ -42,6 +43,7 @@ fn for_sqlite() -> Vec<Migration> {
     vec![
         migration!(1, "initial", "sqlite"),
         migration!(2, "completions", "sqlite"),
+        migration!(3, "schedule", "sqlite"),
     ]
 }
 

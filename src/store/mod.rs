@@ -15,7 +15,7 @@ mod table;
 mod values;
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backon::{ExponentialBuilder, Retryable};
 use tokio::time::{Instant, timeout};
@@ -31,8 +31,8 @@ pub use table::{
 
 use values::Recorded;
 pub use values::{
-    Access, Applied, BusTurn, Claimed, Memory, MissingVoice, NextPass, Note, Page, Pending, Record,
-    Run, Seen, Selection, Target, Transition,
+    Access, Agenda, Applied, BusTurn, Claimed, Memory, MissingVoice, NextPass, Note, Overview,
+    Page, Pending, Record, Run, Seen, Selection, Target, Transition, Upcoming,
 };
 
 use crate::events::OutboxEvent;
@@ -48,6 +48,8 @@ const OUTBOX_LEASE: Duration = Duration::from_secs(15);
 const MAX_STRIKES: u32 = 3;
 /// How long a voice that keeps making trouble is left alone.
 const SET_ASIDE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long a voice is left alone whose row was changed or locked by the application.
+const OVERTAKEN: Duration = Duration::from_secs(5);
 /// How long published events, failures and passes are kept for people to look at.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// A database that does not answer within this is gone; neither driver would notice for minutes.
@@ -122,6 +124,12 @@ async fn visit(point: &'static str) -> Result<(), StoreError> {
     }
 }
 
+/// This host's clock, in seconds since 1970.
+fn present() -> f64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs_f64()
+}
+
 /// In all about as long as a server takes to restart.
 fn patience() -> ExponentialBuilder {
     ExponentialBuilder::default()
@@ -167,6 +175,14 @@ impl Store {
         }
     }
 
+    /// Whether voice-sync's own tables are there.
+    pub fn has_own_tables(&self) -> bool {
+        match self {
+            Self::Postgres(store) => store.has_own_tables(),
+            Self::Sqlite(store) => store.has_own_tables(),
+        }
+    }
+
     /// Columns that the application's table could have, and does not.
     pub fn absent(&self) -> &[Absent] {
         match self {
@@ -196,6 +212,16 @@ impl Store {
     /// The same page, without leasing anything.
     pub async fn peek(&self, selection: &Selection, limit: u32) -> Result<Page, StoreError> {
         on_either!(self.peek(selection, limit))
+    }
+
+    /// How things stand. It counts the voices in processing, by their index.
+    pub async fn overview(&self) -> Result<Overview, StoreError> {
+        on_either!(self.overview())
+    }
+
+    /// The voices that are due, or will be next: at most so many, in the order in which they are.
+    pub async fn agenda(&self, most: u32) -> Result<Agenda, StoreError> {
+        on_either!(self.agenda(most))
     }
 
     /// Voices in processing within a range, whether leased or not.

@@ -32,6 +32,8 @@ pub struct Claimed {
     pub provider_id: Option<String>,
     /// How long it has been in processing.
     pub age: Duration,
+    /// Time since the lookup before, or else its age.
+    pub unasked_for: Duration,
     /// Its kind, if it was ever looked up.
     pub kind: Option<String>,
 }
@@ -52,8 +54,27 @@ pub struct Page {
     pub leased_elsewhere: u64,
     /// Left alone for a while, because they kept making trouble.
     pub resting: u64,
+    /// Taken over from a process whose lease ran out.
+    pub reclaimed: u64,
     /// The last row seen, from which the next page goes on; `None` where there are no more.
     pub last: Option<RowId>,
+}
+
+/// How things stand, over all passes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Overview {
+    /// Voices in processing.
+    pub processing: i64,
+    /// How long the oldest of them has been.
+    pub oldest: Option<Duration>,
+    /// Voices that are left alone since they kept being set aside.
+    pub resting: i64,
+    /// Events that wait.
+    pub outbox: i64,
+    /// How long the oldest of them has.
+    pub oldest_event: Option<Duration>,
+    /// Seconds by which the database's clock is ahead of this host's.
+    pub clock_ahead: f64,
 }
 
 /// Which voices a page is taken from, in the order of their rows.
@@ -77,9 +98,48 @@ pub enum Selection {
         /// Exclusive.
         after: Option<RowId>,
     },
+    /// Those of these rows that nobody has asked about since they were found due.
+    Due {
+        /// Row ids.
+        rows: Vec<String>,
+        /// When they were.
+        read_at: DateTime<Utc>,
+    },
+}
+
+/// What comes up next, as it was at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Agenda {
+    /// That moment, by the database's clock.
+    pub read_at: DateTime<Utc>,
+    /// Voices in processing, those that are due first; not necessarily all of them.
+    pub voices: Vec<Upcoming>,
+    /// Whether events wait that no process is publishing.
+    pub events_wait: bool,
+}
+
+/// A voice that is due now or later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upcoming {
+    /// Its row.
+    pub row: RowId,
+    /// When it is due; zero, if it is.
+    pub due_in: Duration,
+    /// Its kind, if it was ever looked up.
+    pub kind: Option<String>,
+    /// Whether it was found by the last lookup.
+    pub was_found: bool,
 }
 
 impl Selection {
+    /// For voices that are due, the moment at which they were.
+    pub(super) fn read_at(&self) -> Option<DateTime<Utc>> {
+        match self {
+            Self::Due { read_at, .. } => Some(*read_at),
+            Self::Range { .. } | Self::Hinted { .. } | Self::Named(_) => None,
+        }
+    }
+
     /// The bounds of its rows, its names, and what it asks of a row given the condition that the row
     /// has one of the names.
     pub(super) fn parts(&self, is_named: &str) -> ([Option<&RowId>; 2], &[String], String) {
@@ -98,7 +158,9 @@ impl Selection {
                 };
                 ([after.as_ref(), up_to.as_ref()], except, filter)
             }
-            Self::Named(names) => ([None, None], names, format!(" AND {is_named}")),
+            Self::Named(names) | Self::Due { rows: names, .. } => {
+                ([None, None], names, format!(" AND {is_named}"))
+            }
             Self::Hinted { names, after } => {
                 let bounds = [after.as_ref(), None];
                 (bounds, names, format!(" AND {is_named}"))
@@ -157,6 +219,8 @@ pub struct Note {
     pub row: RowId,
     /// What was seen.
     pub seen: Seen,
+    /// How long to leave it alone.
+    pub again_in: Duration,
 }
 
 /// What was seen of a voice that made no transition.

@@ -8,6 +8,7 @@ mod bus;
 #[cfg(target_os = "linux")]
 mod clock;
 mod crashes;
+mod daemon;
 mod database;
 mod model;
 mod provider;

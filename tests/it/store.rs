@@ -58,6 +58,7 @@ fn note(app: &App, id: &str, seen: Seen) -> Note {
     Note {
         row: RowId::new(app.stored(row_id(id))),
         seen,
+        again_in: Duration::from_secs(5),
     }
 }
 

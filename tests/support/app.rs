@@ -353,6 +353,8 @@ impl App {
                     "missing_since",
                     "set_aside_until",
                     "failed_at",
+                    "next_due",
+                    "scheduled_at",
                 ][..],
             ),
             // Not `occurred_at`: it is in the event itself, which is the same whenever it is published.
@@ -380,6 +382,21 @@ impl App {
             ))
             .await;
         }
+    }
+
+    /// Lets time pass for the schedule alone.
+    pub(crate) async fn age_schedule(&self, seconds: u32) {
+        let (voices, past) = (
+            self.own("voices"),
+            match self.pool {
+                Pool::Postgres(_) => format!("interval '{seconds} seconds'"),
+                Pool::Sqlite(_) => format!("{seconds} * 1000"),
+            },
+        );
+        self.execute(&format!(
+            "UPDATE {voices} SET next_due = next_due - {past}, scheduled_at = scheduled_at - {past}"
+        ))
+        .await;
     }
 
     /// All rows, by provider id.

@@ -3,6 +3,7 @@
 pub(crate) mod app;
 pub(crate) mod binary;
 pub(crate) mod bus;
+pub(crate) mod daemon;
 pub(crate) mod fates;
 pub(crate) mod server;
 

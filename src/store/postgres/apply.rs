@@ -7,7 +7,8 @@ use super::outbox::event;
 use super::{PostgresStore, seconds};
 use crate::events::EventType;
 use crate::store::{
-    Applied, MAX_STRIKES, MissingVoice, Note, Record, SET_ASIDE, StoreError, Target, Transition,
+    Applied, MAX_STRIKES, MissingVoice, Note, OVERTAKEN, Record, SET_ASIDE, StoreError, Target,
+    Transition,
 };
 use crate::voice::RowId;
 
@@ -171,7 +172,9 @@ impl PostgresStore {
                  WHERE m.completes AND w.row_id = m.row_id AND w.run_id = $7
              ),
              overtaken AS (
-                 UPDATE voice_sync.voices w SET lease_until = NULL
+                 UPDATE voice_sync.voices w
+                 SET lease_until = NULL, scheduled_at = now(),
+                     next_due = now() + make_interval(secs => $10)
                  FROM answer a
                  WHERE w.row_id = a.id::text AND w.run_id = $7
                    AND NOT EXISTS (SELECT FROM moved m WHERE m.row_id = w.row_id)
@@ -194,6 +197,7 @@ impl PostgresStore {
             .bind(run_id)
             .bind(record.is_wanted())
             .bind(record.lease().as_secs_f64())
+            .bind(OVERTAKEN.as_secs_f64())
             .fetch_all(&mut *session)
             .await?;
         session.keep().await?;
@@ -219,7 +223,8 @@ impl PostgresStore {
     ) -> Result<(), StoreError> {
         const NOTE: &str = "
             UPDATE voice_sync.voices w
-            SET lease_until = NULL,
+            SET lease_until = NULL, scheduled_at = now(),
+                next_due = now() + make_interval(secs => n.again_in),
                 last_asked = CASE WHEN n.seen = 'unavailable' THEN w.last_asked ELSE now() END,
                 kind = COALESCE(n.kind, w.kind),
                 stage = CASE WHEN n.seen = 'unavailable' THEN w.stage ELSE n.stage END,
@@ -236,15 +241,22 @@ impl PostgresStore {
                 set_aside_until = CASE WHEN n.seen = 'set_aside' AND w.strikes + 1 >= $7
                                        THEN now() + make_interval(secs => $8) END,
                 trouble = n.trouble
-            FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-                     AS n (row_id, seen, kind, stage, trouble)
+            FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $10::float8[])
+                     AS n (row_id, seen, kind, stage, trouble, again_in)
             WHERE w.row_id = n.row_id AND w.run_id = $1 AND w.lease_until IS NOT NULL";
         let mut rows = Vec::with_capacity(notes.len());
         let mut seens = Vec::with_capacity(notes.len());
         let mut kinds = Vec::with_capacity(notes.len());
         let mut stages = Vec::with_capacity(notes.len());
         let mut troubles = Vec::with_capacity(notes.len());
-        for Note { row, seen } in notes {
+        let mut pauses = Vec::with_capacity(notes.len());
+        for Note {
+            row,
+            seen,
+            again_in,
+        } in notes
+        {
+            pauses.push(again_in.as_secs_f64());
             let (word, kind, stage, trouble) = seen.columns();
             rows.push(row.as_str());
             seens.push(word);
@@ -264,6 +276,7 @@ impl PostgresStore {
             .bind(i32::try_from(MAX_STRIKES).unwrap_or(i32::MAX))
             .bind(SET_ASIDE.as_secs_f64())
             .bind(account)
+            .bind(pauses)
             .execute(&mut *session)
             .await?;
         session.keep().await?;

@@ -5,7 +5,9 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::{PostgresStore, seconds};
-use crate::store::{Claimed, LEASE, Page, Selection, StoreError};
+use crate::store::{
+    Agenda, Claimed, LEASE, Overview, Page, Selection, StoreError, Upcoming, present,
+};
 use crate::voice::RowId;
 
 impl PostgresStore {
@@ -20,8 +22,13 @@ impl PostgresStore {
             processing,
             ..
         } = self;
-        let is_named =
-            format!("(v.{id} = ANY($2::text[]::{id_type}[]) OR v.{provider_id} = ANY($3::text[]))");
+        let is_row = format!("v.{id} = ANY($2::text[]::{id_type}[])");
+        let is_named = match selection {
+            Selection::Due { .. } => is_row,
+            Selection::Range { .. } | Selection::Named(_) | Selection::Hinted { .. } => {
+                format!("({is_row} OR v.{provider_id} = ANY($3::text[]))")
+            }
+        };
         let ([after, up_to], names, filter) = selection.parts(&is_named);
         let mut bounds = Vec::new();
         let mut condition = format!("v.{status} = {processing}{filter}");
@@ -56,7 +63,9 @@ impl PostgresStore {
                 "(SELECT NULL::text AS row_id, NULL::text AS provider_id, NULL::timestamptz AS first_seen,
                          NULL::timestamptz AS restarted_at, NULL::uuid AS run_id,
                          NULL::timestamptz AS lease_until, NULL::text AS kind,
-                         NULL::timestamptz AS set_aside_until, NULL::timestamptz AS failed_at)"
+                         NULL::timestamptz AS last_asked,
+                         NULL::timestamptz AS set_aside_until, NULL::timestamptz AS failed_at,
+                         NULL::timestamptz AS scheduled_at)"
             }
         };
         format!(
@@ -64,13 +73,16 @@ impl PostgresStore {
                     w.row_id IS NOT NULL AND (w.provider_id IS DISTINCT FROM p.provider_id
                                               OR w.failed_at IS NOT NULL) AS restarts,
                     COALESCE(w.lease_until > now() AND w.run_id <> $5, FALSE) AS leased,
+                    COALESCE(w.lease_until <= now() AND w.run_id <> $5, FALSE) AS abandoned,
+                    extract(epoch FROM now() - w.last_asked)::float8 AS asked_ago,
                     COALESCE(w.set_aside_until > now(), FALSE)
                         AND w.provider_id IS NOT DISTINCT FROM p.provider_id AS resting,
                     w.first_seen, w.restarted_at
              FROM (SELECT v.{id} AS id, v.{id}::text AS row_id, v.{provider_id} AS provider_id,
                           GREATEST({created_at}, {completed_before}) AS created_at
                    FROM {table} v WHERE {condition} ORDER BY v.{id} LIMIT $4) p
-             LEFT JOIN {known} w ON w.row_id = p.row_id"
+             LEFT JOIN {known} w ON w.row_id = p.row_id
+             WHERE $6::timestamptz IS NULL OR w.scheduled_at IS NULL OR w.scheduled_at <= $6"
         )
     }
 
@@ -90,12 +102,12 @@ impl PostgresStore {
              free AS (
                  SELECT w.row_id FROM voice_sync.voices w JOIN p USING (row_id)
                  WHERE (w.lease_until IS NULL OR w.lease_until <= now() OR w.run_id = $5)
-                   AND (NOT p.resting OR $7)
+                   AND (NOT p.resting OR $8)
                  FOR UPDATE OF w SKIP LOCKED
              ),
              renewed AS (
                  UPDATE voice_sync.voices w
-                 SET run_id = $5, lease_until = now() + make_interval(secs => $6),
+                 SET run_id = $5, lease_until = now() + make_interval(secs => $7),
                      provider_id = p.provider_id,
                      first_seen = CASE WHEN p.restarts THEN now() ELSE w.first_seen END,
                      restarted_at = CASE WHEN p.restarts THEN now() ELSE w.restarted_at END,
@@ -110,12 +122,12 @@ impl PostgresStore {
              ),
              fresh AS (
                  INSERT INTO voice_sync.voices (row_id, provider_id, run_id, lease_until)
-                 SELECT p.row_id, p.provider_id, $5, now() + make_interval(secs => $6)
+                 SELECT p.row_id, p.provider_id, $5, now() + make_interval(secs => $7)
                  FROM p WHERE NOT p.known
                  ON CONFLICT (row_id) DO NOTHING
                  RETURNING row_id
              )
-             SELECT p.row_id, p.provider_id, p.kind, {age} AS age,
+             SELECT p.row_id, p.provider_id, p.kind, {age} AS age, p.abandoned, p.asked_ago,
                     NOT p.resting AND c.row_id IS NULL AS leased,
                     c.row_id IS NOT NULL AS claimed
              FROM p LEFT JOIN (TABLE renewed UNION ALL TABLE fresh) c USING (row_id)
@@ -131,6 +143,7 @@ impl PostgresStore {
             .bind(names)
             .bind(i64::from(limit))
             .bind(run_id)
+            .bind(selection.read_at())
             .bind(LEASE.as_secs_f64())
             .bind(matches!(selection, Selection::Named(_)))
             .fetch_all(&mut *session)
@@ -146,8 +159,8 @@ impl PostgresStore {
     ) -> Result<Page, StoreError> {
         let (condition, [bounds, rows, names]) = self.condition(selection);
         let sql = format!(
-            "SELECT p.row_id, p.provider_id, p.kind, {age} AS age, p.leased,
-                    NOT p.leased AND (NOT p.resting OR $6) AS claimed
+            "SELECT p.row_id, p.provider_id, p.kind, {age} AS age, p.abandoned, p.asked_ago, p.leased,
+                    NOT p.leased AND (NOT p.resting OR $7) AS claimed
              FROM ({page}) p ORDER BY p.id",
             page = self.page_sql(&condition),
             age = Self::AGE,
@@ -160,6 +173,7 @@ impl PostgresStore {
             .bind(names)
             .bind(i64::from(limit))
             .bind(Uuid::nil())
+            .bind(selection.read_at())
             .bind(matches!(selection, Selection::Named(_)))
             .fetch_all(&mut *session)
             .await?;
@@ -181,10 +195,107 @@ impl PostgresStore {
             .bind(names)
             .bind(i64::MAX)
             .bind(Uuid::nil())
+            .bind(selection.read_at())
             .fetch_one(&mut *session)
             .await?;
         session.keep().await?;
         Ok(row.try_get::<i64, _>(0)?.unsigned_abs())
+    }
+
+    pub(in crate::store) async fn overview(&self) -> Result<Overview, StoreError> {
+        let Self {
+            table,
+            id,
+            provider_id,
+            status,
+            created_at,
+            processing,
+            ..
+        } = self;
+        let sql = format!(
+            "SELECT count(*) AS processing,
+                    extract(epoch FROM now() - min(COALESCE({created_at}, w.first_seen)))::float8 AS oldest,
+                    count(*) FILTER (WHERE w.set_aside_until > now()
+                                     AND w.provider_id IS NOT DISTINCT FROM v.{provider_id}) AS resting,
+                    (SELECT count(*) FROM voice_sync.outbox WHERE published_at IS NULL) AS outbox,
+                    (SELECT extract(epoch FROM now() - min(occurred_at))::float8
+                     FROM voice_sync.outbox WHERE published_at IS NULL) AS oldest_event,
+                    extract(epoch FROM clock_timestamp())::float8 AS clock
+             FROM {table} v LEFT JOIN voice_sync.voices w ON w.row_id = v.{id}::text
+             WHERE v.{status} = {processing}"
+        );
+        let mut session = self.sessions.begin().await?;
+        let row = session
+            .query(AssertSqlSafe(sql))
+            .fetch_one(&mut *session)
+            .await?;
+        session.keep().await?;
+        let age =
+            |column| Ok::<_, sqlx::Error>(row.try_get::<Option<f64>, _>(column)?.map(seconds));
+        Ok(Overview {
+            processing: row.try_get("processing")?,
+            oldest: age("oldest")?,
+            resting: row.try_get("resting")?,
+            outbox: row.try_get("outbox")?,
+            oldest_event: age("oldest_event")?,
+            clock_ahead: row.try_get::<f64, _>("clock")? - present(),
+        })
+    }
+
+    pub(in crate::store) async fn agenda(&self, most: u32) -> Result<Agenda, StoreError> {
+        let Self {
+            table,
+            id,
+            provider_id,
+            status,
+            processing,
+            ..
+        } = self;
+        let sql = format!(
+            "WITH present AS (
+                 SELECT now() AS read_at,
+                        EXISTS (SELECT FROM voice_sync.outbox WHERE published_at IS NULL
+                                AND (leased_until IS NULL OR leased_until <= now())) AS events_wait
+             ),
+             upcoming AS (
+                 SELECT v.{id}::text AS row_id, w.kind,
+                        COALESCE(w.last_asked IS NOT NULL AND w.missing_count = 0
+                                 AND w.trouble IS NULL, FALSE) AS was_found,
+                        CASE WHEN w.provider_id IS DISTINCT FROM v.{provider_id}
+                                  OR w.failed_at IS NOT NULL
+                             THEN COALESCE(w.lease_until, now())
+                             ELSE COALESCE(GREATEST(w.next_due, w.lease_until), now()) END AS due
+                 FROM {table} v LEFT JOIN voice_sync.voices w ON w.row_id = v.{id}::text
+                 WHERE v.{status} = {processing}
+                   AND (w.set_aside_until > now()
+                        AND w.provider_id IS NOT DISTINCT FROM v.{provider_id}) IS NOT TRUE
+                 ORDER BY due LIMIT $1
+             )
+             SELECT read_at, events_wait, row_id, kind, was_found,
+                    GREATEST(0, extract(epoch FROM due - read_at))::float8 AS due_in
+             FROM present LEFT JOIN upcoming ON TRUE ORDER BY due"
+        );
+        let mut session = self.sessions.begin().await?;
+        let rows = session
+            .query(AssertSqlSafe(sql))
+            .bind(i64::from(most))
+            .fetch_all(&mut *session)
+            .await?;
+        session.keep().await?;
+        let mut agenda = Agenda::default();
+        for row in &rows {
+            agenda.read_at = row.try_get("read_at")?;
+            agenda.events_wait = row.try_get("events_wait")?;
+            if let Some(id) = row.try_get::<Option<String>, _>("row_id")? {
+                agenda.voices.push(Upcoming {
+                    row: RowId::new(id),
+                    due_in: seconds(row.try_get("due_in")?),
+                    kind: row.try_get("kind")?,
+                    was_found: row.try_get("was_found")?,
+                });
+            }
+        }
+        Ok(agenda)
     }
 
     pub(in crate::store) async fn finished(
@@ -233,10 +344,14 @@ fn page(rows: Vec<PgRow>, limit: u32) -> Result<Page, StoreError> {
     let mut page = Page::default();
     for row in &rows {
         if row.try_get("claimed")? {
+            let age = seconds(row.try_get("age")?);
+            let asked_ago = row.try_get::<Option<f64>, _>("asked_ago")?.map(seconds);
+            page.reclaimed += u64::from(row.try_get::<bool, _>("abandoned")?);
             page.voices.push(Claimed {
                 row: RowId::new(row.try_get::<String, _>("row_id")?),
                 provider_id: row.try_get("provider_id")?,
-                age: seconds(row.try_get("age")?),
+                age,
+                unasked_for: asked_ago.map_or(age, |ago| ago.min(age)),
                 kind: row.try_get("kind")?,
             });
         } else if row.try_get("leased")? {

@@ -59,6 +59,10 @@ impl PostgresStore {
         self.preview_url.is_none() || self.completed_at.is_none()
     }
 
+    pub(super) fn has_own_tables(&self) -> bool {
+        self.own_tables
+    }
+
     pub(super) fn absent(&self) -> &[Absent] {
         &self.absent
     }

@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::outbox::event;
 use super::{NOW, SqliteStore, elapsed, milliseconds};
 use crate::store::{
-    Applied, MAX_STRIKES, MissingVoice, Note, Record, SET_ASIDE, StoreError, Target, Transition,
-    visit,
+    Applied, MAX_STRIKES, MissingVoice, Note, OVERTAKEN, Record, SET_ASIDE, StoreError, Target,
+    Transition, visit,
 };
 use crate::voice::RowId;
 
@@ -41,8 +41,9 @@ impl SqliteStore {
             ON CONFLICT (row_id) DO UPDATE
             SET provider_id = excluded.provider_id, preview_url = excluded.preview_url,
                 completed_at = excluded.completed_at";
-        const OVERTAKEN: &str = "
-            UPDATE voice_sync_voices SET lease_until = NULL
+        const GIVE_BACK: &str = "
+            UPDATE voice_sync_voices
+            SET lease_until = NULL, scheduled_at = $3, next_due = $3 + $4
             WHERE row_id IN (SELECT value FROM json_each($1)) AND run_id = $2";
         let answers: Vec<_> = transitions
             .iter()
@@ -171,13 +172,18 @@ impl SqliteStore {
             .bind(present)
             .execute(&mut *transaction)
             .await?;
-        for (sql, rows) in [(FORGET, forgotten), (OVERTAKEN, overtaken)] {
-            sqlx::query(sql)
-                .bind(json!(rows).to_string())
-                .bind(run_id.to_string())
-                .execute(&mut *transaction)
-                .await?;
-        }
+        sqlx::query(FORGET)
+            .bind(json!(forgotten).to_string())
+            .bind(run_id.to_string())
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query(GIVE_BACK)
+            .bind(json!(overtaken).to_string())
+            .bind(run_id.to_string())
+            .bind(present)
+            .bind(milliseconds(OVERTAKEN))
+            .execute(&mut *transaction)
+            .await?;
         visit("store.apply.commit").await?;
         transaction.commit().await?;
         applied.moved = users.into_keys().collect();
@@ -192,15 +198,21 @@ impl SqliteStore {
     ) -> Result<(), StoreError> {
         let notes: Vec<_> = notes
             .iter()
-            .map(|Note { row, seen }| {
-                let (seen, kind, stage, trouble) = seen.columns();
-                json!({"row": row.as_str(), "seen": seen, "kind": kind, "stage": stage,
-                       "trouble": trouble})
-            })
+            .map(
+                |Note {
+                     row,
+                     seen,
+                     again_in,
+                 }| {
+                    let (seen, kind, stage, trouble) = seen.columns();
+                    json!({"row": row.as_str(), "seen": seen, "kind": kind, "stage": stage,
+                       "trouble": trouble, "again_in": milliseconds(*again_in)})
+                },
+            )
             .collect();
         let sql = format!(
             "UPDATE voice_sync_voices AS w
-             SET lease_until = NULL,
+             SET lease_until = NULL, scheduled_at = {NOW}, next_due = {NOW} + n.again_in,
                  last_asked = CASE WHEN n.seen = 'unavailable' THEN w.last_asked ELSE {NOW} END,
                  kind = COALESCE(n.kind, w.kind),
                  stage = CASE WHEN n.seen = 'unavailable' THEN w.stage ELSE n.stage END,
@@ -219,7 +231,8 @@ impl SqliteStore {
                  trouble = n.trouble
              FROM (SELECT value ->> 'row' AS row_id, value ->> 'seen' AS seen,
                           value ->> 'kind' AS kind, value ->> 'stage' AS stage,
-                          value ->> 'trouble' AS trouble FROM json_each($1)) n
+                          value ->> 'trouble' AS trouble, value ->> 'again_in' AS again_in
+                   FROM json_each($1)) n
              WHERE w.row_id = n.row_id AND w.run_id = $2 AND w.lease_until IS NOT NULL"
         );
         sqlx::query(AssertSqlSafe(sql))

@@ -11,7 +11,9 @@ use uuid::Uuid;
 
 use super::{NOW, SqliteStore, elapsed, milliseconds};
 use crate::store::table::literal;
-use crate::store::{Claimed, LEASE, Page, Selection, StoreError, visit};
+use crate::store::{
+    Agenda, Claimed, LEASE, Overview, Page, Selection, StoreError, Upcoming, present, visit,
+};
 use crate::voice::RowId;
 
 impl SqliteStore {
@@ -27,10 +29,13 @@ impl SqliteStore {
             processing,
             ..
         } = self;
-        let is_named = format!(
-            "(v.{id} IN (SELECT value FROM json_each($1, '$.names'))
-              OR v.{provider_id} IN (SELECT value FROM json_each($1, '$.names')))"
-        );
+        let is_row = format!("v.{id} IN (SELECT value FROM json_each($1, '$.names'))");
+        let is_named = match selection {
+            Selection::Due { .. } => is_row,
+            Selection::Range { .. } | Selection::Named(_) | Selection::Hinted { .. } => format!(
+                "({is_row} OR v.{provider_id} IN (SELECT value FROM json_each($1, '$.names')))"
+            ),
+        };
         let ([after, up_to], names, filter) = selection.parts(&is_named);
         let mut condition = format!("v.{status} = {processing}{filter}");
         if after.is_some() {
@@ -41,7 +46,8 @@ impl SqliteStore {
         }
         let names: Vec<_> = names.iter().flat_map(|name| forms(name)).collect();
         let parameter = json!({"after": after.map(RowId::as_str),
-                               "up_to": up_to.map(RowId::as_str), "names": names});
+                               "up_to": up_to.map(RowId::as_str), "names": names,
+                               "read_at": selection.read_at().map(|time| time.timestamp_millis())});
         (condition, parameter.to_string())
     }
 
@@ -59,7 +65,8 @@ impl SqliteStore {
             false => {
                 "(SELECT NULL AS row_id, NULL AS provider_id, NULL AS first_seen, NULL AS restarted_at,
                          NULL AS run_id, NULL AS lease_until, NULL AS kind, NULL AS set_aside_until,
-                         NULL AS failed_at)"
+                         NULL AS last_asked,
+                         NULL AS failed_at, NULL AS scheduled_at)"
             }
         };
         let adopted = match self.own_tables {
@@ -75,6 +82,8 @@ impl SqliteStore {
                     w.row_id IS NOT NULL AND (w.provider_id IS NOT p.provider_id
                                               OR w.failed_at IS NOT NULL) AS restarts,
                     COALESCE(w.lease_until > {NOW} AND w.run_id <> $3, 0) AS leased,
+                    COALESCE(w.lease_until <= {NOW} AND w.run_id <> $3, 0) AS abandoned,
+                    {NOW} - w.last_asked AS asked_ago,
                     COALESCE(w.set_aside_until > {NOW}, 0) AND w.provider_id IS p.provider_id
                         AND NOT {named} AS resting
              FROM (SELECT CAST(v.{id} AS TEXT) AS row_id, v.{id} AS id,
@@ -83,6 +92,8 @@ impl SqliteStore {
                           {completed_before} AS completed_before
                    FROM {table} v WHERE {condition} ORDER BY v.{id} LIMIT $2) p
              LEFT JOIN {known} w ON w.row_id = p.row_id
+             WHERE ($1 ->> 'read_at') IS NULL OR w.scheduled_at IS NULL
+                OR w.scheduled_at <= ($1 ->> 'read_at')
              ORDER BY p.id"
         )
     }
@@ -122,10 +133,12 @@ impl SqliteStore {
             WHERE row_id IN (SELECT value FROM json_each($1))";
         let (condition, parameter) = self.condition(selection);
         let sql = self.page_sql(selection, &condition);
-        // Nothing to do takes no write lock: the application may be writing.
+        // Nothing to do takes no write lock: the application may be writing. (Of voices that are
+        // due, the first may be the only one that is no more.)
+        let first = selection.read_at().map_or(1, |_| limit);
         let any = sqlx::query(AssertSqlSafe(sql.clone()))
             .bind(&parameter)
-            .bind(1)
+            .bind(first)
             .bind(run_id.to_string())
             .fetch_optional(&self.pool)
             .await?;
@@ -187,6 +200,97 @@ impl SqliteStore {
         Ok(count.unsigned_abs())
     }
 
+    pub(in crate::store) async fn overview(&self) -> Result<Overview, StoreError> {
+        let Self {
+            table,
+            id,
+            provider_id,
+            status,
+            created_at,
+            processing,
+            ..
+        } = self;
+        let sql = format!(
+            "SELECT count(*) AS processing,
+                    {NOW} - min(COALESCE(CAST(unixepoch({created_at}, 'subsec') * 1000 AS INTEGER),
+                                         w.first_seen)) AS oldest,
+                    count(*) FILTER (WHERE w.set_aside_until > {NOW}
+                                     AND w.provider_id IS v.{provider_id}) AS resting,
+                    (SELECT count(*) FROM voice_sync_outbox WHERE published_at IS NULL) AS outbox,
+                    (SELECT {NOW} - min(occurred_at) FROM voice_sync_outbox
+                     WHERE published_at IS NULL) AS oldest_event,
+                    {NOW} AS clock
+             FROM {table} v LEFT JOIN voice_sync_voices w ON w.row_id = CAST(v.{id} AS TEXT)
+             WHERE v.{status} = {processing}"
+        );
+        let row = sqlx::query(AssertSqlSafe(sql))
+            .fetch_one(&self.pool)
+            .await?;
+        let age =
+            |column| Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(column)?.map(elapsed));
+        Ok(Overview {
+            processing: row.try_get("processing")?,
+            oldest: age("oldest")?,
+            resting: row.try_get("resting")?,
+            outbox: row.try_get("outbox")?,
+            oldest_event: age("oldest_event")?,
+            clock_ahead: row.try_get::<i64, _>("clock")? as f64 / 1000.0 - present(),
+        })
+    }
+
+    pub(in crate::store) async fn agenda(&self, most: u32) -> Result<Agenda, StoreError> {
+        let Self {
+            table,
+            id,
+            provider_id,
+            status,
+            processing,
+            ..
+        } = self;
+        let sql = format!(
+            "WITH present AS MATERIALIZED (
+                 SELECT {NOW} AS read_at,
+                        EXISTS (SELECT 1 FROM voice_sync_outbox WHERE published_at IS NULL
+                                AND (leased_until IS NULL OR leased_until <= {NOW})) AS events_wait
+             ),
+             upcoming AS (
+                 SELECT CAST(v.{id} AS TEXT) AS row_id, w.kind,
+                        COALESCE(w.last_asked IS NOT NULL AND w.missing_count = 0
+                                 AND w.trouble IS NULL, 0) AS was_found,
+                        CASE WHEN w.provider_id IS NOT v.{provider_id} OR w.failed_at IS NOT NULL
+                             THEN COALESCE(w.lease_until, {NOW})
+                             ELSE COALESCE(max(COALESCE(w.next_due, w.lease_until),
+                                               COALESCE(w.lease_until, w.next_due)), {NOW})
+                        END AS due
+                 FROM {table} v LEFT JOIN voice_sync_voices w ON w.row_id = CAST(v.{id} AS TEXT)
+                 WHERE v.{status} = {processing}
+                   AND NOT (COALESCE(w.set_aside_until > {NOW}, 0) AND w.provider_id IS v.{provider_id})
+                 ORDER BY due LIMIT $1
+             )
+             SELECT read_at, events_wait, row_id, kind, was_found, max(0, due - read_at) AS due_in
+             FROM present LEFT JOIN upcoming ON TRUE ORDER BY due"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(most)
+            .fetch_all(&self.pool)
+            .await?;
+        let mut agenda = Agenda::default();
+        for row in &rows {
+            let read_at = DateTime::from_timestamp_millis(row.try_get("read_at")?);
+            agenda.read_at = read_at.unwrap_or_default();
+            agenda.events_wait = row.try_get("events_wait")?;
+            if let Some(id) = row.try_get::<Option<String>, _>("row_id")? {
+                agenda.voices.push(Upcoming {
+                    row: RowId::new(id),
+                    due_in: elapsed(row.try_get("due_in")?),
+                    kind: row.try_get("kind")?,
+                    was_found: row.try_get("was_found")?,
+                });
+            }
+        }
+        Ok(agenda)
+    }
+
     pub(in crate::store) async fn finished(
         &self,
         rows: &[String],
@@ -232,10 +336,14 @@ fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
         if row.try_get("leased")? {
             page.leased_elsewhere += 1;
         } else if !row.try_get::<bool, _>("resting")? {
+            let age = age(row)?;
+            let asked_ago = row.try_get::<Option<i64>, _>("asked_ago")?.map(elapsed);
+            page.reclaimed += u64::from(row.try_get::<bool, _>("abandoned")?);
             page.voices.push(Claimed {
                 row: id,
                 provider_id: lossy(row)?,
-                age: age(row)?,
+                age,
+                unasked_for: asked_ago.map_or(age, |ago| ago.min(age)),
                 kind: row.try_get("kind")?,
             });
         } else {

@@ -173,6 +173,7 @@ pub(super) async fn claim_by_hand(
         row: RowId::new(row),
         provider_id: Some(provider_id),
         age: Duration::ZERO,
+        unasked_for: Duration::ZERO,
         kind: None,
     });
     Ok(Page {

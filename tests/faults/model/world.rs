@@ -346,6 +346,7 @@ impl<'a> World<'a> {
             .into_iter()
             .map(|row| Note {
                 row,
+                again_in: Duration::ZERO,
                 seen: match says {
                     Remark::Processing => Seen::Processing {
                         kind: "cloned".to_owned(),

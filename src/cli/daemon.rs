@@ -1,0 +1,120 @@
+//! `voice-sync daemon`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::{Options, in_time, open};
+use crate::daemon::{self, Supervisor, Watch};
+use crate::exit::{Exit, Failed};
+use crate::metrics::Metrics;
+use crate::pass::{Pass, Scope};
+use crate::shutdown;
+use crate::store::Access;
+
+/// Ask about voices whenever one is due, until told to stop.
+#[derive(Debug, Args)]
+pub(super) struct Daemon {
+    /// How long to sleep at the most: new voices are seen within this time.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]
+    interval: Duration,
+
+    /// Serve /livez, /readyz and /metrics there, such as 127.0.0.1:9090.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+}
+
+/// Told to stop, it ends within this time, whatever hangs.
+const LONGEST_FAREWELL: Duration = Duration::from_secs(25);
+
+fn interval(text: &str) -> Result<Duration, String> {
+    const SHORTEST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+    let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match (SHORTEST..=LONGEST).contains(&interval) {
+        true => Ok(interval),
+        false => Err("give a time from 100ms to 24h".to_owned()),
+    }
+}
+
+impl Daemon {
+    pub(super) async fn run(self, options: Options) -> Result<Exit, Failed> {
+        let (url, names, rules) = (options.database_url()?, options.names()?, options.rules());
+        let metrics = Arc::new(Metrics::default());
+        let provider = options.provider()?.counting_in(metrics.provider.clone());
+        metrics.press(provider.pressure());
+        let (relay, queue) = (options.relay()?, options.queue()?);
+        let (watch, supervisor) = (Arc::new(Watch::default()), Supervisor::default());
+        let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
+        shutdown::on_signal(stop.clone());
+        let serving = match self.listen {
+            None => None,
+            Some(address) => {
+                let listener = TcpListener::bind(address).await;
+                let listener = listener
+                    .with_context(|| format!("cannot listen on {address} (--listen)"))
+                    .map_err(Failed::config)?;
+                info!(address = %listener.local_addr().unwrap_or(address), "listening");
+                let serving =
+                    daemon::serve(listener, watch.clone(), metrics.clone(), stopped.clone());
+                Some(tokio::spawn(serving))
+            }
+        };
+        let scope = Scope {
+            goes_on: true,
+            ..Scope::default()
+        };
+        let opening = async || {
+            let opening = open(&url, &names, options.auto_migrate, Access::ReadWrite);
+            in_time(&url, opening).await
+        };
+        let turn = async |store: &_| {
+            let pass = Pass {
+                store,
+                provider: &provider,
+                relay: relay.as_ref(),
+                queue: queue.as_ref(),
+                rules: &rules,
+                missing_after: options.missing_after,
+                strategy: options.lookup,
+                scope: &scope,
+                stop: &stop,
+                meters: &metrics.pass,
+                observe: &|_| watch.moves(),
+            };
+            daemon::tick(pass, &metrics).await
+        };
+        let working = daemon::run(opening, turn, self.interval, &stop, &watch, &supervisor);
+        let stopping = async {
+            stop.cancelled().await;
+            supervisor.stopping();
+            sleep(LONGEST_FAREWELL).await;
+        };
+        let ended = tokio::select! {
+            ended = working => ended,
+            () = supervisor.watchdog(&watch) => Ok(()),
+            () = stopping => Err(Failed {
+                exit: Exit::Temporary,
+                message: anyhow!(
+                    "what was under way did not come to its end within {} s; leases expire by themselves, and \
+                     others go on", LONGEST_FAREWELL.as_secs()
+                ),
+            }),
+        };
+        stopped.cancel();
+        if let Some(serving) = serving {
+            // A client that keeps its connection open is not waited for.
+            serving.abort();
+        }
+        ended?;
+        info!("stopped");
+        Ok(Exit::Success)
+    }
+}

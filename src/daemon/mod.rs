@@ -1,0 +1,134 @@
+//! The daemon: `sync-once`, and sleep until more is due.
+//!
+//! A [`tick`] asks about what is due, if anything is, and says what came of it; the loop only opens
+//! the database, sleeps and starts over. Nothing that voice-sync depends on ends it by being away.
+
+mod health;
+mod notify;
+mod tick;
+mod wait;
+mod watch;
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+pub use health::serve;
+pub use notify::Supervisor;
+pub use tick::{DUE_AT_ONCE, Tick, tick};
+pub use wait::until_nothing_waits;
+pub use watch::Watch;
+
+use crate::exit::{Exit, Failed};
+use crate::failpoint;
+use crate::report::{Obstacle, Part};
+use crate::store::Store;
+
+/// The pause after a turn, even if more is due already.
+const BREATH: Duration = Duration::from_millis(100);
+/// The first and the longest pause after a turn that failed.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Opens the database and takes one turn after the other until `stop`, which also ends the sleep in
+/// between. Returns an error where going on makes no sense: wrong configuration, schema or key.
+pub async fn run(
+    open: impl AsyncFn() -> Result<Store, Failed>,
+    turn: impl AsyncFn(&Store) -> Tick,
+    interval: Duration,
+    stop: &CancellationToken,
+    watch: &Watch,
+    supervisor: &Supervisor,
+) -> Result<(), Failed> {
+    let mut failures = 0;
+    let mut opened = None;
+    // Whether the table was looked at anew since a turn succeeded.
+    let mut reopened = false;
+    while !stop.is_cancelled() {
+        watch.moves();
+        failpoint::visit("daemon.turn").await;
+        let outcome = match &opened {
+            None => match stop.run_until_cancelled(open()).await {
+                None => return Ok(()),
+                Some(Ok(store)) => {
+                    opened = Some(store);
+                    watch.ready();
+                    supervisor.ready();
+                    continue;
+                }
+                Some(Err(Failed { exit, message })) => match exit {
+                    Exit::Database | Exit::Io | Exit::Temporary => Tick::Unreadable {
+                        exit,
+                        says: format!("{message:#}"),
+                    },
+                    Exit::Success | Exit::Usage | Exit::Key | Exit::Config => {
+                        return Err(Failed { exit, message });
+                    }
+                },
+            },
+            Some(store) => turn(store).await,
+        };
+        let (exit, says, pause) = match &outcome {
+            Tick::Idle { next_in } => {
+                watch.works(Part::Database);
+                let pause = next_in.map_or(interval, |next| next.min(interval));
+                (Exit::Success, String::new(), pause)
+            }
+            Tick::Unreadable { exit, says } => {
+                watch.obstructed(Part::Database, says);
+                supervisor.waits();
+                (*exit, says.clone(), Duration::ZERO)
+            }
+            Tick::Passed(report) => {
+                watch.passed(report);
+                (report.exit_code, reason(&report.obstacles), Duration::ZERO)
+            }
+        };
+        let pause = match exit {
+            Exit::Success => {
+                failures = 0;
+                reopened = false;
+                pause
+            }
+            Exit::Database | Exit::Io | Exit::Temporary => again_in(&mut failures),
+            // The application may have changed its table: that is found out by looking again.
+            Exit::Config if !reopened => {
+                opened = None;
+                reopened = true;
+                again_in(&mut failures)
+            }
+            Exit::Usage | Exit::Key | Exit::Config => {
+                let message = anyhow::anyhow!(says);
+                return Err(Failed { exit, message });
+            }
+        };
+        supervisor.status(&watch.status(&outcome));
+        let pause = pause.max(BREATH);
+        watch.sleeps(pause);
+        stop.run_until_cancelled(sleep(pause)).await;
+    }
+    Ok(())
+}
+
+fn again_in(failures: &mut u32) -> Duration {
+    *failures = failures.saturating_add(1);
+    let doubled = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(*failures - 1));
+    doubled
+        .min(LONGEST_PAUSE)
+        .mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
+fn reason(obstacles: &[Obstacle]) -> String {
+    let said: Vec<_> = obstacles
+        .iter()
+        .map(|obstacle| obstacle.says.as_str())
+        .collect();
+    said.join("; ")
+}
+
+/// Says that something was not done on the way out, which is no reason to end otherwise.
+pub(crate) fn regret(what: &str, error: &dyn std::fmt::Display) {
+    warn!(%error, "{what}");
+}

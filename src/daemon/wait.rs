@@ -1,0 +1,78 @@
+//! `sync-once --wait`: turns like the daemon's, until nothing is in processing or time is over.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{BREATH, Tick, Watch, again_in, tick};
+use crate::exit::Exit;
+use crate::metrics::Metrics;
+use crate::pass::{Pass, Scope};
+use crate::report::{Halt, Part, Report};
+
+/// New voices are seen within this time.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Goes on after a first pass, on the same schedule as the daemon. The report is of all passes
+/// together.
+pub async fn until_nothing_waits(
+    pass: Pass<'_>,
+    metrics: &Metrics,
+    mut report: Report,
+    deadline: Option<Instant>,
+) -> Report {
+    let watch = Watch::default();
+    let mut failures = 0;
+    loop {
+        match report.exit_code {
+            Exit::Success | Exit::Database | Exit::Io | Exit::Temporary => {}
+            Exit::Usage | Exit::Key | Exit::Config => return report,
+        }
+        let now = Instant::now();
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
+        if pass.stop.is_cancelled() || left.is_some_and(|left| left.is_zero()) {
+            let halt = match pass.stop.is_cancelled() {
+                true => Halt::Stopped,
+                false => Halt::TimeOver,
+            };
+            return report.halted(&halt);
+        }
+        let scope = Scope {
+            max_runtime: left,
+            goes_on: true,
+            ..Scope::default()
+        };
+        let turn = Pass {
+            scope: &scope,
+            ..pass
+        };
+        let pause = match tick(turn, metrics).await {
+            Tick::Idle { next_in: None } => return report,
+            Tick::Idle {
+                next_in: Some(next_in),
+            } => next_in.min(INTERVAL),
+            Tick::Passed(later) => {
+                watch.passed(&later);
+                report.goes_on_with(*later);
+                match report.exit_code {
+                    Exit::Success => {
+                        failures = 0;
+                        BREATH
+                    }
+                    Exit::Usage
+                    | Exit::Database
+                    | Exit::Io
+                    | Exit::Temporary
+                    | Exit::Key
+                    | Exit::Config => again_in(&mut failures),
+                }
+            }
+            Tick::Unreadable { says, .. } => {
+                watch.obstructed(Part::Database, &says);
+                again_in(&mut failures)
+            }
+        };
+        let pause = left.map_or(pause, |left| left.min(pause)).max(BREATH);
+        pass.stop.run_until_cancelled(sleep(pause)).await;
+    }
+}

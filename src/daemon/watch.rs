@@ -1,0 +1,183 @@
+//! Whether the daemon moves, whether it can work, and what is in its way.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::Tick;
+use crate::failpoint;
+use crate::report::{Part, Report};
+
+/// The loop moves at least so often, unless it hangs. Every wait in a pass has a limit below this,
+/// however slow the provider or the database is.
+const STALLED: Duration = Duration::from_secs(90);
+
+/// What is known of the daemon by those who watch it.
+pub struct Watch(Mutex<State>);
+
+struct State {
+    /// When the loop has to have moved again.
+    moves_by: Instant,
+    is_ready: bool,
+    /// What is in the way, and since when.
+    obstacles: BTreeMap<Part, (Instant, String)>,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            moves_by: Instant::now() + STALLED,
+            is_ready: false,
+            obstacles: BTreeMap::new(),
+        }))
+    }
+}
+
+impl Watch {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The loop has moved.
+    pub fn moves(&self) {
+        self.sleeps(Duration::ZERO);
+    }
+
+    /// The loop will move after this.
+    pub fn sleeps(&self, pause: Duration) {
+        let limit = failpoint::limit("daemon.stalled", STALLED);
+        self.state().moves_by = Instant::now() + pause + limit;
+    }
+
+    /// Database and schema were found right.
+    pub fn ready(&self) {
+        self.works(Part::Database);
+        self.state().is_ready = true;
+    }
+
+    /// Whether the loop has moved as it should. What it depends on plays no part.
+    pub fn is_alive(&self) -> bool {
+        Instant::now() <= self.state().moves_by
+    }
+
+    /// Why the daemon cannot work, if it cannot.
+    pub fn hindrance(&self) -> Option<String> {
+        let state = self.state();
+        match (state.obstacles.get(&Part::Database), state.is_ready) {
+            (Some((_, says)), _) => Some(format!("database: {says}")),
+            (None, false) => Some("starting".to_owned()),
+            (None, true) => None,
+        }
+    }
+
+    /// Says once that something is in the way.
+    pub(super) fn obstructed(&self, part: Part, says: &str) {
+        let mut state = self.state();
+        if let Some((_, known)) = state.obstacles.get_mut(&part) {
+            says.clone_into(known);
+            return;
+        }
+        state
+            .obstacles
+            .insert(part, (Instant::now(), says.to_owned()));
+        drop(state);
+        warn!(%part, reason = says, "the {part} is in trouble; it is tried again until it works");
+    }
+
+    /// Says once that it is over.
+    pub(super) fn works(&self, part: Part) {
+        let Some((since, _)) = self.state().obstacles.remove(&part) else {
+            return;
+        };
+        let lasted_s = since.elapsed().as_secs();
+        info!(%part, lasted_s, "the {part} works again");
+    }
+
+    pub(super) fn passed(&self, report: &Report) {
+        for obstacle in &report.obstacles {
+            self.obstructed(obstacle.part, &obstacle.says);
+        }
+        let counts = &report.counts;
+        let worked = [
+            (Part::Database, true),
+            (Part::Provider, counts.looked_up > 0),
+            (
+                Part::EventBus,
+                counts.events_published > 0 || counts.events_pending == 0,
+            ),
+        ];
+        for (part, worked) in worked {
+            let hindered = report
+                .obstacles
+                .iter()
+                .any(|obstacle| obstacle.part == part);
+            if worked && !hindered {
+                self.works(part);
+            }
+        }
+    }
+
+    /// One line for people: what the last turn came to, and what is in the way.
+    pub(super) fn status(&self, last: &Tick) -> String {
+        let turn = match last {
+            Tick::Idle { next_in: None } => "nothing in processing".to_owned(),
+            Tick::Idle {
+                next_in: Some(next_in),
+            } => format!("next voice due in {next_in:.1?}"),
+            Tick::Passed(report) => {
+                let c = &report.counts;
+                format!(
+                    "last pass: {} looked up, {} completed, {} failed, exit {}",
+                    c.looked_up,
+                    c.completed,
+                    c.failed,
+                    report.exit_code.code()
+                )
+            }
+            Tick::Unreadable { .. } => "waiting for the database".to_owned(),
+        };
+        let in_the_way: Vec<_> = self.state().obstacles.keys().map(Part::to_string).collect();
+        match in_the_way.is_empty() {
+            true => turn,
+            false => format!("{turn}; in trouble: {}", in_the_way.join(", ")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_move_is_not_alive() {
+        let watch = Watch::default();
+        assert!(watch.is_alive());
+        watch.sleeps(Duration::from_secs(3600));
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert!(watch.is_alive(), "it slept as it said");
+        watch.moves();
+        tokio::time::advance(STALLED).await;
+        assert!(watch.is_alive());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!watch.is_alive());
+        watch.moves();
+        assert!(watch.is_alive());
+    }
+
+    #[tokio::test]
+    async fn only_the_database_makes_it_unready() {
+        let watch = Watch::default();
+        assert_eq!(watch.hindrance().as_deref(), Some("starting"));
+        watch.ready();
+        watch.obstructed(Part::Provider, "away");
+        assert_eq!(watch.hindrance(), None);
+        watch.obstructed(Part::Database, "away");
+        assert_eq!(watch.hindrance().as_deref(), Some("database: away"));
+        assert!(watch.is_alive());
+        watch.works(Part::Database);
+        assert_eq!(watch.hindrance(), None);
+    }
+}

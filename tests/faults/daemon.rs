@@ -1,0 +1,163 @@
+//! The daemon while what it depends on is away: it stays, says so once, and goes on by itself.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use voice_sync_simulator::{Answer, Options, Request};
+
+use crate::proxy::{Proxy, Weather};
+use crate::support::app::{App, Variant};
+use crate::support::binary::VoiceSync;
+use crate::support::bus::Bus;
+use crate::support::daemon::{Daemon, daemon};
+use crate::support::fates::{simulator, simulator_with};
+
+async fn migrated() -> App {
+    let app = App::new(Variant::A).await;
+    VoiceSync::new(&["migrate"])
+        .env("DATABASE_URL", &app.url)
+        .run()
+        .await
+        .expect_code(0);
+    app
+}
+
+/// Lines about a part that began to fail, and about one that works again.
+fn turns(daemon: &Daemon, part: &str) -> [Vec<Value>; 2] {
+    ["is in trouble", "works again"].map(|words| daemon.said(&format!("the {part} {words}")))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_away_is_waited_for_at_the_start_and_later() {
+    let (app, provider) = (migrated().await, simulator().await);
+    let proxy = Proxy::to(&app.url, 5432).await;
+    let command = || daemon(&proxy.through(&app.url), &provider.url());
+    proxy.set(Weather::Cut);
+    let mut daemon = Daemon::start(command());
+    daemon.wait_until_said("the database is in trouble").await;
+    daemon.wait_until_answers("/livez", 200).await;
+    daemon.wait_until_answers("/readyz", 503).await;
+    proxy.set(Weather::Fair);
+    daemon.wait_until_answers("/readyz", 200).await;
+    app.insert_processing(&["sim-ready-1"]).await;
+    daemon.wait_until(&app, "completed", 1).await;
+
+    for weather in [Weather::Cut, Weather::HalfOpen] {
+        proxy.set(weather);
+        daemon.wait_until_answers("/readyz", 503).await;
+        daemon.wait_until_answers("/livez", 200).await;
+        proxy.set(Weather::Fair);
+        daemon.wait_until_answers("/readyz", 200).await;
+    }
+    app.insert_processing(&["sim-ready-2"]).await;
+    daemon.wait_until(&app, "completed", 2).await;
+    let [began, ended] = turns(&daemon, "database");
+    assert_eq!((began.len(), ended.len()), (3, 3), "{}", daemon.log());
+    assert!(ended.iter().all(|line| line["lasted_s"].is_u64()));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_that_is_away_is_told_of_once() {
+    let (app, bus, provider) = (migrated().await, Bus::new().await, simulator().await);
+    provider.script(|_: &Request| Some(Answer::html(503, "Service Unavailable")));
+    app.insert_processing(&["sim-ready-1", "sim-ready-2"]).await;
+    let mut daemon = Daemon::start(daemon(&app.url, &provider.url()).publishing_to(&bus));
+    daemon.wait_until_said("the provider is in trouble").await;
+    // Some more turns: each a line, if it were not for the first.
+    let passes = "SELECT count(*) FROM voice_sync.runs";
+    let several = async || (app.number(passes).await >= 3).then_some(());
+    daemon.wait_for("several passes", several).await;
+    daemon.wait_until_answers("/readyz", 200).await;
+    let open = "voice_sync_provider_breaker_open 1\n";
+    assert!(
+        daemon.get("/metrics").await.1.contains(open),
+        "the breaker is open"
+    );
+    provider.script(|_: &Request| None);
+    // Nobody waits for the breaker here.
+    app.age_own_tables(600).await;
+    daemon.wait_until(&app, "completed", 2).await;
+    daemon.wait_until_said("the provider works again").await;
+    let [began, ended] = turns(&daemon, "provider");
+    assert_eq!((began.len(), ended.len()), (1, 1), "{}", daemon.log());
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_bus_that_is_away_keeps_no_voice_waiting() {
+    let (app, bus, provider) = (migrated().await, Bus::new().await, simulator().await);
+    let proxy = Proxy::to(&bus.url, 6379).await;
+    proxy.set(Weather::Cut);
+    app.insert_processing(&["sim-ready-1"]).await;
+    let command = daemon(&app.url, &provider.url())
+        .publishing_to(&bus)
+        .env("REDIS_URL", proxy.through(&bus.url));
+    let mut daemon = Daemon::start(command);
+    daemon.wait_until(&app, "completed", 1).await;
+    daemon.wait_until_said("the event bus is in trouble").await;
+    app.insert_processing(&["sim-ready-2"]).await;
+    daemon.wait_until(&app, "completed", 2).await;
+    daemon.wait_until_answers("/readyz", 200).await;
+    proxy.set(Weather::Fair);
+    daemon.wait_until_said("the event bus works again").await;
+    let published = async || (bus.events("voice.created").await.len() == 2).then_some(());
+    daemon.wait_for("events", published).await;
+    let [began, ended] = turns(&daemon, "event bus");
+    assert_eq!((began.len(), ended.len()), (1, 1), "{}", daemon.log());
+    daemon.stop().await;
+}
+
+/// The limit is shortened from 90 s, a slow answer from 30 s: the proportions stay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loop_that_hangs_is_noticed_and_one_that_waits_is_not() {
+    const LIMIT: &str = "daemon.stalled=stall:9s";
+    let app = migrated().await;
+    let slow = simulator_with(Options {
+        latency: Duration::from_secs(3),
+        ..Options::default()
+    })
+    .await;
+    app.insert_processing(&["sim-nopreview-1"]).await;
+    let mut waiting = Daemon::start(
+        daemon(&app.url, &slow.url())
+            .args(&["--lookup=single"])
+            .env("VOICE_SYNC_FAILPOINTS", LIMIT),
+    );
+    while slow.counts().single < 2 {
+        assert_eq!(waiting.get("/livez").await.0, 200, "{}", waiting.log());
+        // Asking all the time would itself keep it from moving.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    waiting.stop().await;
+
+    let provider = simulator().await;
+    let directory = tempfile::TempDir::new().expect("a directory");
+    let path = directory.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
+    socket.set_nonblocking(true).expect("is set");
+    let mut hanging = Daemon::start(
+        daemon(&app.url, &provider.url())
+            .env("NOTIFY_SOCKET", path.display().to_string())
+            .env("WATCHDOG_USEC", "200000")
+            .env(
+                "VOICE_SYNC_FAILPOINTS",
+                format!("{LIMIT};daemon.turn=stall:1h@3"),
+            ),
+    );
+    hanging.wait_until_answers("/livez", 200).await;
+    hanging.wait_until_answers("/livez", 503).await;
+    let mut datagram = [0; 4096];
+    let mut told = || {
+        let mut watchdogs = 0;
+        while let Ok(size) = socket.recv(&mut datagram) {
+            watchdogs += usize::from(datagram[..size].starts_with(b"WATCHDOG=1"));
+        }
+        watchdogs
+    };
+    assert!(told() > 3, "it was alive");
+    // Several times the interval in which it would have told.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(told(), 0, "the watchdog is not told by a loop that hangs");
+    assert!(hanging.is_running(), "it is the supervisor's to end it");
+}

@@ -1,0 +1,465 @@
+//! The daemon in fair weather, and how it begins and ends. What it does in foul weather is in
+//! `tests/faults/daemon.rs`.
+
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tempfile::TempDir;
+use voice_sync_simulator::Options;
+
+use crate::support::app::{App, Pool, Variant};
+use crate::support::binary::{KEY, VoiceSync, sync_once};
+use crate::support::bus::Bus;
+use crate::support::daemon::{Daemon, daemon};
+use crate::support::fates::{simulator, simulator_with};
+
+const BOTH: [Variant; 2] = [Variant::A, Variant::E32];
+
+async fn migrated(variant: Variant) -> App {
+    let app = App::new(variant).await;
+    VoiceSync::new(&["migrate"])
+        .env("DATABASE_URL", &app.url)
+        .run()
+        .await
+        .expect_code(0);
+    app
+}
+
+async fn leases(app: &App) -> i64 {
+    let leased = format!(
+        "SELECT count(*) FROM {} WHERE lease_until IS NOT NULL",
+        app.own("voices")
+    );
+    app.number(&leased).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_finishes_voices_as_they_come_and_stops_when_told_to() {
+    for variant in BOTH {
+        let (app, bus, provider) = (migrated(variant).await, Bus::new().await, simulator().await);
+        app.insert_processing(&["sim-ready-1", "sim-banned-1", "sim-nopreview-1"])
+            .await;
+        let mut daemon = Daemon::start(daemon(&app.url, &provider.url()).publishing_to(&bus));
+        daemon.wait_until(&app, "processing", 1).await;
+        app.insert_processing(&["sim-ready-2", "sim-ready-3"]).await;
+        daemon.wait_until(&app, "completed", 3).await;
+        daemon.wait_until_answers("/readyz", 200).await;
+        daemon.wait_until_answers("/livez", 200).await;
+        assert_eq!(daemon.get("/").await.0, 404);
+        daemon.stop().await;
+        assert_eq!(leases(&app).await, 0);
+        assert_eq!(bus.events("voice.created").await.len(), 3);
+        assert_eq!(bus.events("voice.updated").await.len(), 1);
+        assert_eq!(
+            daemon.said("WARN").len() + daemon.said("ERROR").len(),
+            0,
+            "{}",
+            daemon.log()
+        );
+    }
+}
+
+/// What a pass writes down is what the pure schedule says; the daemon asks no earlier.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voices_are_asked_about_when_they_are_due() {
+    for variant in BOTH {
+        let (app, provider) = (migrated(variant).await, simulator().await);
+        app.insert_processing(&["sim-nopreview-1", "sim-unverified-1", "sim-missing-1"])
+            .await;
+        let due = || sync_once(&app.url, &provider.url()).arg("--due");
+        let first = due().run().await;
+        first.expect_code(0);
+        assert_eq!((first.count("due"), first.count("processing")), (3, 2));
+        let seconds = match app.pool {
+            Pool::Postgres(_) => "extract(epoch FROM next_due - scheduled_at) * 1000",
+            Pool::Sqlite(_) => "next_due - scheduled_at",
+        };
+        for (id, from, to) in [
+            ("sim-nopreview-1", 4500, 5500),
+            ("sim-unverified-1", 270_000, 330_000),
+            ("sim-missing-1", 270_000, 330_000),
+        ] {
+            let pause = format!(
+                "SELECT CAST({seconds} AS bigint) FROM {} WHERE provider_id = '{id}'",
+                app.own("voices")
+            );
+            let pause = app.number(&pause).await;
+            assert!((from..=to).contains(&pause), "{variant:?} {id}: {pause} ms");
+        }
+
+        let again = due().run().await;
+        again.expect_code(0);
+        assert_eq!((again.count("due"), again.count("requests")), (0, 0));
+
+        // One is due: a voice that the list shows rides along, one that it does not would cost.
+        app.age_schedule(6).await;
+        let topped_up = due().run().await;
+        assert_eq!(
+            (topped_up.count("due"), topped_up.count("requests")),
+            (2, 1)
+        );
+        app.age_schedule(6).await;
+        let alone = due().args(&["--lookup", "single"]).run().await;
+        assert_eq!((alone.count("due"), alone.count("requests")), (1, 1));
+        app.age_schedule(400).await;
+        assert_eq!(due().run().await.count("due"), 3);
+
+        // What was put back, or has a new provider id, is due at once.
+        app.execute(
+            "UPDATE voices SET elevenlabs_voice_id = 'sim-ready-9'
+             WHERE elevenlabs_voice_id = 'sim-unverified-1'",
+        )
+        .await;
+        let anew = due().run().await;
+        assert_eq!(anew.count("completed"), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_that_are_due_are_all_asked_about() {
+    let (app, provider) = (migrated(Variant::E32).await, simulator().await);
+    let ids: Vec<String> = (0..10_200).map(|n| format!("sim-nopreview-{n}")).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    app.insert_processing(&ids).await;
+    let ended = sync_once(&app.url, &provider.url())
+        .arg("--due")
+        .run()
+        .await;
+    ended.expect_code(0);
+    assert_eq!(
+        (ended.count("due"), ended.count("processing")),
+        (10_200, 10_200)
+    );
+    assert_eq!(ended.count("requests"), 102);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_daemons_do_not_ask_twice() {
+    const VOICES: usize = 350;
+    const ROUNDS: i64 = 2;
+    let requests = async |daemons: usize| {
+        let (app, provider) = (migrated(Variant::A).await, simulator().await);
+        let ids: Vec<String> = (0..VOICES).map(|n| format!("sim-nopreview-{n}")).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        app.insert_processing(&ids).await;
+        let mut running: Vec<_> = (0..daemons)
+            .map(|_| Daemon::start(daemon(&app.url, &provider.url())))
+            .collect();
+        // Rounds are counted by what was asked, not by the time that it took.
+        let asked = "SELECT CAST(COALESCE(sum((counts ->> 'looked_up')::bigint), 0) AS bigint)
+                     FROM voice_sync.runs";
+        let goal = ROUNDS * VOICES as i64;
+        let enough = async || (app.number(asked).await >= goal).then_some(());
+        running[0].wait_for("rounds", enough).await;
+        join_all(running.iter_mut().map(Daemon::stop)).await;
+        let answered = app.number(asked).await;
+        let requests = provider.counts().list;
+        println!("{daemons} daemons: {requests} requests for {answered} answers");
+        requests as f64 / answered as f64
+    };
+    let (one, two) = (requests(1).await, requests(2).await);
+    assert!(
+        two <= 2.0 * one,
+        "{two} requests an answer, and {one} for a daemon alone"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_in_flight_is_finished_and_another_goes_on() {
+    const VOICES: usize = 300;
+    for variant in BOTH {
+        let app = migrated(variant).await;
+        let slow = simulator_with(Options {
+            latency: Duration::from_secs(2),
+            ..Options::default()
+        })
+        .await;
+        let ids: Vec<String> = (0..VOICES).map(|n| format!("sim-ready-{n}")).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        app.insert_processing(&ids).await;
+        let singly = ["--lookup=single", "--concurrency=100"];
+        let mut first = Daemon::start(daemon(&app.url, &slow.url()).args(&singly));
+        let in_flight = async || (slow.counts().single >= 100).then_some(());
+        first.wait_for("100 requests in flight", in_flight).await;
+        first.stop().await;
+        let answered = slow
+            .requests()
+            .iter()
+            .filter(|request| request.status == Some(200))
+            .count();
+        let completed = "SELECT count(*) FROM voices WHERE CAST(status AS text) = 'completed'";
+        assert!(answered >= 100, "{answered}");
+        assert_eq!(app.number(completed).await, answered as i64, "{variant:?}");
+        assert_eq!(leases(&app).await, 0, "others need not wait for the rest");
+
+        let fast = simulator().await;
+        let mut second = Daemon::start(daemon(&app.url, &fast.url()));
+        second.wait_until(&app, "completed", VOICES as i64).await;
+        second.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_it_at_once() {
+    let app = migrated(Variant::A).await;
+    app.insert_processing(&["sim-ready-1"]).await;
+    let slow = simulator_with(Options {
+        latency: Duration::from_secs(600),
+        ..Options::default()
+    })
+    .await;
+    let mut daemon = Daemon::start(daemon(&app.url, &slow.url()));
+    let in_flight = async || (slow.counts().list > 0).then_some(());
+    daemon.wait_for("a request in flight", in_flight).await;
+    daemon.signal("-INT");
+    daemon.wait_until_said("told to stop").await;
+    daemon.signal("-TERM");
+    assert_eq!(daemon.ended().await, 75);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_person_must_mend_ends_it() {
+    let (app, provider) = (migrated(Variant::A).await, simulator().await);
+    let new = App::new(Variant::A).await;
+    let command = |app: &App| daemon(&app.url, &provider.url());
+    let strict = simulator_with(Options {
+        key: Some(KEY.into()),
+        ..Options::default()
+    })
+    .await;
+    app.insert_processing(&["sim-ready-1"]).await;
+    for (name, command, code) in [
+        ("no own tables", command(&new), 78),
+        ("no such table", command(&app).arg("--table=songs"), 78),
+        ("no key", command(&app).without("ELEVENLABS_API_KEY"), 78),
+        (
+            "no address",
+            VoiceSync::new(&["daemon", "--listen=203.0.113.1:1"]).env("DATABASE_URL", &app.url),
+            78,
+        ),
+        ("no interval", command(&app).arg("--interval=1ms"), 2),
+        (
+            "a wrong key",
+            daemon(&app.url, &strict.url()).env("ELEVENLABS_API_KEY", "another"),
+            77,
+        ),
+    ] {
+        let mut daemon = Daemon::start(command);
+        assert_eq!(daemon.ended().await, code, "{name}: {}", daemon.log());
+    }
+}
+
+/// The application's migrations do not stop for the daemon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_changes_under_it_is_looked_at_anew() {
+    let (app, provider) = (migrated(Variant::A).await, simulator().await);
+    let mut daemon = Daemon::start(daemon(&app.url, &provider.url()));
+    app.insert_processing(&["sim-ready-1"]).await;
+    daemon.wait_until(&app, "completed", 1).await;
+    app.execute(
+        "ALTER TABLE voices ALTER status DROP DEFAULT;
+         ALTER TABLE voices ALTER status TYPE text, ALTER completed_at TYPE timestamptz;
+         INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status)
+         SELECT gen_random_uuid(), user_id, 'sim-ready-2', 'new', 'processing' FROM voices",
+    )
+    .await;
+    daemon.wait_until(&app, "completed", 2).await;
+    app.execute(
+        "ALTER TABLE voices RENAME status TO state;
+         UPDATE voices SET state = 'processing'",
+    )
+    .await;
+    assert_eq!(daemon.ended().await, 78, "{}", daemon.log());
+    assert!(daemon.log().contains("has no column"), "{}", daemon.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn systemd_is_told() {
+    let (app, provider) = (migrated(Variant::E32).await, simulator().await);
+    app.insert_processing(&["sim-ready-1"]).await;
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("a socket");
+    socket
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .expect("has a time limit");
+    let mut seen = Vec::new();
+    let mut wait_for = |word: &str| {
+        let mut datagram = [0; 4096];
+        loop {
+            let size = socket.recv(&mut datagram).unwrap_or_else(|error| {
+                panic!("{word} is not among {seen:?}: {error}");
+            });
+            let text = String::from_utf8_lossy(&datagram[..size]).into_owned();
+            seen.push(text.clone());
+            if text.contains(word) {
+                return seen.clone();
+            }
+        }
+    };
+    let command = daemon(&app.url, &provider.url())
+        .env("NOTIFY_SOCKET", path.display().to_string())
+        .env("WATCHDOG_USEC", "200000");
+    let mut daemon = Daemon::start(command);
+    wait_for("READY=1");
+    let before = wait_for("STATUS=last pass: 1 looked up, 1 completed");
+    let is_watchdog = |text: &&String| text.contains("WATCHDOG=1");
+    let already = before.iter().filter(is_watchdog).count();
+    while wait_for("WATCHDOG=1").iter().filter(is_watchdog).count() < already + 3 {}
+    daemon.signal("-TERM");
+    wait_for("STOPPING=1");
+    assert_eq!(daemon.ended().await, 0);
+
+    // What was not ready is not said to be.
+    let command = self::daemon(&app.url, &provider.url())
+        .arg("--table=songs")
+        .env("NOTIFY_SOCKET", path.display().to_string());
+    let mut refused = Daemon::start(command);
+    assert_eq!(refused.ended().await, 78);
+    socket.set_nonblocking(true).expect("is set");
+    let mut rest = [0; 4096];
+    while let Ok(size) = socket.recv(&mut rest) {
+        let text = String::from_utf8_lossy(&rest[..size]);
+        assert!(!text.contains("READY=1"), "{text}");
+    }
+}
+
+/// Every metric is there from the beginning: an alert on what never happened must find a zero.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_begin_at_zero_and_count() {
+    let (app, bus, provider) = (
+        migrated(Variant::A).await,
+        Bus::new().await,
+        simulator().await,
+    );
+    let mut daemon = Daemon::start(daemon(&app.url, &provider.url()).publishing_to(&bus));
+    let (code, text) = daemon.get("/metrics").await;
+    assert_eq!(code, 200);
+    for sample in METRICS {
+        assert!(
+            text.contains(&format!("voice_sync_{sample}")),
+            "{sample} in {text}"
+        );
+    }
+    assert!(text.ends_with("# EOF\n"));
+    app.insert_processing(&[
+        "sim-ready-1",
+        "sim-banned-1",
+        "sim-nopreview-1",
+        "sim-longpreview-1",
+    ])
+    .await;
+    daemon.wait_until(&app, "processing", 2).await;
+    for sample in [
+        "transitions_total{target=\"completed\"} 1\n",
+        "transitions_total{target=\"failed\"} 1\n",
+        "publications_total{result=\"published\"} 2\n",
+        "set_aside_total{reason=\"preview\"} 1\n",
+        "processing_voices 2\n",
+        "detection_lag_seconds_count 2\n",
+    ] {
+        let patience = std::time::Instant::now() + Duration::from_secs(60);
+        while !daemon.get("/metrics").await.1.contains(sample) {
+            assert!(std::time::Instant::now() < patience, "{sample}");
+        }
+    }
+    daemon.stop().await;
+}
+
+const METRICS: &[&str] = &[
+    "last_success_timestamp_seconds 0",
+    "pass_duration_seconds_count 0\n",
+    "passes_total{exit=\"0\"} 0\n",
+    "passes_total{exit=\"75\"} 0\n",
+    "passes_total{exit=\"78\"} 0\n",
+    "transitions_total{target=\"completed\"} 0\n",
+    "transitions_total{target=\"failed\"} 0\n",
+    "publications_total{result=\"postponed\"} 0\n",
+    "processing_voices 0\n",
+    "oldest_processing_age_seconds 0",
+    "detection_lag_seconds_count 0\n",
+    "set_aside_total{reason=\"provider_id\"} 0\n",
+    "resting_voices 0\n",
+    "lease_reclaims_total 0\n",
+    "stale_answers_dropped_total 0\n",
+    "unknown_values_total 0\n",
+    "outbox_events 0\n",
+    "outbox_oldest_age_seconds 0",
+    "clock_difference_seconds 0",
+    "provider_requests_total{endpoint=\"list\",class=\"ok\"} 0\n",
+    "provider_requests_total{endpoint=\"single\",class=\"timeout\"} 0\n",
+    "provider_request_duration_seconds_count 0\n",
+    "provider_requests_in_flight 0\n",
+    "provider_concurrency_limit 4\n",
+    "provider_breaker_open 0\n",
+    "provider_retry_tokens 10\n",
+    "build_info{version=",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_writes_the_same_metrics_to_a_file() {
+    let (app, provider) = (migrated(Variant::E32).await, simulator().await);
+    app.insert_processing(&["sim-ready-1"]).await;
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("voice_sync.prom");
+    let file = path.display().to_string();
+    let run = async || {
+        let command = sync_once(&app.url, &provider.url());
+        command.args(&["--metrics-file", &file]).run().await
+    };
+    run().await.expect_code(0);
+    let text = std::fs::read_to_string(&path).expect("is there");
+    assert!(
+        text.contains("voice_sync_transitions_total{target=\"completed\"} 1\n"),
+        "{text}"
+    );
+    for sample in METRICS {
+        let name = sample.split(['{', ' ']).next().expect("a name");
+        assert!(
+            text.contains(&format!("\nvoice_sync_{name}")),
+            "{name} in {text}"
+        );
+    }
+    run().await.expect_code(0);
+    let text = std::fs::read_to_string(&path).expect("is there");
+    assert!(
+        text.contains("voice_sync_transitions_total{target=\"completed\"} 0\n"),
+        "{text}"
+    );
+    assert_eq!(
+        std::fs::read_dir(&directory).expect("lists").count(),
+        1,
+        "nothing is left over"
+    );
+    let nowhere = sync_once(&app.url, &provider.url());
+    let ended = nowhere
+        .args(&["--metrics-file", "/nowhere/file"])
+        .run()
+        .await;
+    ended.expect_code(74);
+    assert_eq!(ended.count("exit_code"), 74);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_ends_when_nothing_is_in_processing_or_time_is_over() {
+    for variant in BOTH {
+        let (app, provider) = (migrated(variant).await, simulator().await);
+        app.insert_processing(&["sim-ready-1", "sim-ready2s-2", "sim-banned-1"])
+            .await;
+        let wait = |time: &str| sync_once(&app.url, &provider.url()).args(&["--wait", time]);
+        let ended = wait("60s").run().await;
+        ended.expect_code(0);
+        assert_eq!((ended.count("completed"), ended.count("failed")), (2, 1));
+        let answered = ["completed", "failed", "processing"].map(|field| ended.count(field));
+        assert_eq!(ended.count("due"), answered.iter().sum::<u64>());
+
+        app.insert_processing(&["sim-nopreview-1"]).await;
+        let over = wait("1s").run().await;
+        over.expect_code(75);
+        assert_eq!(over.count("exit_code"), 75);
+        assert!(over.count("processing") >= 1);
+    }
+    let usage = VoiceSync::new(&["sync-once", "--wait=1s", "--dry-run"]);
+    usage.run().await.expect_code(2);
+}
