@@ -1,4 +1,5 @@
--- What a completion would have written into columns that the application's table does not have.
+-- What a completion would have written into columns that the application's table does not have. Nothing
+-- here is ever removed: it stands nowhere else, and a row that is not seen may only be hidden.
 CREATE TABLE voice_sync.completions (
     row_id       text PRIMARY KEY,
     provider_id  text NOT NULL,

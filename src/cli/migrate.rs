@@ -37,15 +37,15 @@ impl Migrate {
         let missing = in_time(&url, self.migrate(&url, &names, &database)).await?;
         if !self.dry_run {
             // Without a time limit: an index takes as long as it takes.
-            database
-                .adopt(&names, &missing.adoption)
-                .await
-                .map_err(|error| {
-                    advise(
-                        at(&url)(error),
-                        "adopt as the table's owner, when nothing holds it for longer than a few seconds",
-                    )
+            if self.adopt {
+                database.adopt(&names).await.map_err(|error| {
+                    let advice = match error.is_passing() {
+                        true => "run it again when nothing holds the table for longer than a few seconds",
+                        false => "it takes the table's owner to add columns and an index",
+                    };
+                    advise(at(&url)(error), advice)
                 })?;
+            }
         }
         print(&self.text(&url, &missing, options.output))?;
         Ok(Exit::Success)
@@ -135,10 +135,12 @@ fn sql(migrations: &[PendingMigration], adoption: &Adoption) -> String {
     let together: Vec<_> = own
         .chain(adoption.columns.iter().map(String::as_str))
         .collect();
+    let restore = adoption.restore.iter();
+    let restore = restore.map(|restore| format!("\n-- until it changes nothing more:\n{restore}"));
     let index = adoption.index.iter().map(|index| format!("\n{index}"));
     format!(
         "BEGIN;\n\n{}\nCOMMIT;{}",
         together.join("\n"),
-        index.collect::<String>()
+        restore.chain(index).collect::<String>()
     )
 }

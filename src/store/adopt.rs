@@ -11,7 +11,7 @@ use backon::{ConstantBuilder, Retryable};
 use sqlx::{AssertSqlSafe, Executor};
 use tracing::info;
 
-use super::table::{ColumnNames, Names, literal};
+use super::table::{ColumnNames, Names, TableName, literal, pg_literal};
 use super::{Database, StoreError, postgres, sqlite};
 
 /// How long one attempt waits for the table.
@@ -19,6 +19,8 @@ const LOCK_TIMEOUT: &str = "2s";
 /// Attempts, with a pause between them in which others have their turn.
 const ATTEMPTS: usize = 30;
 const PAUSE: Duration = Duration::from_secs(1);
+/// Rows whose kept values are written at once.
+const AT_ONCE: u32 = 5000;
 /// Bytes of a table's name that go into its index's name, which has at most 63.
 const NAME_ROOM: usize = 48;
 
@@ -27,6 +29,9 @@ const NAME_ROOM: usize = 48;
 pub struct Adoption {
     /// Run together, in one transaction.
     pub columns: Vec<String>,
+    /// Writes what was kept meanwhile into columns that are new: some rows at a time, until there are
+    /// no more.
+    pub restore: Option<String>,
     /// Makes an index that serves the voices in processing; on its own, as it takes its time.
     pub index: Option<String>,
 }
@@ -34,7 +39,8 @@ pub struct Adoption {
 impl Adoption {
     /// All statements, in their order.
     pub fn statements(&self) -> impl Iterator<Item = &str> {
-        self.columns.iter().chain(&self.index).map(String::as_str)
+        let later = self.restore.iter().chain(&self.index);
+        self.columns.iter().chain(later).map(String::as_str)
     }
 }
 
@@ -43,6 +49,8 @@ pub(super) struct Shape {
     pub(super) lacks: Lacks,
     /// The type that `completed_at` is to have.
     pub(super) moment: &'static str,
+    /// Of SQLite's strict kind, which knows few types.
+    pub(super) is_strict: bool,
     pub(super) has_index: bool,
 }
 
@@ -81,74 +89,169 @@ impl Database {
         };
         Ok(Adoption {
             columns: add_columns(dialect, names, &shape),
+            restore: restore(dialect, names, &shape),
             index: (!shape.has_index).then(|| make_index(dialect, names)),
         })
     }
 
     /// Adds what is lacking, and nothing else. Run again after an error, it goes on.
-    pub async fn adopt(&self, names: &Names, adoption: &Adoption) -> Result<(), StoreError> {
-        let columns = adoption.columns.concat();
-        let attempt = || self.run_together(&columns);
+    pub async fn adopt(&self, names: &Names) -> Result<(), StoreError> {
+        let step = || async {
+            // Looked at each time: another process may have been faster.
+            let Adoption {
+                columns,
+                restore,
+                index,
+            } = self.adoption(names).await?;
+            if !columns.is_empty() {
+                self.run_together(&columns.concat()).await?;
+            }
+            if let Some(restore) = restore {
+                while self.run_together(&restore).await? > 0 {}
+            }
+            match (self, index) {
+                (_, None) => Ok(()),
+                (Self::Postgres(sessions), Some(index)) => {
+                    postgres::make_index(sessions, names, &index).await
+                }
+                (Self::Sqlite(_), Some(index)) => self.run_together(&index).await.map(drop),
+            }
+        };
         let patience = ConstantBuilder::new()
             .with_delay(PAUSE)
             .with_max_times(ATTEMPTS);
-        if !columns.is_empty() {
-            attempt
-                .retry(patience)
-                .when(StoreError::is_passing)
-                .notify(|error, _| {
-                    info!(%error, "the table is in use; trying again in a second");
-                })
-                .await?;
-        }
-        let Some(index) = &adoption.index else {
-            return Ok(());
-        };
-        match self {
-            Self::Postgres(sessions) => postgres::make_index(sessions, names, index).await,
-            Self::Sqlite(_) => self.run_together(index).await,
-        }
+        step.retry(patience)
+            .when(|error| error.is_passing() || is_done_already(error))
+            .notify(|error, _| info!(%error, "the table is in use; trying again in a second"))
+            .await
     }
 
-    async fn run_together(&self, statements: &str) -> Result<(), StoreError> {
+    /// Returns how many rows were changed.
+    async fn run_together(&self, statements: &str) -> Result<u64, StoreError> {
         match self {
             Self::Postgres(sessions) => {
                 let mut transaction = sessions.transaction().await?;
                 let impatient = format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; {statements}");
-                transaction
+                let done = transaction
                     .execute(sqlx::raw_sql(AssertSqlSafe(impatient)))
                     .await?;
-                Ok(transaction.commit().await?)
+                transaction.commit().await?;
+                Ok(done.rows_affected())
             }
             Self::Sqlite(pool) => {
                 let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
-                transaction
+                let done = transaction
                     .execute(sqlx::raw_sql(AssertSqlSafe(statements.to_owned())))
                     .await?;
-                Ok(transaction.commit().await?)
+                transaction.commit().await?;
+                Ok(done.rows_affected())
             }
         }
     }
 }
 
+/// SQLite cannot add a column only if it is missing.
+fn is_done_already(error: &StoreError) -> bool {
+    matches!(error, StoreError::Config(says) if says.contains("duplicate column name"))
+}
+
+/// Under which name the time of a table's adoption is kept, as SQL: the same however the table is
+/// written.
+pub(super) fn adopted_name(dialect: Dialect, table: &TableName) -> String {
+    match dialect {
+        Dialect::Postgres => format!(
+            "(SELECT format('%I.%I', n.nspname, c.relname)
+              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.oid = to_regclass({}))",
+            pg_literal(&table.quoted())
+        ),
+        Dialect::Sqlite => {
+            let (schema, name) = table.parts();
+            let name = format!("{}.{name}", schema.unwrap_or("main"));
+            literal(&name.to_ascii_lowercase())
+        }
+    }
+}
+
+fn quote(dialect: Dialect, text: &str) -> String {
+    match dialect {
+        Dialect::Postgres => pg_literal(text),
+        Dialect::Sqlite => literal(text),
+    }
+}
+
+fn restore(dialect: Dialect, names: &Names, shape: &Shape) -> Option<String> {
+    let (table, c) = (names.table.quoted(), &names.columns);
+    let (own, own_time) = match (dialect, shape.moment) {
+        (Dialect::Sqlite, _) => (
+            "voice_sync_completions",
+            "strftime('%Y-%m-%d %H:%M:%f000', k.completed_at / 1000.0, 'unixepoch')",
+        ),
+        (Dialect::Postgres, "timestamp") => (
+            "voice_sync.completions",
+            "k.completed_at AT TIME ZONE 'UTC'",
+        ),
+        (Dialect::Postgres, _) => ("voice_sync.completions", "k.completed_at"),
+    };
+    let new = [
+        (
+            shape.lacks.preview_url,
+            c.preview_url.quoted(),
+            "k.preview_url",
+        ),
+        (shape.lacks.completed_at, c.completed_at.quoted(), own_time),
+    ];
+    let new: Vec<_> = new.iter().filter(|(is_new, ..)| *is_new).collect();
+    if new.is_empty() || shape.lacks.status {
+        return None;
+    }
+    let set: Vec<_> = new
+        .iter()
+        .map(|(_, column, kept)| format!("{column} = {kept}"))
+        .collect();
+    let lacking: Vec<_> = new
+        .iter()
+        .map(|(_, column, kept)| format!("v.{column} IS NULL AND {kept} IS NOT NULL"))
+        .collect();
+    let id = c.id.quoted();
+    Some(format!(
+        "UPDATE {table} AS v SET {set} FROM {own} k \
+         WHERE CAST(v.{id} AS text) = k.row_id AND v.{provider_id} = k.provider_id \
+           AND v.{status} = {completed} AND ({lacking}) \
+           AND v.{id} IN (SELECT v.{id} FROM {table} v JOIN {own} k ON CAST(v.{id} AS text) = k.row_id \
+                          WHERE v.{provider_id} = k.provider_id AND v.{status} = {completed} \
+                            AND ({lacking}) LIMIT {AT_ONCE});",
+        set = set.join(", "),
+        provider_id = c.elevenlabs_voice_id.quoted(),
+        status = c.status.quoted(),
+        completed = quote(dialect, &names.statuses.completed),
+        lacking = lacking.join(" OR "),
+    ))
+}
+
 fn add_columns(dialect: Dialect, names: &Names, shape: &Shape) -> Vec<String> {
     let (table, c, s) = (names.table.quoted(), &names.columns, &names.statuses);
+    let typed = |name: &'static str| if shape.is_strict { "text" } else { name };
     let longest = s.all().map(|value| value.chars().count());
     let room = longest.into_iter().fold(20, usize::max);
+    let word = match shape.is_strict {
+        true => "text".to_owned(),
+        false => format!("varchar({room})"),
+    };
     let status = format!(
-        "{} varchar({room}) NOT NULL DEFAULT {}",
+        "{} {word} NOT NULL DEFAULT {}",
         c.status.quoted(),
-        literal(&s.processing)
+        quote(dialect, &s.processing)
     );
     let added: Vec<String> = [
         (shape.lacks.status, status),
         (
             shape.lacks.preview_url,
-            format!("{} varchar(1024)", c.preview_url.quoted()),
+            format!("{} {}", c.preview_url.quoted(), typed("varchar(1024)")),
         ),
         (
             shape.lacks.completed_at,
-            format!("{} {}", c.completed_at.quoted(), shape.moment),
+            format!("{} {}", c.completed_at.quoted(), typed(shape.moment)),
         ),
     ]
     .into_iter()
@@ -172,8 +275,8 @@ fn add_columns(dialect: Dialect, names: &Names, shape: &Shape) -> Vec<String> {
     let since = shape.lacks.status.then(|| {
         format!(
             "INSERT INTO {own} (table_name, adopted_at) VALUES ({}, {now}) \
-             ON CONFLICT (table_name) DO NOTHING;",
-            literal(&table)
+             ON CONFLICT (table_name) DO UPDATE SET adopted_at = excluded.adopted_at;",
+            adopted_name(dialect, &names.table)
         )
     });
     adding.into_iter().chain(since).collect()
@@ -202,7 +305,7 @@ pub(super) fn make_index(dialect: Dialect, names: &Names) -> String {
         "CREATE {target} ({}) WHERE {} = {};",
         names.columns.id.quoted(),
         names.columns.status.quoted(),
-        literal(&names.statuses.processing),
+        quote(dialect, &names.statuses.processing),
     )
 }
 

@@ -153,7 +153,7 @@ impl Database {
                 "TIMESTAMPTZ",
                 "BYTEA",
                 "now()",
-                format!("'\\x{checksum}'"),
+                format!("decode('{checksum}', 'hex')"),
                 // With IF NOT EXISTS it would need the privilege to create one, even where it is there.
                 Cow::Borrowed(
                     "DO $$ BEGIN\n    IF to_regnamespace('voice_sync') IS NULL THEN CREATE SCHEMA voice_sync; \

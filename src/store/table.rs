@@ -218,9 +218,18 @@ pub struct Names {
     pub statuses: StatusValues,
 }
 
-/// A text in single quotes.
+/// A text in single quotes, for SQLite.
 pub(super) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
+}
+
+/// The same for PostgreSQL, where a setting (`standard_conforming_strings`) decides what a backslash
+/// means unless it is said.
+pub(super) fn pg_literal(text: &str) -> String {
+    match text.contains('\\') {
+        true => format!("E{}", literal(&text.replace('\\', r"\\"))),
+        false => literal(text),
+    }
 }
 
 /// A table that does not fit, with what to do about it.
@@ -409,6 +418,8 @@ mod tests {
         let name = TableName::parse(r#"app.voices"; DROP TABLE users; --"#).expect("a name");
         assert_eq!(name.quoted(), r#""app"."voices""; DROP TABLE users; --""#);
         assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(pg_literal("it's"), "'it''s'");
+        assert_eq!(pg_literal(r"\'; DROP"), r"E'\\''; DROP'");
         for text in ["", "app.", ".voices", "a\0b"] {
             assert!(TableName::parse(text).is_err(), "{text:?}");
         }

@@ -112,7 +112,7 @@ async fn only_what_is_missing_is_added() {
         };
         let added = ended.report()["adoption"].clone();
         let statements = added.as_array().expect("a list");
-        assert_eq!(statements.len(), 1, "{added}");
+        assert_eq!(statements.len(), 2, "{added}");
         let statement = statements[0].as_str().expect("a text");
         assert!(
             statement.contains(&format!("\"completed_at\" {kind}")),
@@ -228,6 +228,162 @@ async fn what_has_no_column_is_kept_in_a_table_of_our_own() {
             "{variant:?}: the other one is two years old"
         );
     }
+}
+
+/// What was kept while the columns were missing is what they hold once they are there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn adopting_later_brings_what_was_kept() {
+    for variant in ALL {
+        let (app, bus) = (
+            app(variant, ", status varchar(20) DEFAULT 'processing'").await,
+            Bus::new().await,
+        );
+        let early = pass(&app, &bus, &["--fail-after", "never"]).await;
+        assert_eq!(outcome(&early), [1, 1, 1]);
+        adopt(&app).run().await.expect_code(0);
+        let row = app.row("sim-ready-1").await;
+        assert!(
+            row.preview_url
+                .is_some_and(|url| url.starts_with("https://")),
+            "{variant:?}"
+        );
+        assert!(
+            row.completed_at.is_some_and(|at| at.starts_with("20")),
+            "{variant:?}"
+        );
+        assert_eq!(app.row("sim-banned-1").await.completed_at, None);
+        app.execute(
+            "UPDATE voices SET status = 'processing', elevenlabs_voice_id = 'sim-nopreview-2',
+                               completed_at = NULL
+             WHERE elevenlabs_voice_id = 'sim-ready-1'",
+        )
+        .await;
+        let later = pass(&app, &bus, &[]).await;
+        assert_eq!(
+            outcome(&later),
+            [0, 1, 1],
+            "{variant:?}: cloned anew, it is young"
+        );
+        let kept = format!("SELECT count(*) FROM {}", app.own("completions"));
+        assert_eq!(app.number(&kept).await, 1);
+    }
+}
+
+/// Nothing is removed because it cannot be seen: it may only be hidden.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_stays_while_rows_are_hidden() {
+    let (app, bus) = (
+        app(Variant::B, ", status varchar(20) DEFAULT 'processing'").await,
+        Bus::new().await,
+    );
+    pass(&app, &bus, &[]).await.expect_code(0);
+    app.execute("ALTER TABLE voices RENAME TO hidden").await;
+    app.execute("CREATE VIEW voices AS SELECT * FROM hidden WHERE status = 'processing'")
+        .await;
+    for round in 0..3 {
+        app.execute(&format!(
+            "INSERT INTO hidden (id, elevenlabs_voice_id) VALUES ('{round}', 'sim-nopreview-{round}7')"
+        ))
+        .await;
+        pass(&app, &bus, &[]).await.expect_code(0);
+    }
+    assert_eq!(
+        app.number("SELECT count(*) FROM voice_sync.completions")
+            .await,
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_is_the_same_however_it_is_written() {
+    for (variant, written) in [(Variant::B, "public.voices"), (Variant::E36, "main.VOICES")] {
+        let (app, bus) = (app(variant, "").await, Bus::new().await);
+        adopt(&app)
+            .args(&["--table", written])
+            .run()
+            .await
+            .expect_code(0);
+        assert_eq!(
+            outcome(&pass(&app, &bus, &[]).await),
+            [1, 1, 1],
+            "{variant:?}"
+        );
+        // As if a dump from before had been restored since.
+        app.execute(&format!(
+            "UPDATE {} SET adopted_at = {}",
+            app.own("adoptions"),
+            match app.pool {
+                Pool::Postgres(_) => "'2020-01-01'",
+                Pool::Sqlite(_) => "0",
+            }
+        ))
+        .await;
+        app.execute("DROP INDEX ix_voices_processing").await;
+        app.execute("ALTER TABLE voices DROP COLUMN status").await;
+        adopt(&app).run().await.expect_code(0);
+        let again = pass(&app, &bus, &[]).await;
+        assert_eq!(
+            again.count("processing"),
+            1,
+            "{variant:?}: it is adopted now"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_may_adopt_at_the_same_time() {
+    for variant in ALL {
+        let app = app(variant, "").await;
+        VoiceSync::new(&["migrate"])
+            .env("DATABASE_URL", &app.url)
+            .run()
+            .await
+            .expect_code(0);
+        let runs = futures_util::future::join_all((0..4).map(|_| adopt(&app).run())).await;
+        for ended in &runs {
+            ended.expect_code(0);
+        }
+        assert_eq!(
+            adopt(&app).run().await.report()["adoption"],
+            json!([]),
+            "{variant:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strict_table_gets_types_that_it_knows() {
+    let app = App::sqlite(
+        Variant::E36,
+        "CREATE TABLE voices (id TEXT PRIMARY KEY, elevenlabs_voice_id TEXT) STRICT;
+         INSERT INTO voices VALUES ('1', 'sim-ready-1')",
+    )
+    .await;
+    adopt(&app).run().await.expect_code(0);
+    let ended = pass(&app, &Bus::new().await, &[]).await;
+    assert_eq!(outcome(&ended), [1, 0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backslash_is_a_backslash_whatever_the_server_is_set_to() {
+    let app = app(Variant::B, "").await;
+    app.execute("CREATE TABLE victim (x int)").await;
+    let database = app.url.rsplit_once('/').expect("a URL").1;
+    app.execute(&format!(
+        "ALTER DATABASE {database} SET standard_conforming_strings = off"
+    ))
+    .await;
+    let hostile = ["--status-values", r"processing=\'; DROP TABLE victim; --"];
+    adopt(&app).args(&hostile).run().await.expect_code(0);
+    assert_eq!(
+        outcome(&pass(&app, &Bus::new().await, &hostile).await),
+        [1, 1, 1]
+    );
+    assert_eq!(
+        app.number("SELECT count(*) FROM victim").await,
+        0,
+        "it is there"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,9 +5,9 @@ use sqlx::postgres::PgRow;
 
 use super::index::serves;
 use super::{PostgresStore, Sessions, lacks_privilege};
-use crate::store::adopt::{Lacks, Shape};
+use crate::store::adopt::{Dialect, Lacks, Shape, adopted_name};
 use crate::store::table::{
-    ColumnNames, Identifier, Misfit, Names, Need, TableName, absent, literal,
+    ColumnNames, Identifier, Misfit, Names, Need, TableName, absent, pg_literal,
 };
 use crate::store::{Absent, Access, StoreError};
 
@@ -85,17 +85,21 @@ impl PostgresStore {
         let adopted = match own_tables {
             true => format!(
                 "(SELECT adopted_at FROM voice_sync.adoptions WHERE table_name = {})",
-                literal(&table)
+                adopted_name(Dialect::Postgres, &names.table)
             ),
             false => "NULL::timestamptz".to_owned(),
         };
         let created_at = moment(&c.created_at, find(&c.created_at), &adopted);
-        let completed_before = match (completed_at, own_tables) {
-            (None, true) => format!(
-                "(SELECT c.completed_at FROM voice_sync.completions c WHERE c.row_id = v.{}::text)",
+        let written = moment(&c.completed_at, completed_at, "NULL::timestamptz");
+        let completed_before = match own_tables {
+            // A column that was added later does not know of earlier completions.
+            true => format!(
+                "GREATEST({written}, CASE WHEN (SELECT EXISTS (SELECT FROM voice_sync.completions))
+                     THEN (SELECT c.completed_at FROM voice_sync.completions c
+                           WHERE c.row_id = v.{}::text) END)",
                 c.id.quoted()
             ),
-            (column, _) => moment(&c.completed_at, column, "NULL::timestamptz"),
+            false => written,
         };
         let user = find(&c.user_id);
         let user_id = match user {
@@ -110,7 +114,7 @@ impl PostgresStore {
         .into_iter()
         .filter_map(|(absent, column)| column.is_none().then_some(absent))
         .collect();
-        let value = |text: &str| format!("{}::{}", literal(text), status.sql_type);
+        let value = |text: &str| format!("{}::{}", pg_literal(text), status.sql_type);
         Ok(Self {
             id: c.id.quoted(),
             id_type: id.sql_type.clone(),
@@ -155,6 +159,7 @@ pub(in crate::store) async fn shape(
     let find = |name: &str| columns.iter().find(|column| column.name == name);
     Ok(Shape {
         lacks: Lacks::new(c, |name| find(name).is_some()),
+        is_strict: false,
         // As the application has its other times.
         moment: match find(c.created_at.as_str()).map(|column| column.sql_type.as_str()) {
             Some("timestamp with time zone") => "timestamp with time zone",

@@ -22,7 +22,11 @@ impl PostgresStore {
             processing,
             ..
         } = self;
-        let is_row = format!("v.{id} = ANY($2::text[]::{id_type}[])");
+        // A text that can be no key of the column's type must not be cast to it.
+        let is_row = match is_castable(id_type) {
+            true => format!("v.{id} = ANY($2::text[]::{id_type}[])"),
+            false => format!("v.{id}::text = ANY($2::text[])"),
+        };
         let is_named = match selection {
             Selection::Due { .. } => is_row,
             Selection::Range { .. } | Selection::Named(_) | Selection::Hinted { .. } => {
@@ -31,7 +35,7 @@ impl PostgresStore {
         };
         let ([after, up_to], names, filter) = selection.parts(&is_named);
         let mut bounds = Vec::new();
-        let mut condition = format!("v.{status} = {processing}{filter}");
+        let mut condition = format!("v.{status} = {processing} AND v.{id} IS NOT NULL{filter}");
         for (comparison, row) in [(">", after), ("<=", up_to)] {
             if let Some(row) = row {
                 bounds.push(row.as_str().to_owned());
@@ -311,9 +315,13 @@ impl PostgresStore {
             failed,
             ..
         } = self;
+        let (keys, key) = match is_castable(id_type) {
+            true => (format!("$1::text[]::{id_type}[]"), id.clone()),
+            false => ("$1::text[]".to_owned(), format!("{id}::text")),
+        };
         let sql = format!(
-            "SELECT a.given FROM unnest($1::text[], $1::text[]::{id_type}[]) AS a (given, id)
-             JOIN {table} v ON v.{id} = a.id WHERE v.{status} IN ({completed}, {failed})"
+            "SELECT a.given FROM unnest($1::text[], {keys}) AS a (given, id)
+             JOIN {table} v ON v.{key} = a.id WHERE v.{status} IN ({completed}, {failed})"
         );
         let keys: Vec<_> = rows.iter().filter(|row| could_be(row, id_type)).collect();
         let mut session = self.sessions.begin().await?;
@@ -326,6 +334,14 @@ impl PostgresStore {
         let given = rows.iter().map(|row| row.try_get("given"));
         Ok(given.collect::<Result<_, _>>()?)
     }
+}
+
+/// Whether [`could_be`] knows which texts can be cast to this type.
+fn is_castable(sql_type: &str) -> bool {
+    matches!(
+        sql_type,
+        "uuid" | "bigint" | "integer" | "smallint" | "text" | "character varying" | "bpchar"
+    )
 }
 
 /// Whether a text that a person typed could be a key of this type at all.

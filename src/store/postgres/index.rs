@@ -51,13 +51,27 @@ pub(in crate::store) async fn make_index(
         .fetch_optional(&mut *session)
         .await?;
     session.keep().await?;
-    let drop: Option<String> = left_behind.map(|row| row.try_get(0)).transpose()?;
-    // Neither statement may stand in a transaction.
+    let removal: Option<String> = left_behind.map(|row| row.try_get(0)).transpose()?;
+    // None of these may stand in a transaction. Behind a pooler, a setting would stay with the session.
     let mut connection = sessions.acquire().await?;
-    for sql in drop.as_deref().into_iter().chain([statement]) {
+    let unhurried = (!sessions.is_pooled())
+        .then_some("SELECT set_config('statement_timeout', '0', FALSE), set_config('lock_timeout', '0', FALSE)");
+    for sql in unhurried
+        .into_iter()
+        .chain(removal.as_deref())
+        .chain([statement])
+    {
         connection
             .execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned())))
             .await?;
     }
-    Ok(())
+    // It has settings that others should not find.
+    drop(connection.detach());
+    match serves(sessions, names).await? {
+        (_, true) => Ok(()),
+        (_, false) => Err(StoreError::Config(format!(
+            "an index with the name {:?} is there, and does not lead to the voices in processing; rename it",
+            index_name(names.table.parts().1)
+        ))),
+    }
 }

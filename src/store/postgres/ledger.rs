@@ -212,19 +212,6 @@ impl PostgresStore {
             failed,
             ..
         } = self;
-        // A few at a time, from anywhere in the table: whose row is gone is found in the long run.
-        let orphans = match self.keeps_completions() {
-            true => format!(
-                "orphans AS (
-                     DELETE FROM voice_sync.completions c
-                     USING (SELECT row_id FROM voice_sync.completions
-                            WHERE row_id >= gen_random_uuid()::text ORDER BY row_id LIMIT $2) o
-                     WHERE c.row_id = o.row_id
-                       AND NOT EXISTS (SELECT FROM {table} v WHERE v.{id} = o.row_id::{id_type})
-                 ),"
-            ),
-            false => String::new(),
-        };
         // Only the oldest rows are looked at, by their primary keys: no scan, whatever the size.
         let sql = format!(
             "WITH old_events AS (
@@ -239,7 +226,6 @@ impl PostgresStore {
                                      ORDER BY id LIMIT $2) r
                      WHERE finished_at < now() - make_interval(secs => $1))
              ),
-             {orphans}
              left_behind AS (
                  SELECT w.row_id FROM voice_sync.voices w
                  WHERE (w.lease_until IS NULL OR w.lease_until < now() - interval '1 day')

@@ -40,14 +40,19 @@ impl SqliteStore {
             Some(_) => format!("CAST(v.{} AS TEXT)", c.created_at.quoted()),
             None => "NULL".to_owned(),
         };
-        let completed_before = match (find(&c.completed_at), own_tables) {
-            (Some(_), _) => format!("CAST(v.{} AS TEXT)", c.completed_at.quoted()),
-            (None, true) => format!(
-                "(SELECT CAST(c.completed_at AS TEXT) FROM voice_sync_completions c
-                  WHERE c.row_id = CAST(v.{} AS TEXT))",
+        let written = match find(&c.completed_at) {
+            Some(_) => format!("CAST(v.{} AS TEXT)", c.completed_at.quoted()),
+            None => "NULL".to_owned(),
+        };
+        let completed_before = match own_tables {
+            // A column that was added later does not know of earlier completions.
+            true => format!(
+                "COALESCE({written}, (SELECT CAST(c.completed_at AS TEXT)
+                                      FROM voice_sync_completions c
+                                      WHERE c.row_id = CAST(v.{} AS TEXT)))",
                 c.id.quoted()
             ),
-            (None, false) => "NULL".to_owned(),
+            false => written,
         };
         let user_id = match find(&c.user_id) {
             Some(_) => format!("CAST({} AS TEXT)", c.user_id.quoted()),
@@ -74,6 +79,7 @@ impl SqliteStore {
             absent,
             preview_room: find(&c.preview_url).and_then(|column| length(&column.declared)),
             own_tables,
+            name: names.table.clone(),
             table,
             pool,
         })
@@ -91,9 +97,22 @@ pub(in crate::store) async fn shape(pool: &SqlitePool, names: &Names) -> Result<
                 .iter()
                 .any(|column| column.name.eq_ignore_ascii_case(name))
         }),
+        is_strict: is_strict(pool, &names.table).await?,
         moment: "DATETIME",
         has_index: serves(pool, names).await?,
     })
+}
+
+async fn is_strict(pool: &SqlitePool, table: &TableName) -> Result<bool, StoreError> {
+    let strict = "SELECT strict FROM pragma_table_list WHERE schema = $1 COLLATE NOCASE
+                  AND name = $2 COLLATE NOCASE";
+    let (schema, name) = table.parts();
+    let strict = sqlx::query_scalar(strict)
+        .bind(schema.unwrap_or("main"))
+        .bind(name)
+        .fetch_optional(pool)
+        .await?;
+    Ok(strict.unwrap_or(false))
 }
 
 /// The columns of a table; it is there if it has any.

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::{NOW, SqliteStore, elapsed, milliseconds};
-use crate::store::table::literal;
+use crate::store::adopt::{Dialect, adopted_name};
 use crate::store::{
     Agenda, Claimed, LEASE, Overview, Page, Selection, StoreError, Upcoming, present, visit,
 };
@@ -72,7 +72,7 @@ impl SqliteStore {
         let adopted = match self.own_tables {
             true => format!(
                 "(SELECT adopted_at FROM voice_sync_adoptions WHERE table_name = {})",
-                literal(table)
+                adopted_name(Dialect::Sqlite, &self.name)
             ),
             false => "NULL".to_owned(),
         };

@@ -245,18 +245,7 @@ impl SqliteStore {
         let present: i64 = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {NOW}")))
             .fetch_one(&mut *transaction)
             .await?;
-        // A few at a time, from anywhere in the table: whose row is gone is found in the long run.
-        let orphans = self.keeps_completions().then(|| {
-            format!(
-                "DELETE FROM voice_sync_completions WHERE row_id IN (
-                     SELECT row_id FROM (SELECT row_id FROM voice_sync_completions
-                                         WHERE row_id >= lower(hex(randomblob(4)))
-                                         ORDER BY row_id LIMIT $2) o
-                     WHERE NOT EXISTS (SELECT 1 FROM {table} v WHERE v.{id} = +o.row_id))"
-            )
-        });
-        let always = [EVENTS.to_owned(), RUNS.to_owned(), voices];
-        for sql in always.into_iter().chain(orphans) {
+        for sql in [EVENTS.to_owned(), RUNS.to_owned(), voices] {
             sqlx::query(AssertSqlSafe(sql))
                 .bind(present - milliseconds(KEPT))
                 .bind(at_once)

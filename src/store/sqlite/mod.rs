@@ -20,7 +20,7 @@ use uuid::Uuid;
 pub(super) use catalog::shape;
 pub(super) use checkup::checkup;
 
-use super::{ACQUIRE_TIMEOUT, Absent, Access, StoreError};
+use super::{ACQUIRE_TIMEOUT, Absent, Access, StoreError, TableName};
 
 /// How long to wait for the application to finish a write of its own.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,6 +65,7 @@ enum KeyForm {
 /// The application's table as SQL needs it: names quoted, values quoted.
 pub struct SqliteStore {
     pool: SqlitePool,
+    name: TableName,
     table: String,
     id: String,
     id_form: KeyForm,
