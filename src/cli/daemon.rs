@@ -1,6 +1,6 @@
 //! `voice-sync daemon`.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,13 +26,22 @@ pub(super) struct Daemon {
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]
     interval: Duration,
 
-    /// Serve /livez, /readyz and /metrics there, such as 127.0.0.1:9090.
-    #[arg(long, value_name = "ADDRESS")]
+    /// Serve /livez, /readyz and /metrics there: a port of this host alone, or an address and a port.
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     listen: Option<SocketAddr>,
 }
 
 /// Told to stop, it ends within this time, whatever hangs.
 const LONGEST_FAREWELL: Duration = Duration::from_secs(25);
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let port = text.strip_prefix(':').unwrap_or(text).parse::<u16>();
+    let local = port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let wrong = |_| "give a port, such as 9090, or an address and a port, such as 0.0.0.0:9090";
+    local
+        .or_else(|_| text.parse())
+        .map_err(|error| wrong(error).to_owned())
+}
 
 fn interval(text: &str) -> Result<Duration, String> {
     const SHORTEST: Duration = Duration::from_millis(100);
@@ -97,8 +106,19 @@ impl Daemon {
             supervisor.stopping();
             sleep(LONGEST_FAREWELL).await;
         };
+        let served = async {
+            match serving {
+                None => std::future::pending().await,
+                Some(serving) => serving.await,
+            }
+        };
         let ended = tokio::select! {
             ended = working => ended,
+            // Nobody would see any more how it is.
+            ended = served => Err(Failed {
+                exit: Exit::Io,
+                message: anyhow!("nothing is served any more on --listen: {ended:?}"),
+            }),
             () = supervisor.watchdog(&watch) => Ok(()),
             () = stopping => Err(Failed {
                 exit: Exit::Temporary,
@@ -108,11 +128,8 @@ impl Daemon {
                 ),
             }),
         };
+        // A client that keeps its connection open is not waited for.
         stopped.cancel();
-        if let Some(serving) = serving {
-            // A client that keeps its connection open is not waited for.
-            serving.abort();
-        }
         ended?;
         info!("stopped");
         Ok(Exit::Success)

@@ -13,6 +13,7 @@ use crate::support::binary::VoiceSync;
 use crate::support::bus::Bus;
 use crate::support::daemon::{Daemon, daemon};
 use crate::support::fates::{simulator, simulator_with};
+use crate::{budget, dice};
 
 async fn migrated() -> App {
     let app = App::new(Variant::A).await;
@@ -168,4 +169,109 @@ async fn a_loop_that_hangs_is_noticed_and_one_that_waits_is_not() {
         "the watchdog is told by a loop that hangs"
     );
     assert!(hanging.is_running(), "it is the supervisor's to end it");
+}
+
+/// Memory, files and rows of the daemon's own at one moment.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    resident_kib: u64,
+    files: usize,
+    rows: i64,
+}
+
+async fn size(daemon: &Daemon, app: &App) -> Size {
+    let process = format!("/proc/{}", daemon.id());
+    let status = std::fs::read_to_string(format!("{process}/status")).expect("it runs");
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident = resident.and_then(|text| text.split_whitespace().next());
+    let mut rows = 0;
+    for table in [
+        "voices",
+        "outbox",
+        "runs",
+        "provider",
+        "buses",
+        "cursors",
+        "completions",
+    ] {
+        let sql = format!("SELECT count(*) FROM {}", app.own(table));
+        rows += app.number(&sql).await;
+    }
+    Size {
+        resident_kib: resident.expect("a size").parse().expect("a number"),
+        files: std::fs::read_dir(format!("{process}/fd"))
+            .expect("lists")
+            .count(),
+        rows,
+    }
+}
+
+/// Each round, some voices come and an hour passes for voice-sync's own tables; now and then the
+/// database, Redis or the provider is away. Nothing of the daemon's own may grow.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_grows_however_long_it_runs() {
+    let rounds = budget(60, 3000);
+    let mut dice = dice();
+    let (app, bus, provider) = (migrated().await, Bus::new().await, simulator().await);
+    let (database, redis) = (
+        Proxy::to(&app.url, 5432).await,
+        Proxy::to(&bus.url, 6379).await,
+    );
+    let command = daemon(&database.through(&app.url), &provider.url())
+        .publishing_to(&bus)
+        .env("REDIS_URL", redis.through(&bus.url))
+        .env("RUST_LOG", "warn");
+    let mut daemon = Daemon::start(command);
+    let mut sizes: Vec<Size> = Vec::new();
+    for round in 0..rounds {
+        let fates = ["ready", "ready", "banned", "nopreview", "pvcready1s"];
+        let ids: Vec<String> = (0..20)
+            .map(|n| format!("sim-{}-{round}x{n}", fates[n % fates.len()]))
+            .collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        app.insert_processing(&ids).await;
+        let down = match dice.u8(..12) {
+            0 => Some(&database),
+            1 => Some(&redis),
+            2 => {
+                provider.script(|_: &Request| Some(Answer::html(503, "Service Unavailable")));
+                None
+            }
+            _ => None,
+        };
+        if let Some(proxy) = down {
+            proxy.set(Weather::Cut);
+        }
+        tokio::time::sleep(Duration::from_millis(dice.u64(100..400))).await;
+        provider.script(|_: &Request| None);
+        for proxy in [&database, &redis] {
+            proxy.set(Weather::Fair);
+        }
+        app.age_own_tables(3600).await;
+        // The application deletes voices that nobody wants any more.
+        app.execute("DELETE FROM voices WHERE name LIKE '%nopreview%' AND random() < 0.2")
+            .await;
+        if (round + 1) % (rounds / 6) == 0 {
+            let now = size(&daemon, &app).await;
+            println!("after {} rounds: {now:?}", round + 1);
+            sizes.push(now);
+        }
+    }
+    app.execute("DELETE FROM voices WHERE name LIKE '%nopreview%'")
+        .await;
+    app.age_own_tables(600).await;
+    daemon.wait_until(&app, "processing", 0).await;
+    assert!(daemon.is_running());
+    let (early, late) = (sizes[sizes.len() / 2 - 1], sizes[sizes.len() - 1]);
+    assert!(
+        late.resident_kib <= early.resident_kib * 6 / 5 + 4096,
+        "memory: {sizes:?}"
+    );
+    assert!(late.files <= early.files + 8, "files: {sizes:?}");
+    // A week of rounds is kept: before that, rows only gather.
+    if rounds > 1000 {
+        assert!(late.rows <= early.rows * 5 / 4, "rows: {sizes:?}");
+    }
+    daemon.stop().await;
 }

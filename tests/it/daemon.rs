@@ -201,6 +201,26 @@ async fn what_is_in_flight_is_finished_and_another_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_listens_on_this_host_alone_unless_told_otherwise() {
+    let (app, provider) = (migrated(Variant::E32).await, simulator().await);
+    for (given, address) in [
+        ("0", "127.0.0.1:"),
+        (":0", "127.0.0.1:"),
+        ("0.0.0.0:0", "0.0.0.0:"),
+    ] {
+        let mut daemon = Daemon::start(
+            VoiceSync::new(&["daemon", "--listen", given])
+                .env("DATABASE_URL", &app.url)
+                .env("ELEVENLABS_BASE_URL", provider.url()),
+        );
+        daemon.wait_until_said("listening").await;
+        let said = daemon.said("listening")[0]["address"].to_string();
+        assert!(said.starts_with(&format!("\"{address}")), "{given}: {said}");
+        daemon.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_signal_ends_it_at_once() {
     let app = migrated(Variant::A).await;
     app.insert_processing(&["sim-ready-1"]).await;

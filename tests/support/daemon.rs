@@ -130,6 +130,10 @@ impl Daemon {
         (code.parse().expect("a number"), body.to_owned())
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("is asked").is_none()
     }
