@@ -5,11 +5,12 @@
 //! # Architecture
 //!
 //! ```text
-//! main ── cli ── pass ──┬── provider   (HTTP: lookups, errors by what the caller does)
-//!                       ├── store      (SQL: PostgreSQL and SQLite)
-//!                       └── events     (relay: outbox → Redis)
+//! main ── cli ── daemon ── pass ──┬── provider   (HTTP: lookups, errors by what the caller does)
+//!                                 ├── store      (SQL: PostgreSQL and SQLite)
+//!                                 └── events     (relay: outbox → Redis)
 //!         pure, no IO, no clock:  voice · verdict · missing · schedule · report · finding · exit · pass::cursor
 //!                                retry · budget · breaker · limit · standing
+//!         counted by who does the work: meters; shown: metrics
 //! ```
 //!
 //! A [`pass`] is five steps: claim → look up → judge → apply → relay. Everything that decides is a

@@ -52,6 +52,8 @@ const SET_ASIDE: Duration = Duration::from_secs(24 * 60 * 60);
 const OVERTAKEN: Duration = Duration::from_secs(5);
 /// How long published events, failures and passes are kept for people to look at.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Passes that are kept at the most: a daemon makes one every few seconds.
+const RUNS_KEPT: u32 = 10_000;
 /// A database that does not answer within this is gone; neither driver would notice for minutes.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// The newest passes, among which those that count for the retry budget are looked for.

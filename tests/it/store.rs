@@ -1005,6 +1005,26 @@ async fn tidying_removes_what_is_of_no_more_use(variant: Variant) {
         .await;
     store.tidy(1000).await.expect("tidies");
     assert_eq!(counts(&app).await, [1, 1, 0]);
+
+    // A daemon makes many passes within the week.
+    let (table, kept) = (app.own("runs"), 10_000);
+    app.execute(&match app.pool {
+        Pool::Postgres(_) => format!(
+            "INSERT INTO {table} (run_id, started_at, duration_ms, exit_code, found, counts)
+             SELECT gen_random_uuid(), now(), 1, 0, 1, '{{}}' FROM generate_series(1, {kept} + 500)"
+        ),
+        Pool::Sqlite(_) => format!(
+            "WITH RECURSIVE s (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {kept} + 500)
+             INSERT INTO {table} (run_id, started_at, finished_at, duration_ms, exit_code, found, counts)
+             SELECT n, 0, unixepoch() * 1000, 1, 0, 1, '{{}}' FROM s"
+        ),
+    })
+    .await;
+    store.tidy(1000).await.expect("tidies");
+    assert_eq!(
+        app.number(&format!("SELECT count(*) FROM {table}")).await,
+        kept
+    );
 }
 
 async fn peeking_leaves_no_trace(variant: Variant) {

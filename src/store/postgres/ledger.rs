@@ -9,7 +9,7 @@ use super::claim::could_be;
 use super::{PostgresStore, seconds};
 use crate::budget::{Spent, WINDOW};
 use crate::standing::Standing;
-use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, Run, StoreError};
+use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, RUNS_KEPT, Run, StoreError};
 use crate::voice::RowId;
 
 impl PostgresStore {
@@ -224,7 +224,8 @@ impl PostgresStore {
                  DELETE FROM voice_sync.runs WHERE id IN (
                      SELECT id FROM (SELECT id, finished_at FROM voice_sync.runs
                                      ORDER BY id LIMIT $2) r
-                     WHERE finished_at < now() - make_interval(secs => $1))
+                     WHERE finished_at < now() - make_interval(secs => $1)
+                        OR id <= (SELECT max(id) FROM voice_sync.runs) - {RUNS_KEPT})
              ),
              left_behind AS (
                  SELECT w.row_id FROM voice_sync.voices w

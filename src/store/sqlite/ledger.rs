@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{NOW, SqliteStore, elapsed, milliseconds};
 use crate::budget::{Spent, WINDOW};
 use crate::standing::Standing;
-use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, Run, StoreError};
+use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, RUNS_KEPT, Run, StoreError};
 use crate::voice::RowId;
 
 impl SqliteStore {
@@ -217,10 +217,11 @@ impl SqliteStore {
             DELETE FROM voice_sync_outbox WHERE id IN (
                 SELECT id FROM (SELECT id, published_at FROM voice_sync_outbox ORDER BY id LIMIT $2)
                 WHERE published_at < $1)";
-        const RUNS: &str = "
-            DELETE FROM voice_sync_runs WHERE id IN (
-                SELECT id FROM (SELECT id, finished_at FROM voice_sync_runs ORDER BY id LIMIT $2)
-                WHERE finished_at < $1)";
+        let runs = format!(
+            "DELETE FROM voice_sync_runs WHERE id IN (
+                 SELECT id FROM (SELECT id, finished_at FROM voice_sync_runs ORDER BY id LIMIT $2)
+                 WHERE finished_at < $1 OR id <= (SELECT max(id) FROM voice_sync_runs) - {RUNS_KEPT})"
+        );
         let Self {
             table,
             id,
@@ -245,7 +246,7 @@ impl SqliteStore {
         let present: i64 = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {NOW}")))
             .fetch_one(&mut *transaction)
             .await?;
-        for sql in [EVENTS.to_owned(), RUNS.to_owned(), voices] {
+        for sql in [EVENTS.to_owned(), runs, voices] {
             sqlx::query(AssertSqlSafe(sql))
                 .bind(present - milliseconds(KEPT))
                 .bind(at_once)
