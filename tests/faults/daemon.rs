@@ -211,7 +211,7 @@ async fn size(daemon: &Daemon, app: &App) -> Size {
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_grows_however_long_it_runs() {
-    let rounds = budget(60, 3000);
+    let rounds = budget(60, 1500);
     let mut dice = dice();
     let (app, bus, provider) = (migrated().await, Bus::new().await, simulator().await);
     let (database, redis) = (

@@ -375,8 +375,13 @@ impl App {
                     Pool::Sqlite(_) => format!("{column} = {column} - {seconds} * 1000"),
                 })
                 .collect();
+            // A voice-sync that is running locks the same rows in another order.
+            let alone = match self.pool {
+                Pool::Postgres(_) => format!("LOCK TABLE {} IN EXCLUSIVE MODE;", self.own(table)),
+                Pool::Sqlite(_) => String::new(),
+            };
             self.execute(&format!(
-                "UPDATE {} SET {}",
+                "{alone} UPDATE {} SET {}",
                 self.own(table),
                 changes.join(", ")
             ))
