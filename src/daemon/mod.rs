@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 pub use health::serve;
 pub use notify::Supervisor;
@@ -126,9 +125,4 @@ fn reason(obstacles: &[Obstacle]) -> String {
         .map(|obstacle| obstacle.says.as_str())
         .collect();
     said.join("; ")
-}
-
-/// Says that something was not done on the way out, which is no reason to end otherwise.
-pub(crate) fn regret(what: &str, error: &dyn std::fmt::Display) {
-    warn!(%error, "{what}");
 }

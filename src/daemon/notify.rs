@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::time::interval;
+use tracing::warn;
 
-use super::{Watch, regret};
+use super::Watch;
 
 /// How much longer a start may take that waits for the database.
 const ANOTHER_MINUTE: u32 = 60_000_000;
@@ -59,6 +60,6 @@ impl Supervisor {
 
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        regret("the supervisor could not be told", &error);
+        warn!(%error, "the supervisor could not be told");
     }
 }

@@ -15,6 +15,8 @@ use crate::events::queue::{Hints, Queue};
 const MOST_HINTS: u64 = 1000;
 /// How long finished voices are looked for. The next pass looks again.
 const WALK: Duration = Duration::from_secs(5);
+/// The same where other voices may come due meanwhile.
+const SHORT_WALK: Duration = Duration::from_millis(500);
 
 impl Pass<'_> {
     /// Voices to ask about first: those that the application's jobs name. Where the pass has a limit,
@@ -66,7 +68,11 @@ impl Pass<'_> {
         let Some(mut members) = queue.members().await? else {
             return Ok(0);
         };
-        let patience = Instant::now() + WALK;
+        let longest = match self.scope.goes_on {
+            true => SHORT_WALK,
+            false => WALK,
+        };
+        let patience = Instant::now() + longest;
         let mut taken_out = 0;
         while let Some(page) = members.next().await? {
             let finished = self.store.finished(&page).await?;

@@ -105,6 +105,19 @@ async fn voices_are_asked_about_when_they_are_due() {
         app.age_schedule(400).await;
         assert_eq!(due().run().await.count("due"), 3);
 
+        // No schedule reaches as far as that: the database's clock was set back.
+        let far = match app.pool {
+            Pool::Postgres(_) => {
+                "next_due = next_due + interval '1 year', scheduled_at = now() - interval '1 day'"
+            }
+            Pool::Sqlite(_) => {
+                "next_due = next_due + 31536000000, scheduled_at = scheduled_at - 86400000"
+            }
+        };
+        app.execute(&format!("UPDATE {} SET {far}", app.own("voices")))
+            .await;
+        assert_eq!(due().run().await.count("due"), 3);
+
         // What was put back, or has a new provider id, is due at once.
         app.execute(
             "UPDATE voices SET elevenlabs_voice_id = 'sim-ready-9'

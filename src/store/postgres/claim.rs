@@ -268,6 +268,9 @@ impl PostgresStore {
                         CASE WHEN w.provider_id IS DISTINCT FROM v.{provider_id}
                                   OR w.failed_at IS NOT NULL
                              THEN COALESCE(w.lease_until, now())
+                             -- No schedule reaches further: the database's clock was set back.
+                             WHEN w.next_due > now() + interval '10 minutes'
+                             THEN COALESCE(w.lease_until, now())
                              ELSE COALESCE(GREATEST(w.next_due, w.lease_until), now()) END AS due
                  FROM {table} v LEFT JOIN voice_sync.voices w ON w.row_id = v.{id}::text
                  WHERE v.{status} = {processing}

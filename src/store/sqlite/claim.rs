@@ -259,6 +259,8 @@ impl SqliteStore {
                                  AND w.trouble IS NULL, 0) AS was_found,
                         CASE WHEN w.provider_id IS NOT v.{provider_id} OR w.failed_at IS NOT NULL
                              THEN COALESCE(w.lease_until, {NOW})
+                             WHEN w.next_due > {NOW} + 600000
+                             THEN COALESCE(w.lease_until, {NOW})
                              ELSE COALESCE(max(COALESCE(w.next_due, w.lease_until),
                                                COALESCE(w.lease_until, w.next_due)), {NOW})
                         END AS due
