@@ -24,18 +24,17 @@ impl Database {
 
 impl Store {
     /// What could surprise a pass on this table.
-    pub async fn checkup(&self, names: &Names) -> Result<Vec<Finding>, StoreError> {
-        let mut findings = vec![self.columns(names)];
+    pub async fn checkup(&self, names: &Names, findings: &mut Vec<Finding>) {
+        findings.push(self.columns(names));
         findings.extend(self.absent().iter().map(|column| {
             let name = column.name(&names.columns).quoted();
             let says = format!("there is no {name}: {}", column.consequence());
             Finding::doubtful("columns", says, column.advice())
         }));
-        findings.extend(match self {
-            Self::Postgres(store) => store.checkup(names).await?,
-            Self::Sqlite(store) => store.checkup(names).await?,
-        });
-        Ok(findings)
+        match self {
+            Self::Postgres(store) => store.checkup(names, findings).await,
+            Self::Sqlite(store) => store.checkup(names, findings).await,
+        }
     }
 
     fn columns(&self, names: &Names) -> Finding {
@@ -49,6 +48,32 @@ impl Store {
             names.statuses.all().join(", ")
         );
         Finding::fine("table", says)
+    }
+}
+
+/// A check that failed is a finding too, and what was found before it stays.
+pub(super) fn found(check: &'static str, result: Result<Finding, StoreError>) -> Finding {
+    result.unwrap_or_else(|error| Finding::broken(check, error.exit(), error.to_string()))
+}
+
+/// Likewise for what only `doctor` asks: no pass fails because a large table is not counted in time.
+pub(super) fn counted(check: &'static str, result: Result<Finding, StoreError>) -> Finding {
+    match result {
+        Err(StoreError::Contended(reason)) => Finding::doubtful(
+            check,
+            format!("it took too long to count: {reason}"),
+            "a longer statement_timeout of the role would tell; passes do not count",
+        ),
+        result => found(check, result),
+    }
+}
+
+/// Whether the database takes the update that a pass makes.
+pub(super) fn update(result: Result<(), StoreError>) -> Finding {
+    const CHECK: &str = "update";
+    match result {
+        Ok(()) => Finding::fine(CHECK, "the table takes what a pass writes"),
+        Err(error) => Finding::broken(CHECK, error.exit(), error.to_string()),
     }
 }
 

@@ -64,7 +64,11 @@ impl PostgresStore {
         .into_iter()
         .filter_map(|(name, column)| Some((name, column?)))
         .collect();
-        check_privileges(&table, [id, provider_id], &written, access)?;
+        // Of `created_at`, only times are read.
+        let times = find(&c.created_at).filter(|column| column.sql_type.starts_with("timestamp"));
+        let read = [Some(id), Some(provider_id), find(&c.user_id), times];
+        let read: Vec<_> = read.into_iter().flatten().collect();
+        check_privileges(&table, &read, &written, access)?;
         let completed_now = match completed_at.map(|column| column.sql_type.as_str()) {
             None => "",
             Some("timestamp without time zone") => "(now() AT TIME ZONE 'UTC')",
@@ -247,13 +251,14 @@ fn check_values(table: &str, status: &Column, names: &Names) -> Result<(), Misfi
 /// Before anything is asked: what a role may not do would otherwise show at the first transition.
 fn check_privileges(
     table: &str,
-    read: [&Column; 2],
+    read: &[&Column],
     written: &[(&Identifier, &Column)],
     access: Access,
 ) -> Result<(), Misfit> {
     let role = &read[0].role;
     let may_read = read
-        .into_iter()
+        .iter()
+        .copied()
         .chain(written.iter().map(|(_, column)| *column))
         .all(|c| c.may_select);
     let may_write = access == Access::ReadOnly || written.iter().all(|(_, c)| c.may_update);

@@ -10,7 +10,7 @@ use super::{PostgresStore, Sessions, seconds};
 use crate::exit::Exit;
 use crate::finding::Finding;
 use crate::store::adopt::Dialect;
-use crate::store::checkup::{self, CLOCKS_APART};
+use crate::store::checkup::{self, CLOCKS_APART, counted, found};
 use crate::store::{Names, StoreError};
 
 impl Sessions {
@@ -50,22 +50,18 @@ impl Sessions {
 }
 
 impl PostgresStore {
-    pub(in crate::store) async fn checkup(
-        &self,
-        names: &Names,
-    ) -> Result<Vec<Finding>, StoreError> {
-        let mut findings = Vec::new();
+    pub(in crate::store) async fn checkup(&self, names: &Names, findings: &mut Vec<Finding>) {
         if self.own_tables {
-            findings.push(self.own_privileges().await?);
+            findings.push(found("privileges", self.own_privileges().await));
         }
-        findings.push(self.row_security().await?);
-        findings.push(self.obstacles(names).await?);
-        findings.push(self.index(names).await?);
-        findings.push(self.backlog().await?);
+        findings.push(checkup::update(self.explain_update().await));
+        findings.push(found("row security", self.row_security().await));
+        findings.push(found("obstacles", self.obstacles(names).await));
+        findings.push(found("index", self.index(names).await));
+        findings.push(counted("backlog", self.backlog().await));
         if self.own_tables {
-            findings.push(self.second_poller().await?);
+            findings.push(counted("second poller", self.second_poller().await));
         }
-        Ok(findings)
     }
 
     async fn own_privileges(&self) -> Result<Finding, StoreError> {

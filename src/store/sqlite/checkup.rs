@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Row, SqlitePool};
 use super::{NOW, SqliteStore, elapsed};
 use crate::finding::Finding;
 use crate::store::adopt::Dialect;
-use crate::store::checkup::{self, SMALL_TABLE};
+use crate::store::checkup::{self, SMALL_TABLE, counted, found};
 use crate::store::{Names, StoreError};
 
 /// Which SQLite it is, and how it keeps readers and writers apart.
@@ -16,8 +16,13 @@ pub(in crate::store) async fn checkup(pool: &SqlitePool) -> Result<Finding, Stor
     let journal: String = sqlx::query_scalar("PRAGMA journal_mode")
         .fetch_one(pool)
         .await?;
-    // As the first write of a pass would find out.
-    pool.begin_with("BEGIN IMMEDIATE").await?.rollback().await?;
+    // As the first write of a pass would find out: SQLite grants the lock on a file that it cannot
+    // write to.
+    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+    sqlx::query("CREATE TABLE voice_sync_doctor (trial)")
+        .execute(&mut *transaction)
+        .await?;
+    transaction.rollback().await?;
     let says = format!("SQLite {version}, journal mode {journal}");
     Ok(match journal == "wal" {
         true => Finding::fine("database", says),
@@ -30,19 +35,14 @@ pub(in crate::store) async fn checkup(pool: &SqlitePool) -> Result<Finding, Stor
 }
 
 impl SqliteStore {
-    pub(in crate::store) async fn checkup(
-        &self,
-        names: &Names,
-    ) -> Result<Vec<Finding>, StoreError> {
-        let mut findings = vec![
-            self.obstacles(names).await?,
-            self.index(names).await?,
-            self.backlog().await?,
-        ];
+    pub(in crate::store) async fn checkup(&self, names: &Names, findings: &mut Vec<Finding>) {
+        findings.push(checkup::update(self.explain_update().await));
+        findings.push(found("obstacles", self.obstacles(names).await));
+        findings.push(found("index", self.index(names).await));
+        findings.push(counted("backlog", self.backlog().await));
         if self.own_tables {
-            findings.push(self.second_poller().await?);
+            findings.push(counted("second poller", self.second_poller().await));
         }
-        Ok(findings)
     }
 
     async fn obstacles(&self, names: &Names) -> Result<Finding, StoreError> {
