@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::adopt::{Dialect, make_index};
-use super::table::Names;
+use super::table::{Names, literal};
 use super::{Database, Store, StoreError, sqlite};
 use crate::finding::Finding;
 
@@ -77,7 +76,14 @@ pub(super) fn update(result: Result<(), StoreError>) -> Finding {
     }
 }
 
-pub(super) fn index(rows: u64, serves: bool, dialect: Dialect, names: &Names) -> Finding {
+/// Whether a list of values has those that voice-sync writes.
+pub(super) fn lists_ours(list: &str, names: &Names) -> bool {
+    [&names.statuses.completed, &names.statuses.failed]
+        .into_iter()
+        .all(|value| list.contains(&literal(value)))
+}
+
+pub(super) fn index(rows: u64, serves: bool, advice: String) -> Finding {
     const CHECK: &str = "index";
     match (serves, rows < u64::from(SMALL_TABLE)) {
         (true, _) => Finding::fine(CHECK, "one leads to the voices in processing"),
@@ -88,7 +94,7 @@ pub(super) fn index(rows: u64, serves: bool, dialect: Dialect, names: &Names) ->
         (false, false) => Finding::doubtful(
             CHECK,
             format!("none leads to the voices in processing, among some {rows} rows"),
-            make_index(dialect, names),
+            advice,
         ),
     }
 }

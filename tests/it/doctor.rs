@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use voice_sync_simulator::{Options, Simulator};
 
-use crate::support::app::{App, Pool, Variant};
+use crate::support::app::{App, Pool, Variant, sqlite_ddl};
 use crate::support::binary::{Ended, VoiceSync, sync_once};
 use crate::support::bus::Bus;
 use crate::support::fates::{simulator, simulator_with};
@@ -340,6 +340,38 @@ async fn a_table_that_takes_no_update_is_found_before_a_pass_finds_it() {
     site.says("update", "ok").await;
 }
 
+/// Types and names with which a word would not go where it should.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn columns_that_cannot_hold_what_is_written_are_refused() {
+    for sql_type in ["smallint", "boolean", "text[]"] {
+        let site = Site::new(Variant::B).await;
+        site.app
+            .execute(&format!(
+                "ALTER TABLE voices ALTER status DROP DEFAULT;
+                 ALTER TABLE voices ALTER status TYPE {sql_type} USING NULL"
+            ))
+            .await;
+        for ended in [site.doctor().run().await, site.sync_once().run().await] {
+            ended.expect_code(78);
+            let whole = format!("{}{}", ended.stdout, ended.stderr);
+            assert!(whole.contains("--status-values"), "{whole}");
+        }
+        if sql_type == "smallint" {
+            let numbers = "processing=1,completed=2,failed=3";
+            let numbered = site.doctor().args(&["--status-values", numbers]);
+            numbered.run().await.expect_code(0);
+        }
+    }
+    let site = Site::new(Variant::E36).await;
+    let names = ["--columns", "preview_url=Status"];
+    for command in [site.doctor(), site.sync_once()] {
+        let ended = command.args(&names).run().await;
+        ended.expect_code(78);
+        let whole = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(whole.contains("two different things"), "{whole}");
+    }
+}
+
 /// What the role may not read is named with the rest, and what is found before an error is shown.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_privilege_that_is_missing_is_named() {
@@ -536,11 +568,24 @@ async fn what_could_refuse_or_hide_on_postgresql_is_told() {
                  $$ BEGIN RAISE EXCEPTION 'no'; END $$;
              CREATE TRIGGER \"no way\" BEFORE UPDATE ON voices FOR EACH ROW EXECUTE FUNCTION refuse();
              ALTER TABLE voices ADD CONSTRAINT known CHECK (status IN ('processing', 'completed', 'failed'));
+             ALTER TABLE voices ADD CONSTRAINT linked
+                 CHECK (status <> 'completed' OR preview_url IS NOT NULL OR status = 'failed');
+             CREATE DOMAIN short AS varchar CONSTRAINT terse CHECK (length(VALUE) < 9);
+             ALTER TABLE voices ALTER preview_url TYPE short;
+             CREATE TABLE statuses (word varchar(20) PRIMARY KEY);
+             INSERT INTO statuses VALUES ('processing');
+             ALTER TABLE voices ADD CONSTRAINT listed FOREIGN KEY (status) REFERENCES statuses;
              ALTER TABLE voices ADD CONSTRAINT young CHECK (completed_at < '2026-01-01');",
         )
         .await;
     let said = site.says("obstacles", "warning").await;
-    for word in ["trigger \"no way\"", "constraint young"] {
+    for word in [
+        "trigger \"no way\"",
+        "constraint young",
+        "constraint linked",
+        "constraint terse",
+        "constraint listed",
+    ] {
         assert!(said.contains(word), "{word}: {said}");
     }
     assert!(!said.contains("known"), "it allows what is written: {said}");
@@ -578,6 +623,17 @@ async fn what_could_refuse_on_sqlite_is_told() {
         )
         .await;
     assert!(site.says("obstacles", "warning").await.contains("refuse"));
+    for (check, state) in [
+        ("status IN ('processing', 'completed', 'failed')", "ok"),
+        ("Status IN ('processing', 'completed')", "warning"),
+        ("name <> ''", "ok"),
+        ("(length(preview_url) < 9)", "warning"),
+    ] {
+        let last = "completed_at DATETIME";
+        let ddl = sqlite_ddl(36).replace(last, &format!("{last}, CHECK ({check})"));
+        let site = Site::on(App::sqlite(Variant::E36, &ddl).await).await;
+        site.says("obstacles", state).await;
+    }
     let doctor = site.doctor();
     site.app.execute("PRAGMA journal_mode = delete").await;
     let ended = doctor.run().await;
@@ -611,6 +667,85 @@ async fn a_large_table_wants_an_index_and_its_statement_makes_it() {
         site.app.execute(&said[from..]).await;
         site.says("index", "ok").await;
     }
+}
+
+/// Indexes that look as if they led to the voices in processing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_of_other_rows_does_not_count() {
+    for variant in [Variant::B, Variant::D, Variant::E36] {
+        let site = Site::new(variant).await;
+        let many = match site.app.pool {
+            Pool::Postgres(_) => {
+                "DROP INDEX IF EXISTS ix_voices_status;
+                 INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status)
+                 SELECT gen_random_uuid(), gen_random_uuid(), n, n, 'completed'
+                 FROM generate_series(1, 30000) n"
+            }
+            Pool::Sqlite(_) => {
+                "WITH RECURSIVE s (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 20000)
+                 INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status)
+                 SELECT printf('%036d', n), 'u', n, n, 'completed' FROM s"
+            }
+        };
+        site.app.execute(many).await;
+        site.app
+            .execute(
+                "CREATE INDEX one ON voices (id) WHERE status = 'failed';
+                 CREATE INDEX two ON voices (id) WHERE status <> 'processing';
+                 CREATE INDEX three ON voices (status) WHERE name = 'processing';
+                 CREATE INDEX four ON voices (name, status)",
+            )
+            .await;
+        // There is none of this kind for enums.
+        if variant == Variant::B {
+            site.app
+                .execute("CREATE INDEX five ON voices USING brin (status)")
+                .await;
+        }
+        site.says("index", "warning").await;
+        site.app
+            .execute("CREATE INDEX six ON voices (name) WHERE status = 'processing'")
+            .await;
+        site.says("index", "ok").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_and_remnants_have_statements_of_their_own() {
+    let ddl = "
+        CREATE TABLE voices (id uuid, user_id uuid, elevenlabs_voice_id varchar(100), status varchar(20),
+                             preview_url text, completed_at timestamp) PARTITION BY HASH (id);
+        CREATE TABLE voices_0 PARTITION OF voices FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+        CREATE TABLE voices_1 PARTITION OF voices FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+        INSERT INTO voices (id, elevenlabs_voice_id, status)
+        SELECT gen_random_uuid(), n, 'completed' FROM generate_series(1, 100000) n";
+    let site = Site::on(App::postgres(Variant::B, ddl).await).await;
+    let said = site.says("index", "warning").await;
+    let from = said.find("CREATE INDEX").expect("a statement");
+    let statements: Vec<_> = said[from..].split_inclusive(';').collect();
+    assert_eq!(statements.len(), 2, "{said}");
+    for statement in statements {
+        site.app.execute(statement).await;
+    }
+    site.says("index", "ok").await;
+
+    let site = Site::new(Variant::D).await;
+    site.app
+        .execute(
+            "INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status)
+             SELECT gen_random_uuid(), gen_random_uuid(), n, n, 'completed'
+             FROM generate_series(1, 30000) n;
+             CREATE INDEX ix_voices_processing ON voices (id) WHERE status = 'processing';
+             UPDATE pg_index SET indisvalid = false
+             WHERE indexrelid = 'ix_voices_processing'::regclass",
+        )
+        .await;
+    let said = site.says("index", "warning").await;
+    let from = said.find("DROP INDEX CONCURRENTLY").expect("a statement");
+    for statement in said[from..].split_inclusive(';') {
+        site.app.execute(statement).await;
+    }
+    site.says("index", "ok").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -739,6 +874,34 @@ async fn what_is_odd_about_the_event_bus_is_told() {
     assert!(said(&ended, "streams", "error").contains(&key));
     site.sync_once().run().await.expect_code(75);
     assert!(site.says("outbox", "warning").await.starts_with("1 events"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_of_the_bus_who_may_not_publish_is_told() {
+    let site = Site::new(Variant::A).await;
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    let user = format!("reader-{}", Uuid::new_v4().simple());
+    let mut redis = site.bus.connection.clone();
+    let acl = |words: &str| {
+        let mut command = redis::cmd("ACL");
+        command.arg(words.split(' ').collect::<Vec<_>>());
+        command
+    };
+    let rules = format!("SETUSER {user} on >word ~* &* +@all -xadd -publish");
+    let () = acl(&rules).query_async(&mut redis).await.expect("is made");
+    let (_, host) = site.bus.url.split_once("://").expect("a URL");
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    let url = format!("redis://{user}:word@{host}");
+    for kind in ["stream", "pubsub"] {
+        let as_user = |command: VoiceSync| command.env("REDIS_URL", &url).args(&["--events", kind]);
+        let ended = as_user(site.doctor()).run().await;
+        ended.expect_code(75);
+        let said = said(&ended, "event bus", "error");
+        assert!(said.contains("no permissions"), "{said}");
+        as_user(site.sync_once()).run().await.expect_code(75);
+    }
+    let gone = format!("DELUSER {user}");
+    let _: i64 = acl(&gone).query_async(&mut redis).await.expect("is gone");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,9 +1,9 @@
 //! Finding out whether the application's table fits, and how to speak to it.
 
-use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row};
 
-use super::index::serves;
+use super::index::indexes;
 use super::{PostgresStore, Sessions, lacks_privilege};
 use crate::store::adopt::{Lacks, Shape};
 use crate::store::table::{
@@ -56,6 +56,7 @@ impl PostgresStore {
         let (preview_url, completed_at) = (find(&c.preview_url), find(&c.completed_at));
 
         check_values(&table, status, names)?;
+        check_casts(&sessions, &table, status, names).await?;
         let written: Vec<_> = [
             (&c.status, Some(status)),
             (&c.preview_url, preview_url),
@@ -164,7 +165,7 @@ pub(in crate::store) async fn shape(
             Some("timestamp with time zone") => "timestamp with time zone",
             Some(_) | None => "timestamp",
         },
-        has_index: serves(sessions, names).await?.1,
+        has_index: indexes(sessions, names).await?.serve,
     })
 }
 
@@ -246,6 +247,38 @@ fn check_values(table: &str, status: &Column, names: &Names) -> Result<(), Misfi
         }
     }
     Ok(())
+}
+
+/// Words fit into enums and texts, as [`check_values`] has seen. Of another type, each must be a value.
+async fn check_casts(
+    sessions: &Sessions,
+    table: &str,
+    status: &Column,
+    names: &Names,
+) -> Result<(), StoreError> {
+    let is_text = matches!(
+        status.sql_type.as_str(),
+        "text" | "character varying" | "bpchar"
+    );
+    if is_text || !status.labels.is_empty() {
+        return Ok(());
+    }
+    let sql_type = &status.sql_type;
+    let values = names.statuses.all();
+    let values = values.map(|value| format!("{}::{sql_type}", literal(value)));
+    let mut session = sessions.begin().await?;
+    let query = session.query(AssertSqlSafe(format!("SELECT {}", values.join(", "))));
+    match query.execute(&mut *session).await.map_err(StoreError::from) {
+        Err(StoreError::Refused(_)) => Err(Misfit::Type {
+            table: table.to_owned(),
+            column: names.columns.status.quoted(),
+            sql_type: sql_type.clone(),
+            wanted: "one that has the values of --status-values",
+        }
+        .into()),
+        Err(error) => Err(error),
+        Ok(_) => session.keep().await,
+    }
 }
 
 /// Before anything is asked: what a role may not do would otherwise show at the first transition.
