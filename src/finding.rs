@@ -97,12 +97,20 @@ impl fmt::Display for Finding {
             says,
             advice,
         } = self;
-        write!(f, "{:<8} {check:<14} {says}", state.as_str())?;
+        write!(f, "{:<8} {check:<14} {}", state.as_str(), in_line(says))?;
         match advice {
-            Some(advice) => write!(f, "\n{:24}→ {advice}", ""),
+            Some(advice) => write!(f, "\n{:24}→ {}", "", in_line(advice)),
             None => Ok(()),
         }
     }
+}
+
+/// Names and messages of others may hold line ends, with which they could write findings of their own.
+fn in_line(text: &str) -> String {
+    text.replace(
+        |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'),
+        " ",
+    )
 }
 
 /// The code that `sync-once` would exit with: that of the first thing which it would stumble over.
@@ -129,6 +137,11 @@ mod tests {
         assert_eq!(
             doubtful.to_string(),
             "warning  index          none\n                        → make one"
+        );
+        let forged = Finding::doubtful("index", "a\nok       b", "c\u{1b}[2J\u{2028}d");
+        assert_eq!(
+            forged.to_string(),
+            "warning  index          a ok       b\n                        → c [2J d"
         );
         assert_eq!(
             serde_json::to_string(&key).expect("serialises"),

@@ -10,14 +10,25 @@ use super::{Cli, Events, Options, Output, OwnTables, at, in_time, own_tables, pr
 use crate::events::relay::Relay;
 use crate::exit::{Exit, Failed};
 use crate::finding::{self, Finding};
+use crate::pass::LONGEST_HOLD;
 use crate::provider::{Patience, Provider};
 use crate::settings::{API_KEY, CREDENTIALS, DATABASE_URL, REDIS_URL};
+use crate::standing::Standing;
 use crate::store::{Access, Database, DatabaseUrl, Names, Selection, Store, StoreError};
 use crate::voice::ProviderVoiceId;
 
 const CONFIGURATION: &str = "configuration";
 /// Voices that the provider is asked about.
-const SAMPLE: u32 = 10;
+const SAMPLE: u32 = 20;
+
+/// What the database says that matters for asking the provider.
+#[derive(Default)]
+struct Known {
+    /// A few voices in processing.
+    sample: Vec<ProviderVoiceId>,
+    /// Nobody is to ask it now.
+    left_in_peace: bool,
+}
 
 pub(super) async fn run(options: &Options, given: &ArgMatches) -> Result<Exit, Failed> {
     let mut findings = Vec::new();
@@ -30,22 +41,29 @@ pub(super) async fn run(options: &Options, given: &ArgMatches) -> Result<Exit, F
         given,
         database.as_ref(),
         relay.as_ref().and_then(Option::as_ref),
-        provider.is_some(),
+        provider.as_ref(),
     ));
-    let mut sample = Vec::new();
+    let mut known = Known::default();
     if let (Some(url), Some(names)) = (&database, &names) {
         let account = provider.as_ref().map(Provider::account);
-        let look = look_at(&mut findings, &mut sample, options, account, url, names);
+        let look = look_at(&mut findings, &mut known, options, account, url, names);
         let looked_at = in_time(url, look).await;
         kept(&mut findings, looked_at);
     }
-    if let Some(provider) = &provider {
+    if known.left_in_peace {
+        findings.push(Finding::doubtful(
+            "provider",
+            "it was not asked, as it is left in peace",
+            "run this again when that is over",
+        ));
+    } else if let Some(provider) = &provider {
         let stop = CancellationToken::new();
         let patience = Patience {
             until: tokio::time::Instant::now() + super::PATIENCE,
             stop: &stop,
         };
-        findings.extend(provider.checkup(&sample, options.lookup, patience).await);
+        let checkup = provider.checkup(&known.sample, options.lookup, patience);
+        findings.extend(checkup.await);
     }
     match relay {
         Some(Some(relay)) => findings.extend(relay.checkup().await),
@@ -92,7 +110,7 @@ fn configuration(
     given: &ArgMatches,
     database: Option<&DatabaseUrl>,
     relay: Option<&Relay>,
-    has_key: bool,
+    provider: Option<&Provider>,
 ) -> Vec<Finding> {
     let given = given.subcommand().map_or(given, |(_, given)| given);
     let command = Cli::command();
@@ -113,6 +131,10 @@ fn configuration(
                 origin(option, given).or(DATABASE_URL.origin()),
                 database.map(ToString::to_string),
             ),
+            "api_url" => (
+                origin(option, given),
+                provider.map(|p| p.base().to_string()),
+            ),
             "redis_url" => (
                 origin(option, given).or(REDIS_URL.origin()),
                 relay.map(|relay| format!("Redis at {}", relay.address())),
@@ -120,8 +142,8 @@ fn configuration(
             "api_key_file" => (
                 origin(option, given)
                     .or(API_KEY.origin())
-                    .or(has_key.then_some(CREDENTIALS)),
-                has_key.then(|| "there is a key".to_owned()),
+                    .or(provider.map(|_| CREDENTIALS)),
+                provider.map(|_| "there is a key".to_owned()),
             ),
             _ => (origin(option, given), Some(words())),
         };
@@ -141,7 +163,12 @@ fn configuration(
 }
 
 fn origin<'a>(option: &'a Arg, given: &ArgMatches) -> Option<&'a str> {
-    let source = given.value_source(option.get_id().as_str())?;
+    let name = option.get_id().as_str();
+    let source = given.value_source(name)?;
+    // As when it is read: what is blank was not given.
+    given
+        .get_raw(name)?
+        .find(|value| !value.to_string_lossy().trim().is_empty())?;
     if source == ValueSource::CommandLine {
         return Some("the command line");
     }
@@ -153,7 +180,7 @@ fn origin<'a>(option: &'a Arg, given: &ArgMatches) -> Option<&'a str> {
 /// with.
 async fn look_at(
     findings: &mut Vec<Finding>,
-    sample: &mut Vec<ProviderVoiceId>,
+    known: &mut Known,
     options: &Options,
     account: Option<Uuid>,
     url: &DatabaseUrl,
@@ -190,14 +217,16 @@ async fn look_at(
     let store = Store::open(database, names, there, Access::ReadWrite)
         .await
         .map_err(&at)?;
-    findings.extend(store.checkup(names).await.map_err(&at)?);
+    store.checkup(names, findings).await;
     if there {
         findings.push(outbox(&store).await.map_err(&at)?);
         if let Some(account) = account {
-            findings.push(breaker(&store, account).await.map_err(&at)?);
+            let standing = store.standing(account).await.map_err(&at)?;
+            known.left_in_peace = standing.is_open() || !standing.hold_for.is_zero();
+            findings.push(breaker(standing));
         }
     }
-    *sample = voices(&store).await.map_err(at)?;
+    known.sample = voices(&store).await.map_err(at)?;
     Ok(())
 }
 
@@ -214,18 +243,18 @@ async fn outbox(store: &Store) -> Result<Finding, StoreError> {
     })
 }
 
-async fn breaker(store: &Store, account: Uuid) -> Result<Finding, StoreError> {
+fn breaker(standing: Standing) -> Finding {
     const CHECK: &str = "breaker";
-    let standing = store.standing(account).await?;
+    const ADVICE: &str = "wait: it did not answer lately, or asked for a pause itself";
     let pause = standing.open_for.max(standing.hold_for);
-    Ok(match pause.is_zero() {
-        true => Finding::fine(CHECK, "nothing keeps a pass from asking the provider"),
-        false => {
-            let says = format!("the provider is left in peace for another {pause:.0?}");
-            Finding::broken(CHECK, Exit::Temporary, says)
-                .advise("wait: it did not answer lately, or asked for a pause itself")
-        }
-    })
+    let says = format!("the provider is left in peace for another {pause:.0?}");
+    if standing.is_open() || standing.hold_for > LONGEST_HOLD {
+        Finding::broken(CHECK, Exit::Temporary, says).advise(ADVICE)
+    } else if !standing.hold_for.is_zero() {
+        Finding::doubtful(CHECK, says, "a pass waits for so long")
+    } else {
+        Finding::fine(CHECK, "nothing keeps a pass from asking the provider")
+    }
 }
 
 /// A few voices in processing that the provider can be asked about.

@@ -131,7 +131,7 @@ struct Options {
     event_prefix: String,
 
     /// Entries that a stream keeps at least.
-    #[arg(long, global = true, value_name = "N", env = "VOICE_SYNC_EVENT_MAXLEN", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, global = true, value_name = "N", env = "VOICE_SYNC_EVENT_MAXLEN", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=i64::MAX.unsigned_abs()))]
     event_maxlen: u64,
 
     /// Most requests to the provider at once.
@@ -438,8 +438,12 @@ fn own_tables(
     auto_migrate: Option<bool>,
     access: Access,
 ) -> anyhow::Result<OwnTables> {
-    const ADVICE: &str =
-        "run `voice-sync migrate` as a role that may create tables, or add --auto-migrate";
+    let advice = match access {
+        Access::ReadWrite => {
+            "run `voice-sync migrate` as a role that may create tables, or add --auto-migrate"
+        }
+        Access::ReadOnly => "run `voice-sync migrate` as a role that may create tables",
+    };
     let by_itself = auto_migrate.unwrap_or(match database {
         Database::Sqlite(_) => true,
         Database::Postgres(_) => false,
@@ -458,10 +462,10 @@ fn own_tables(
             Ok(OwnTables::ToMake)
         }
         (MigrationState::Absent, Access::ReadWrite) => {
-            Err(anyhow!("voice-sync's own tables are missing; {ADVICE}"))
+            Err(anyhow!("voice-sync's own tables are missing; {advice}"))
         }
         (MigrationState::Behind { found, needed }, _) => Err(anyhow!(
-            "voice-sync's own tables are of version {found}, and this program needs version {needed}; {ADVICE}"
+            "voice-sync's own tables are of version {found}, and this program needs version {needed}; {advice}"
         )),
     }
 }

@@ -40,6 +40,13 @@ impl Relay {
                 "let this user run INFO, to have its memory and persistence checked",
             )],
         };
+        if let Some(reason) = self.refused(&mut connection).await {
+            findings.push(
+                Finding::broken(BUS, Exit::Temporary, reason).advise(
+                    "events wait in the outbox until the user of REDIS_URL may publish them",
+                ),
+            );
+        }
         match self.kind() {
             Kind::Stream { .. } => findings.push(self.streams(&mut connection).await),
             Kind::PubSub => findings.push(Finding::doubtful(
@@ -49,6 +56,30 @@ impl Relay {
             )),
         }
         findings
+    }
+
+    /// What this user may not do, where Redis can tell without doing it: from version 7 on, and to a
+    /// user who may ask.
+    async fn refused(&self, connection: &mut MultiplexedConnection) -> Option<String> {
+        let who: String = redis::cmd("ACL")
+            .arg("WHOAMI")
+            .query_async(connection)
+            .await
+            .ok()?;
+        for event_type in [EventType::VoiceCreated, EventType::VoiceUpdated] {
+            let mut ask = redis::cmd("ACL");
+            ask.arg("DRYRUN").arg(&who);
+            let key = self.key(event_type);
+            match self.kind() {
+                Kind::Stream { .. } => ask.arg("XADD").arg(key).arg("*").arg("event").arg("{}"),
+                Kind::PubSub => ask.arg("PUBLISH").arg(key).arg("{}"),
+            };
+            let answer: String = ask.query_async(connection).await.ok()?;
+            if answer != "OK" {
+                return Some(answer);
+            }
+        }
+        None
     }
 
     async fn streams(&self, connection: &mut MultiplexedConnection) -> Finding {
@@ -111,6 +142,14 @@ fn about(address: &str, info: &HashMap<&str, &str>) -> Vec<Finding> {
         _ => Finding::fine(BUS, format!("Redis {version} at {address}")),
     };
     let policy = field("maxmemory_policy");
+    let number = |name: &str| field(name).parse::<u64>().unwrap_or_default();
+    let (used, most) = (number("used_memory"), number("maxmemory"));
+    if policy == "noeviction" && most > 0 && used >= most {
+        let says = format!("it is full: {used} of {most} bytes are in use, and it takes no events");
+        let full = Finding::broken(MEMORY, Exit::Temporary, says)
+            .advise("raise maxmemory, or remove what nobody needs; events wait in the outbox");
+        return vec![bus, full];
+    }
     let may_evict = policy.starts_with("allkeys") && field("maxmemory") != "0";
     let memory = match may_evict {
         true => Finding::doubtful(
@@ -175,6 +214,10 @@ mod tests {
         assert_eq!(states(&evicting), [State::Fine, State::Doubtful]);
         let volatile = evicting.replace("allkeys", "volatile");
         assert_eq!(states(&volatile), [State::Fine, State::Fine]);
+        let full = "used_memory:1000\r\nmaxmemory:1000\r\nmaxmemory_policy:noeviction\r\n";
+        assert_eq!(states(full)[1], State::Broken(Exit::Temporary));
+        let roomy = full.replace("used_memory:1000", "used_memory:999");
+        assert_eq!(states(&roomy)[1], State::Fine);
         let replica = fine.replace("master", "slave");
         assert_eq!(states(&replica)[0], State::Broken(Exit::Temporary));
 

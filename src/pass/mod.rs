@@ -23,6 +23,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use self::cursor::{Cursor, Place};
+pub(crate) use self::pace::LONGEST_HOLD;
 use self::progress::Progress;
 use crate::events::OutboxEvent;
 use crate::events::queue::Queue;

@@ -16,7 +16,7 @@ use crate::store::StoreError;
 /// Part of the lease in which the voices of a batch should have been asked about.
 const ASKING_TIME: Duration = Duration::from_secs(15);
 /// A pause that the provider asks for is waited out, unless it is longer: then the next run goes on.
-const LONGEST_HOLD: Duration = Duration::from_secs(10);
+pub(crate) const LONGEST_HOLD: Duration = Duration::from_secs(10);
 /// How often the database is asked what other processes learned of the provider.
 const HEAR_EVERY: Duration = Duration::from_secs(1);
 

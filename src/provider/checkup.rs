@@ -4,6 +4,7 @@ use super::lookup::{Lookup, Lookups, Strategy};
 use super::{Patience, Provider};
 use crate::exit::Exit;
 use crate::finding::Finding;
+use crate::missing::Fuse;
 use crate::voice::ProviderVoiceId;
 
 /// Asked about where there is no voice to ask about: whether the answer is "unknown" or "wrong", the
@@ -116,19 +117,24 @@ impl Provider {
     }
 }
 
+/// A key of another workspace finds none of the voices, or few.
 fn unknown(lookups: &Lookups) -> Option<Finding> {
+    const CHECK: &str = "voices";
+    const ADVICE: &str = "if they were not deleted, the key is of another workspace than the one they were cloned in";
     let missing = lookups
         .values()
         .filter(|lookup| matches!(lookup, Lookup::Missing))
         .count();
     (missing > 0).then(|| {
-        Finding::doubtful(
-            "voices",
-            format!(
-                "{missing} of {} voices are unknown to the provider",
-                lookups.len()
-            ),
-            "if they were not deleted, the key is of another workspace than the one they were cloned in",
-        )
+        let says = format!(
+            "{missing} of {} voices are unknown to the provider",
+            lookups.len()
+        );
+        let mut fuse = Fuse::default();
+        fuse.count(lookups.len() as u64, missing as u64);
+        match fuse.is_blown() {
+            true => Finding::broken(CHECK, Exit::Key, says).advise(ADVICE),
+            false => Finding::doubtful(CHECK, says, ADVICE),
+        }
     })
 }

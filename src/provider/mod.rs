@@ -186,6 +186,11 @@ impl Provider {
         self.list_is_gone.load(Ordering::Relaxed)
     }
 
+    /// Where it is.
+    pub fn base(&self) -> &BaseUrl {
+        &self.base
+    }
+
     /// Which account this is, without telling the key: a digest of base URL and key, under which
     /// what was learned of the provider is kept.
     pub fn account(&self) -> Uuid {

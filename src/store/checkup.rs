@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::adopt::{Dialect, make_index};
-use super::table::Names;
+use super::table::{Names, literal};
 use super::{Database, Store, StoreError, sqlite};
 use crate::finding::Finding;
 
@@ -24,18 +23,17 @@ impl Database {
 
 impl Store {
     /// What could surprise a pass on this table.
-    pub async fn checkup(&self, names: &Names) -> Result<Vec<Finding>, StoreError> {
-        let mut findings = vec![self.columns(names)];
+    pub async fn checkup(&self, names: &Names, findings: &mut Vec<Finding>) {
+        findings.push(self.columns(names));
         findings.extend(self.absent().iter().map(|column| {
             let name = column.name(&names.columns).quoted();
             let says = format!("there is no {name}: {}", column.consequence());
             Finding::doubtful("columns", says, column.advice())
         }));
-        findings.extend(match self {
-            Self::Postgres(store) => store.checkup(names).await?,
-            Self::Sqlite(store) => store.checkup(names).await?,
-        });
-        Ok(findings)
+        match self {
+            Self::Postgres(store) => store.checkup(names, findings).await,
+            Self::Sqlite(store) => store.checkup(names, findings).await,
+        }
     }
 
     fn columns(&self, names: &Names) -> Finding {
@@ -52,7 +50,40 @@ impl Store {
     }
 }
 
-pub(super) fn index(rows: u64, serves: bool, dialect: Dialect, names: &Names) -> Finding {
+/// A check that failed is a finding too, and what was found before it stays.
+pub(super) fn found(check: &'static str, result: Result<Finding, StoreError>) -> Finding {
+    result.unwrap_or_else(|error| Finding::broken(check, error.exit(), error.to_string()))
+}
+
+/// Likewise for what only `doctor` asks: no pass fails because a large table is not counted in time.
+pub(super) fn counted(check: &'static str, result: Result<Finding, StoreError>) -> Finding {
+    match result {
+        Err(StoreError::Contended(reason)) => Finding::doubtful(
+            check,
+            format!("it took too long to count: {reason}"),
+            "a longer statement_timeout of the role would tell; passes do not count",
+        ),
+        result => found(check, result),
+    }
+}
+
+/// Whether the database takes the update that a pass makes.
+pub(super) fn update(result: Result<(), StoreError>) -> Finding {
+    const CHECK: &str = "update";
+    match result {
+        Ok(()) => Finding::fine(CHECK, "the table takes what a pass writes"),
+        Err(error) => Finding::broken(CHECK, error.exit(), error.to_string()),
+    }
+}
+
+/// Whether a list of values has those that voice-sync writes.
+pub(super) fn lists_ours(list: &str, names: &Names) -> bool {
+    [&names.statuses.completed, &names.statuses.failed]
+        .into_iter()
+        .all(|value| list.contains(&literal(value)))
+}
+
+pub(super) fn index(rows: u64, serves: bool, advice: String) -> Finding {
     const CHECK: &str = "index";
     match (serves, rows < u64::from(SMALL_TABLE)) {
         (true, _) => Finding::fine(CHECK, "one leads to the voices in processing"),
@@ -63,7 +94,7 @@ pub(super) fn index(rows: u64, serves: bool, dialect: Dialect, names: &Names) ->
         (false, false) => Finding::doubtful(
             CHECK,
             format!("none leads to the voices in processing, among some {rows} rows"),
-            make_index(dialect, names),
+            advice,
         ),
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use sqlx::error::DatabaseError;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use super::table::Misfit;
 use crate::exit::Exit;
@@ -56,12 +57,10 @@ impl From<sqlx::Error> for StoreError {
     )]
     fn from(error: sqlx::Error) -> Self {
         match error {
-            sqlx::Error::Database(error) => {
-                match error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
-                    Some(_) => by_sqlstate(&*error),
-                    None => by_sqlite_code(&*error),
-                }
-            }
+            sqlx::Error::Database(error) => match error.try_downcast_ref::<PgDatabaseError>() {
+                Some(error) => by_sqlstate(error),
+                None => by_sqlite_code(&*error),
+            },
             sqlx::Error::PoolTimedOut => Self::Unreachable("no connection in time".to_owned()),
             sqlx::Error::Io(error) => Self::Unreachable(error.to_string()),
             sqlx::Error::Tls(error) => Self::Unreachable(format!("TLS: {error}")),
@@ -71,13 +70,21 @@ impl From<sqlx::Error> for StoreError {
 }
 
 /// Classes and codes: "PostgreSQL Error Codes", appendix A of its manual.
-fn by_sqlstate(error: &dyn DatabaseError) -> StoreError {
-    let code = error.code().unwrap_or_default();
+fn by_sqlstate(error: &PgDatabaseError) -> StoreError {
+    // The application altered its table, and the statement that was prepared before returns other
+    // types than it did. Messages are translated; what the server's functions are called is not.
+    const REPLANNED: &str = "RevalidateCachedQuery";
+    let code = error.code();
     let message = said(error, &code);
-    match &*code {
+    match code {
         // A statement that was cancelled (57014) has mostly waited for a lock, up to a
         // `statement_timeout` that is shorter than our own patience.
-        "40001" | "40P01" | "55P03" | "57014" | "0A000" => StoreError::Contended(message),
+        "40001" | "40P01" | "55P03" | "57014" => StoreError::Contended(message),
+        "0A000" if error.routine() == Some(REPLANNED) => StoreError::Contended(message),
+        // A view or rule that cannot be written through. With a connection that was refused, 55000
+        // is a database under maintenance.
+        "0A000" => StoreError::Config(message),
+        "55000" if error.severity() == PgSeverity::Error => StoreError::Config(message),
         "53100" | "58030" => StoreError::Io(message),
         // It may be a failover: later, the same address may be that of the primary.
         "25006" => StoreError::Unreachable(format!(

@@ -293,6 +293,17 @@ pub enum Misfit {
         /// What it should be.
         wanted: &'static str,
     },
+    /// SQLite takes them for one.
+    #[error(
+        "column {column} of table {table} stands for two different things, as SQLite does not tell upper \
+         from lower case; say with --columns what they are called"
+    )]
+    Shared {
+        /// The table.
+        table: String,
+        /// The column.
+        column: String,
+    },
     /// A status that the enum does not know.
     #[error(
         "status value {value:?} is not one of {labels} in column {column} of table {table}; say what the application writes with --status-values, as in processing=PROCESSING,completed=COMPLETED,failed=FAILED"

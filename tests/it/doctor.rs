@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use voice_sync_simulator::{Options, Simulator};
 
-use crate::support::app::{App, Pool, Variant};
+use crate::support::app::{App, Pool, Variant, sqlite_ddl};
 use crate::support::binary::{Ended, VoiceSync, sync_once};
 use crate::support::bus::Bus;
 use crate::support::fates::{simulator, simulator_with};
@@ -115,6 +115,7 @@ async fn a_healthy_site_is_found_healthy() {
             "database",
             "own tables",
             "table",
+            "update",
             "obstacles",
             "index",
             "backlog",
@@ -194,6 +195,32 @@ async fn it_tells_where_each_value_came_from_and_no_secret() {
     said(&ended, "database", "error");
     assert!(said(&ended, "event bus", "error").contains("127.0.0.1:1"));
     said(&ended, "provider", "ok");
+
+    let directory = site.app.directory();
+    std::fs::write(directory.join("url"), &site.app.url).expect("is written");
+    let from_file = by_file().env("DATABASE_URL", " ").env(
+        "DATABASE_URL_FILE",
+        directory.join("url").display().to_string(),
+    );
+    let ended = from_file.run().await;
+    ended.expect_code(0);
+    assert!(
+        ended.stdout.contains("(from DATABASE_URL_FILE)"),
+        "{}",
+        ended.stdout
+    );
+
+    let gateway = "https://me:gateway-word-4711@gateway.example?token=gateway-word-4711";
+    let ended = by_file().env("ELEVENLABS_BASE_URL", gateway).run().await;
+    ended.expect_code(78);
+    let whole = format!("{}{}", ended.stdout, ended.stderr);
+    assert!(!whole.contains("gateway-word-4711"), "{whole}");
+    let ended = by_file().run().await;
+    let base = format!(
+        "api-url: {} (from ELEVENLABS_BASE_URL)",
+        site.provider.url()
+    );
+    assert!(ended.stdout.contains(base.trim_end_matches('/')));
 }
 
 /// Each way in which a pass would fail, by what is done to a healthy site.
@@ -256,6 +283,181 @@ async fn its_exit_code_is_that_of_a_pass() {
         assert!(!states(&findings(&doctor), "error").is_empty());
         let pass = wrong(site.sync_once()).run().await;
         assert_eq!(pass.code, code, "{name}: {}", pass.stderr);
+    }
+}
+
+/// Tables that look as they should, and that no pass could write to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_takes_no_update_is_found_before_a_pass_finds_it() {
+    const POSTGRES: [(&str, &str); 7] = [
+        (
+            "a view of a join",
+            "ALTER TABLE voices RENAME TO one;
+             CREATE VIEW voices AS SELECT one.* FROM one CROSS JOIN (VALUES (1)) other",
+        ),
+        (
+            "a materialized view",
+            "ALTER TABLE voices RENAME TO one; CREATE MATERIALIZED VIEW voices AS SELECT * FROM one",
+        ),
+        (
+            "a rule",
+            "CREATE RULE quiet AS ON UPDATE TO voices DO INSTEAD NOTHING",
+        ),
+        (
+            "a rule besides",
+            "CREATE RULE loud AS ON UPDATE TO voices DO ALSO NOTIFY voices",
+        ),
+        (
+            "a generated column",
+            "ALTER TABLE voices DROP completed_at;
+             ALTER TABLE voices ADD completed_at timestamp GENERATED ALWAYS AS (NULL) STORED",
+        ),
+        (
+            "a preview in JSON",
+            "ALTER TABLE voices ALTER preview_url TYPE json USING NULL",
+        ),
+        (
+            "several previews",
+            "ALTER TABLE voices ALTER preview_url TYPE text[] USING NULL",
+        ),
+    ];
+    let postgres = POSTGRES.map(|case| (Variant::B, case));
+    let view = "ALTER TABLE voices RENAME TO one; CREATE VIEW voices AS SELECT * FROM one";
+    let sqlite = (Variant::E36, ("a view", view));
+    for (variant, (name, ddl)) in postgres.into_iter().chain([sqlite]) {
+        let site = Site::new(variant).await;
+        site.app.insert_processing(&["sim-ready-1"]).await;
+        site.app.execute(ddl).await;
+        let ended = site.doctor().run().await;
+        assert_eq!(ended.code, 78, "{name}: {}", ended.stdout);
+        said(&ended, "update", "error");
+        said(&ended, "backlog", "ok");
+        let pass = site.sync_once().run().await;
+        assert_eq!(pass.code, 78, "{name}: {}", pass.stderr);
+    }
+    let site = Site::on(App::new(Variant::B).await).await;
+    site.app.execute(view).await;
+    site.says("update", "ok").await;
+}
+
+/// Types and names with which a word would not go where it should.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn columns_that_cannot_hold_what_is_written_are_refused() {
+    for sql_type in ["smallint", "boolean", "text[]"] {
+        let site = Site::new(Variant::B).await;
+        site.app
+            .execute(&format!(
+                "ALTER TABLE voices ALTER status DROP DEFAULT;
+                 ALTER TABLE voices ALTER status TYPE {sql_type} USING NULL"
+            ))
+            .await;
+        for ended in [site.doctor().run().await, site.sync_once().run().await] {
+            ended.expect_code(78);
+            let whole = format!("{}{}", ended.stdout, ended.stderr);
+            assert!(whole.contains("--status-values"), "{whole}");
+        }
+        if sql_type == "smallint" {
+            let numbers = "processing=1,completed=2,failed=3";
+            let numbered = site.doctor().args(&["--status-values", numbers]);
+            numbered.run().await.expect_code(0);
+        }
+    }
+    let site = Site::new(Variant::E36).await;
+    let names = ["--columns", "preview_url=Status"];
+    for command in [site.doctor(), site.sync_once()] {
+        let ended = command.args(&names).run().await;
+        ended.expect_code(78);
+        let whole = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(whole.contains("two different things"), "{whole}");
+    }
+}
+
+/// What the role may not read is named with the rest, and what is found before an error is shown.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_privilege_that_is_missing_is_named() {
+    let site = Site::new(Variant::A).await;
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    site.sync_once().run().await.expect_code(0);
+    let role = format!("reads_some_{}", Uuid::new_v4().simple());
+    site.app
+        .execute(&format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'runs';
+             GRANT USAGE ON SCHEMA voice_sync TO {role};
+             GRANT SELECT ON voice_sync.migrations TO {role};
+             GRANT SELECT (id, elevenlabs_voice_id, status, preview_url, completed_at), UPDATE
+                 ON voices TO {role};"
+        ))
+        .await;
+    let (_, host) = site.app.url.rsplit_once('@').expect("a login");
+    let url = format!("postgresql://{role}:runs@{host}");
+    for column in ["user_id", "created_at"] {
+        let ended = site.doctor().env("DATABASE_URL", &url).run().await;
+        ended.expect_code(78);
+        let grant = format!("GRANT SELECT ON \"voices\" TO {role};");
+        assert!(said(&ended, "configuration", "error").contains(&grant));
+        site.app
+            .execute(&format!("GRANT SELECT ({column}) ON voices TO {role}"))
+            .await;
+    }
+    let ended = site.doctor().env("DATABASE_URL", &url).run().await;
+    ended.expect_code(78);
+    let advice = said(&ended, "privileges", "error");
+    assert!(advice.contains("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES"));
+    said(&ended, "second poller", "error");
+    said(&ended, "obstacles", "ok");
+    site.app
+        .execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_count_that_takes_too_long_is_no_error() {
+    let site = Site::new(Variant::B).await;
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    site.sync_once().run().await.expect_code(0);
+    site.app
+        .execute(
+            "CREATE FUNCTION slow() RETURNS bool LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM pg_sleep(3); RETURN true; END $$;
+             UPDATE voices SET completed_at = completed_at + interval '1 second';
+             ALTER TABLE voices RENAME TO one;
+             CREATE VIEW voices AS SELECT * FROM one WHERE status = 'processing' OR slow();
+             DO $$ BEGIN
+                 EXECUTE format('ALTER DATABASE %I SET statement_timeout = 1500', current_database());
+             END $$",
+        )
+        .await;
+    site.app.insert_processing(&["sim-ready-2"]).await;
+    let ended = site.doctor().run().await;
+    ended.expect_code(0);
+    said(&ended, "second poller", "warning");
+    site.sync_once().run().await.expect_code(0);
+}
+
+/// A user who may do everything may write to it all the same: so without what makes root special.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_cannot_be_written_is_found() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    let site = Site::new(Variant::E36).await;
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    site.app.execute("PRAGMA journal_mode = delete").await;
+    let directory = site.app.directory().to_owned();
+    let own = std::fs::metadata("/proc/self").expect("a process");
+    for (what, mode) in [(directory.join("app.db"), 0o444), (directory, 0o555)] {
+        let set = |mode| std::fs::set_permissions(&what, std::fs::Permissions::from_mode(mode));
+        let before = std::fs::metadata(&what).expect("is there").permissions();
+        set(mode).expect("is ours");
+        let plain = |command: VoiceSync| match own.uid() {
+            0 => command.through(&["setpriv", "--bounding-set=-all", "--inh-caps=-all"]),
+            _ => command,
+        };
+        let ended = plain(site.doctor()).run().await;
+        let pass = plain(site.sync_once()).run().await;
+        assert_eq!(ended.code, pass.code, "{}\n{}", ended.stdout, pass.stderr);
+        assert_ne!(ended.code, 0, "{}", ended.stdout);
+        std::fs::set_permissions(&what, before).expect("is ours");
     }
 }
 
@@ -366,11 +568,24 @@ async fn what_could_refuse_or_hide_on_postgresql_is_told() {
                  $$ BEGIN RAISE EXCEPTION 'no'; END $$;
              CREATE TRIGGER \"no way\" BEFORE UPDATE ON voices FOR EACH ROW EXECUTE FUNCTION refuse();
              ALTER TABLE voices ADD CONSTRAINT known CHECK (status IN ('processing', 'completed', 'failed'));
+             ALTER TABLE voices ADD CONSTRAINT linked
+                 CHECK (status <> 'completed' OR preview_url IS NOT NULL OR status = 'failed');
+             CREATE DOMAIN short AS varchar CONSTRAINT terse CHECK (length(VALUE) < 9);
+             ALTER TABLE voices ALTER preview_url TYPE short;
+             CREATE TABLE statuses (word varchar(20) PRIMARY KEY);
+             INSERT INTO statuses VALUES ('processing');
+             ALTER TABLE voices ADD CONSTRAINT listed FOREIGN KEY (status) REFERENCES statuses;
              ALTER TABLE voices ADD CONSTRAINT young CHECK (completed_at < '2026-01-01');",
         )
         .await;
     let said = site.says("obstacles", "warning").await;
-    for word in ["trigger \"no way\"", "constraint young"] {
+    for word in [
+        "trigger \"no way\"",
+        "constraint young",
+        "constraint linked",
+        "constraint terse",
+        "constraint listed",
+    ] {
         assert!(said.contains(word), "{word}: {said}");
     }
     assert!(!said.contains("known"), "it allows what is written: {said}");
@@ -408,6 +623,17 @@ async fn what_could_refuse_on_sqlite_is_told() {
         )
         .await;
     assert!(site.says("obstacles", "warning").await.contains("refuse"));
+    for (check, state) in [
+        ("status IN ('processing', 'completed', 'failed')", "ok"),
+        ("Status IN ('processing', 'completed')", "warning"),
+        ("name <> ''", "ok"),
+        ("(length(preview_url) < 9)", "warning"),
+    ] {
+        let last = "completed_at DATETIME";
+        let ddl = sqlite_ddl(36).replace(last, &format!("{last}, CHECK ({check})"));
+        let site = Site::on(App::sqlite(Variant::E36, &ddl).await).await;
+        site.says("obstacles", state).await;
+    }
     let doctor = site.doctor();
     site.app.execute("PRAGMA journal_mode = delete").await;
     let ended = doctor.run().await;
@@ -441,6 +667,85 @@ async fn a_large_table_wants_an_index_and_its_statement_makes_it() {
         site.app.execute(&said[from..]).await;
         site.says("index", "ok").await;
     }
+}
+
+/// Indexes that look as if they led to the voices in processing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_of_other_rows_does_not_count() {
+    for variant in [Variant::B, Variant::D, Variant::E36] {
+        let site = Site::new(variant).await;
+        let many = match site.app.pool {
+            Pool::Postgres(_) => {
+                "DROP INDEX IF EXISTS ix_voices_status;
+                 INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status)
+                 SELECT gen_random_uuid(), gen_random_uuid(), n, n, 'completed'
+                 FROM generate_series(1, 30000) n"
+            }
+            Pool::Sqlite(_) => {
+                "WITH RECURSIVE s (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 20000)
+                 INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status)
+                 SELECT printf('%036d', n), 'u', n, n, 'completed' FROM s"
+            }
+        };
+        site.app.execute(many).await;
+        site.app
+            .execute(
+                "CREATE INDEX one ON voices (id) WHERE status = 'failed';
+                 CREATE INDEX two ON voices (id) WHERE status <> 'processing';
+                 CREATE INDEX three ON voices (status) WHERE name = 'processing';
+                 CREATE INDEX four ON voices (name, status)",
+            )
+            .await;
+        // There is none of this kind for enums.
+        if variant == Variant::B {
+            site.app
+                .execute("CREATE INDEX five ON voices USING brin (status)")
+                .await;
+        }
+        site.says("index", "warning").await;
+        site.app
+            .execute("CREATE INDEX six ON voices (name) WHERE status = 'processing'")
+            .await;
+        site.says("index", "ok").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_and_remnants_have_statements_of_their_own() {
+    let ddl = "
+        CREATE TABLE voices (id uuid, user_id uuid, elevenlabs_voice_id varchar(100), status varchar(20),
+                             preview_url text, completed_at timestamp) PARTITION BY HASH (id);
+        CREATE TABLE voices_0 PARTITION OF voices FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+        CREATE TABLE voices_1 PARTITION OF voices FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+        INSERT INTO voices (id, elevenlabs_voice_id, status)
+        SELECT gen_random_uuid(), n, 'completed' FROM generate_series(1, 100000) n";
+    let site = Site::on(App::postgres(Variant::B, ddl).await).await;
+    let said = site.says("index", "warning").await;
+    let from = said.find("CREATE INDEX").expect("a statement");
+    let statements: Vec<_> = said[from..].split_inclusive(';').collect();
+    assert_eq!(statements.len(), 2, "{said}");
+    for statement in statements {
+        site.app.execute(statement).await;
+    }
+    site.says("index", "ok").await;
+
+    let site = Site::new(Variant::D).await;
+    site.app
+        .execute(
+            "INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status)
+             SELECT gen_random_uuid(), gen_random_uuid(), n, n, 'completed'
+             FROM generate_series(1, 30000) n;
+             CREATE INDEX ix_voices_processing ON voices (id) WHERE status = 'processing';
+             UPDATE pg_index SET indisvalid = false
+             WHERE indexrelid = 'ix_voices_processing'::regclass",
+        )
+        .await;
+    let said = site.says("index", "warning").await;
+    let from = said.find("DROP INDEX CONCURRENTLY").expect("a statement");
+    for statement in said[from..].split_inclusive(';') {
+        site.app.execute(statement).await;
+    }
+    site.says("index", "ok").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -491,6 +796,44 @@ async fn what_is_odd_about_the_provider_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_of_another_workspace_is_told() {
+    let site = Site::new(Variant::A).await;
+    let ids: Vec<_> = (0..12).map(|n| format!("sim-missing-{n}")).collect();
+    let ids: Vec<_> = ids.iter().map(String::as_str).collect();
+    site.app.insert_processing(&ids).await;
+    let ended = site.doctor().run().await;
+    ended.expect_code(77);
+    assert!(said(&ended, "voices", "error").contains("12 of 12"));
+    site.sync_once().run().await.expect_code(77);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_that_is_left_in_peace_is_not_asked() {
+    for variant in [Variant::A, Variant::E36] {
+        let site = Site::new(variant).await;
+        site.app.insert_processing(&["sim-ready-1"]).await;
+        let away = |command: VoiceSync| command.env("ELEVENLABS_BASE_URL", "http://127.0.0.1:1");
+        away(site.sync_once()).run().await.expect_code(75);
+        let ended = away(site.doctor()).run().await;
+        ended.expect_code(75);
+        said(&ended, "breaker", "error");
+        assert!(said(&ended, "provider", "warning").contains("not asked"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_of_our_own_that_are_old_have_a_remedy_that_works() {
+    let site = Site::new(Variant::E36).await;
+    site.app
+        .execute("DELETE FROM voice_sync_migrations WHERE version > 1")
+        .await;
+    let dry = site.sync_once().args(&["--dry-run"]).run().await;
+    dry.expect_code(78);
+    assert!(dry.stderr.contains("voice-sync migrate"), "{}", dry.stderr);
+    assert!(!dry.stderr.contains("--auto-migrate"), "{}", dry.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_odd_about_the_event_bus_is_told() {
     let site = Site::new(Variant::A).await;
     let none = site.doctor().without("REDIS_URL");
@@ -500,6 +843,12 @@ async fn what_is_odd_about_the_event_bus_is_told() {
         .without("REDIS_URL")
         .args(&["--events", "none"]);
     said(&meant.run().await, "event bus", "ok");
+    let most = u64::try_from(i64::MAX).expect("it is positive");
+    for (maxlen, code) in [(most, 0), (most + 1, 2)] {
+        let maxlen = maxlen.to_string();
+        let ended = site.doctor().args(&["--event-maxlen", &maxlen]).run().await;
+        ended.expect_code(code);
+    }
     let channels = site.doctor().args(&["--events", "pubsub"]).run().await;
     said(&channels, "streams", "warning");
 
@@ -525,6 +874,34 @@ async fn what_is_odd_about_the_event_bus_is_told() {
     assert!(said(&ended, "streams", "error").contains(&key));
     site.sync_once().run().await.expect_code(75);
     assert!(site.says("outbox", "warning").await.starts_with("1 events"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_of_the_bus_who_may_not_publish_is_told() {
+    let site = Site::new(Variant::A).await;
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    let user = format!("reader-{}", Uuid::new_v4().simple());
+    let mut redis = site.bus.connection.clone();
+    let acl = |words: &str| {
+        let mut command = redis::cmd("ACL");
+        command.arg(words.split(' ').collect::<Vec<_>>());
+        command
+    };
+    let rules = format!("SETUSER {user} on >word ~* &* +@all -xadd -publish");
+    let () = acl(&rules).query_async(&mut redis).await.expect("is made");
+    let (_, host) = site.bus.url.split_once("://").expect("a URL");
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    let url = format!("redis://{user}:word@{host}");
+    for kind in ["stream", "pubsub"] {
+        let as_user = |command: VoiceSync| command.env("REDIS_URL", &url).args(&["--events", kind]);
+        let ended = as_user(site.doctor()).run().await;
+        ended.expect_code(75);
+        let said = said(&ended, "event bus", "error");
+        assert!(said.contains("no permissions"), "{said}");
+        as_user(site.sync_once()).run().await.expect_code(75);
+    }
+    let gone = format!("DELUSER {user}");
+    let _: i64 = acl(&gone).query_async(&mut redis).await.expect("is gone");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -73,25 +73,8 @@ impl PostgresStore {
             reasons.push(reason);
             event_ids.push(transition.event_id());
         }
-        let Self {
-            table,
-            id,
-            id_type,
-            user_id,
-            provider_id,
-            status,
-            preview_url,
-            completed_at,
-            processing,
-            completed,
-            failed,
-            completed_now,
-            ..
-        } = self;
         let (created, updated) = (EventType::VoiceCreated, EventType::VoiceUpdated);
-        let unchanged = format!(
-            "v.{id} = a.id AND v.{status} = {processing} AND v.{provider_id} = a.provider_id"
-        );
+        let (table, unchanged) = (&self.table, self.unchanged());
         let (free, is_free, left_out) = match locked {
             Locked::Wait => (String::new(), "TRUE", String::new()),
             Locked::Skip => (
@@ -110,15 +93,6 @@ impl PostgresStore {
                 ),
             ),
         };
-        let preview = preview_url.iter().map(|column| {
-            format!(
-                ", {column} = CASE WHEN a.completes THEN COALESCE(a.preview, v.{column}) ELSE v.{column} END"
-            )
-        });
-        let moment = completed_at.iter().map(|column| {
-            format!(", {column} = CASE WHEN a.completes THEN {completed_now} ELSE v.{column} END")
-        });
-        let others: String = preview.chain(moment).collect();
         let kept = match self.keeps_completions() {
             true => {
                 "kept AS (
@@ -131,27 +105,11 @@ impl PostgresStore {
             }
             false => "",
         };
-        // A setting that is local to the transaction, and so to this statement: it holds for the
-        // locks that are taken once `answer` is read.
+        let (answer, update) = (self.answer(), self.update(is_free));
         let sql = format!(
-            "WITH patience AS MATERIALIZED (
-                 SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', TRUE)
-             ),
-             answer AS (
-                 SELECT a.* FROM patience,
-                        unnest($1::text[]::{id_type}[], $2::text[], $3::bool[], $4::text[],
-                               $5::text[], $6::uuid[])
-                            AS a (id, provider_id, completes, preview, reason, event_id)
-             ),
+            "WITH {answer},
              {free}
-             moved AS (
-                 UPDATE {table} v
-                 SET {status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END {others}
-                 FROM answer a
-                 WHERE {unchanged} AND {is_free}
-                 RETURNING a.id::text AS row_id, a.provider_id, a.completes, a.preview, a.reason,
-                           a.event_id, {user_id} AS user_id
-             ),
+             moved AS ({update}),
              {kept}
              recorded AS (
                  INSERT INTO voice_sync.outbox (event_id, run_id, event_type, voice_id, user_id,
@@ -213,6 +171,88 @@ impl PostgresStore {
             }
         }
         Ok(applied)
+    }
+
+    /// Has the database plan the update of a bulk, which it refuses to do where it would refuse the
+    /// update itself, whatever the rows.
+    pub(super) async fn explain_update(&self) -> Result<(), StoreError> {
+        let (answer, update) = (self.answer(), self.update("TRUE"));
+        let sql = format!("EXPLAIN WITH {answer}, moved AS ({update}) SELECT FROM moved");
+        let nothing: [&str; 0] = [];
+        let mut session = self.sessions.begin().await?;
+        session
+            .query(AssertSqlSafe(sql))
+            .bind(nothing)
+            .bind(nothing)
+            .bind([true; 0])
+            .bind(nothing)
+            .bind(nothing)
+            .bind([Uuid::nil(); 0])
+            .fetch_all(&mut *session)
+            .await?;
+        session.keep().await
+    }
+
+    /// The answers, `$1` to `$6`, as a table.
+    fn answer(&self) -> String {
+        let id_type = &self.id_type;
+        // A setting that is local to the transaction, and so to this statement: it holds for the
+        // locks that are taken once `answer` is read.
+        format!(
+            "patience AS MATERIALIZED (
+                 SELECT set_config('lock_timeout', '{LOCK_TIMEOUT}', TRUE)
+             ),
+             answer AS (
+                 SELECT a.* FROM patience,
+                        unnest($1::text[]::{id_type}[], $2::text[], $3::bool[], $4::text[],
+                               $5::text[], $6::uuid[])
+                            AS a (id, provider_id, completes, preview, reason, event_id)
+             )"
+        )
+    }
+
+    /// What a row has to be for its answer still to count.
+    fn unchanged(&self) -> String {
+        let Self {
+            id,
+            status,
+            processing,
+            provider_id,
+            ..
+        } = self;
+        format!("v.{id} = a.id AND v.{status} = {processing} AND v.{provider_id} = a.provider_id")
+    }
+
+    /// The one statement that writes to the application's table.
+    fn update(&self, is_free: &str) -> String {
+        let Self {
+            table,
+            status,
+            user_id,
+            preview_url,
+            completed_at,
+            completed,
+            failed,
+            completed_now,
+            ..
+        } = self;
+        let preview = preview_url.iter().map(|column| {
+            format!(
+                ", {column} = CASE WHEN a.completes THEN COALESCE(a.preview, v.{column}) ELSE v.{column} END"
+            )
+        });
+        let moment = completed_at.iter().map(|column| {
+            format!(", {column} = CASE WHEN a.completes THEN {completed_now} ELSE v.{column} END")
+        });
+        let (others, unchanged) = (preview.chain(moment).collect::<String>(), self.unchanged());
+        format!(
+            "UPDATE {table} v
+             SET {status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END {others}
+             FROM answer a
+             WHERE {unchanged} AND {is_free}
+             RETURNING a.id::text AS row_id, a.provider_id, a.completes, a.preview, a.reason,
+                       a.event_id, {user_id} AS user_id"
+        )
     }
 
     pub(in crate::store) async fn note(

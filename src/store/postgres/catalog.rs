@@ -1,9 +1,9 @@
 //! Finding out whether the application's table fits, and how to speak to it.
 
-use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row};
 
-use super::index::serves;
+use super::index::indexes;
 use super::{PostgresStore, Sessions, lacks_privilege};
 use crate::store::adopt::{Dialect, Lacks, Shape, adopted_name};
 use crate::store::table::{
@@ -56,6 +56,7 @@ impl PostgresStore {
         let (preview_url, completed_at) = (find(&c.preview_url), find(&c.completed_at));
 
         check_values(&table, status, names)?;
+        check_casts(&sessions, &table, status, names).await?;
         let written: Vec<_> = [
             (&c.status, Some(status)),
             (&c.preview_url, preview_url),
@@ -64,7 +65,11 @@ impl PostgresStore {
         .into_iter()
         .filter_map(|(name, column)| Some((name, column?)))
         .collect();
-        check_privileges(&table, [id, provider_id], &written, access)?;
+        // Of `created_at`, only times are read.
+        let times = find(&c.created_at).filter(|column| column.sql_type.starts_with("timestamp"));
+        let read = [Some(id), Some(provider_id), find(&c.user_id), times];
+        let read: Vec<_> = read.into_iter().flatten().collect();
+        check_privileges(&table, &read, &written, access)?;
         let completed_now = match completed_at.map(|column| column.sql_type.as_str()) {
             None => "",
             Some("timestamp without time zone") => "(now() AT TIME ZONE 'UTC')",
@@ -157,6 +162,7 @@ pub(in crate::store) async fn shape(
     let columns = columns(sessions, &names.table).await?;
     check_names(&table, c, Need::ToAdopt, &columns)?;
     let find = |name: &str| columns.iter().find(|column| column.name == name);
+    let indexes = indexes(sessions, names).await?;
     Ok(Shape {
         lacks: Lacks::new(c, |name| find(name).is_some()),
         is_strict: false,
@@ -165,7 +171,8 @@ pub(in crate::store) async fn shape(
             Some("timestamp with time zone") => "timestamp with time zone",
             Some(_) | None => "timestamp",
         },
-        has_index: serves(sessions, names).await?.1,
+        // None can be made concurrently on a partitioned table: `doctor` says what to do.
+        has_index: indexes.serve || !indexes.partitions.is_empty(),
     })
 }
 
@@ -249,16 +256,49 @@ fn check_values(table: &str, status: &Column, names: &Names) -> Result<(), Misfi
     Ok(())
 }
 
+/// Words fit into enums and texts, as [`check_values`] has seen. Of another type, each must be a value.
+async fn check_casts(
+    sessions: &Sessions,
+    table: &str,
+    status: &Column,
+    names: &Names,
+) -> Result<(), StoreError> {
+    let is_text = matches!(
+        status.sql_type.as_str(),
+        "text" | "character varying" | "bpchar"
+    );
+    if is_text || !status.labels.is_empty() {
+        return Ok(());
+    }
+    let sql_type = &status.sql_type;
+    let values = names.statuses.all();
+    let values = values.map(|value| format!("{}::{sql_type}", pg_literal(value)));
+    let mut session = sessions.begin().await?;
+    let query = session.query(AssertSqlSafe(format!("SELECT {}", values.join(", "))));
+    match query.execute(&mut *session).await.map_err(StoreError::from) {
+        Err(StoreError::Refused(_)) => Err(Misfit::Type {
+            table: table.to_owned(),
+            column: names.columns.status.quoted(),
+            sql_type: sql_type.clone(),
+            wanted: "one that has the values of --status-values",
+        }
+        .into()),
+        Err(error) => Err(error),
+        Ok(_) => session.keep().await,
+    }
+}
+
 /// Before anything is asked: what a role may not do would otherwise show at the first transition.
 fn check_privileges(
     table: &str,
-    read: [&Column; 2],
+    read: &[&Column],
     written: &[(&Identifier, &Column)],
     access: Access,
 ) -> Result<(), Misfit> {
     let role = &read[0].role;
     let may_read = read
-        .into_iter()
+        .iter()
+        .copied()
         .chain(written.iter().map(|(_, column)| *column))
         .all(|c| c.may_select);
     let may_write = access == Access::ReadOnly || written.iter().all(|(_, c)| c.may_update);

@@ -5,12 +5,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Row};
 
-use super::index::serves;
+use super::index::{Indexes, drop_left_behind, indexes};
 use super::{PostgresStore, Sessions, seconds};
 use crate::exit::Exit;
 use crate::finding::Finding;
-use crate::store::adopt::Dialect;
-use crate::store::checkup::{self, CLOCKS_APART};
+use crate::store::adopt::{Dialect, make_index};
+use crate::store::checkup::{self, CLOCKS_APART, counted, found};
+use crate::store::table::literal;
 use crate::store::{Names, StoreError};
 
 impl Sessions {
@@ -50,22 +51,18 @@ impl Sessions {
 }
 
 impl PostgresStore {
-    pub(in crate::store) async fn checkup(
-        &self,
-        names: &Names,
-    ) -> Result<Vec<Finding>, StoreError> {
-        let mut findings = Vec::new();
+    pub(in crate::store) async fn checkup(&self, names: &Names, findings: &mut Vec<Finding>) {
         if self.own_tables {
-            findings.push(self.own_privileges().await?);
+            findings.push(found("privileges", self.own_privileges().await));
         }
-        findings.push(self.row_security().await?);
-        findings.push(self.obstacles(names).await?);
-        findings.push(self.index(names).await?);
-        findings.push(self.backlog().await?);
+        findings.push(checkup::update(self.explain_update().await));
+        findings.push(found("row security", self.row_security().await));
+        findings.push(found("obstacles", self.obstacles(names).await));
+        findings.push(found("index", self.index(names).await));
+        findings.push(counted("backlog", self.backlog().await));
         if self.own_tables {
-            findings.push(self.second_poller().await?);
+            findings.push(counted("second poller", self.second_poller().await));
         }
-        Ok(findings)
     }
 
     async fn own_privileges(&self) -> Result<Finding, StoreError> {
@@ -126,26 +123,29 @@ impl PostgresStore {
             UNION ALL
             SELECT 'constraint ' || quote_ident(conname), pg_get_constraintdef(oid)
             FROM pg_constraint c
-            WHERE conrelid = to_regclass($1) AND contype = 'c'
+            WHERE conrelid = to_regclass($1)
               AND EXISTS (SELECT FROM pg_attribute a
                           WHERE a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
-                            AND a.attname = ANY ($2))
+                            AND (c.contype = 'c' AND a.attname = ANY ($2)
+                                 OR c.contype = 'f' AND a.attname = $3))
+            UNION ALL
+            SELECT format('constraint %I of type %s', conname, format_type(a.atttypid, -1)),
+                   pg_get_constraintdef(c.oid)
+            FROM pg_constraint c JOIN pg_attribute a ON a.atttypid = c.contypid
+            WHERE a.attrelid = to_regclass($1) AND a.attname = ANY ($2) AND c.contype = 'c'
             ORDER BY name";
         let columns = &names.columns;
         let written = [&columns.status, &columns.preview_url, &columns.completed_at];
         let written: Vec<&str> = written.iter().map(|name| name.as_str()).collect();
         let mut session = self.sessions.begin().await?;
         let query = session.query(OBSTACLES).bind(&self.table).bind(written);
+        let query = query.bind(columns.status.as_str());
         let rows = query.fetch_all(&mut *session).await?;
         session.keep().await?;
         let mut obstacles = Vec::new();
         for row in rows {
             let definition: String = row.try_get("definition")?;
-            // SQLAlchemy's enums without a type of their own list their values in a constraint.
-            let lists_ours = [&names.statuses.completed, &names.statuses.failed]
-                .iter()
-                .all(|value| definition.contains(&format!("'{value}'")));
-            if !lists_ours {
+            if !allows(&definition, &self.status, names) {
                 obstacles.push(row.try_get::<String, _>("name")?);
             }
         }
@@ -164,8 +164,28 @@ impl PostgresStore {
     }
 
     async fn index(&self, names: &Names) -> Result<Finding, StoreError> {
-        let (rows, serves) = serves(&self.sessions, names).await?;
-        Ok(checkup::index(rows, serves, Dialect::Postgres, names))
+        let Indexes {
+            rows,
+            serve,
+            partitions,
+        } = indexes(&self.sessions, names).await?;
+        let (c, processing) = (&names.columns, literal(&names.statuses.processing));
+        let advice = match partitions.is_empty() {
+            true => make_index(Dialect::Postgres, names),
+            false => partitions
+                .iter()
+                .map(|partition| {
+                    let (id, status) = (c.id.quoted(), c.status.quoted());
+                    format!(
+                        "CREATE INDEX CONCURRENTLY ON {partition} ({id}) WHERE {status} = {processing};"
+                    )
+                })
+                .collect::<Vec<_>>()
+                .join(" "),
+        };
+        let drop = drop_left_behind(&self.sessions, names).await?;
+        let advice = drop.map_or(advice.clone(), |drop| format!("{drop}; {advice}"));
+        Ok(checkup::index(rows, serve, advice))
     }
 
     async fn backlog(&self) -> Result<Finding, StoreError> {
@@ -218,5 +238,63 @@ impl PostgresStore {
         }
         session.keep().await?;
         Ok(checkup::second_poller(strangers))
+    }
+}
+
+/// Whether a constraint lists what the status may be, and lists what voice-sync writes, as that of
+/// SQLAlchemy's enums without a type of their own. PostgreSQL prints an `IN` as `= ANY`.
+fn allows(definition: &str, status: &str, names: &Names) -> bool {
+    let Some((column, list)) = definition.split_once(" = ANY (") else {
+        return false;
+    };
+    let column = column.trim_start_matches("CHECK ").trim_start_matches('(');
+    let column = column.trim_end_matches("::text").trim_end_matches(')');
+    let is_status = [status, status.trim_matches('"'), "VALUE"].contains(&column);
+    let is_whole = [" AND ", " OR "].iter().all(|word| !list.contains(word));
+    is_status && is_whole && checkup::lists_ours(list, names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{ColumnNames, StatusValues, TableName};
+
+    #[test]
+    fn only_a_list_of_values_is_excused() {
+        let names = Names {
+            table: TableName::parse("voices").expect("a name"),
+            columns: ColumnNames::parse("").expect("names"),
+            statuses: StatusValues::parse("").expect("values"),
+        };
+        let list =
+            "ANY ((ARRAY['completed'::character varying, 'failed'::character varying])::text[])";
+        for (definition, is_allowed) in [
+            (format!("CHECK (((status)::text = {list}))"), true),
+            (format!("CHECK (((VALUE)::text = {list}))"), true),
+            (
+                "CHECK ((status = ANY (ARRAY['completed'::text, 'failed'::text])))".to_owned(),
+                true,
+            ),
+            (
+                "CHECK ((status = ANY (ARRAY['completed'::text])))".to_owned(),
+                false,
+            ),
+            (format!("CHECK (((status)::text <> {list}))"), false),
+            (format!("CHECK (((name)::text = {list}))"), false),
+            (
+                format!("CHECK (((status)::text = {list} AND (preview_url IS NOT NULL)))"),
+                false,
+            ),
+            (
+                "CHECK ((status = 'completed'::text) OR (status = 'failed'::text))".to_owned(),
+                false,
+            ),
+        ] {
+            assert_eq!(
+                allows(&definition, "\"status\"", &names),
+                is_allowed,
+                "{definition}"
+            );
+        }
     }
 }

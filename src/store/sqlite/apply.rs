@@ -62,44 +62,8 @@ impl SqliteStore {
                 },
             )
             .collect();
-        let Self {
-            table,
-            id,
-            user_id,
-            provider_id,
-            status,
-            preview_url,
-            completed_at,
-            processing,
-            completed,
-            failed,
-            ..
-        } = self;
-        let preview = preview_url.iter().map(|column| {
-            format!(
-                ", {column} = CASE WHEN a.completes THEN COALESCE(a.preview, v.{column}) ELSE v.{column} END"
-            )
-        });
-        // SQLAlchemy writes six digits of a second; SQLite's clock has three.
-        let moment = completed_at.iter().map(|column| {
-            format!(
-                ", {column} = CASE WHEN a.completes THEN strftime('%Y-%m-%d %H:%M:%f000', 'now')
-                                   ELSE v.{column} END"
-            )
-        });
-        let others: String = preview.chain(moment).collect();
-        let sql = format!(
-            "UPDATE {table} AS v
-             SET {status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END {others}
-             FROM (SELECT value ->> 'row' AS row_id, value ->> 'provider_id' AS provider_id,
-                          value ->> 'completes' AS completes, value ->> 'preview' AS preview
-                   FROM json_each($1)) a
-             WHERE v.{id} = a.row_id AND v.{status} = {processing}
-               AND v.{provider_id} = a.provider_id
-             RETURNING CAST({id} AS TEXT) AS row_id, {user_id} AS user_id"
-        );
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let rows = sqlx::query(AssertSqlSafe(sql))
+        let rows = sqlx::query(AssertSqlSafe(self.update()))
             .bind(json!(answers).to_string())
             .fetch_all(&mut *transaction)
             .await?;
@@ -188,6 +152,56 @@ impl SqliteStore {
         transaction.commit().await?;
         applied.moved = users.into_keys().collect();
         Ok(applied)
+    }
+
+    /// Has SQLite compile the update of a bulk, which it refuses to do where it would refuse the
+    /// update itself, whatever the rows.
+    pub(super) async fn explain_update(&self) -> Result<(), StoreError> {
+        sqlx::query(AssertSqlSafe(format!("EXPLAIN {}", self.update())))
+            .bind("[]")
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// The one statement that writes to the application's table; `$1` are the answers.
+    fn update(&self) -> String {
+        let Self {
+            table,
+            id,
+            user_id,
+            provider_id,
+            status,
+            preview_url,
+            completed_at,
+            processing,
+            completed,
+            failed,
+            ..
+        } = self;
+        let preview = preview_url.iter().map(|column| {
+            format!(
+                ", {column} = CASE WHEN a.completes THEN COALESCE(a.preview, v.{column}) ELSE v.{column} END"
+            )
+        });
+        // SQLAlchemy writes six digits of a second; SQLite's clock has three.
+        let moment = completed_at.iter().map(|column| {
+            format!(
+                ", {column} = CASE WHEN a.completes THEN strftime('%Y-%m-%d %H:%M:%f000', 'now')
+                                   ELSE v.{column} END"
+            )
+        });
+        let others: String = preview.chain(moment).collect();
+        format!(
+            "UPDATE {table} AS v
+             SET {status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END {others}
+             FROM (SELECT value ->> 'row' AS row_id, value ->> 'provider_id' AS provider_id,
+                          value ->> 'completes' AS completes, value ->> 'preview' AS preview
+                   FROM json_each($1)) a
+             WHERE v.{id} = a.row_id AND v.{status} = {processing}
+               AND v.{provider_id} = a.provider_id
+             RETURNING CAST({id} AS TEXT) AS row_id, {user_id} AS user_id"
+        )
     }
 
     pub(in crate::store) async fn note(

@@ -144,6 +144,24 @@ fn check_names(
     need: Need,
     columns: &[Column],
 ) -> Result<(), Misfit> {
+    let all = [
+        &names.id,
+        &names.user_id,
+        &names.elevenlabs_voice_id,
+        &names.status,
+        &names.preview_url,
+        &names.created_at,
+        &names.completed_at,
+    ];
+    for (at, name) in all.iter().enumerate() {
+        let same = |other: &&Identifier| other.as_str().eq_ignore_ascii_case(name.as_str());
+        if all[..at].iter().any(|other| same(other)) {
+            return Err(Misfit::Shared {
+                table: table.to_owned(),
+                column: name.quoted(),
+            });
+        }
+    }
     let there: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
     absent(table, names, need, &there, str::eq_ignore_ascii_case)
 }

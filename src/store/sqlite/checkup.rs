@@ -4,8 +4,9 @@ use sqlx::{AssertSqlSafe, Row, SqlitePool};
 
 use super::{NOW, SqliteStore, elapsed};
 use crate::finding::Finding;
-use crate::store::adopt::Dialect;
-use crate::store::checkup::{self, SMALL_TABLE};
+use crate::store::adopt::{Dialect, make_index};
+use crate::store::checkup::{self, SMALL_TABLE, counted, found};
+use crate::store::table::{Identifier, literal};
 use crate::store::{Names, StoreError};
 
 /// Which SQLite it is, and how it keeps readers and writers apart.
@@ -16,8 +17,13 @@ pub(in crate::store) async fn checkup(pool: &SqlitePool) -> Result<Finding, Stor
     let journal: String = sqlx::query_scalar("PRAGMA journal_mode")
         .fetch_one(pool)
         .await?;
-    // As the first write of a pass would find out.
-    pool.begin_with("BEGIN IMMEDIATE").await?.rollback().await?;
+    // As the first write of a pass would find out: SQLite grants the lock on a file that it cannot
+    // write to.
+    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+    sqlx::query("CREATE TABLE voice_sync_doctor (trial)")
+        .execute(&mut *transaction)
+        .await?;
+    transaction.rollback().await?;
     let says = format!("SQLite {version}, journal mode {journal}");
     Ok(match journal == "wal" {
         true => Finding::fine("database", says),
@@ -30,19 +36,14 @@ pub(in crate::store) async fn checkup(pool: &SqlitePool) -> Result<Finding, Stor
 }
 
 impl SqliteStore {
-    pub(in crate::store) async fn checkup(
-        &self,
-        names: &Names,
-    ) -> Result<Vec<Finding>, StoreError> {
-        let mut findings = vec![
-            self.obstacles(names).await?,
-            self.index(names).await?,
-            self.backlog().await?,
-        ];
+    pub(in crate::store) async fn checkup(&self, names: &Names, findings: &mut Vec<Finding>) {
+        findings.push(checkup::update(self.explain_update().await));
+        findings.push(found("obstacles", self.obstacles(names).await));
+        findings.push(found("index", self.index(names).await));
+        findings.push(counted("backlog", self.backlog().await));
         if self.own_tables {
-            findings.push(self.second_poller().await?);
+            findings.push(counted("second poller", self.second_poller().await));
         }
-        Ok(findings)
     }
 
     async fn obstacles(&self, names: &Names) -> Result<Finding, StoreError> {
@@ -53,11 +54,23 @@ impl SqliteStore {
             .bind(names.table.parts().1)
             .fetch_all(&self.pool)
             .await?;
-        Ok(match triggers.is_empty() {
-            true => Finding::fine("obstacles", "no trigger is in the way"),
+        const TABLE: &str =
+            "SELECT sql FROM sqlite_schema WHERE type = 'table' AND lower(name) = lower($1)";
+        let table: Option<String> = sqlx::query_scalar(TABLE)
+            .bind(names.table.parts().1)
+            .fetch_optional(&self.pool)
+            .await?;
+        let checks = checks(&table.unwrap_or_default())
+            .into_iter()
+            .filter(|check| !allows(check, names))
+            .map(|check| format!("CHECK {check}"));
+        let triggers = triggers.into_iter().map(|name| format!("trigger {name}"));
+        let obstacles: Vec<String> = triggers.chain(checks).collect();
+        Ok(match obstacles.is_empty() {
+            true => Finding::fine("obstacles", "no trigger or constraint is in the way"),
             false => Finding::doubtful(
                 "obstacles",
-                format!("triggers {} may refuse an update", triggers.join(", ")),
+                format!("{} may refuse an update", obstacles.join(", ")),
                 "see that they let others than the application write status, preview and completion",
             ),
         })
@@ -73,8 +86,7 @@ impl SqliteStore {
         Ok(checkup::index(
             rows.unsigned_abs(),
             serves,
-            Dialect::Sqlite,
-            names,
+            make_index(Dialect::Sqlite, names),
         ))
     }
 
@@ -132,17 +144,73 @@ impl SqliteStore {
 
 /// Whether an index leads to the voices in processing.
 pub(super) async fn serves(pool: &SqlitePool, names: &Names) -> Result<bool, StoreError> {
-    // The condition of a partial index is only known as it was written: with quotes or without.
-    const SERVES: &str = "
-        SELECT EXISTS (SELECT 1 FROM pragma_index_list($1) l, pragma_index_info(l.name) i
-                       WHERE i.seqno = 0 AND lower(i.name) = lower($2))
-            OR EXISTS (SELECT 1 FROM (SELECT lower(substr(sql, instr(lower(sql), ' where '))) AS clause
-                                      FROM sqlite_schema
-                                      WHERE type = 'index' AND lower(tbl_name) = lower($1))
-                       WHERE instr(clause, lower($2)) > 0 OR instr(clause, lower($3)) > 0)";
-    let serves = sqlx::query_scalar(SERVES)
+    const INDEXES: &str = "
+        SELECT i.name AS first, l.partial AS is_partial, s.sql AS statement
+        FROM pragma_index_list($1) l, pragma_index_info(l.name) i
+        LEFT JOIN sqlite_schema s ON s.type = 'index' AND s.name = l.name
+        WHERE i.seqno = 0";
+    let rows = sqlx::query(INDEXES)
         .bind(names.table.parts().1)
-        .bind(names.columns.status.as_str())
-        .bind(names.columns.status.quoted());
-    Ok(serves.fetch_one(pool).await?)
+        .fetch_all(pool)
+        .await?;
+    for row in rows {
+        let (first, statement): (Option<String>, Option<String>) =
+            (row.try_get("first")?, row.try_get("statement")?);
+        let serves = match row.try_get("is_partial")? {
+            true => statement.is_some_and(|statement| is_of_processing(&statement, names)),
+            false => {
+                first.is_some_and(|first| first.eq_ignore_ascii_case(names.columns.status.as_str()))
+            }
+        };
+        if serves {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a partial index has the voices in processing and no others. Its condition is only known
+/// as it was written.
+fn is_of_processing(statement: &str, names: &Names) -> bool {
+    let words: Vec<&str> = statement.split_whitespace().collect();
+    let statement = words.join(" ");
+    let Some(at) = statement.to_ascii_lowercase().rfind(" where ") else {
+        return false;
+    };
+    let condition = statement[at + " where ".len()..].trim_matches([' ', '(', ')', ';']);
+    let Some((column, value)) = condition.split_once('=') else {
+        return false;
+    };
+    let column = column.trim_matches([' ', '"', '`', '[', ']']);
+    let value = value.trim_start_matches('=').trim();
+    column.eq_ignore_ascii_case(names.columns.status.as_str())
+        && value == literal(&names.statuses.processing)
+}
+
+/// The conditions of a table, each with its parentheses.
+fn checks(statement: &str) -> Vec<String> {
+    let parts = statement.to_ascii_uppercase();
+    parts
+        .match_indices("CHECK")
+        .filter_map(|(at, word)| {
+            let rest = statement[at + word.len()..].trim_start();
+            let mut depth = 0;
+            let end = rest.find(|c: char| {
+                depth += i32::from(c == '(') - i32::from(c == ')');
+                depth == 0
+            })?;
+            rest.starts_with('(').then(|| rest[..=end].to_owned())
+        })
+        .collect()
+}
+
+/// Whether a condition is none of what voice-sync writes, or a list that has it.
+fn allows(check: &str, names: &Names) -> bool {
+    let c = &names.columns;
+    let mentions = |name: &Identifier| {
+        let name = name.as_str().to_ascii_lowercase();
+        check.to_ascii_lowercase().contains(&name)
+    };
+    let others = mentions(&c.preview_url) || mentions(&c.completed_at);
+    !others && (!mentions(&c.status) || checkup::lists_ours(&check, names))
 }
