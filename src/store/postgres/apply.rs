@@ -187,7 +187,7 @@ impl PostgresStore {
             .bind([true; 0])
             .bind(nothing)
             .bind(nothing)
-            .bind([Uuid::nil(); 0])
+            .bind(Vec::<Uuid>::new())
             .fetch_all(&mut *session)
             .await?;
         session.keep().await

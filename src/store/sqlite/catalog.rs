@@ -155,7 +155,7 @@ fn check_names(
     ];
     for (at, name) in all.iter().enumerate() {
         let same = |other: &&Identifier| other.as_str().eq_ignore_ascii_case(name.as_str());
-        if all[..at].iter().any(|other| same(other)) {
+        if all[..at].iter().any(same) {
             return Err(Misfit::Shared {
                 table: table.to_owned(),
                 column: name.quoted(),

@@ -212,5 +212,5 @@ fn allows(check: &str, names: &Names) -> bool {
         check.to_ascii_lowercase().contains(&name)
     };
     let others = mentions(&c.preview_url) || mentions(&c.completed_at);
-    !others && (!mentions(&c.status) || checkup::lists_ours(&check, names))
+    !others && (!mentions(&c.status) || checkup::lists_ours(check, names))
 }
