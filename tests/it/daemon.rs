@@ -140,11 +140,14 @@ async fn many_that_are_due_are_all_asked_about() {
         .run()
         .await;
     ended.expect_code(0);
-    assert_eq!(
-        (ended.count("due"), ended.count("processing")),
-        (10_200, 10_200)
+    // On a slow machine, the first ones may be due again before it is done.
+    assert!(ended.count("due") >= 10_200);
+    assert_eq!(ended.count("requests"), ended.count("due") / 100);
+    let asked = format!(
+        "SELECT count(*) FROM {} WHERE last_asked IS NOT NULL",
+        app.own("voices")
     );
-    assert_eq!(ended.count("requests"), 102);
+    assert_eq!(app.number(&asked).await, 10_200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

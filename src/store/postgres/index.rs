@@ -31,13 +31,14 @@ pub(super) async fn indexes(sessions: &Sessions, names: &Names) -> Result<Indexe
                        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = $2
                        WHERE i.indrelid = t.oid AND i.indisvalid
                          AND CASE WHEN i.indpred IS NULL THEN i.indkey[0] = a.attnum
-                             ELSE pg_get_expr(i.indpred, i.indrelid) IN (
-                                 format('(%I = %L::%s)', a.attname, $3::text, format_type(a.atttypid, -1)),
-                                 format('((%I)::text = %L::text)', a.attname, $3::text),
-                                 format('((%I)::text = (%L::character varying)::text)', a.attname, $3::text),
+                             -- A setting decides whether E stands before a text with backslashes.
+                             ELSE replace(pg_get_expr(i.indpred, i.indrelid), ' E''', ' ''') IN (
+                                 format('(%I = %s::%s)', a.attname, given.text, format_type(a.atttypid, -1)),
+                                 format('((%I)::text = %s::text)', a.attname, given.text),
+                                 format('((%I)::text = (%s::character varying)::text)', a.attname, given.text),
                                  format('(%I = %s)', a.attname, $3::text))
                              END) AS serves
-        FROM pg_class c
+        FROM (SELECT ltrim(quote_literal($3::text), 'E') AS text) given, pg_class c
         JOIN pg_class t ON t.oid = c.oid AND c.relkind <> 'p'
              OR c.relkind = 'p' AND t.relkind = 'r'
                 AND t.oid IN (SELECT relid FROM pg_partition_tree(c.oid) WHERE isleaf)

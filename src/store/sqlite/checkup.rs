@@ -172,8 +172,16 @@ pub(super) async fn serves(pool: &SqlitePool, names: &Names) -> Result<bool, Sto
 /// Whether a partial index has the voices in processing and no others. Its condition is only known
 /// as it was written.
 fn is_of_processing(statement: &str, names: &Names) -> bool {
-    let words: Vec<&str> = statement.split_whitespace().collect();
-    let statement = words.join(" ");
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let statement = one_line(statement.trim_end_matches([';', ' ', '\n']));
+    let ours = format!(
+        " WHERE {} = {}",
+        names.columns.status.quoted(),
+        literal(&names.statuses.processing)
+    );
+    if statement.ends_with(&one_line(&ours)) {
+        return true;
+    }
     let Some(at) = statement.to_ascii_lowercase().rfind(" where ") else {
         return false;
     };
