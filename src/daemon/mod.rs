@@ -82,7 +82,13 @@ pub async fn run(
             }
             Tick::Passed(report) => {
                 watch.passed(report);
-                (report.exit_code, reason(&report.obstacles), Duration::ZERO)
+                // Where some voices were answered, those that were not, or a bus that is away, must
+                // not keep the others waiting.
+                let is_in_part = report.exit_code == Exit::Temporary && report.counts.looked_up > 0;
+                match is_in_part {
+                    true => (Exit::Success, String::new(), FIRST_PAUSE),
+                    false => (report.exit_code, reason(&report.obstacles), Duration::ZERO),
+                }
             }
         };
         let pause = match exit {

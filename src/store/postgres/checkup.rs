@@ -11,7 +11,7 @@ use crate::exit::Exit;
 use crate::finding::Finding;
 use crate::store::adopt::{Dialect, make_index};
 use crate::store::checkup::{self, CLOCKS_APART, counted, found};
-use crate::store::table::literal;
+use crate::store::table::pg_literal;
 use crate::store::{Names, StoreError};
 
 impl Sessions {
@@ -169,7 +169,7 @@ impl PostgresStore {
             serve,
             partitions,
         } = indexes(&self.sessions, names).await?;
-        let (c, processing) = (&names.columns, literal(&names.statuses.processing));
+        let (c, processing) = (&names.columns, pg_literal(&names.statuses.processing));
         let advice = match partitions.is_empty() {
             true => make_index(Dialect::Postgres, names),
             false => partitions
