@@ -1,6 +1,6 @@
 //! The daemon: `sync-once`, and sleep until more is due.
 //!
-//! A [`tick`] asks about what is due, if anything is, and says what came of it; the loop only opens
+//! A [`tick()`] asks about what is due, if anything is, and says what came of it; the loop only opens
 //! the database, sleeps and starts over. Nothing that voice-sync depends on ends it by being away.
 
 mod health;
