@@ -37,10 +37,9 @@ const LONGEST_FAREWELL: Duration = Duration::from_secs(25);
 fn address(text: &str) -> Result<SocketAddr, String> {
     let port = text.strip_prefix(':').unwrap_or(text).parse::<u16>();
     let local = port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    let wrong = |_| "give a port, such as 9090, or an address and a port, such as 0.0.0.0:9090";
-    local
-        .or_else(|_| text.parse())
-        .map_err(|error| wrong(error).to_owned())
+    local.or_else(|_| text.parse()).map_err(|_| {
+        "give a port, such as 9090, or an address and a port, such as 0.0.0.0:9090".to_owned()
+    })
 }
 
 fn interval(text: &str) -> Result<Duration, String> {

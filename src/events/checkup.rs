@@ -66,7 +66,7 @@ impl Relay {
             .query_async(connection)
             .await
             .ok()?;
-        for event_type in [EventType::VoiceCreated, EventType::VoiceUpdated] {
+        for event_type in EventType::ALL {
             let mut ask = redis::cmd("ACL");
             ask.arg("DRYRUN").arg(&who);
             let key = self.key(event_type);
@@ -84,7 +84,7 @@ impl Relay {
 
     async fn streams(&self, connection: &mut MultiplexedConnection) -> Finding {
         let mut others = Vec::new();
-        for event_type in [EventType::VoiceCreated, EventType::VoiceUpdated] {
+        for event_type in EventType::ALL {
             let key = self.key(event_type);
             let kind: Result<String, _> =
                 redis::cmd("TYPE").arg(&key).query_async(connection).await;

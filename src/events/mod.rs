@@ -30,6 +30,9 @@ pub enum EventType {
 }
 
 impl EventType {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::VoiceCreated, Self::VoiceUpdated];
+
     /// The name on the bus.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -40,7 +43,7 @@ impl EventType {
 
     /// Reads a stored name.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::VoiceCreated, Self::VoiceUpdated]
+        Self::ALL
             .into_iter()
             .find(|event_type| event_type.as_str() == text)
     }

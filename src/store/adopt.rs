@@ -11,7 +11,7 @@ use backon::{ConstantBuilder, Retryable};
 use sqlx::{AssertSqlSafe, Executor};
 use tracing::info;
 
-use super::table::{ColumnNames, Names, TableName, literal, pg_literal};
+use super::table::{ColumnNames, Names, TableName, literal, pg_literal, quoted};
 use super::{Database, StoreError, postgres, sqlite};
 
 /// How long one attempt waits for the table.
@@ -301,8 +301,13 @@ pub(super) fn make_index(dialect: Dialect, names: &Names) -> String {
         ),
         (Dialect::Sqlite, None) => format!("INDEX IF NOT EXISTS {name} ON {}", quoted(table)),
     };
+    format!("CREATE {target} {};", of_processing(dialect, names))
+}
+
+/// What such an index holds.
+pub(super) fn of_processing(dialect: Dialect, names: &Names) -> String {
     format!(
-        "CREATE {target} ({}) WHERE {} = {};",
+        "({}) WHERE {} = {}",
         names.columns.id.quoted(),
         names.columns.status.quoted(),
         quote(dialect, &names.statuses.processing),
@@ -316,10 +321,6 @@ pub(super) fn index_name(table: &str) -> String {
         room -= 1;
     }
     format!("ix_{}_processing", &table[..room])
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 #[cfg(test)]

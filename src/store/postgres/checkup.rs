@@ -9,9 +9,8 @@ use super::index::{Indexes, drop_left_behind, indexes};
 use super::{PostgresStore, Sessions, seconds};
 use crate::exit::Exit;
 use crate::finding::Finding;
-use crate::store::adopt::{Dialect, make_index};
+use crate::store::adopt::{Dialect, make_index, of_processing};
 use crate::store::checkup::{self, CLOCKS_APART, counted, found};
-use crate::store::table::pg_literal;
 use crate::store::{Names, StoreError};
 
 impl Sessions {
@@ -169,22 +168,23 @@ impl PostgresStore {
             serve,
             partitions,
         } = indexes(&self.sessions, names).await?;
-        let (c, processing) = (&names.columns, pg_literal(&names.statuses.processing));
+        let on_each = || {
+            let held = of_processing(Dialect::Postgres, names);
+            let statement = |partition| format!("CREATE INDEX CONCURRENTLY ON {partition} {held};");
+            partitions
+                .iter()
+                .map(statement)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
         let advice = match partitions.is_empty() {
             true => make_index(Dialect::Postgres, names),
-            false => partitions
-                .iter()
-                .map(|partition| {
-                    let (id, status) = (c.id.quoted(), c.status.quoted());
-                    format!(
-                        "CREATE INDEX CONCURRENTLY ON {partition} ({id}) WHERE {status} = {processing};"
-                    )
-                })
-                .collect::<Vec<_>>()
-                .join(" "),
+            false => on_each(),
         };
-        let drop = drop_left_behind(&self.sessions, names).await?;
-        let advice = drop.map_or(advice.clone(), |drop| format!("{drop}; {advice}"));
+        let advice = match drop_left_behind(&self.sessions, names).await? {
+            Some(drop) => format!("{drop}; {advice}"),
+            None => advice,
+        };
         Ok(checkup::index(rows, serve, advice))
     }
 
