@@ -119,10 +119,11 @@ impl Database {
         };
         let patience = ConstantBuilder::new()
             .with_delay(PAUSE)
-            .with_max_times(ATTEMPTS);
+            .with_max_times(ATTEMPTS)
+            .with_jitter();
         step.retry(patience)
             .when(|error| error.is_passing() || is_done_already(error))
-            .notify(|error, _| info!(%error, "the table is in use; trying again in a second"))
+            .notify(|error, _| info!(%error, "the table is in use; trying again shortly"))
             .await
     }
 

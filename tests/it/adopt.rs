@@ -1,5 +1,7 @@
 //! Tables from before `status`, `preview_url` and `completed_at`: as they are, and adopted.
 
+use std::io::{BufRead, BufReader};
+
 use serde_json::{Value, json};
 use sqlx::Connection;
 
@@ -349,6 +351,49 @@ async fn several_may_adopt_at_the_same_time() {
             "{variant:?}"
         );
     }
+}
+
+/// One of two that make the index loses its connection, and leaves half an index behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_goes_on_where_another_was_interrupted() {
+    let app = app(Variant::B, ", status varchar(20) DEFAULT 'processing'").await;
+    adopt(&app).run().await.expect_code(0);
+    app.execute("DROP INDEX ix_voices_processing").await;
+    let Pool::Postgres(pool) = &app.pool else {
+        unreachable!("it is a PostgreSQL");
+    };
+    let mut connection = pool.acquire().await.expect("connects");
+    let mut writer = connection.begin().await.expect("begins");
+    sqlx::query("UPDATE voices SET status = 'processing'")
+        .execute(&mut *writer)
+        .await
+        .expect("writes");
+    let first = adopt(&app).start();
+    let making = "SELECT count(*) FROM pg_stat_progress_create_index
+                  WHERE datname = current_database() AND phase = 'waiting for writers before build'";
+    while app.number(making).await != 1 {
+        tokio::task::yield_now().await;
+    }
+    let mut second = adopt(&app).env("RUST_LOG", "info").start();
+    let stderr = BufReader::new(second.stderr.take().expect("it is a pipe"));
+    let waits = tokio::task::spawn_blocking(move || {
+        let mut lines = stderr.lines().map_while(Result::ok);
+        (
+            lines.any(|line| line.contains("another process is making an index")),
+            lines,
+        )
+    });
+    let (waits, _rest) = waits.await.expect("joins");
+    assert!(waits);
+    app.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_progress_create_index
+         WHERE datname = current_database()",
+    )
+    .await;
+    writer.commit().await.expect("commits");
+    end(first).await.expect_code(0);
+    end(second).await.expect_code(0);
+    assert_eq!(adopt(&app).run().await.report()["adoption"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

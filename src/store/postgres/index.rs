@@ -1,11 +1,17 @@
 //! The index that serves the voices in processing.
 
+use std::time::Duration;
+
 use sqlx::{AssertSqlSafe, Executor, Row};
+use tracing::info;
 
 use super::Sessions;
 use crate::store::StoreError;
 use crate::store::adopt::index_name;
 use crate::store::table::Names;
+
+/// Between two looks at whether another process has made the index.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// The tables that rows are in, and how they lead to those in processing.
 pub(super) struct Indexes {
@@ -80,7 +86,7 @@ pub(super) async fn drop_left_behind(
         FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
         WHERE i.indrelid = to_regclass($1) AND c.relname = $2 AND NOT i.indisvalid
           AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p
-                          WHERE p.index_relid = i.indexrelid)";
+                          WHERE p.relid = i.indrelid)";
     let mut session = sessions.begin().await?;
     let left_behind = session
         .query(LEFT_BEHIND)
@@ -99,9 +105,15 @@ pub(in crate::store) async fn make_index(
     names: &Names,
     statement: &str,
 ) -> Result<(), StoreError> {
+    // Two that make one at the same time wait for each other until PostgreSQL ends one of them.
+    while is_being_made(sessions, names).await? {
+        info!("another process is making an index on the table; looking again in a second");
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
     let removal = drop_left_behind(sessions, names).await?;
-    // None of these may stand in a transaction. Behind a pooler, a setting would stay with the session.
-    let mut connection = sessions.acquire().await?;
+    // None of these may stand in a transaction. Behind a pooler, a setting would stay with the session;
+    // without one, it stays with a connection that nobody else gets.
+    let mut connection = sessions.acquire().await?.detach();
     let unhurried = (!sessions.is_pooled())
         .then_some("SELECT set_config('statement_timeout', '0', FALSE), set_config('lock_timeout', '0', FALSE)");
     for sql in unhurried
@@ -113,13 +125,48 @@ pub(in crate::store) async fn make_index(
             .execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned())))
             .await?;
     }
-    // It has settings that others should not find.
-    drop(connection.detach());
-    match indexes(sessions, names).await?.serve {
-        true => Ok(()),
-        false => Err(StoreError::Config(format!(
-            "an index with the name {:?} is there, and does not lead to the voices in processing; rename it",
-            index_name(names.table.parts().1)
+    drop(connection);
+    if indexes(sessions, names).await?.serve {
+        return Ok(());
+    }
+    let name = index_name(names.table.parts().1);
+    match is_whole(sessions, names, &name).await? {
+        true => Err(StoreError::Config(format!(
+            "an index with the name {name:?} is there, and does not lead to the voices in processing; rename it"
+        ))),
+        false => Err(StoreError::Contended(format!(
+            "the index {name:?} is not whole: another process was making it at the same time"
         ))),
     }
+}
+
+/// Whether anybody is making an index on the table.
+async fn is_being_made(sessions: &Sessions, names: &Names) -> Result<bool, StoreError> {
+    const BEING_MADE: &str = "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index \
+                              WHERE datname = current_database() AND relid = to_regclass($1))";
+    let mut session = sessions.begin().await?;
+    let being_made = session
+        .query(BEING_MADE)
+        .bind(names.table.quoted())
+        .fetch_one(&mut *session)
+        .await?;
+    session.keep().await?;
+    Ok(being_made.try_get(0)?)
+}
+
+/// Whether the table has an index of this name that was made to its end.
+async fn is_whole(sessions: &Sessions, names: &Names, index: &str) -> Result<bool, StoreError> {
+    const IS_WHOLE: &str = "SELECT EXISTS (SELECT FROM pg_index i \
+                            JOIN pg_class t ON t.oid = to_regclass($1) \
+                            JOIN pg_class c ON c.oid = i.indexrelid \
+                            WHERE c.relname = $2 AND c.relnamespace = t.relnamespace AND i.indisvalid)";
+    let mut session = sessions.begin().await?;
+    let whole = session
+        .query(IS_WHOLE)
+        .bind(names.table.quoted())
+        .bind(index)
+        .fetch_one(&mut *session)
+        .await?;
+    session.keep().await?;
+    Ok(whole.try_get(0)?)
 }
