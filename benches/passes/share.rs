@@ -1,0 +1,120 @@
+//! What the database itself takes for completing voices: by hand, and by voice-sync's operations.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use sqlx::{Connection, Row};
+use uuid::Uuid;
+use voice_sync::store::{
+    Access, ColumnNames, Database, DatabaseUrl, Names, Record, Selection, StatusValues, Store,
+    TableName, Target, Transition,
+};
+
+use crate::site::Site;
+
+/// Voices of one batch.
+const BATCH: u32 = 100;
+
+fn preview(provider_id: &str) -> String {
+    format!(
+        "https://storage.googleapis.com/eleven-public-prod/database/user/sim/voices/{provider_id}/preview.mp3"
+    )
+}
+
+/// One statement that completes all voices and records their events: the answers come in as arrays,
+/// as they would from a provider, and nothing else is kept.
+pub(crate) async fn by_hand(site: &Site) -> anyhow::Result<Duration> {
+    const OUTBOX: &str = "
+        CREATE TABLE by_hand (
+            id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, event_id uuid NOT NULL,
+            event_type text NOT NULL, voice_id text NOT NULL, user_id text,
+            occurred_at timestamptz NOT NULL DEFAULT now())";
+    const COMPLETE: &str = "
+        WITH moved AS (
+            UPDATE voices v
+            SET status = 'completed', preview_url = a.preview_url,
+                completed_at = now() AT TIME ZONE 'UTC'
+            FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS a (id, preview_url, event_id)
+            WHERE v.id = a.id AND v.status = 'processing'
+            RETURNING v.id::text AS voice_id, v.user_id::text AS user_id, a.event_id
+        )
+        INSERT INTO by_hand (event_id, event_type, voice_id, user_id)
+        SELECT event_id, 'voice.created', voice_id, user_id FROM moved";
+    let mut connection = site.postgres()?.acquire().await?;
+    sqlx::raw_sql(OUTBOX).execute(&mut *connection).await?;
+    let rows = sqlx::query("SELECT id, elevenlabs_voice_id FROM voices ORDER BY id")
+        .fetch_all(&mut *connection)
+        .await?;
+    let (mut ids, mut previews, mut events) = (Vec::new(), Vec::new(), Vec::new());
+    for row in rows {
+        ids.push(row.try_get::<Uuid, _>(0)?);
+        previews.push(preview(row.try_get(1)?));
+        events.push(Uuid::new_v4());
+    }
+    let began = Instant::now();
+    let mut transaction = connection.begin().await?;
+    sqlx::query(COMPLETE)
+        .bind(ids)
+        .bind(previews)
+        .bind(events)
+        .execute(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    Ok(began.elapsed())
+}
+
+/// The same rows and events by what a pass does: claim, apply, and mark as published, a batch after
+/// the other.
+pub(crate) async fn by_operations(site: &Site) -> anyhow::Result<[Duration; 3]> {
+    let url = DatabaseUrl::parse(&site.database_url)?;
+    let database = Database::connect(&url, Access::ReadWrite).await?;
+    let names = Names {
+        table: TableName::parse("voices")?,
+        columns: ColumnNames::parse("")?,
+        statuses: StatusValues::parse("")?,
+    };
+    let store = Store::open(database, &names, true, Access::ReadWrite).await?;
+    let run_id = Uuid::new_v4();
+    let (mut claiming, mut applying, mut marking) = Default::default();
+    let mut after = None;
+    loop {
+        let all = Selection::Range {
+            after: after.take(),
+            up_to: None,
+            except: Vec::new(),
+        };
+        let page = timed(&mut claiming, store.claim(run_id, &all, BATCH)).await?;
+        let transitions: Vec<_> = page
+            .voices
+            .iter()
+            .map(|voice| {
+                let provider_id = voice.checked_id().context("a provider id")?;
+                Ok(Transition {
+                    row: voice.row.clone(),
+                    target: Target::Completed {
+                        preview_url: Some(preview(provider_id.as_str())),
+                    },
+                    provider_id,
+                })
+            })
+            .collect::<anyhow::Result<_>>()?;
+        let applied = timed(
+            &mut applying,
+            store.apply(run_id, &transitions, Record::ForMe),
+        )
+        .await?;
+        let ids: Vec<_> = applied.events.iter().map(|event| event.id).collect();
+        timed(&mut marking, store.mark_published(&ids)).await?;
+        after = page.last;
+        if after.is_none() {
+            return Ok([claiming, applying, marking]);
+        }
+    }
+}
+
+async fn timed<T>(spent: &mut Duration, work: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let done = work.await;
+    *spent += began.elapsed();
+    done
+}

@@ -1,0 +1,195 @@
+//! An application's database with voices in processing, as large as a figure needs it.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
+use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
+use tempfile::TempDir;
+use uuid::Uuid;
+use voice_sync_simulator::{Options, Simulator};
+
+/// Which database the application uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Engine {
+    Postgres,
+    Sqlite,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Postgres => "PostgreSQL",
+            Self::Sqlite => "SQLite",
+        })
+    }
+}
+
+enum Pool {
+    Postgres { pool: PgPool, name: String },
+    Sqlite { pool: SqlitePool, _file: TempDir },
+}
+
+/// A provider, and an application with voices in processing.
+pub(crate) struct Site {
+    pub(crate) provider: Simulator,
+    /// As the application has it in its environment.
+    pub(crate) database_url: String,
+    /// A prefix of event streams that no other site has.
+    pub(crate) streams: String,
+    pool: Pool,
+    voices: u64,
+}
+
+const POSTGRES_TABLE: &str = "
+    CREATE TYPE voicestatus AS ENUM ('processing', 'completed', 'failed');
+    CREATE TABLE voices (
+        id uuid PRIMARY KEY,
+        user_id uuid NOT NULL,
+        elevenlabs_voice_id varchar(100) NOT NULL UNIQUE,
+        name varchar(200) NOT NULL,
+        preview_url varchar(1024),
+        status voicestatus NOT NULL DEFAULT 'processing',
+        created_at timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'UTC'),
+        completed_at timestamp
+    );";
+const POSTGRES_ROWS: &str = "
+    INSERT INTO voices (id, user_id, elevenlabs_voice_id, name)
+    SELECT gen_random_uuid(), gen_random_uuid(), 'sim-ready-' || n, 'Voice ' || n
+    FROM generate_series(1, $1) n";
+
+const SQLITE_TABLE: &str = "
+    CREATE TABLE voices (
+        id CHAR(32) NOT NULL PRIMARY KEY,
+        user_id CHAR(32) NOT NULL,
+        elevenlabs_voice_id VARCHAR(100) NOT NULL UNIQUE,
+        name VARCHAR(200) NOT NULL,
+        preview_url VARCHAR(1024),
+        status VARCHAR(10) NOT NULL DEFAULT 'processing',
+        created_at DATETIME NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f000', 'now')),
+        completed_at DATETIME
+    );";
+const SQLITE_ROWS: &str = "
+    WITH RECURSIVE numbers (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM numbers WHERE n < $1)
+    INSERT INTO voices (id, user_id, elevenlabs_voice_id, name)
+    SELECT lower(hex(randomblob(16))), lower(hex(randomblob(16))), 'sim-ready-' || n, 'Voice ' || n
+    FROM numbers";
+/// On both.
+const INDEX: &str = "CREATE INDEX ix_voices_status ON voices (status)";
+
+impl Site {
+    /// So many voices are in processing, each of them ready.
+    pub(crate) async fn new(
+        engine: Engine,
+        voices: u64,
+        latency: Duration,
+    ) -> anyhow::Result<Self> {
+        let options = Options {
+            latency,
+            record_requests: false,
+            ..Options::default()
+        };
+        let provider = Simulator::start(([127, 0, 0, 1], 0).into(), options).await?;
+        let voices = i64::try_from(voices)?;
+        let (pool, database_url) = match engine {
+            Engine::Postgres => postgres(voices).await?,
+            Engine::Sqlite => sqlite(voices).await?,
+        };
+        Ok(Self {
+            provider,
+            database_url,
+            streams: format!("bench:{}:", Uuid::new_v4().simple()),
+            pool,
+            voices: voices.unsigned_abs(),
+        })
+    }
+
+    /// On PostgreSQL, its table.
+    pub(crate) fn postgres(&self) -> anyhow::Result<&PgPool> {
+        match &self.pool {
+            Pool::Postgres { pool, .. } => Ok(pool),
+            Pool::Sqlite { .. } => anyhow::bail!("it is an SQLite"),
+        }
+    }
+
+    /// Fails where not each voice was completed: a figure of less work is none.
+    pub(crate) async fn expect_all_completed(&self) -> anyhow::Result<()> {
+        const LEFT: &str =
+            "SELECT count(*) FROM voices WHERE status <> 'completed' OR preview_url IS NULL";
+        let left: i64 = match &self.pool {
+            Pool::Postgres { pool, .. } => sqlx::query_scalar(LEFT).fetch_one(pool).await?,
+            Pool::Sqlite { pool, .. } => sqlx::query_scalar(LEFT).fetch_one(pool).await?,
+        };
+        ensure!(left == 0, "{left} of {} voices were left", self.voices);
+        Ok(())
+    }
+
+    /// Gives back what it took.
+    pub(crate) async fn close(self) -> anyhow::Result<()> {
+        self.provider.stop().await;
+        match self.pool {
+            Pool::Sqlite { pool, .. } => pool.close().await,
+            Pool::Postgres { pool, name } => {
+                pool.close().await;
+                let admin = PgPool::connect(&server()?).await?;
+                let drop = format!("DROP DATABASE {name} WITH (FORCE)");
+                sqlx::query(AssertSqlSafe(drop)).execute(&admin).await?;
+                admin.close().await;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn server() -> anyhow::Result<String> {
+    std::env::var("VOICE_SYNC_TEST_DATABASE_URL")
+        .context("there is no PostgreSQL; run: scripts/bench passes")
+}
+
+async fn postgres(voices: i64) -> anyhow::Result<(Pool, String)> {
+    let server = server()?;
+    let name = format!("voice_sync_bench_{}", Uuid::new_v4().simple());
+    let admin = PgPool::connect(&server).await?;
+    sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}")))
+        .execute(&admin)
+        .await?;
+    admin.close().await;
+    let (base, _) = server.rsplit_once('/').context("a URL with a database")?;
+    let url = format!("{base}/{name}");
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .connect(&url)
+        .await?;
+    sqlx::raw_sql(POSTGRES_TABLE).execute(&pool).await?;
+    sqlx::query(POSTGRES_ROWS)
+        .bind(voices)
+        .execute(&pool)
+        .await?;
+    sqlx::query(INDEX).execute(&pool).await?;
+    // As the server itself does in time.
+    sqlx::query("VACUUM ANALYZE voices").execute(&pool).await?;
+    Ok((Pool::Postgres { pool, name }, url))
+}
+
+async fn sqlite(voices: i64) -> anyhow::Result<(Pool, String)> {
+    let file = TempDir::new()?;
+    let path = file.path().join("app.db");
+    let options = SqliteConnectOptions::new()
+        .filename(&path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal);
+    let pool = SqlitePoolOptions::new()
+        .max_connections(1)
+        .connect_with(options)
+        .await?;
+    sqlx::query(SQLITE_TABLE).execute(&pool).await?;
+    sqlx::query(SQLITE_ROWS).bind(voices).execute(&pool).await?;
+    sqlx::query(INDEX).execute(&pool).await?;
+    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+        .execute(&pool)
+        .await?;
+    let url = format!("sqlite:///{}", path.display());
+    Ok((Pool::Sqlite { pool, _file: file }, url))
+}
