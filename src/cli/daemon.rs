@@ -112,13 +112,8 @@ impl Daemon {
             }
         };
         let ended = tokio::select! {
-            ended = working => ended,
-            // Nobody would see any more how it is.
-            ended = served => Err(Failed {
-                exit: Exit::Io,
-                message: anyhow!("nothing is served any more on --listen: {ended:?}"),
-            }),
-            () = supervisor.watchdog(&watch) => Ok(()),
+            // In this order, as an idle daemon ends as soon as it is told to.
+            biased;
             () = stopping => Err(Failed {
                 exit: Exit::Temporary,
                 message: anyhow!(
@@ -126,6 +121,13 @@ impl Daemon {
                      others go on", LONGEST_FAREWELL.as_secs()
                 ),
             }),
+            ended = working => ended,
+            // Nobody would see any more how it is.
+            ended = served => Err(Failed {
+                exit: Exit::Io,
+                message: anyhow!("nothing is served any more on --listen: {ended:?}"),
+            }),
+            () = supervisor.watchdog(&watch) => Ok(()),
         };
         // A client that keeps its connection open is not waited for.
         stopped.cancel();
