@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use self::contender::{Contender, Lookup, migrate};
+use self::contender::{Contender, Lookup, Usage, migrate};
 use self::site::{Engine, Site};
 
 /// Runs of which the middle one is shown, where a run is short.
@@ -41,6 +41,21 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One pass over a site of its own.
+async fn pass(
+    contender: Contender,
+    engine: Engine,
+    voices: u64,
+    latency: Duration,
+) -> anyhow::Result<Usage> {
+    let site = Site::new(engine, voices, latency).await?;
+    migrate(&site).await?;
+    let usage = contender.run(&site, CONCURRENCY).await?;
+    site.expect_all_completed().await?;
+    site.close().await?;
+    Ok(usage)
+}
+
 /// A thousand voices, by each contender.
 async fn whole() -> anyhow::Result<()> {
     const VOICES: u64 = 1000;
@@ -58,11 +73,7 @@ async fn whole() -> anyhow::Result<()> {
     for (engine, contender) in contenders {
         let mut runs = Vec::new();
         for _ in 0..RUNS {
-            let site = Site::new(engine, VOICES, LATENCY).await?;
-            migrate(&site).await?;
-            runs.push(contender.run(&site, CONCURRENCY).await?);
-            site.expect_all_completed().await?;
-            site.close().await?;
+            runs.push(pass(contender, engine, VOICES, LATENCY).await?);
         }
         runs.sort_by_key(|run| run.wall);
         let middle = runs[RUNS / 2];
@@ -73,10 +84,7 @@ async fn whole() -> anyhow::Result<()> {
             middle.cpu.as_secs_f64(),
         );
     }
-    let sequential = Site::new(Engine::Postgres, VOICES, LATENCY).await?;
-    let run = Contender::Sequential.run(&sequential, CONCURRENCY).await?;
-    sequential.expect_all_completed().await?;
-    sequential.close().await?;
+    let run = pass(Contender::Sequential, Engine::Postgres, VOICES, LATENCY).await?;
     let (wall, cpu) = (run.wall.as_secs_f64(), run.cpu.as_secs_f64());
     println!("PostgreSQL  one after the other, once          {wall:>6.3} s   CPU {cpu:>6.3} s");
     Ok(())
@@ -113,11 +121,7 @@ async fn database_share() -> anyhow::Result<()> {
         Contender::VoiceSync(Lookup::Batch),
         Contender::Asyncio(Lookup::Batch),
     ] {
-        let site = Site::new(Engine::Postgres, MANY, Duration::ZERO).await?;
-        migrate(&site).await?;
-        let run = contender.run(&site, CONCURRENCY).await?;
-        site.expect_all_completed().await?;
-        site.close().await?;
+        let run = pass(contender, Engine::Postgres, MANY, Duration::ZERO).await?;
         println!(
             "{:<33} {:>6.2} s   {:.2} times, latency 0, the whole process (CPU {:.2} s)",
             contender.to_string(),
