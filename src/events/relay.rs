@@ -62,20 +62,36 @@ impl Relay {
         Uuid::new_v5(&NAMESPACE, name.as_bytes())
     }
 
-    /// Publishes events, at most [`BATCH`] of them, in their order and in one round trip.
+    /// Publishes events in their order, a [`BATCH`] in a round trip.
     ///
     /// An event counts as published when Redis has answered for it. After an error the connection
     /// is dropped, and the next call makes a new one.
     pub async fn publish(&self, events: &[OutboxEvent]) -> Result<(), NotPublished> {
-        failpoint::visit("relay.publish.before").await;
         let mut slot = self.connection.lock().await;
-        let mut connection = match slot.take() {
+        let mut published = Vec::with_capacity(events.len());
+        for batch in events.chunks(BATCH) {
+            if let Err(reason) = self.publish_batch(&mut slot, batch, &mut published).await {
+                *slot = None;
+                return Err(NotPublished { published, reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the ids of those that got out to `published`; says why the others did not.
+    async fn publish_batch(
+        &self,
+        slot: &mut Option<MultiplexedConnection>,
+        events: &[OutboxEvent],
+        published: &mut Vec<i64>,
+    ) -> Result<(), String> {
+        failpoint::visit("relay.publish.before").await;
+        let connection = match slot {
             Some(connection) => connection,
-            None => self
-                .server
-                .connect()
-                .await
-                .map_err(|error| self.none(&error))?,
+            None => {
+                let made = self.server.connect().await;
+                slot.insert(made.map_err(|error| self.server.at(&error))?)
+            }
         };
         let mut pipeline = Pipeline::with_capacity(events.len());
         pipeline.ignore_errors();
@@ -83,12 +99,11 @@ impl Relay {
             self.add(&mut pipeline, event);
         }
         let answers: Vec<Result<Value, RedisError>> = pipeline
-            .query_async(&mut connection)
+            .query_async(connection)
             .await
-            .map_err(|error| self.none(&error))?;
-
+            .map_err(|error| self.server.at(&error))?;
         failpoint::visit("relay.publish.after").await;
-        let mut published = Vec::with_capacity(events.len());
+        let answered = answers.len();
         let mut refused = None;
         for (event, answer) in events.iter().zip(answers) {
             match answer {
@@ -97,18 +112,9 @@ impl Relay {
             }
         }
         match refused {
-            None if published.len() == events.len() => {
-                *slot = Some(connection);
-                Ok(())
-            }
-            None => Err(NotPublished {
-                published,
-                reason: "Redis answered fewer commands than were sent".to_owned(),
-            }),
-            Some(error) => Err(NotPublished {
-                published,
-                reason: self.server.at(&error),
-            }),
+            None if answered == events.len() => Ok(()),
+            None => Err("Redis answered fewer commands than were sent".to_owned()),
+            Some(error) => Err(self.server.at(&error)),
         }
     }
 
@@ -148,12 +154,5 @@ impl Relay {
                 .arg(name),
             Kind::PubSub => pipeline.cmd("PUBLISH").arg(key).arg(event.body()),
         };
-    }
-
-    fn none(&self, error: &RedisError) -> NotPublished {
-        NotPublished {
-            published: Vec::new(),
-            reason: self.server.at(error),
-        }
     }
 }

@@ -71,7 +71,7 @@ impl Pass<'_> {
         progress: &Progress,
         ending: &mut Ending,
     ) -> Result<(), StoreError> {
-        let cursor = progress.cursor.lock().await;
+        let cursor = &progress.claims.lock().await.cursor;
         let (rest, resume_after) = cursor.rest();
         ending.resume_after = progress.tally().resume_after(resume_after);
         if progress.tally().halt.is_none() {

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 
 use chrono::{DateTime, Utc};
 
-use crate::store::{Page, Selection};
+use crate::store::{Claimed, Page, Selection};
 use crate::voice::RowId;
 
 /// Names looked for in one statement.
@@ -27,8 +27,8 @@ pub(super) struct Cursor {
     hints: Vec<String>,
     /// Voices that may still be claimed.
     left: Option<u64>,
-    /// Pages claimed.
-    pages: u64,
+    /// Voices claimed.
+    claimed: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,13 +58,23 @@ enum Way {
     Over,
 }
 
-/// Where in the walk over the table a page was claimed.
+/// Where in the walk over the table some voices were claimed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
-    /// The page's place among all pages.
+    /// How many voices were claimed before them.
     pub(super) number: u64,
-    /// The last row before it.
+    /// The last row before them.
     pub(super) preceded_by: Option<RowId>,
+}
+
+impl Place {
+    /// The place of what follows these voices on their page.
+    pub(super) fn behind(&self, voices: &[Claimed]) -> Self {
+        Self {
+            number: self.number + voices.len() as u64,
+            preceded_by: voices.last().map(|voice| voice.row.clone()),
+        }
+    }
 }
 
 impl Cursor {
@@ -92,7 +102,7 @@ impl Cursor {
             way,
             hints: Vec::new(),
             left: limit,
-            pages: 0,
+            claimed: 0,
         }
     }
 
@@ -168,14 +178,14 @@ impl Cursor {
     /// Goes on behind a page that was claimed by this selection. Returns the page's place, if it was
     /// one of the table.
     pub(super) fn advance(&mut self, selection: &Selection, page: &Page) -> Option<Place> {
-        self.pages += 1;
         let place = match &self.way {
             Way::ToTheEnd { after, .. } | Way::ToTheStart { after, .. } => Some(Place {
-                number: self.pages,
+                number: self.claimed,
                 preceded_by: after.clone(),
             }),
             Way::Hinted { .. } | Way::Named(_) | Way::Due { .. } | Way::Over => None,
         };
+        self.claimed += page.voices.len() as u64;
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(page.voices.len() as u64 + page.leased_elsewhere);
         }
@@ -258,7 +268,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::Claimed;
 
     /// A table whose rows are these numbers, claimed as a store would.
     fn claim(rows: &[u32], selection: &Selection, limit: u32) -> Page {

@@ -1,8 +1,10 @@
 //! One pass over the voices in processing: claim → look up → judge → apply → relay.
 //!
-//! A batch of voices goes through the five steps as one; a few more batches than requests are
-//! allowed are under way at once, so that the provider is kept busy while others claim and apply.
-//! No transaction is open and no row is locked while the provider is asked.
+//! Two kinds of workers share them. Askers claim, look up and judge a batch after the other; there are
+//! a few more of them than requests are allowed, so that the provider is kept busy while others claim.
+//! Writers apply and relay what is judged. Both do in one statement whatever waits to be done: the busier
+//! the database, the fewer statements it gets. No transaction is open and no row is locked while the
+//! provider is asked.
 
 mod closing;
 mod cursor;
@@ -17,6 +19,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use futures_util::future::{join, join_all};
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -24,7 +27,7 @@ use uuid::Uuid;
 
 use self::cursor::{Cursor, Place};
 pub(crate) use self::pace::LONGEST_HOLD;
-use self::progress::Progress;
+use self::progress::{Claims, Progress};
 use crate::events::OutboxEvent;
 use crate::events::queue::Queue;
 use crate::events::relay::Relay;
@@ -41,8 +44,12 @@ use crate::store::{
 use crate::verdict::{Rules, Verdict, judge, storable};
 use crate::voice::{RowId, Voice};
 
-/// Batches under way beyond those that are being asked about.
-const SPARE_BATCHES: usize = 2;
+/// Askers beyond the requests that are allowed at once.
+const SPARE_ASKERS: usize = 2;
+/// While one publishes, another one applies.
+const WRITERS: usize = 2;
+/// Batches that one statement claims or applies at the most.
+const BATCHES_AT_ONCE: usize = 10;
 /// Part of the lease that is kept for writing the answers down.
 const LEASE_RESERVE: Duration = Duration::from_secs(10);
 
@@ -121,10 +128,11 @@ struct Batch {
 }
 
 /// What judging a batch came to.
-#[derive(Default)]
 struct Judged {
     transitions: Vec<Transition>,
     notes: Vec<Note>,
+    /// As of the batch.
+    claimed_at: Instant,
 }
 
 impl Pass<'_> {
@@ -189,37 +197,93 @@ impl Pass<'_> {
         chosen.map(|voice| voice.row.clone()).collect()
     }
 
+    /// The five steps, for all batches.
     async fn all_batches(&self, progress: &Progress) -> Result<(), StoreError> {
-        let at_once = self.provider.concurrency() + SPARE_BATCHES;
+        let askers = self.askers();
+        let (judged, to_write) = mpsc::channel(askers);
+        let to_write = Mutex::new(to_write);
         let done = CancellationToken::new();
-        let batches = async {
-            let outcomes = join_all((0..at_once).map(|_| self.batches(progress))).await;
+        let asking = join_all((0..askers).map(|_| self.ask(progress, judged.clone())));
+        drop(judged);
+        let writing = async {
+            let outcomes = join_all((0..WRITERS).map(|_| self.write(progress, &to_write))).await;
+            to_write.lock().await.close();
             done.cancel();
-            outcomes.into_iter().collect()
+            outcomes
         };
-        let (outcome, in_touch): (Result<(), _>, _) =
-            join(batches, self.keep_in_touch(progress, &done)).await;
-        outcome.and(in_touch)
+        let ((asked, written), in_touch) =
+            join(join(asking, writing), self.keep_in_touch(progress, &done)).await;
+        asked.into_iter().chain(written).chain([in_touch]).collect()
     }
 
-    /// The five steps, for one batch after the other until there are no more.
-    async fn batches(&self, progress: &Progress) -> Result<(), StoreError> {
+    /// Claims, looks up and judges one batch after the other until there are no more.
+    async fn ask(
+        &self,
+        progress: &Progress,
+        judged: mpsc::Sender<Judged>,
+    ) -> Result<(), StoreError> {
         while let Some(batch) = self.claim(progress).await? {
             let lookups = self.look_up(progress, &batch).await;
-            let judged = self.judge(progress, &batch, lookups);
-            let events = self.apply(progress, &batch, judged).await?;
+            // Nobody takes it where all writers failed, which they have said.
+            let answers = self.judge(progress, &batch, lookups);
+            if judged.send(answers).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies and relays what is judged, as much as waits, until nothing more will be.
+    async fn write(
+        &self,
+        progress: &Progress,
+        judged: &Mutex<mpsc::Receiver<Judged>>,
+    ) -> Result<(), StoreError> {
+        // What the database refuses to one writer, it would refuse to the other one in its turn.
+        while !self.has_no_database(progress) {
+            let mut batches = Vec::new();
+            let waiting = judged
+                .lock()
+                .await
+                .recv_many(&mut batches, BATCHES_AT_ONCE)
+                .await;
+            if waiting == 0 {
+                break;
+            }
+            let events = self.apply(progress, batches).await;
+            let events = events.inspect_err(|error| progress.database_failed(error))?;
             self.relay(progress, events).await?;
             (self.observe)(&progress.tally().counts);
         }
         Ok(())
     }
 
-    /// Leases the next voices; `None` where there are no more, or the pass has to stop.
+    fn askers(&self) -> usize {
+        self.provider.concurrency() + SPARE_ASKERS
+    }
+
+    /// Leases the next voices, those of other askers that wait included; `None` where there are no
+    /// more, or the pass has to stop.
     async fn claim(&self, progress: &Progress) -> Result<Option<Batch>, StoreError> {
-        let mut cursor = progress.cursor.lock().await;
+        progress.hungry.fetch_add(1, Ordering::Relaxed);
+        let mut claims = progress.claims.lock().await;
+        let claimed = self.claim_next(progress, &mut claims).await;
+        progress.hungry.fetch_sub(1, Ordering::Relaxed);
+        claimed
+    }
+
+    async fn claim_next(
+        &self,
+        progress: &Progress,
+        claims: &mut Claims,
+    ) -> Result<Option<Batch>, StoreError> {
         loop {
+            if let Some(batch) = claims.ready.pop_front() {
+                return Ok(Some(batch));
+            }
             let size = self.batch_size(progress);
-            let next = cursor.next(size);
+            let hungry = progress.hungry.load(Ordering::Relaxed);
+            let next = claims.cursor.next(size * hungry.clamp(1, BATCHES_AT_ONCE));
             if let Some(halt) = self.reason_to_halt(progress)
                 && (next.is_some() || halt.is_about_the_key())
             {
@@ -234,19 +298,15 @@ impl Pass<'_> {
                 true => self.store.peek(&selection, limit).await,
                 false => self.store.claim(progress.run_id, &selection, limit).await,
             };
-            // A database that fails here would fail the other batches in their turn, each after
+            // A database that fails here would fail the other askers in their turn, each after
             // its own patience.
             let page = page.inspect_err(|error| progress.database_failed(error))?;
-            let place = cursor.advance(&selection, &page);
+            let place = claims.cursor.advance(&selection, &page);
             progress.tally().claimed(&page);
             self.meters.reclaimed.inc_by(page.reclaimed);
-            if !page.voices.is_empty() {
-                return Ok(Some(Batch {
-                    place,
-                    voices: page.voices,
-                    claimed_at,
-                }));
-            }
+            claims
+                .ready
+                .extend(cut(page.voices, size, place, claimed_at));
         }
     }
 
@@ -306,7 +366,11 @@ impl Pass<'_> {
     /// Says what each answer means for its row.
     fn judge(&self, progress: &Progress, batch: &Batch, lookups: Lookups) -> Judged {
         let held = batch.claimed_at.elapsed();
-        let mut judged = Judged::default();
+        let mut judged = Judged {
+            transitions: Vec::with_capacity(batch.voices.len()),
+            notes: Vec::new(),
+            claimed_at: batch.claimed_at,
+        };
         let (mut answered, mut missing) = (0, 0);
         // Where nothing was found, it is our requests that are wrong, or the provider, and no voice.
         let found_any = progress.tally().fuse.found_any()
@@ -386,26 +450,26 @@ impl Pass<'_> {
         }
     }
 
-    /// Makes the transitions happen, with their events, and notes the rest.
+    /// Makes the transitions of some batches happen, with their events, and notes the rest.
     async fn apply(
         &self,
         progress: &Progress,
-        batch: &Batch,
-        judged: Judged,
+        batches: Vec<Judged>,
     ) -> Result<Vec<OutboxEvent>, StoreError> {
-        let Judged {
-            transitions,
-            mut notes,
-        } = judged;
-        if batch.claimed_at.elapsed() >= LEASE {
+        let (mut transitions, mut notes) = (Vec::new(), Vec::new());
+        for judged in batches {
+            if judged.claimed_at.elapsed() < LEASE {
+                transitions.extend(judged.transitions);
+                notes.extend(judged.notes);
+                continue;
+            }
             // By now another process may have asked about the same voices.
-            let voices = batch.voices.len();
+            let voices = judged.transitions.len() + judged.notes.len();
             self.meters.stale.inc_by(voices as u64);
             warn!(
                 voices,
                 "held for longer than their lease; the answers are dropped"
             );
-            return Ok(Vec::new());
         }
         let mut events = Vec::new();
         if self.scope.dry_run {
@@ -496,6 +560,26 @@ impl Pass<'_> {
             None => Ok(()),
         }
     }
+}
+
+/// A page in batches of one size, but for the last one.
+fn cut(
+    mut voices: Vec<Claimed>,
+    size: usize,
+    mut place: Option<Place>,
+    claimed_at: Instant,
+) -> Vec<Batch> {
+    let mut batches = Vec::with_capacity(voices.len().div_ceil(size));
+    while !voices.is_empty() {
+        let rest = voices.split_off(size.min(voices.len()));
+        let next = place.as_ref().map(|place| place.behind(&voices));
+        batches.push(Batch {
+            place: std::mem::replace(&mut place, next),
+            voices: std::mem::replace(&mut voices, rest),
+            claimed_at,
+        });
+    }
+    batches
 }
 
 fn note(row: RowId, seen: Seen, age: Duration) -> Note {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::Pass;
 use super::progress::Progress;
-use super::{Pass, SPARE_BATCHES};
 use crate::missing::Fuse;
 use crate::provider::lookup::{BATCH, Strategy};
 use crate::report::Halt;
@@ -41,7 +41,7 @@ impl Pass<'_> {
         // Who may not ask leaves the jobs to others.
         if progress.tally().halt.is_none() {
             let hints = self.hints(progress).await;
-            progress.cursor.lock().await.begin_with(hints);
+            progress.claims.lock().await.cursor.begin_with(hints);
         }
         self.all_batches(progress).await
     }
@@ -67,7 +67,7 @@ impl Pass<'_> {
         self.stop.is_cancelled() || progress.deadline.is_some_and(over)
     }
 
-    /// Voices to claim at once: as many as a list request carries, but no more than can be asked
+    /// Voices of a batch: as many as a list request carries, but no more than can be asked
     /// about within their lease where many take a request of their own.
     pub(super) fn batch_size(&self, progress: &Progress) -> usize {
         let singly = self.strategy == Strategy::Single || self.provider.has_no_list();
@@ -76,7 +76,7 @@ impl Pass<'_> {
             false => progress.tally().singles_a_voice(),
         };
         let at_once = self.provider.concurrency();
-        let in_flight = at_once + SPARE_BATCHES;
+        let in_flight = self.askers();
         let latency = self.provider.latency().as_secs_f64().max(0.001);
         let in_time = ASKING_TIME.as_secs_f64() / latency * at_once as f64 / in_flight as f64;
         ((in_time / requests_a_voice.max(0.001)) as usize).clamp(1, BATCH)

@@ -1,7 +1,7 @@
 //! What a pass has seen and done so far, shared by the batches that are under way.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicBool;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
@@ -26,7 +26,9 @@ pub(super) struct Progress {
     /// Requests and repetitions of earlier passes.
     pub(super) requests_before: (u64, u64),
     pub(super) deadline: Option<Instant>,
-    pub(super) cursor: tokio::sync::Mutex<Cursor>,
+    pub(super) claims: tokio::sync::Mutex<Claims>,
+    /// Askers without a batch.
+    pub(super) hungry: AtomicUsize,
     /// Kinds of voices that an earlier pass found the list to leave out.
     pub(super) unlisted: HashSet<String>,
     pub(super) bus_is_down: AtomicBool,
@@ -34,6 +36,13 @@ pub(super) struct Progress {
     pub(super) bus_failures: tokio::sync::Mutex<Option<u32>>,
     pub(super) queue_is_down: AtomicBool,
     tally: Mutex<Tally>,
+}
+
+/// What has been claimed, and what has not.
+pub(super) struct Claims {
+    pub(super) cursor: Cursor,
+    /// Batches of the last page.
+    pub(super) ready: VecDeque<Batch>,
 }
 
 #[derive(Default)]
@@ -66,7 +75,11 @@ impl Progress {
             started,
             requests_before,
             deadline,
-            cursor: tokio::sync::Mutex::new(cursor),
+            claims: tokio::sync::Mutex::new(Claims {
+                cursor,
+                ready: VecDeque::new(),
+            }),
+            hungry: AtomicUsize::new(0),
             unlisted,
             bus_is_down: AtomicBool::new(false),
             bus_failures: tokio::sync::Mutex::default(),

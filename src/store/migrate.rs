@@ -107,12 +107,19 @@ impl Database {
     async fn applied(&self) -> Result<Option<i64>, StoreError> {
         match self {
             Self::Postgres(sessions) => {
-                let applied = applied_postgres(&mut *sessions.begin().await?).await;
-                match applied {
-                    Err(error) if postgres::lacks_privilege(&error) => Err(sessions
-                        .may_not_use("voice_sync", "SELECT, INSERT, UPDATE, DELETE")
-                        .await?),
-                    applied => Ok(applied?),
+                let mut session = sessions.begin().await?;
+                match applied_postgres(&mut session).await {
+                    Err(error) if postgres::lacks_privilege(&error) => {
+                        drop(session);
+                        Err(sessions
+                            .may_not_use("voice_sync", "SELECT, INSERT, UPDATE, DELETE")
+                            .await?)
+                    }
+                    Err(error) => Err(error.into()),
+                    Ok(applied) => {
+                        session.keep().await?;
+                        Ok(applied)
+                    }
                 }
             }
             Self::Sqlite(pool) => applied_sqlite(&mut *pool.acquire().await?).await,

@@ -8,6 +8,8 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions};
@@ -16,7 +18,8 @@ use sqlx::{
     ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Row, SqlSafeStr,
     Transaction,
 };
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
 
 use crate::store::{ACQUIRE_TIMEOUT, StoreError};
 
@@ -27,6 +30,9 @@ const POOL_SIZE: u32 = 4;
 /// themselves: a session that has it is the server's own.
 const MARK: (&str, &str) = ("voice_sync.straight", "on");
 
+/// So long, connections go from one operation to the next without the pool, which closes old ones.
+const AT_HAND: Duration = Duration::from_secs(60);
+
 /// A pool of connections, made when they are needed.
 pub struct Sessions {
     pool: PgPool,
@@ -34,12 +40,29 @@ pub struct Sessions {
     pooler: bool,
     /// Connections to be tested before they are used. Where one was cut, the others may be as well.
     doubtful: AtomicU32,
+    /// One for each connection that straight sessions may use at once.
+    places: Arc<Semaphore>,
+    at_hand: Arc<Mutex<AtHand>>,
+}
+
+/// Connections that straight sessions kept. The pool would take a round trip to have one back, and make
+/// another one for who comes meanwhile.
+struct AtHand {
+    since: Instant,
+    connections: Vec<PoolConnection<Postgres>>,
 }
 
 /// What an operation runs its statements in.
 pub(in crate::store) enum Session {
-    Straight(PoolConnection<Postgres>),
+    Straight(Straight),
     Pooled(Transaction<'static, Postgres>),
+}
+
+/// A connection to the server itself, and its place among those in use.
+pub(in crate::store) struct Straight {
+    connection: PoolConnection<Postgres>,
+    at_hand: Arc<Mutex<AtHand>>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Sessions {
@@ -52,24 +75,27 @@ impl Sessions {
             .disable_statement_logging()
             .extra_float_digits(None);
         let straight = pool(options.clone().options([MARK]));
-        match is_straight(&straight, &options).await {
-            Ok(true) => {
-                return Ok(Self::new(straight, false));
-            }
-            Ok(false) => straight.close().await,
+        match first_straight(&straight, &options).await {
+            Ok(Some(connection)) => return Ok(Self::new(straight, false, vec![connection])),
+            Ok(None) => straight.close().await,
             Err(error) if refuses_settings(&error) => {}
             Err(error) => return Err(error.into()),
         }
         let pooled = pool(options.clone());
         first(&pooled, &options).await?;
-        Ok(Self::new(pooled, true))
+        Ok(Self::new(pooled, true, Vec::new()))
     }
 
-    fn new(pool: PgPool, pooler: bool) -> Self {
+    fn new(pool: PgPool, pooler: bool, connections: Vec<PoolConnection<Postgres>>) -> Self {
         Self {
             pool,
             pooler,
             doubtful: AtomicU32::new(0),
+            places: Arc::new(Semaphore::new(POOL_SIZE as usize)),
+            at_hand: Arc::new(Mutex::new(AtHand {
+                since: Instant::now(),
+                connections,
+            })),
         }
     }
 
@@ -106,7 +132,11 @@ impl Sessions {
     /// A connection, for a statement that a transaction may not have around it.
     pub(super) async fn acquire(&self) -> Result<PoolConnection<Postgres>, StoreError> {
         loop {
-            let mut connection = self.pool.acquire().await?;
+            let at_hand = AtHand::take(&self.at_hand);
+            let mut connection = match at_hand {
+                Some(connection) => connection,
+                None => self.pool.acquire().await?,
+            };
             let doubtful = self.doubtful.load(Ordering::Relaxed);
             if doubtful == 0 {
                 return Ok(connection);
@@ -123,7 +153,17 @@ impl Sessions {
     /// A session for one operation. What is not [kept](Session::keep) is undone behind a pooler.
     pub(in crate::store) async fn begin(&self) -> Result<Session, StoreError> {
         Ok(match self.pooler {
-            false => Session::Straight(self.acquire().await?),
+            false => {
+                let place = Arc::clone(&self.places).acquire_owned();
+                let place = timeout(ACQUIRE_TIMEOUT, place).await;
+                Session::Straight(Straight {
+                    _place: place
+                        .map_err(|_elapsed| sqlx::Error::PoolTimedOut)?
+                        .map_err(|_closed| sqlx::Error::PoolClosed)?,
+                    connection: self.acquire().await?,
+                    at_hand: Arc::clone(&self.at_hand),
+                })
+            }
             true => Session::Pooled(self.transaction().await?),
         })
     }
@@ -145,12 +185,35 @@ impl Session {
         sqlx::query(sql).persistent(matches!(self, Self::Straight(_)))
     }
 
-    /// Commits what is not committed yet.
+    /// Commits what is not committed yet, and leaves the connection to the next operation.
     pub(in crate::store) async fn keep(self) -> Result<(), StoreError> {
         match self {
-            Self::Straight(_) => Ok(()),
+            Self::Straight(Straight {
+                connection,
+                at_hand,
+                _place,
+            }) => {
+                AtHand::of(&at_hand).connections.push(connection);
+                Ok(())
+            }
             Self::Pooled(transaction) => Ok(transaction.commit().await?),
         }
+    }
+}
+
+impl AtHand {
+    fn of(shared: &Mutex<Self>) -> MutexGuard<'_, Self> {
+        shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection that was used last. Once in a while all of them go back to the pool.
+    fn take(shared: &Mutex<Self>) -> Option<PoolConnection<Postgres>> {
+        let mut at_hand = Self::of(shared);
+        if at_hand.since.elapsed() > AT_HAND {
+            at_hand.since = Instant::now();
+            at_hand.connections.clear();
+        }
+        at_hand.connections.pop()
     }
 }
 
@@ -159,7 +222,7 @@ impl Deref for Session {
 
     fn deref(&self) -> &PgConnection {
         match self {
-            Self::Straight(connection) => connection,
+            Self::Straight(straight) => &straight.connection,
             Self::Pooled(transaction) => transaction,
         }
     }
@@ -168,7 +231,7 @@ impl Deref for Session {
 impl DerefMut for Session {
     fn deref_mut(&mut self) -> &mut PgConnection {
         match self {
-            Self::Straight(connection) => connection,
+            Self::Straight(straight) => &mut straight.connection,
             Self::Pooled(transaction) => transaction,
         }
     }
@@ -207,12 +270,17 @@ async fn first(
     }
 }
 
-async fn is_straight(pool: &PgPool, options: &PgConnectOptions) -> Result<bool, sqlx::Error> {
+/// The first connection, unless a pooler stands between.
+async fn first_straight(
+    pool: &PgPool,
+    options: &PgConnectOptions,
+) -> Result<Option<PoolConnection<Postgres>>, sqlx::Error> {
     let mut connection = first(pool, options).await?;
     // As text, since that needs no prepared statement.
     let ask = sqlx::raw_sql("SELECT current_setting('voice_sync.straight', TRUE)");
     let row = connection.fetch_one(ask).await?;
-    Ok(row.try_get::<Option<String>, _>(0)?.as_deref() == Some(MARK.1))
+    let mark: Option<String> = row.try_get(0)?;
+    Ok((mark.as_deref() == Some(MARK.1)).then_some(connection))
 }
 
 /// PgBouncer says `protocol_violation` of a setting that it does not know, others that they do not
