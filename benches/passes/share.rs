@@ -12,8 +12,8 @@ use voice_sync::store::{
 
 use crate::site::Site;
 
-/// Voices of one batch.
-const BATCH: u32 = 100;
+/// Voices of one statement, as in a pass that the database keeps waiting.
+const BATCH: u32 = 1000;
 
 fn preview(provider_id: &str) -> String {
     format!(

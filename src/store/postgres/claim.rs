@@ -52,6 +52,9 @@ impl PostgresStore {
     }
 
     /// The page of voices in processing, joined with what is known of them.
+    ///
+    /// By index, one row after the other: PostgreSQL would rather read all of a table whose rows come and
+    /// go, and that it has never counted, for each page anew.
     fn page_sql(&self, condition: &str) -> String {
         let Self {
             table,
@@ -85,7 +88,7 @@ impl PostgresStore {
              FROM (SELECT v.{id} AS id, v.{id}::text AS row_id, v.{provider_id} AS provider_id,
                           GREATEST({created_at}, {completed_before}) AS created_at
                    FROM {table} v WHERE {condition} ORDER BY v.{id} LIMIT $4) p
-             LEFT JOIN {known} w ON w.row_id = p.row_id
+             LEFT JOIN LATERAL (SELECT * FROM {known} k WHERE k.row_id = p.row_id OFFSET 0) w ON TRUE
              WHERE $6::timestamptz IS NULL OR w.scheduled_at IS NULL OR w.scheduled_at <= $6"
         )
     }
@@ -103,25 +106,29 @@ impl PostgresStore {
         let (condition, [bounds, rows, names]) = self.condition(selection);
         let sql = format!(
             "WITH p AS MATERIALIZED ({page}),
-             free AS (
-                 SELECT w.row_id FROM voice_sync.voices w JOIN p USING (row_id)
-                 WHERE (w.lease_until IS NULL OR w.lease_until <= now() OR w.run_id = $5)
-                   AND (NOT p.resting OR $8)
-                 FOR UPDATE OF w SKIP LOCKED
+             free AS MATERIALIZED (
+                 SELECT w.place, p.provider_id, p.restarts
+                 FROM p CROSS JOIN LATERAL (
+                     SELECT k.ctid AS place FROM voice_sync.voices k
+                     WHERE k.row_id = p.row_id
+                       AND (k.lease_until IS NULL OR k.lease_until <= now() OR k.run_id = $5)
+                     FOR UPDATE SKIP LOCKED
+                 ) w
+                 WHERE p.known AND (NOT p.resting OR $8)
              ),
              renewed AS (
                  UPDATE voice_sync.voices w
                  SET run_id = $5, lease_until = now() + make_interval(secs => $7),
-                     provider_id = p.provider_id,
-                     first_seen = CASE WHEN p.restarts THEN now() ELSE w.first_seen END,
-                     restarted_at = CASE WHEN p.restarts THEN now() ELSE w.restarted_at END,
-                     missing_count = CASE WHEN p.restarts THEN 0 ELSE w.missing_count END,
-                     missing_since = CASE WHEN p.restarts THEN NULL ELSE w.missing_since END,
-                     strikes = CASE WHEN p.restarts THEN 0 ELSE w.strikes END,
+                     provider_id = f.provider_id,
+                     first_seen = CASE WHEN f.restarts THEN now() ELSE w.first_seen END,
+                     restarted_at = CASE WHEN f.restarts THEN now() ELSE w.restarted_at END,
+                     missing_count = CASE WHEN f.restarts THEN 0 ELSE w.missing_count END,
+                     missing_since = CASE WHEN f.restarts THEN NULL ELSE w.missing_since END,
+                     strikes = CASE WHEN f.restarts THEN 0 ELSE w.strikes END,
                      set_aside_until = NULL,
-                     kind = CASE WHEN p.restarts THEN NULL ELSE w.kind END,
+                     kind = CASE WHEN f.restarts THEN NULL ELSE w.kind END,
                      failed_at = NULL, failure = NULL
-                 FROM free JOIN p USING (row_id) WHERE w.row_id = free.row_id
+                 FROM free f WHERE w.ctid = f.place
                  RETURNING w.row_id
              ),
              fresh AS (
