@@ -1,7 +1,10 @@
 //! Who is measured: voice-sync, and the same job in Python.
 
 use std::fmt;
+use std::fs;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -65,7 +68,12 @@ pub(crate) struct Usage {
     pub(crate) wall: Duration,
     /// Of the process, in user and kernel mode.
     pub(crate) cpu: Duration,
+    /// The most memory that it had resident, in KiB.
+    pub(crate) peak: u64,
 }
+
+/// How often a running process is asked for its peak, which goes with it.
+const PEAK_EVERY: Duration = Duration::from_millis(5);
 
 impl Contender {
     fn command(self, concurrency: u64) -> anyhow::Result<Command> {
@@ -131,8 +139,22 @@ async fn measure(mut command: Command) -> anyhow::Result<Usage> {
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let run = move || {
         let began = Instant::now();
-        let ended = command.spawn()?.wait4()?;
+        let child = command.spawn()?;
+        let (is_over, over) = mpsc::channel::<()>();
+        let id = child.id();
+        let peak = thread::spawn(move || {
+            let mut peak = 0;
+            while over.recv_timeout(PEAK_EVERY) == Err(RecvTimeoutError::Timeout) {
+                peak = peak.max(resident_peak(id).unwrap_or(0));
+            }
+            peak
+        });
+        let ended = child.wait4()?;
         let wall = began.elapsed();
+        drop(is_over);
+        let peak = peak
+            .join()
+            .map_err(|_| anyhow::anyhow!("the peak's watcher panicked"))?;
         ensure!(
             ended.status.success(),
             "{command:?} ended with {}",
@@ -141,7 +163,18 @@ async fn measure(mut command: Command) -> anyhow::Result<Usage> {
         Ok(Usage {
             wall,
             cpu: ended.rusage.utime + ended.rusage.stime,
+            peak,
         })
     };
     tokio::task::spawn_blocking(run).await?
+}
+
+/// As proc_pid_status(5) tells it. What wait4(2) tells begins with the memory of whoever started the
+/// process.
+fn resident_peak(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse().ok()
 }

@@ -10,10 +10,62 @@ use voice_sync::store::{
     TableName, Target, Transition,
 };
 
-use crate::site::Site;
+use crate::contender::{Contender, Lookup, migrate};
+use crate::site::{Engine, Site};
+use crate::{CONCURRENCY, MANY, pass};
 
 /// Voices of one statement, as in a pass that the database keeps waiting.
 const BATCH: u32 = 1000;
+
+/// What PostgreSQL takes for many completions.
+pub(crate) async fn show() -> anyhow::Result<()> {
+    println!("{MANY} completions on PostgreSQL:");
+    let site = Site::new(Engine::Postgres, MANY, Duration::ZERO).await?;
+    let by_hand = by_hand(&site).await?;
+    site.expect_all_completed().await?;
+    site.close().await?;
+    let times = |time: Duration| time.as_secs_f64() / by_hand.as_secs_f64();
+    println!(
+        "one statement, by hand            {:>6.2} s",
+        by_hand.as_secs_f64()
+    );
+
+    let site = Site::new(Engine::Postgres, MANY, Duration::ZERO).await?;
+    migrate(&site).await?;
+    let [claim, apply, mark] = by_operations(&site).await?;
+    site.expect_all_completed().await?;
+    site.close().await?;
+    let all = claim + apply + mark;
+    println!(
+        "voice-sync's, one after the other {:>6.2} s   {:.2} times (claim {:.2} s, apply {:.2} s, mark {:.2} s)",
+        all.as_secs_f64(),
+        times(all),
+        claim.as_secs_f64(),
+        apply.as_secs_f64(),
+        mark.as_secs_f64(),
+    );
+    for contender in [
+        Contender::VoiceSync(Lookup::Batch),
+        Contender::Asyncio(Lookup::Batch),
+    ] {
+        let run = pass(
+            contender,
+            Engine::Postgres,
+            MANY,
+            Duration::ZERO,
+            CONCURRENCY,
+        )
+        .await?;
+        println!(
+            "{:<33} {:>6.2} s   {:.2} times, latency 0, the whole process (CPU {:.2} s)",
+            contender.to_string(),
+            run.wall.as_secs_f64(),
+            times(run.wall),
+            run.cpu.as_secs_f64(),
+        );
+    }
+    Ok(())
+}
 
 fn preview(provider_id: &str) -> String {
     format!(
@@ -23,7 +75,7 @@ fn preview(provider_id: &str) -> String {
 
 /// One statement that completes all voices and records their events: the answers come in as arrays,
 /// as they would from a provider, and nothing else is kept.
-pub(crate) async fn by_hand(site: &Site) -> anyhow::Result<Duration> {
+async fn by_hand(site: &Site) -> anyhow::Result<Duration> {
     const OUTBOX: &str = "
         CREATE TABLE by_hand (
             id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, event_id uuid NOT NULL,

@@ -46,19 +46,25 @@ pub(crate) struct Site {
 const POSTGRES_TABLE: &str = "
     CREATE TYPE voicestatus AS ENUM ('processing', 'completed', 'failed');
     CREATE TABLE voices (
-        id uuid PRIMARY KEY,
+        id uuid NOT NULL,
         user_id uuid NOT NULL,
-        elevenlabs_voice_id varchar(100) NOT NULL UNIQUE,
+        elevenlabs_voice_id varchar(100) NOT NULL,
         name varchar(200) NOT NULL,
         preview_url varchar(1024),
         status voicestatus NOT NULL DEFAULT 'processing',
         created_at timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'UTC'),
         completed_at timestamp
     );";
+/// Of `$1` rows, each `$2`th is in processing.
 const POSTGRES_ROWS: &str = "
-    INSERT INTO voices (id, user_id, elevenlabs_voice_id, name)
-    SELECT gen_random_uuid(), gen_random_uuid(), 'sim-ready-' || n, 'Voice ' || n
+    INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status, preview_url, completed_at)
+    SELECT gen_random_uuid(), gen_random_uuid(), 'sim-ready-' || n, 'Voice ' || n,
+           (CASE WHEN n % $2 = 0 THEN 'processing' ELSE 'completed' END)::voicestatus,
+           CASE WHEN n % $2 > 0 THEN 'https://example.com/preview.mp3' END,
+           CASE WHEN n % $2 > 0 THEN now() AT TIME ZONE 'UTC' END
     FROM generate_series(1, $1) n";
+const POSTGRES_KEYS: &str = "
+    ALTER TABLE voices ADD PRIMARY KEY (id), ADD UNIQUE (elevenlabs_voice_id)";
 
 const SQLITE_TABLE: &str = "
     CREATE TABLE voices (
@@ -86,6 +92,16 @@ impl Site {
         voices: u64,
         latency: Duration,
     ) -> anyhow::Result<Self> {
+        Self::among(engine, voices, voices, latency).await
+    }
+
+    /// So many voices are in processing, each of them ready, among so many on PostgreSQL.
+    pub(crate) async fn among(
+        engine: Engine,
+        voices: u64,
+        rows: u64,
+        latency: Duration,
+    ) -> anyhow::Result<Self> {
         let options = Options {
             latency,
             record_requests: false,
@@ -94,7 +110,7 @@ impl Site {
         let provider = Simulator::start(([127, 0, 0, 1], 0).into(), options).await?;
         let voices = i64::try_from(voices)?;
         let (pool, database_url) = match engine {
-            Engine::Postgres => postgres(voices).await?,
+            Engine::Postgres => postgres(voices, i64::try_from(rows)?).await?,
             Engine::Sqlite => sqlite(voices).await?,
         };
         Ok(Self {
@@ -126,6 +142,17 @@ impl Site {
         Ok(())
     }
 
+    /// Has nothing in processing any more.
+    pub(crate) async fn complete_all(&self) -> anyhow::Result<()> {
+        const COMPLETE: &str =
+            "UPDATE voices SET status = 'completed', preview_url = 'https://example.com'";
+        match &self.pool {
+            Pool::Postgres { pool, .. } => sqlx::query(COMPLETE).execute(pool).await.map(drop)?,
+            Pool::Sqlite { pool, .. } => sqlx::query(COMPLETE).execute(pool).await.map(drop)?,
+        }
+        Ok(())
+    }
+
     /// Gives back what it took.
     pub(crate) async fn close(self) -> anyhow::Result<()> {
         self.provider.stop().await;
@@ -148,7 +175,7 @@ fn server() -> anyhow::Result<String> {
         .context("there is no PostgreSQL; run: scripts/bench passes")
 }
 
-async fn postgres(voices: i64) -> anyhow::Result<(Pool, String)> {
+async fn postgres(voices: i64, rows: i64) -> anyhow::Result<(Pool, String)> {
     let server = server()?;
     let name = format!("voice_sync_bench_{}", Uuid::new_v4().simple());
     let admin = PgPool::connect(&server).await?;
@@ -164,9 +191,11 @@ async fn postgres(voices: i64) -> anyhow::Result<(Pool, String)> {
         .await?;
     sqlx::raw_sql(POSTGRES_TABLE).execute(&pool).await?;
     sqlx::query(POSTGRES_ROWS)
-        .bind(voices)
+        .bind(rows)
+        .bind(rows / voices.max(1))
         .execute(&pool)
         .await?;
+    sqlx::query(POSTGRES_KEYS).execute(&pool).await?;
     sqlx::query(INDEX).execute(&pool).await?;
     // As the server itself does in time.
     sqlx::query("VACUUM ANALYZE voices").execute(&pool).await?;

@@ -192,13 +192,15 @@ impl SqliteStore {
             )
         });
         let others: String = preview.chain(moment).collect();
+        // The sign keeps SQLite from going through all voices in processing by the index on their status,
+        // and through all answers for each: <https://www.sqlite.org/optoverview.html#uplus>.
         format!(
             "UPDATE {table} AS v
              SET {status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END {others}
              FROM (SELECT value ->> 'row' AS row_id, value ->> 'provider_id' AS provider_id,
                           value ->> 'completes' AS completes, value ->> 'preview' AS preview
                    FROM json_each($1)) a
-             WHERE v.{id} = a.row_id AND v.{status} = {processing}
+             WHERE v.{id} = a.row_id AND +v.{status} = {processing}
                AND v.{provider_id} = a.provider_id
              RETURNING CAST({id} AS TEXT) AS row_id, {user_id} AS user_id"
         )
