@@ -11,6 +11,9 @@ use crate::store::table::{
 };
 use crate::store::{Absent, StoreError};
 
+/// What SQLite numbers rows with: <https://www.sqlite.org/rowidtable.html>.
+const ROW_ID: &str = "_rowid_";
+
 struct Column {
     name: String,
     declared: String,
@@ -62,8 +65,13 @@ impl SqliteStore {
             .into_iter()
             .filter(|column| find(column.name(c)).is_none())
             .collect();
+        let place = match has_row_ids(&pool, &names.table, &columns).await? {
+            true => ROW_ID.to_owned(),
+            false => c.id.quoted(),
+        };
         Ok(Self {
             id: c.id.quoted(),
+            place,
             id_form: form(&c.id),
             user_id,
             user_id_form: form(&c.user_id),
@@ -113,6 +121,27 @@ async fn is_strict(pool: &SqlitePool, table: &TableName) -> Result<bool, StoreEr
         .fetch_optional(pool)
         .await?;
     Ok(strict.unwrap_or(false))
+}
+
+/// Whether [`ROW_ID`] is what SQLite numbers the rows of this table with: views and tables WITHOUT ROWID
+/// have no such numbers, and a column of that name hides them.
+async fn has_row_ids(
+    pool: &SqlitePool,
+    table: &TableName,
+    columns: &[Column],
+) -> Result<bool, StoreError> {
+    let numbered = "SELECT type = 'table' AND NOT wr FROM pragma_table_list
+                    WHERE schema = $1 COLLATE NOCASE AND name = $2 COLLATE NOCASE";
+    let (schema, name) = table.parts();
+    let numbered = sqlx::query_scalar(numbered)
+        .bind(schema.unwrap_or("main"))
+        .bind(name)
+        .fetch_optional(pool)
+        .await?;
+    let is_hidden = columns
+        .iter()
+        .any(|column| column.name.eq_ignore_ascii_case(ROW_ID));
+    Ok(numbered.unwrap_or(false) && !is_hidden)
 }
 
 /// The columns of a table; it is there if it has any.

@@ -38,11 +38,11 @@ impl SqliteStore {
         };
         let ([after, up_to], names, filter) = selection.parts(&is_named);
         let mut condition = format!("v.{status} = {processing}{filter}");
-        if after.is_some() {
-            condition.push_str(&format!(" AND v.{id} > ($1 ->> 'after')"));
-        }
-        if up_to.is_some() {
-            condition.push_str(&format!(" AND v.{id} <= ($1 ->> 'up_to')"));
+        for (row, comparison, name) in [(after, ">", "after"), (up_to, "<=", "up_to")] {
+            if row.is_some() {
+                let place = self.place_of(&format!("($1 ->> '{name}')"));
+                condition.push_str(&format!(" AND v.{} {comparison} {place}", self.place));
+            }
         }
         let names: Vec<_> = names.iter().flat_map(|name| forms(name)).collect();
         let parameter = json!({"after": after.map(RowId::as_str),
@@ -51,10 +51,26 @@ impl SqliteStore {
         (condition, parameter.to_string())
     }
 
+    /// Where the row with this key stands in the order of a walk. One that is gone stands before all
+    /// others: a walk that was to go on behind it begins anew.
+    fn place_of(&self, key: &str) -> String {
+        let Self {
+            table, id, place, ..
+        } = self;
+        match place == id {
+            true => key.to_owned(),
+            false => format!(
+                "COALESCE((SELECT k.{place} FROM {table} k WHERE k.{id} = {key}), {})",
+                i64::MIN
+            ),
+        }
+    }
+
     fn page_sql(&self, selection: &Selection, condition: &str) -> String {
         let Self {
             table,
             id,
+            place,
             provider_id,
             created_at,
             completed_before,
@@ -86,15 +102,15 @@ impl SqliteStore {
                     {NOW} - w.last_asked AS asked_ago,
                     COALESCE(w.set_aside_until > {NOW}, 0) AND w.provider_id IS p.provider_id
                         AND NOT {named} AS resting
-             FROM (SELECT CAST(v.{id} AS TEXT) AS row_id, v.{id} AS id,
+             FROM (SELECT CAST(v.{id} AS TEXT) AS row_id, v.{place} AS place,
                           CAST(v.{provider_id} AS TEXT) AS provider_id, {created_at} AS created_at,
                           {adopted} AS adopted_at,
                           {completed_before} AS completed_before
-                   FROM {table} v WHERE {condition} ORDER BY v.{id} LIMIT $2) p
+                   FROM {table} v WHERE {condition} ORDER BY v.{place} LIMIT $2) p
              LEFT JOIN {known} w ON w.row_id = p.row_id
              WHERE ($1 ->> 'read_at') IS NULL OR w.scheduled_at IS NULL
                 OR w.scheduled_at <= ($1 ->> 'read_at')
-             ORDER BY p.id"
+             ORDER BY p.place"
         )
     }
 

@@ -69,6 +69,10 @@ pub struct SqliteStore {
     table: String,
     id: String,
     id_form: KeyForm,
+    /// The column in whose order voices are taken: the row ids of SQLite, where the table has them. An
+    /// index on the status holds them in that order, and rows that follow each other share pages: of
+    /// keys that are random, each row takes a page of its own to read and to write.
+    place: String,
     user_id: String,
     user_id_form: KeyForm,
     provider_id: String,
