@@ -11,6 +11,7 @@ mod daemon;
 mod doctor;
 mod events;
 mod fastapi;
+mod frugal;
 mod migrate;
 mod provider;
 mod queue;

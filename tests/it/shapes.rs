@@ -111,6 +111,32 @@ async fn keys_may_be_numbers() {
     }
 }
 
+/// A walk over them cannot go by the numbers that SQLite gives to rows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_may_have_no_numbers_of_their_own() {
+    let columns = "id text PRIMARY KEY NOT NULL, user_id text, elevenlabs_voice_id text,
+                   status text NOT NULL, preview_url text, completed_at text";
+    for (columns, options) in [
+        (columns.to_owned(), "WITHOUT ROWID"),
+        (format!("{columns}, _rowid_ text"), ""),
+    ] {
+        let ddl = format!(
+            "CREATE TABLE voices ({columns}) {options};
+             INSERT INTO voices (id, elevenlabs_voice_id, status)
+             VALUES ('c', 'sim-ready-1', 'processing'), ('a', 'sim-banned-1', 'processing'),
+                    ('b', 'sim-ready-2', 'failed')"
+        );
+        fits(Shape {
+            variants: SQLITE,
+            ddl: ddl.leak(),
+            arguments: &[],
+            outcome: "SELECT count(*) FILTER (WHERE status = 'completed' AND id = 'c')
+                             + 10 * count(*) FILTER (WHERE status = 'failed' AND id = 'a') FROM voices",
+        })
+        .await;
+    }
+}
+
 /// Of a type whose texts voice-sync does not know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_may_be_of_other_types() {

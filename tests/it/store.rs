@@ -111,6 +111,26 @@ async fn every_processing_voice_is_claimed_once_page_by_page(variant: Variant) {
     assert_eq!(all, 25);
 }
 
+/// The application may delete a row while a pass stands on it: the pass goes on, and misses none.
+async fn a_walk_goes_on_from_a_row_that_is_gone(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["r1", "r2", "r3", "r4"]).await;
+    let (store, run_id) = (app.store().await, Uuid::new_v4());
+    let page = store.claim(run_id, &ALL, 2).await.expect("claims");
+    let after = page.last.expect("a full page");
+    let first: BTreeSet<_> = page.voices.into_iter().map(|voice| voice.row).collect();
+    app.execute(&format!("DELETE FROM voices WHERE id = '{after}'"))
+        .await;
+    let behind = Selection::Range {
+        after: Some(after),
+        up_to: None,
+        except: Vec::new(),
+    };
+    let page = store.claim(run_id, &behind, 100).await.expect("claims");
+    let rest = page.voices.into_iter().map(|voice| voice.row);
+    assert_eq!(rest.filter(|row| !first.contains(row)).count(), 2);
+}
+
 async fn a_leased_voice_is_nobody_elses_until_the_lease_ends(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a", "b"]).await;
@@ -1122,6 +1142,7 @@ macro_rules! contract {
 
 contract!(
     every_processing_voice_is_claimed_once_page_by_page,
+    a_walk_goes_on_from_a_row_that_is_gone,
     a_leased_voice_is_nobody_elses_until_the_lease_ends,
     a_completion_writes_three_columns_and_its_event,
     a_failure_writes_the_status_alone,
