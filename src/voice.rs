@@ -32,6 +32,23 @@ impl fmt::Display for RowId {
     }
 }
 
+/// Where a row stands in the order in which a walk over the application's table takes it. Of use to the
+/// store alone: what orders rows is the database's affair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position(String);
+
+impl Position {
+    /// Takes a position as the store read it.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The position as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// The provider's id of a voice, known to be safe inside a URL.
 ///
 /// Ids come from the application's table, and so from outside: what is not made of letters, digits,

@@ -82,6 +82,8 @@ const SQLITE_ROWS: &str = "
     INSERT INTO voices (id, user_id, elevenlabs_voice_id, name)
     SELECT lower(hex(randomblob(16))), lower(hex(randomblob(16))), 'sim-ready-' || n, 'Voice ' || n
     FROM numbers";
+/// As the server itself does in time.
+const VACUUM: &str = "VACUUM ANALYZE voices";
 /// On both.
 const INDEX: &str = "CREATE INDEX ix_voices_status ON voices (status)";
 
@@ -147,8 +149,13 @@ impl Site {
         const COMPLETE: &str =
             "UPDATE voices SET status = 'completed', preview_url = 'https://example.com'";
         match &self.pool {
-            Pool::Postgres { pool, .. } => sqlx::query(COMPLETE).execute(pool).await.map(drop)?,
-            Pool::Sqlite { pool, .. } => sqlx::query(COMPLETE).execute(pool).await.map(drop)?,
+            Pool::Postgres { pool, .. } => {
+                sqlx::query(COMPLETE).execute(pool).await?;
+                sqlx::query(VACUUM).execute(pool).await?;
+            }
+            Pool::Sqlite { pool, .. } => {
+                sqlx::query(COMPLETE).execute(pool).await?;
+            }
         }
         Ok(())
     }
@@ -197,8 +204,7 @@ async fn postgres(voices: i64, rows: i64) -> anyhow::Result<(Pool, String)> {
         .await?;
     sqlx::query(POSTGRES_KEYS).execute(&pool).await?;
     sqlx::query(INDEX).execute(&pool).await?;
-    // As the server itself does in time.
-    sqlx::query("VACUUM ANALYZE voices").execute(&pool).await?;
+    sqlx::query(VACUUM).execute(&pool).await?;
     Ok((Pool::Postgres { pool, name }, url))
 }
 

@@ -12,7 +12,7 @@ use crate::missing::{self, Absence, Others};
 use crate::report::{self, Halt, Report};
 use crate::store::{MissingVoice, NextPass, Note, Run, StoreError, Target, Transition};
 use crate::verdict::Failure;
-use crate::voice::{ProviderVoiceId, RowId};
+use crate::voice::{Position, ProviderVoiceId};
 
 /// Missing voices looked through at once.
 const PAGE: u32 = 500;
@@ -25,7 +25,7 @@ const IDLE_PASSES_A_TIDYING: u32 = 50;
 /// What is known at the end of a pass.
 #[derive(Default)]
 pub(super) struct Ending {
-    resume_after: Option<RowId>,
+    resume_after: Option<Position>,
     pub(super) events_stuck: bool,
 }
 
@@ -239,7 +239,7 @@ impl Pass<'_> {
             cursor: match (&self.scope.which, ending.resume_after) {
                 (Which::Named(_) | Which::Due(_), _) => NextPass::AsBefore,
                 (Which::All, None) => NextPass::FromTheBeginning,
-                (Which::All, Some(row)) => NextPass::After(row),
+                (Which::All, Some(position)) => NextPass::After(position),
             },
             unlisted,
             concurrency: self.provider.standing().concurrency,

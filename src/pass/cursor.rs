@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use chrono::{DateTime, Utc};
 
 use crate::store::{Claimed, Page, Selection};
-use crate::voice::RowId;
+use crate::voice::{Position, RowId};
 
 /// Names looked for in one statement.
 const NAMES_AT_ONCE: usize = 1000;
@@ -35,18 +35,18 @@ pub(super) struct Cursor {
 enum Way {
     /// The hints, and then as without them.
     Hinted {
-        after: Option<RowId>,
+        after: Option<Position>,
         then: Box<Way>,
     },
     /// From a row to the end of the table, and then from its beginning.
     ToTheEnd {
-        start: Option<RowId>,
-        after: Option<RowId>,
+        start: Option<Position>,
+        after: Option<Position>,
     },
     /// From the beginning of the table to where the pass had started.
     ToTheStart {
-        start: RowId,
-        after: Option<RowId>,
+        start: Position,
+        after: Option<Position>,
     },
     /// By name.
     Named(Vec<String>),
@@ -64,7 +64,7 @@ pub(super) struct Place {
     /// How many voices were claimed before them.
     pub(super) number: u64,
     /// The last row before them.
-    pub(super) preceded_by: Option<RowId>,
+    pub(super) preceded_by: Option<Position>,
 }
 
 impl Place {
@@ -72,14 +72,14 @@ impl Place {
     pub(super) fn behind(&self, voices: &[Claimed]) -> Self {
         Self {
             number: self.number + voices.len() as u64,
-            preceded_by: voices.last().map(|voice| voice.row.clone()),
+            preceded_by: voices.last().map(|voice| voice.position.clone()),
         }
     }
 }
 
 impl Cursor {
     /// Over the whole table, beginning after a row.
-    pub(super) fn over_all(limit: Option<u64>, resume_after: Option<RowId>) -> Self {
+    pub(super) fn over_all(limit: Option<u64>, resume_after: Option<Position>) -> Self {
         let way = Way::ToTheEnd {
             start: resume_after.clone(),
             after: resume_after,
@@ -160,14 +160,14 @@ impl Cursor {
         }
     }
 
-    fn hinted(&self, after: &Option<RowId>) -> Selection {
+    fn hinted(&self, after: &Option<Position>) -> Selection {
         Selection::Hinted {
             names: self.hints.clone(),
             after: after.clone(),
         }
     }
 
-    fn range(&self, after: &Option<RowId>, up_to: Option<&RowId>) -> Selection {
+    fn range(&self, after: &Option<Position>, up_to: Option<&Position>) -> Selection {
         Selection::Range {
             after: after.clone(),
             up_to: up_to.cloned(),
@@ -227,12 +227,12 @@ impl Cursor {
     }
 
     /// What was never claimed, and the row after which it begins: for a pass that had to stop.
-    pub(super) fn rest(&self) -> (Vec<Selection>, Option<RowId>) {
+    pub(super) fn rest(&self) -> (Vec<Selection>, Option<Position>) {
         self.rest_of(&self.way)
     }
 
-    fn rest_of(&self, way: &Way) -> (Vec<Selection>, Option<RowId>) {
-        let wrapped = |start: &Option<RowId>| start.as_ref().map(|s| self.range(&None, Some(s)));
+    fn rest_of(&self, way: &Way) -> (Vec<Selection>, Option<Position>) {
+        let wrapped = |start: &Option<Position>| start.as_ref().map(|s| self.range(&None, Some(s)));
         match way {
             Way::Hinted { after, then } => {
                 let (mut rest, place) = self.rest_of(then);
@@ -281,7 +281,7 @@ mod tests {
             Selection::Hinted { names, after } => (after, nothing, names, true),
             Selection::Named(_) | Selection::Due { .. } => panic!("no names here"),
         };
-        let number = |row: &RowId| row.as_str().parse::<u32>().expect("a number");
+        let number = |row: &Position| row.as_str().parse::<u32>().expect("a number");
         let found: Vec<_> = rows
             .iter()
             .filter(|row| after.as_ref().is_none_or(|after| **row > number(after)))
@@ -290,6 +290,7 @@ mod tests {
             .take(limit as usize)
             .map(|row| Claimed {
                 row: RowId::new(row.to_string()),
+                position: Position::new(row.to_string()),
                 provider_id: None,
                 age: std::time::Duration::ZERO,
                 unasked_for: std::time::Duration::ZERO,
@@ -298,13 +299,13 @@ mod tests {
             .collect();
         let last = found.last().filter(|_| found.len() == limit as usize);
         Page {
-            last: last.map(|voice| voice.row.clone()),
+            last: last.map(|voice| voice.position.clone()),
             voices: found,
             ..Page::default()
         }
     }
 
-    fn cursor(hints: &[u32], limit: Option<u64>, start: Option<RowId>) -> Cursor {
+    fn cursor(hints: &[u32], limit: Option<u64>, start: Option<Position>) -> Cursor {
         let mut cursor = Cursor::over_all(limit, start);
         cursor.begin_with(hints.iter().map(u32::to_string).collect());
         cursor
@@ -315,8 +316,8 @@ mod tests {
         prop::collection::vec(0u32..60, 0..20)
     }
 
-    fn place() -> impl Strategy<Value = Option<RowId>> {
-        prop::option::of((0u32..60).prop_map(|row| RowId::new(row.to_string())))
+    fn place() -> impl Strategy<Value = Option<Position>> {
+        prop::option::of((0u32..60).prop_map(|row| Position::new(row.to_string())))
     }
 
     fn walk(cursor: &mut Cursor, rows: &[u32], size: usize, pages: usize) -> Vec<u32> {

@@ -20,6 +20,7 @@ use std::time::Duration;
 use chrono::Utc;
 use futures_util::future::{join, join_all};
 use tokio::sync::{Mutex, mpsc};
+use tokio::task::yield_now;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -222,6 +223,8 @@ impl Pass<'_> {
         progress: &Progress,
         judged: mpsc::Sender<Judged>,
     ) -> Result<(), StoreError> {
+        // So that the first claim is one for all.
+        yield_now().await;
         while let Some(batch) = self.claim(progress).await? {
             let lookups = self.look_up(progress, &batch).await;
             // Nobody takes it where all writers failed, which they have said.

@@ -15,7 +15,7 @@ use crate::provider::error::{Trouble, TroubleKind};
 use crate::provider::lookup::{Lookup, Lookups};
 use crate::report::{Counts, Halt, Obstacle, Part};
 use crate::store::{Applied, Claimed, Page, StoreError, Target, Transition};
-use crate::voice::{ProviderVoiceId, RowId, Voice};
+use crate::voice::{Position, ProviderVoiceId, Voice};
 
 /// Single lookups that must find a kind of voice, and the list never, before it is asked singly.
 const UNLISTED_AFTER: u64 = 3;
@@ -97,9 +97,13 @@ impl Progress {
         self.tally().halt.get_or_insert(halt);
     }
 
-    /// A failing database outweighs any other reason: nothing more can be written.
+    /// A failing database outweighs any other reason: nothing more can be written. Of several errors,
+    /// the first one tells why.
     pub(super) fn database_failed(&self, error: &StoreError) {
-        self.tally().halt = Some(Halt::Database(error.exit(), error.to_string()));
+        let halt = &mut self.tally().halt;
+        if !matches!(halt, Some(Halt::Database(..))) {
+            *halt = Some(Halt::Database(error.exit(), error.to_string()));
+        }
     }
 }
 
@@ -141,7 +145,7 @@ impl Tally {
         };
         let preceded_by = match first {
             0 => place.preceded_by.clone(),
-            first => Some(batch.voices[first - 1].row.clone()),
+            first => Some(batch.voices[first - 1].position.clone()),
         };
         let earliest = self.first_not_asked.as_ref();
         if earliest.is_none_or(|earliest| place.number < earliest.number) {
@@ -152,8 +156,8 @@ impl Tally {
         }
     }
 
-    /// The row after which the next pass should begin, given where the cursor stands.
-    pub(super) fn resume_after(&self, cursor: Option<RowId>) -> Option<RowId> {
+    /// Where the next pass should begin, given where the cursor stands.
+    pub(super) fn resume_after(&self, cursor: Option<Position>) -> Option<Position> {
         match &self.first_not_asked {
             Some(place) => place.preceded_by.clone(),
             None => cursor,

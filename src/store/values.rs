@@ -12,7 +12,7 @@ use crate::budget::Spent;
 use crate::events::{EventType, OutboxEvent, event_id};
 use crate::standing::Standing;
 use crate::verdict::Stage;
-use crate::voice::{InvalidProviderId, ProviderVoiceId, RowId};
+use crate::voice::{InvalidProviderId, Position, ProviderVoiceId, RowId};
 
 /// Whether anything may be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub enum Access {
 pub struct Claimed {
     /// Its row.
     pub row: RowId,
+    /// Where it stands in a walk.
+    pub position: Position,
     /// The provider id, as it stands there.
     pub provider_id: Option<String>,
     /// How long it has been in processing.
@@ -57,7 +59,7 @@ pub struct Page {
     /// Taken over from a process whose lease ran out.
     pub reclaimed: u64,
     /// The last row seen, from which the next page goes on; `None` where there are no more.
-    pub last: Option<RowId>,
+    pub last: Option<Position>,
 }
 
 /// How things stand, over all passes.
@@ -83,9 +85,9 @@ pub enum Selection {
     /// All in processing, after one row and up to another.
     Range {
         /// Exclusive.
-        after: Option<RowId>,
+        after: Option<Position>,
         /// Inclusive.
-        up_to: Option<RowId>,
+        up_to: Option<Position>,
         /// None of these row or provider ids.
         except: Vec<String>,
     },
@@ -96,7 +98,7 @@ pub enum Selection {
         /// Row or provider ids.
         names: Vec<String>,
         /// Exclusive.
-        after: Option<RowId>,
+        after: Option<Position>,
     },
     /// Those of these rows that nobody has asked about since they were found due.
     Due {
@@ -142,7 +144,7 @@ impl Selection {
 
     /// The bounds of its rows, its names, and what it asks of a row given the condition that the row
     /// has one of the names.
-    pub(super) fn parts(&self, is_named: &str) -> ([Option<&RowId>; 2], &[String], String) {
+    pub(super) fn parts(&self, is_named: &str) -> ([Option<&Position>; 2], &[String], String) {
         match self {
             Self::Range {
                 after,
@@ -343,7 +345,7 @@ pub enum BusTurn {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Memory {
     /// The row after which the last pass stopped, if it did not get to the end.
-    pub resume_after: Option<RowId>,
+    pub resume_after: Option<Position>,
     /// Kinds of voices that the list is known to leave out.
     pub unlisted: HashSet<String>,
     /// How the account stands with the provider.
@@ -385,7 +387,7 @@ pub enum NextPass {
     /// At the beginning.
     FromTheBeginning,
     /// After this row, where this pass had to stop.
-    After(RowId),
+    After(Position),
 }
 
 impl NextPass {

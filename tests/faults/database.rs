@@ -161,6 +161,20 @@ async fn a_database_that_is_gone_is_said_to_be() {
     }
 }
 
+/// Connections are what costs most in a pass that finds nothing to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_to_do_takes_one_connection() {
+    let mut scene = Scene::new(Variant::A, DECIDED, 0).await;
+    let plain = scene
+        .app
+        .url
+        .replacen("postgresql+asyncpg://", "postgresql://", 1);
+    let proxy = Proxy::to(&plain, 5432).await;
+    scene.app.url = proxy.through(&plain);
+    scene.command().run().await.expect_code(0);
+    assert_eq!(proxy.connections(), 1);
+}
+
 /// A server that takes connections and says nothing, from the start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_never_answers_is_said_to_be_gone() {

@@ -1,15 +1,16 @@
-//! What a pass costs others, as they count it: PostgreSQL its transactions and sessions, the provider
-//! its requests.
+//! What a pass costs others, as they count it: PostgreSQL its transactions, the provider its requests.
 
 use crate::support::app::{App, NewVoice, Variant};
 use crate::support::binary::{VoiceSync, sync_once};
 use crate::support::bus::Bus;
 use crate::support::fates::simulator;
 
-/// A database with voice-sync's own tables and so many voices that are ready.
-async fn app_with(voices: usize) -> App {
+/// Each statement of a pass is a transaction, and so is the preparation of each that is new to a session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_voices_take_a_request_and_at_most_six_statements() {
+    const BATCHES: i64 = 30;
     let app = App::new(Variant::A).await;
-    let voices: Vec<_> = (0..voices)
+    let voices: Vec<_> = (0..BATCHES * 100)
         .map(|n| NewVoice::processing(format!("sim-ready-{n}")))
         .collect();
     app.insert(&voices).await;
@@ -18,26 +19,7 @@ async fn app_with(voices: usize) -> App {
         .run()
         .await
         .expect_code(0);
-    app
-}
-
-/// What PostgreSQL counted, once all sessions of voice-sync are over: that is when they are counted in.
-async fn counted(app: &App, what: &str) -> i64 {
-    let open = "SELECT count(*) FROM pg_stat_activity
-                WHERE datname = current_database() AND application_name = 'voice-sync'";
-    while app.number(open).await > 0 {
-        tokio::task::yield_now().await;
-    }
-    let counted = format!("SELECT {what} FROM pg_stat_database WHERE datname = current_database()");
-    app.number(&counted).await
-}
-
-/// Each statement of a pass is a transaction, and so is the preparation of each that is new to a session.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_voices_take_a_request_and_at_most_six_statements() {
-    const BATCHES: i64 = 30;
-    let app = app_with(BATCHES as usize * 100).await;
-    let before = counted(&app, "xact_commit").await;
+    let before = transactions(&app).await;
     let provider = simulator().await;
     let bus = Bus::new().await;
     let ended = sync_once(&app.url, &provider.url())
@@ -45,20 +27,20 @@ async fn a_hundred_voices_take_a_request_and_at_most_six_statements() {
         .run()
         .await;
     ended.expect_code(0);
-    let statements = counted(&app, "xact_commit").await - before;
+    let statements = transactions(&app).await - before;
     assert_eq!(ended.count("completed"), BATCHES as u64 * 100);
     assert_eq!(ended.count("requests"), BATCHES as u64);
     assert!(statements > BATCHES / 10, "they were not counted");
     assert!(statements <= 6 * BATCHES, "{statements} statements");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_to_do_takes_one_connection() {
-    let app = app_with(0).await;
-    let before = counted(&app, "sessions").await;
-    sync_once(&app.url, "http://127.0.0.1:1")
-        .run()
-        .await
-        .expect_code(0);
-    assert_eq!(counted(&app, "sessions").await - before, 1);
+/// As PostgreSQL counts them, once all sessions of voice-sync are over: that is when they are counted in.
+async fn transactions(app: &App) -> i64 {
+    let open = "SELECT count(*) FROM pg_stat_activity
+                WHERE datname = current_database() AND application_name = 'voice-sync'";
+    while app.number(open).await > 0 {
+        tokio::task::yield_now().await;
+    }
+    let counted = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
+    app.number(counted).await
 }

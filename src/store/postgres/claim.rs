@@ -8,7 +8,7 @@ use super::{PostgresStore, seconds};
 use crate::store::{
     Agenda, Claimed, LEASE, Overview, Page, Selection, StoreError, Upcoming, present,
 };
-use crate::voice::RowId;
+use crate::voice::{Position, RowId};
 
 impl PostgresStore {
     /// The condition that selects voices, on `v`, and its parameters: rows as bounds `$1`, and names
@@ -36,9 +36,9 @@ impl PostgresStore {
         let ([after, up_to], names, filter) = selection.parts(&is_named);
         let mut bounds = Vec::new();
         let mut condition = format!("v.{status} = {processing} AND v.{id} IS NOT NULL{filter}");
-        for (comparison, row) in [(">", after), ("<=", up_to)] {
-            if let Some(row) = row {
-                bounds.push(row.as_str().to_owned());
+        for (comparison, position) in [(">", after), ("<=", up_to)] {
+            if let Some(position) = position {
+                bounds.push(position.as_str().to_owned());
                 let place = bounds.len();
                 condition.push_str(&format!(
                     " AND v.{id} {comparison} ($1::text[]::{id_type}[])[{place}]"
@@ -373,8 +373,10 @@ fn page(rows: Vec<PgRow>, limit: u32) -> Result<Page, StoreError> {
             let age = seconds(row.try_get("age")?);
             let asked_ago = row.try_get::<Option<f64>, _>("asked_ago")?.map(seconds);
             page.reclaimed += u64::from(row.try_get::<bool, _>("abandoned")?);
+            let id: String = row.try_get("row_id")?;
             page.voices.push(Claimed {
-                row: RowId::new(row.try_get::<String, _>("row_id")?),
+                position: Position::new(id.clone()),
+                row: RowId::new(id),
                 provider_id: row.try_get("provider_id")?,
                 age,
                 unasked_for: asked_ago.map_or(age, |ago| ago.min(age)),
@@ -387,7 +389,7 @@ fn page(rows: Vec<PgRow>, limit: u32) -> Result<Page, StoreError> {
         }
     }
     if let (true, Some(last)) = (full, rows.last()) {
-        page.last = Some(RowId::new(last.try_get::<String, _>("row_id")?));
+        page.last = Some(Position::new(last.try_get::<String, _>("row_id")?));
     }
     Ok(page)
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
@@ -10,24 +11,33 @@ use super::{PostgresStore, seconds};
 use crate::budget::{Spent, WINDOW};
 use crate::standing::Standing;
 use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, RUNS_KEPT, Run, StoreError};
-use crate::voice::RowId;
+use crate::voice::Position;
+
+/// What [`standing`] reads, of `voice_sync.provider p`.
+const STANDING: &str = "
+    p.opened, p.concurrency,
+    extract(epoch FROM GREATEST(p.open_until - now(), interval '0'))::float8 AS open_for,
+    extract(epoch FROM GREATEST(p.hold_until - now(), interval '0'))::float8 AS hold_for";
 
 impl PostgresStore {
     pub(in crate::store) async fn remember(&self, account: Uuid) -> Result<Memory, StoreError> {
         if !self.own_tables {
             return Ok(Memory::default());
         }
-        const REMEMBER: &str = "
-            SELECT (SELECT resume_after FROM voice_sync.cursors WHERE table_name = $2),
-                   ARRAY(SELECT u.key FROM voice_sync.provider p, jsonb_each_text(p.unlisted) u
-                         WHERE p.account = $1 AND u.value::timestamptz > now()),
-                   COALESCE(sum((counts ->> 'requests')::bigint), 0)::bigint,
-                   COALESCE(sum((counts ->> 'retries')::bigint), 0)::bigint
-            FROM (SELECT * FROM voice_sync.runs ORDER BY id DESC LIMIT $3) r
-            WHERE r.account = $1 AND r.finished_at > now() - make_interval(secs => $4)";
+        let sql = format!(
+            "SELECT (SELECT resume_after FROM voice_sync.cursors WHERE table_name = $2) AS resume_after,
+                    ARRAY(SELECT u.key FROM jsonb_each_text(p.unlisted) u
+                          WHERE u.value::timestamptz > now()) AS unlisted,
+                    s.requests, s.retries, {STANDING}
+             FROM (SELECT COALESCE(sum((counts ->> 'requests')::bigint), 0)::bigint AS requests,
+                          COALESCE(sum((counts ->> 'retries')::bigint), 0)::bigint AS retries
+                   FROM (SELECT * FROM voice_sync.runs ORDER BY id DESC LIMIT $3) r
+                   WHERE r.account = $1 AND r.finished_at > now() - make_interval(secs => $4)) s
+             LEFT JOIN voice_sync.provider p ON p.account = $1"
+        );
         let mut session = self.sessions.begin().await?;
         let row = session
-            .query(REMEMBER)
+            .query(AssertSqlSafe(sql))
             .bind(account)
             .bind(&self.table)
             .bind(i64::from(NEWEST_RUNS))
@@ -35,41 +45,29 @@ impl PostgresStore {
             .fetch_one(&mut *session)
             .await?;
         session.keep().await?;
-        let unlisted: Vec<String> = row.try_get(1)?;
+        let unlisted: Vec<String> = row.try_get("unlisted")?;
         Ok(Memory {
             resume_after: row
-                .try_get::<Option<String>, _>(0)?
+                .try_get::<Option<String>, _>("resume_after")?
                 .filter(|row| could_be(row, &self.id_type))
-                .map(RowId::new),
+                .map(Position::new),
             unlisted: unlisted.into_iter().collect(),
-            standing: self.standing(account).await?,
-            spent: Spent::counted(row.try_get(2)?, row.try_get(3)?),
+            standing: standing(&row)?,
+            spent: Spent::counted(row.try_get("requests")?, row.try_get("retries")?),
         })
     }
 
     pub(in crate::store) async fn standing(&self, account: Uuid) -> Result<Standing, StoreError> {
-        const STANDING: &str = "
-            SELECT opened, concurrency,
-                   extract(epoch FROM GREATEST(open_until - now(), interval '0'))::float8 AS open_for,
-                   extract(epoch FROM GREATEST(hold_until - now(), interval '0'))::float8 AS hold_for
-            FROM voice_sync.provider WHERE account = $1";
+        let sql = format!("SELECT {STANDING} FROM voice_sync.provider p WHERE account = $1");
         let mut session = self.sessions.begin().await?;
         let row = session
-            .query(STANDING)
+            .query(AssertSqlSafe(sql))
             .bind(account)
             .fetch_optional(&mut *session)
             .await?;
         session.keep().await?;
-        let Some(row) = row else {
-            return Ok(Standing::default());
-        };
-        let span = |text: Option<f64>| text.map_or(Duration::ZERO, seconds);
-        Ok(Standing {
-            opened: row.try_get::<i32, _>("opened")?.unsigned_abs(),
-            open_for: span(row.try_get("open_for")?),
-            hold_for: span(row.try_get("hold_for")?),
-            concurrency: row.try_get("concurrency")?,
-        })
+        let standing = row.map(|row| standing(&row)).transpose()?;
+        Ok(standing.unwrap_or_default())
     }
 
     pub(in crate::store) async fn keep_standing(
@@ -251,4 +249,19 @@ impl PostgresStore {
         session.keep().await?;
         Ok(())
     }
+}
+
+/// Of an account that is not known, all is absent.
+fn standing(row: &PgRow) -> Result<Standing, sqlx::Error> {
+    let span = |column| {
+        let span: Option<f64> = row.try_get(column)?;
+        Ok::<_, sqlx::Error>(span.map_or(Duration::ZERO, seconds))
+    };
+    let opened: Option<i32> = row.try_get("opened")?;
+    Ok(Standing {
+        opened: opened.unwrap_or(0).unsigned_abs(),
+        open_for: span("open_for")?,
+        hold_for: span("hold_for")?,
+        concurrency: row.try_get("concurrency")?,
+    })
 }

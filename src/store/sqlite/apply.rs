@@ -1,5 +1,7 @@
 //! Writing down what became of claimed voices.
 
+use std::collections::HashMap;
+
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
@@ -70,12 +72,14 @@ impl SqliteStore {
         let present: i64 = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {NOW}")))
             .fetch_one(&mut *transaction)
             .await?;
-        let mut users = std::collections::HashMap::with_capacity(rows.len());
+        let mut applied = Applied::default();
+        let mut users = HashMap::with_capacity(rows.len());
         for row in &rows {
             let user: Option<String> = row.try_get("user_id")?;
-            users.insert(RowId::new(row.try_get::<String, _>("row_id")?), user);
+            let row = RowId::new(row.try_get::<String, _>("row_id")?);
+            applied.moved.insert(row.clone());
+            users.insert(row, user);
         }
-        let mut applied = Applied::default();
         let (mut events, mut explained) = (Vec::new(), Vec::new());
         let (mut forgotten, mut overtaken) = (Vec::new(), Vec::new());
         let mut kept = Vec::new();
@@ -85,8 +89,9 @@ impl SqliteStore {
                 provider_id,
                 target,
             } = transition;
-            let user = users.get(row);
-            match (target, user) {
+            // Whoever comes twice moves once.
+            let user = users.remove(row);
+            match (target, &user) {
                 (Target::Failed { reason }, Some(_)) => {
                     explained.push(json!({"row": row.as_str(), "reason": reason}));
                 }
@@ -98,7 +103,9 @@ impl SqliteStore {
                     );
                 }
                 (Target::Completed { .. } | Target::Failed { .. }, None) => {
-                    overtaken.push(row.as_str());
+                    if !applied.moved.contains(row) {
+                        overtaken.push(row.as_str());
+                    }
                 }
             }
             if let Some(user) = user {
@@ -150,7 +157,6 @@ impl SqliteStore {
             .await?;
         visit("store.apply.commit").await?;
         transaction.commit().await?;
-        applied.moved = users.into_keys().collect();
         Ok(applied)
     }
 

@@ -14,7 +14,7 @@ use crate::store::adopt::{Dialect, adopted_name};
 use crate::store::{
     Agenda, Claimed, LEASE, Overview, Page, Selection, StoreError, Upcoming, present, visit,
 };
-use crate::voice::RowId;
+use crate::voice::{Position, RowId};
 
 impl SqliteStore {
     /// The condition that selects voices, on `v`, and its parameter `$1`, a JSON object.
@@ -38,32 +38,17 @@ impl SqliteStore {
         };
         let ([after, up_to], names, filter) = selection.parts(&is_named);
         let mut condition = format!("v.{status} = {processing}{filter}");
-        for (row, comparison, name) in [(after, ">", "after"), (up_to, "<=", "up_to")] {
-            if row.is_some() {
-                let place = self.place_of(&format!("($1 ->> '{name}')"));
-                condition.push_str(&format!(" AND v.{} {comparison} {place}", self.place));
+        for (position, comparison, name) in [(after, ">", "after"), (up_to, "<=", "up_to")] {
+            if position.is_some() {
+                let place = &self.place;
+                condition.push_str(&format!(" AND v.{place} {comparison} ($1 ->> '{name}')"));
             }
         }
         let names: Vec<_> = names.iter().flat_map(|name| forms(name)).collect();
-        let parameter = json!({"after": after.map(RowId::as_str),
-                               "up_to": up_to.map(RowId::as_str), "names": names,
+        let parameter = json!({"after": after.map(Position::as_str),
+                               "up_to": up_to.map(Position::as_str), "names": names,
                                "read_at": selection.read_at().map(|time| time.timestamp_millis())});
         (condition, parameter.to_string())
-    }
-
-    /// Where the row with this key stands in the order of a walk. One that is gone stands before all
-    /// others: a walk that was to go on behind it begins anew.
-    fn place_of(&self, key: &str) -> String {
-        let Self {
-            table, id, place, ..
-        } = self;
-        match place == id {
-            true => key.to_owned(),
-            false => format!(
-                "COALESCE((SELECT k.{place} FROM {table} k WHERE k.{id} = {key}), {})",
-                i64::MIN
-            ),
-        }
     }
 
     fn page_sql(&self, selection: &Selection, condition: &str) -> String {
@@ -102,7 +87,8 @@ impl SqliteStore {
                     {NOW} - w.last_asked AS asked_ago,
                     COALESCE(w.set_aside_until > {NOW}, 0) AND w.provider_id IS p.provider_id
                         AND NOT {named} AS resting
-             FROM (SELECT CAST(v.{id} AS TEXT) AS row_id, v.{place} AS place,
+             FROM (SELECT CAST(v.{id} AS TEXT) AS row_id,
+                          v.{place} AS place, CAST(v.{place} AS TEXT) AS position,
                           CAST(v.{provider_id} AS TEXT) AS provider_id, {created_at} AS created_at,
                           {adopted} AS adopted_at,
                           {completed_before} AS completed_before
@@ -347,9 +333,9 @@ fn forms(key: &str) -> impl Iterator<Item = String> {
 fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
     let mut page = Page::default();
     for row in rows {
-        let id = RowId::new(row.try_get::<String, _>("row_id")?);
+        let position = Position::new(row.try_get::<String, _>("position")?);
         if rows.len() >= limit as usize {
-            page.last = Some(id.clone());
+            page.last = Some(position.clone());
         }
         if row.try_get("leased")? {
             page.leased_elsewhere += 1;
@@ -358,7 +344,8 @@ fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
             let asked_ago = row.try_get::<Option<i64>, _>("asked_ago")?.map(elapsed);
             page.reclaimed += u64::from(row.try_get::<bool, _>("abandoned")?);
             page.voices.push(Claimed {
-                row: id,
+                row: RowId::new(row.try_get::<String, _>("row_id")?),
+                position,
                 provider_id: lossy(row)?,
                 age,
                 unasked_for: asked_ago.map_or(age, |ago| ago.min(age)),

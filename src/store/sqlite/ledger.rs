@@ -10,7 +10,7 @@ use super::{NOW, SqliteStore, elapsed, milliseconds};
 use crate::budget::{Spent, WINDOW};
 use crate::standing::Standing;
 use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, RUNS_KEPT, Run, StoreError};
-use crate::voice::RowId;
+use crate::voice::Position;
 
 impl SqliteStore {
     pub(in crate::store) async fn remember(&self, account: Uuid) -> Result<Memory, StoreError> {
@@ -42,7 +42,9 @@ impl SqliteStore {
             .fetch_one(&self.pool)
             .await?;
         Ok(Memory {
-            resume_after: resume_after.map(RowId::new),
+            resume_after: resume_after
+                .filter(|position| self.could_be_position(position))
+                .map(Position::new),
             unlisted: unlisted.into_iter().collect(),
             standing: self.standing(account).await?,
             spent: Spent::counted(requests, retries),

@@ -10,11 +10,12 @@ mod claim;
 mod ledger;
 mod outbox;
 
+use std::future::ready;
 use std::path::Path;
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
-use sqlx::{ConnectOptions, SqlitePool};
+use sqlx::{ConnectOptions, Connection, SqlitePool};
 use uuid::Uuid;
 
 pub(super) use catalog::shape;
@@ -41,10 +42,16 @@ pub(super) async fn connect(path: &Path, access: Access) -> Result<SqlitePool, S
         .busy_timeout(BUSY_TIMEOUT)
         .foreign_keys(false)
         .disable_statement_logging();
+    // SQLite undoes a transaction by itself where a disk is full or a trigger wants it so. sqlx goes on
+    // counting it, and such a connection could begin no other one.
     let pool = SqlitePoolOptions::new()
         .max_connections(1)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
+        .before_acquire(|connection, _| {
+            let is_stuck = connection.is_in_transaction();
+            Box::pin(ready(Ok(!is_stuck)))
+        })
         .connect_lazy_with(options);
     // Opening is lazy in SQLite itself: the first read finds out whether this is a database.
     sqlx::query("SELECT count(*) FROM sqlite_schema")
@@ -102,6 +109,11 @@ impl SqliteStore {
 
     pub(super) fn has_own_tables(&self) -> bool {
         self.own_tables
+    }
+
+    /// An earlier version kept keys, whatever the order.
+    fn could_be_position(&self, text: &str) -> bool {
+        self.place == self.id || text.parse::<i64>().is_ok()
     }
 
     pub(super) fn absent(&self) -> &[Absent] {

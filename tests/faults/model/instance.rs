@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 use voice_sync::events::OutboxEvent;
 use voice_sync::store::Transition;
-use voice_sync::voice::RowId;
+use voice_sync::voice::{Position, RowId};
 
 /// What an instance has in its memory.
 pub(super) struct Instance {
     pub(super) run_id: Uuid,
     /// Where its pass goes on.
-    pub(super) after: Option<RowId>,
+    pub(super) after: Option<Position>,
     /// Its pass has come to the end of the table.
     pub(super) at_the_end: bool,
     pub(super) claimed: BTreeMap<RowId, String>,

@@ -6,7 +6,7 @@ use sqlx::SqlitePool;
 use uuid::Uuid;
 use voice_sync::events::{OutboxEvent, event_id};
 use voice_sync::store::{Applied, Claimed, Page, Target, Transition};
-use voice_sync::voice::RowId;
+use voice_sync::voice::{Position, RowId};
 
 use super::Fate;
 
@@ -155,21 +155,22 @@ pub(super) async fn apply_by_hand(
 /// A page of what is in processing, as if there were no leases.
 pub(super) async fn claim_by_hand(
     pool: &SqlitePool,
-    after: Option<&RowId>,
+    after: Option<&Position>,
     limit: u32,
 ) -> sqlx::Result<Page> {
     const PAGE: &str = "SELECT id, elevenlabs_voice_id FROM voices
                         WHERE status = 'processing' AND id > $1 ORDER BY id LIMIT $2";
     let rows: Vec<(String, String)> = sqlx::query_as(PAGE)
-        .bind(after.map_or("", RowId::as_str))
+        .bind(after.map_or("", Position::as_str))
         .bind(limit)
         .fetch_all(pool)
         .await?;
     let last = match rows.len() >= limit as usize {
-        true => rows.last().map(|(row, _)| RowId::new(row)),
+        true => rows.last().map(|(row, _)| Position::new(row)),
         false => None,
     };
     let voices = rows.into_iter().map(|(row, provider_id)| Claimed {
+        position: Position::new(row.clone()),
         row: RowId::new(row),
         provider_id: Some(provider_id),
         age: Duration::ZERO,
