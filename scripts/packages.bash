@@ -20,21 +20,24 @@ package_names() {
 		apt-get-faketime) echo faketime ;;
 		apt-get-python) echo python3 python3-venv ;;
 		apt-get-static-libc) echo libc6-dev ;;
+		apt-get-prometheus) echo prometheus ;;
 		dnf-postgresql) echo postgresql-server ;;
 		# Newer Fedora and RHEL have only Valkey; its file is found by either name.
 		dnf-redis) dnf -q info redis >/dev/null 2>&1 && echo redis || echo valkey ;;
 		dnf-faketime) echo libfaketime ;;
 		dnf-python) echo python3 python3-pip ;;
 		dnf-static-libc) echo glibc-static ;;
+		dnf-prometheus) echo golang-github-prometheus ;;
 		*-systemd) echo systemd ;;
 		brew-postgresql) echo postgresql@17 ;;
 		brew-redis) echo redis ;;
 		brew-python) echo python ;;
+		brew-prometheus) echo prometheus ;;
 		esac
 	done | tr '\n' ' '
 }
 
-# install_packages WHAT…, each of: postgresql pgbouncer redis faketime openssl python systemd static-libc
+# install_packages WHAT…, each of: postgresql pgbouncer redis faketime openssl python systemd static-libc prometheus
 install_packages() {
 	local manager names
 	for manager in apt-get dnf brew ''; do
@@ -109,11 +112,11 @@ install_with_apt() {
 		;;
 	esac
 	were_there=
-	for service in redis-server pgbouncer; do
+	for service in redis-server pgbouncer prometheus; do
 		if dpkg -s "$service" >/dev/null 2>&1; then were_there="$were_there $service "; fi
 	done
 	get install --no-install-recommends "$@"
-	for service in redis-server pgbouncer; do
+	for service in redis-server pgbouncer prometheus; do
 		case $were_there in *" $service "*) continue ;; esac
 		if dpkg -s "$service" >/dev/null 2>&1; then update-rc.d "$service" disable; fi
 	done

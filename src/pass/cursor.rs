@@ -1,7 +1,7 @@
 //! Where a pass is in the table. Pure.
 //!
-//! A pass takes the rows in the order of their keys. Where the last one did not get to the end, this
-//! one begins after it and wraps around: otherwise rows with high keys would never be asked about.
+//! A pass takes the rows in the order of their positions. Where the last one did not get to the end, this
+//! one begins after it and wraps around: otherwise rows at the end would never be asked about.
 //!
 //! Where the application hinted at some voices, these come first, and the walk over the table leaves
 //! them out. Their rows are no places in the table: the next pass begins where the walk stopped.

@@ -122,7 +122,7 @@ pub struct Pass<'a> {
 struct Batch {
     /// Where in the walk over the table it was claimed; nowhere, if by name.
     place: Option<Place>,
-    /// In the order of their rows.
+    /// In the order of their positions.
     voices: Vec<Claimed>,
     /// Taken before the lease began, so that it never seems longer than it is.
     claimed_at: Instant,
@@ -227,8 +227,8 @@ impl Pass<'_> {
         yield_now().await;
         while let Some(batch) = self.claim(progress).await? {
             let lookups = self.look_up(progress, &batch).await;
-            // Nobody takes it where all writers failed, which they have said.
             let answers = self.judge(progress, &batch, lookups);
+            // Nobody takes it where all writers failed, which they have said.
             if judged.send(answers).await.is_err() {
                 break;
             }

@@ -79,7 +79,7 @@ pub struct Overview {
     pub clock_ahead: f64,
 }
 
-/// Which voices a page is taken from, in the order of their rows.
+/// Which voices a page is taken from, in the order of their positions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {
     /// All in processing, after one row and up to another.

@@ -65,13 +65,13 @@ impl SqliteStore {
             .into_iter()
             .filter(|column| find(column.name(c)).is_none())
             .collect();
-        let place = match has_row_ids(&pool, &names.table, &columns).await? {
+        let position = match has_row_ids(&pool, &names.table, &columns).await? {
             true => ROW_ID.to_owned(),
             false => c.id.quoted(),
         };
         Ok(Self {
             id: c.id.quoted(),
-            place,
+            position,
             id_form: form(&c.id),
             user_id,
             user_id_form: form(&c.user_id),

@@ -40,8 +40,8 @@ impl SqliteStore {
         let mut condition = format!("v.{status} = {processing}{filter}");
         for (position, comparison, name) in [(after, ">", "after"), (up_to, "<=", "up_to")] {
             if position.is_some() {
-                let place = &self.place;
-                condition.push_str(&format!(" AND v.{place} {comparison} ($1 ->> '{name}')"));
+                let column = &self.position;
+                condition.push_str(&format!(" AND v.{column} {comparison} ($1 ->> '{name}')"));
             }
         }
         let names: Vec<_> = names.iter().flat_map(|name| forms(name)).collect();
@@ -55,7 +55,7 @@ impl SqliteStore {
         let Self {
             table,
             id,
-            place,
+            position,
             provider_id,
             created_at,
             completed_before,
@@ -88,11 +88,11 @@ impl SqliteStore {
                     COALESCE(w.set_aside_until > {NOW}, 0) AND w.provider_id IS p.provider_id
                         AND NOT {named} AS resting
              FROM (SELECT CAST(v.{id} AS TEXT) AS row_id,
-                          v.{place} AS place, CAST(v.{place} AS TEXT) AS position,
+                          v.{position} AS place, CAST(v.{position} AS TEXT) AS position,
                           CAST(v.{provider_id} AS TEXT) AS provider_id, {created_at} AS created_at,
                           {adopted} AS adopted_at,
                           {completed_before} AS completed_before
-                   FROM {table} v WHERE {condition} ORDER BY v.{place} LIMIT $2) p
+                   FROM {table} v WHERE {condition} ORDER BY v.{position} LIMIT $2) p
              LEFT JOIN {known} w ON w.row_id = p.row_id
              WHERE ($1 ->> 'read_at') IS NULL OR w.scheduled_at IS NULL
                 OR w.scheduled_at <= ($1 ->> 'read_at')

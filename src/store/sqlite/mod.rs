@@ -76,10 +76,10 @@ pub struct SqliteStore {
     table: String,
     id: String,
     id_form: KeyForm,
-    /// The column in whose order voices are taken: the row ids of SQLite, where the table has them. An
-    /// index on the status holds them in that order, and rows that follow each other share pages: of
-    /// keys that are random, each row takes a page of its own to read and to write.
-    place: String,
+    /// The column whose values are positions: the row ids of SQLite, where the table has them. An index on
+    /// the status holds rows in that order, and those that follow each other share pages: of keys that
+    /// are random, each row takes a page of its own to read and to write.
+    position: String,
     user_id: String,
     user_id_form: KeyForm,
     provider_id: String,
@@ -113,7 +113,7 @@ impl SqliteStore {
 
     /// An earlier version kept keys, whatever the order.
     fn could_be_position(&self, text: &str) -> bool {
-        self.place == self.id || text.parse::<i64>().is_ok()
+        self.position == self.id || text.parse::<i64>().is_ok()
     }
 
     pub(super) fn absent(&self) -> &[Absent] {
