@@ -223,8 +223,6 @@ impl Pass<'_> {
         progress: &Progress,
         judged: mpsc::Sender<Judged>,
     ) -> Result<(), StoreError> {
-        // So that the first claim is one for all.
-        yield_now().await;
         while let Some(batch) = self.claim(progress).await? {
             let lookups = self.look_up(progress, &batch).await;
             let answers = self.judge(progress, &batch, lookups);
@@ -245,17 +243,20 @@ impl Pass<'_> {
         // What the database refuses to one writer, it would refuse to the other one in its turn.
         while !self.has_no_database(progress) {
             let mut batches = Vec::new();
-            let waiting = judged
-                .lock()
-                .await
-                .recv_many(&mut batches, BATCHES_AT_ONCE)
-                .await;
+            let most = progress.bulk.load(Ordering::Relaxed);
+            let waiting = judged.lock().await.recv_many(&mut batches, most).await;
             if waiting == 0 {
                 break;
             }
-            let events = self.apply(progress, batches).await;
-            let events = events.inspect_err(|error| progress.database_failed(error))?;
-            self.relay(progress, events).await?;
+            let began = Instant::now();
+            let written = async {
+                let events = self.apply(progress, batches).await?;
+                let bulk = pace::next_bulk(most, waiting, began.elapsed());
+                progress.bulk.store(bulk, Ordering::Relaxed);
+                self.relay(progress, events).await
+            };
+            let written = written.await;
+            written.inspect_err(|error| progress.database_failed(error))?;
             (self.observe)(&progress.tally().counts);
         }
         Ok(())
@@ -269,6 +270,8 @@ impl Pass<'_> {
     /// more, or the pass has to stop.
     async fn claim(&self, progress: &Progress) -> Result<Option<Batch>, StoreError> {
         progress.hungry.fetch_add(1, Ordering::Relaxed);
+        // So that the first claim is one for all.
+        yield_now().await;
         let mut claims = progress.claims.lock().await;
         let claimed = self.claim_next(progress, &mut claims).await;
         progress.hungry.fetch_sub(1, Ordering::Relaxed);
@@ -281,6 +284,9 @@ impl Pass<'_> {
         claims: &mut Claims,
     ) -> Result<Option<Batch>, StoreError> {
         loop {
+            if self.has_no_database(progress) {
+                return Ok(None);
+            }
             if let Some(batch) = claims.ready.pop_front() {
                 return Ok(Some(batch));
             }
@@ -485,7 +491,13 @@ impl Pass<'_> {
                 .tally()
                 .transitions(&transitions, &as_if, "would be");
         } else {
-            events = self.apply_each(progress, transitions, &mut notes).await?;
+            // A pass may come by a row twice, as where it was cloned anew: each answer is one of its own.
+            let mut rows = HashSet::with_capacity(transitions.len());
+            let (first, again) = transitions
+                .into_iter()
+                .partition(|transition: &Transition| rows.insert(transition.row.clone()));
+            events = self.apply_each(progress, first, &mut notes).await?;
+            events.extend(self.apply_each(progress, again, &mut notes).await?);
             self.store
                 .note(progress.run_id, self.provider.account(), &notes)
                 .await?;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Pass;
 use super::progress::Progress;
+use super::{BATCHES_AT_ONCE, Pass};
 use crate::missing::Fuse;
 use crate::provider::lookup::{BATCH, Strategy};
 use crate::report::Halt;
@@ -19,6 +19,23 @@ const ASKING_TIME: Duration = Duration::from_secs(15);
 pub(crate) const LONGEST_HOLD: Duration = Duration::from_secs(10);
 /// How often the database is asked what other processes learned of the provider.
 const HEAR_EVERY: Duration = Duration::from_secs(1);
+
+/// A bulk that takes longer than the one is followed by a smaller one, a full one that takes less than
+/// the other by a larger one: rows stay locked no longer than an application bears, however slow it is
+/// to write one.
+const LONG_BULK: Duration = Duration::from_secs(1);
+const SHORT_BULK: Duration = Duration::from_millis(250);
+
+/// How many batches the next bulk may have.
+pub(super) fn next_bulk(most: usize, had: usize, took: Duration) -> usize {
+    if took > LONG_BULK {
+        (most / 2).max(1)
+    } else if took < SHORT_BULK && had == most {
+        (most * 2).min(BATCHES_AT_ONCE)
+    } else {
+        most
+    }
+}
 
 impl Pass<'_> {
     /// Heeds what others learned of the provider: while its breaker is open nobody asks, and when it
@@ -129,5 +146,21 @@ impl Pass<'_> {
             progress.halt(Halt::ProviderDown);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bulks_grow_while_they_are_full_and_quick_and_shrink_when_they_are_slow() {
+        let (quick, slow) = (Duration::from_millis(20), Duration::from_secs(2));
+        assert_eq!(next_bulk(1, 1, quick), 2);
+        assert_eq!(next_bulk(8, 8, quick), BATCHES_AT_ONCE);
+        assert_eq!(next_bulk(8, 3, quick), 8);
+        assert_eq!(next_bulk(8, 8, Duration::from_millis(500)), 8);
+        assert_eq!(next_bulk(8, 3, slow), 4);
+        assert_eq!(next_bulk(1, 1, slow), 1);
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Progress {
     pub(super) claims: tokio::sync::Mutex<Claims>,
     /// Askers without a batch.
     pub(super) hungry: AtomicUsize,
+    /// Batches that a writer may apply at once.
+    pub(super) bulk: AtomicUsize,
     /// Kinds of voices that an earlier pass found the list to leave out.
     pub(super) unlisted: HashSet<String>,
     pub(super) bus_is_down: AtomicBool,
@@ -80,6 +82,7 @@ impl Progress {
                 ready: VecDeque::new(),
             }),
             hungry: AtomicUsize::new(0),
+            bulk: AtomicUsize::new(1),
             unlisted,
             bus_is_down: AtomicBool::new(false),
             bus_failures: tokio::sync::Mutex::default(),

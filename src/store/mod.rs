@@ -62,7 +62,7 @@ const NEWEST_RUNS: u32 = 200;
 /// and some.
 const PROBE: Duration = Duration::from_secs(35);
 /// Likewise for an event bus: the time limits of the relay, and some.
-const BUS_PROBE: Duration = Duration::from_secs(6);
+const BUS_PROBE: Duration = Duration::from_secs(10);
 /// Connecting included.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 

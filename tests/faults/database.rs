@@ -94,13 +94,21 @@ async fn whoever_loses_its_server_waits_for_it() {
     scene.check().await;
 }
 
+/// Puts a proxy between voice-sync and a scene's PostgreSQL.
+async fn between(scene: &mut Scene) -> Proxy {
+    let url = scene
+        .app
+        .url
+        .replacen("postgresql+asyncpg://", "postgresql://", 1);
+    let proxy = Proxy::to(&url, 5432).await;
+    scene.app.url = proxy.through(&url);
+    proxy
+}
+
 async fn lost_answers_are_no_second_transition(variant: Variant) {
     let mut scene = Scene::new(variant, MIXED, budget(1600, 16_000) as usize).await;
-    let (direct, percent) = (scene.app.url.clone(), 5);
-    let plain = direct.replacen("postgresql+asyncpg://", "postgresql://", 1);
-    let proxy = Proxy::to(&plain, 5432).await;
-    scene.app.url = proxy.through(&plain);
-    proxy.set(Weather::AnswersLost(percent));
+    let proxy = between(&mut scene).await;
+    proxy.set(Weather::AnswersLost(5));
     let mut runs = 0;
     while scene.undecided().await > 0 {
         let ended = scene.command().run().await;
@@ -138,9 +146,7 @@ async fn a_database_that_is_gone_is_said_to_be() {
     for weather in weathers {
         let mut scene = slow_scene(App::new(Variant::A).await, 10).await;
         let direct = scene.app.url.clone();
-        let plain = direct.replacen("postgresql+asyncpg://", "postgresql://", 1);
-        let proxy = Proxy::to(&plain, 5432).await;
-        scene.app.url = proxy.through(&plain);
+        let proxy = between(&mut scene).await;
         let running = begun(&scene).await;
         proxy.set(weather);
         let beginning = Instant::now();
@@ -165,12 +171,7 @@ async fn a_database_that_is_gone_is_said_to_be() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_to_do_takes_one_connection() {
     let mut scene = Scene::new(Variant::A, DECIDED, 0).await;
-    let plain = scene
-        .app
-        .url
-        .replacen("postgresql+asyncpg://", "postgresql://", 1);
-    let proxy = Proxy::to(&plain, 5432).await;
-    scene.app.url = proxy.through(&plain);
+    let proxy = between(&mut scene).await;
     scene.command().run().await.expect_code(0);
     assert_eq!(proxy.connections(), 1);
 }
@@ -179,12 +180,7 @@ async fn nothing_to_do_takes_one_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_never_answers_is_said_to_be_gone() {
     let mut scene = Scene::new(Variant::A, DECIDED, 10).await;
-    let plain = scene
-        .app
-        .url
-        .replacen("postgresql+asyncpg://", "postgresql://", 1);
-    let proxy = Proxy::to(&plain, 5432).await;
-    scene.app.url = proxy.through(&plain);
+    let proxy = between(&mut scene).await;
     proxy.set(Weather::HalfOpen);
     let ended = scene.command().run().await;
     ended.expect_code(69);

@@ -1,9 +1,12 @@
 //! What a pass costs others, as they count it: PostgreSQL its transactions, the provider its requests.
 
+use sqlx::PgPool;
+
 use crate::support::app::{App, NewVoice, Variant};
 use crate::support::binary::{VoiceSync, sync_once};
 use crate::support::bus::Bus;
 use crate::support::fates::simulator;
+use crate::support::from_scripts;
 
 /// Each statement of a pass is a transaction, and so is the preparation of each that is new to a session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -35,12 +38,20 @@ async fn a_hundred_voices_take_a_request_and_at_most_six_statements() {
 }
 
 /// As PostgreSQL counts them, once all sessions of voice-sync are over: that is when they are counted in.
+/// Asked from another database, as each question is a transaction, too.
 async fn transactions(app: &App) -> i64 {
+    let server = PgPool::connect(&from_scripts("VOICE_SYNC_TEST_DATABASE_URL"))
+        .await
+        .expect("the server answers");
+    let (_, database) = app.url.rsplit_once('/').expect("a URL");
+    let number = async |sql: &'static str| -> i64 {
+        let number = sqlx::query_scalar(sql).bind(database).fetch_one(&server);
+        number.await.expect("a number")
+    };
     let open = "SELECT count(*) FROM pg_stat_activity
-                WHERE datname = current_database() AND application_name = 'voice-sync'";
-    while app.number(open).await > 0 {
+                WHERE datname = $1 AND application_name = 'voice-sync'";
+    while number(open).await > 0 {
         tokio::task::yield_now().await;
     }
-    let counted = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
-    app.number(counted).await
+    number("SELECT xact_commit FROM pg_stat_database WHERE datname = $1").await
 }

@@ -411,6 +411,20 @@ async fn a_transition_that_is_given_twice_happens_once(variant: Variant) {
     assert_eq!((applied.moved.len(), applied.events.len()), (2, 2));
     let pending = store.pending_events(None).await.expect("counts");
     assert_eq!(pending.all, 2);
+
+    app.insert_processing(&["renewed"]).await;
+    claim(&store, run_id).await;
+    let new = completed(&app, "renewed");
+    let old = Transition {
+        provider_id: ProviderVoiceId::parse("cloned-before").expect("an id"),
+        ..failed(&app, "renewed")
+    };
+    let applied = store
+        .apply(run_id, &[old, new.clone()], Record::ForMe)
+        .await;
+    let events = applied.expect("applies").events;
+    let said: Vec<_> = events.iter().map(|event| event.event_type).collect();
+    assert_eq!(said, [EventType::VoiceCreated]);
 }
 
 async fn what_was_seen_is_remembered(variant: Variant) {
@@ -1085,6 +1099,24 @@ async fn peeking_leaves_no_trace(variant: Variant) {
     claim(&store, Uuid::new_v4()).await;
     let page = store.peek(&ALL, 10).await.expect("peeks");
     assert_eq!((page.voices.len(), page.leased_elsewhere), (0, 1));
+}
+
+/// SQLite reads no more than a page for one where an index has the rows in the order of the walk.
+#[tokio::test]
+async fn an_index_sets_the_order_of_a_walk_on_sqlite() {
+    for (index, first) in [("(status)", "c"), ("(id) WHERE status = 'processing'", "a")] {
+        let ddl = format!(
+            "CREATE TABLE voices (id text PRIMARY KEY NOT NULL, user_id text, elevenlabs_voice_id text,
+                                  status text NOT NULL, preview_url text, completed_at text);
+             CREATE INDEX ix_voices ON voices {index};
+             INSERT INTO voices (id, elevenlabs_voice_id, status)
+             VALUES ('c', 'x', 'processing'), ('a', 'y', 'processing'), ('b', 'z', 'processing')"
+        );
+        let app = App::sqlite(Variant::E36, &ddl).await;
+        let store = app.store().await;
+        let page = store.claim(Uuid::new_v4(), &ALL, 1).await.expect("claims");
+        assert_eq!(page.voices[0].row, RowId::new(first), "{index}");
+    }
 }
 
 /// `character` without a length is a single one: keys and values must not be cut to it.

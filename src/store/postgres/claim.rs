@@ -106,6 +106,8 @@ impl PostgresStore {
         let (condition, [bounds, rows, names]) = self.condition(selection);
         let sql = format!(
             "WITH p AS MATERIALIZED ({page}),
+             -- A row that changed since the statement began is locked and not found again by its place:
+             -- it counts as leased by whoever changed it.
              free AS MATERIALIZED (
                  SELECT w.place, p.provider_id, p.restarts
                  FROM p CROSS JOIN LATERAL (

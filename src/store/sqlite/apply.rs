@@ -76,9 +76,10 @@ impl SqliteStore {
         let mut users = HashMap::with_capacity(rows.len());
         for row in &rows {
             let user: Option<String> = row.try_get("user_id")?;
+            let provider_id: String = row.try_get("provider_id")?;
             let row = RowId::new(row.try_get::<String, _>("row_id")?);
             applied.moved.insert(row.clone());
-            users.insert(row, user);
+            users.insert((row, provider_id), user);
         }
         let (mut events, mut explained) = (Vec::new(), Vec::new());
         let (mut forgotten, mut overtaken) = (Vec::new(), Vec::new());
@@ -89,8 +90,8 @@ impl SqliteStore {
                 provider_id,
                 target,
             } = transition;
-            // Whoever comes twice moves once.
-            let user = users.remove(row);
+            // A row that comes twice moves once, by the answer about the id that it has.
+            let user = users.remove(&(row.clone(), provider_id.as_str().to_owned()));
             match (target, &user) {
                 (Target::Failed { reason }, Some(_)) => {
                     explained.push(json!({"row": row.as_str(), "reason": reason}));
@@ -208,7 +209,8 @@ impl SqliteStore {
                    FROM json_each($1)) a
              WHERE v.{id} = a.row_id AND +v.{status} = {processing}
                AND v.{provider_id} = a.provider_id
-             RETURNING CAST({id} AS TEXT) AS row_id, {user_id} AS user_id"
+             RETURNING CAST({id} AS TEXT) AS row_id, {provider_id} AS provider_id,
+                       {user_id} AS user_id"
         )
     }
 

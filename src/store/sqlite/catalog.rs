@@ -65,7 +65,7 @@ impl SqliteStore {
             .into_iter()
             .filter(|column| find(column.name(c)).is_none())
             .collect();
-        let position = match has_row_ids(&pool, &names.table, &columns).await? {
+        let position = match goes_by_row_ids(&pool, names, &columns).await? {
             true => ROW_ID.to_owned(),
             false => c.id.quoted(),
         };
@@ -123,25 +123,29 @@ async fn is_strict(pool: &SqlitePool, table: &TableName) -> Result<bool, StoreEr
     Ok(strict.unwrap_or(false))
 }
 
-/// Whether [`ROW_ID`] is what SQLite numbers the rows of this table with: views and tables WITHOUT ROWID
-/// have no such numbers, and a column of that name hides them.
-async fn has_row_ids(
+/// Whether to take rows in the order of [`ROW_ID`]. Views and tables WITHOUT ROWID have none, and a column of
+/// that name hides it. A partial index of keys, such as `migrate --adopt` makes, is in the order of the keys.
+async fn goes_by_row_ids(
     pool: &SqlitePool,
-    table: &TableName,
+    names: &Names,
     columns: &[Column],
 ) -> Result<bool, StoreError> {
-    let numbered = "SELECT type = 'table' AND NOT wr FROM pragma_table_list
-                    WHERE schema = $1 COLLATE NOCASE AND name = $2 COLLATE NOCASE";
-    let (schema, name) = table.parts();
-    let numbered = sqlx::query_scalar(numbered)
+    let by_row_ids = "
+        SELECT type = 'table' AND NOT wr AND NOT EXISTS (
+                   SELECT 1 FROM pragma_index_list($2) l JOIN pragma_index_info(l.name) i
+                   WHERE l.partial AND i.seqno = 0 AND i.name = $3 COLLATE NOCASE)
+        FROM pragma_table_list WHERE schema = $1 COLLATE NOCASE AND name = $2 COLLATE NOCASE";
+    let (schema, name) = names.table.parts();
+    let by_row_ids = sqlx::query_scalar(by_row_ids)
         .bind(schema.unwrap_or("main"))
         .bind(name)
+        .bind(names.columns.id.as_str())
         .fetch_optional(pool)
         .await?;
     let is_hidden = columns
         .iter()
         .any(|column| column.name.eq_ignore_ascii_case(ROW_ID));
-    Ok(numbered.unwrap_or(false) && !is_hidden)
+    Ok(by_row_ids.unwrap_or(false) && !is_hidden)
 }
 
 /// The columns of a table; it is there if it has any.

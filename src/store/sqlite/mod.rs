@@ -76,8 +76,8 @@ pub struct SqliteStore {
     table: String,
     id: String,
     id_form: KeyForm,
-    /// The column whose values are positions: the row ids of SQLite, where the table has them. An index on
-    /// the status holds rows in that order, and those that follow each other share pages: of keys that
+    /// The column whose values are positions: mostly the row ids of SQLite. An index on the status holds
+    /// rows in that order, and those that follow each other share pages: of keys that
     /// are random, each row takes a page of its own to read and to write.
     position: String,
     user_id: String,
