@@ -9,16 +9,17 @@ use tracing::{info, warn};
 use crate::exit::Exit;
 
 /// Cancels `stop` on SIGTERM or SIGINT, after which a pass claims no more and finishes what is under
-/// way. A second signal ends the process at once; leases then expire by themselves.
+/// way. A second signal ends the process at once; leases then expire by themselves. Signals are caught
+/// from when this returns.
 pub fn on_signal(stop: CancellationToken) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        warn!("signals cannot be caught; the process ends at once when told to");
+        return;
+    };
     tokio::spawn(async move {
-        let (Ok(mut terminate), Ok(mut interrupt)) = (
-            signal(SignalKind::terminate()),
-            signal(SignalKind::interrupt()),
-        ) else {
-            warn!("signals cannot be caught; the process ends at once when told to");
-            return;
-        };
         for told in 1.. {
             tokio::select! {
                 _ = terminate.recv() => {}
