@@ -1101,6 +1101,26 @@ async fn peeking_leaves_no_trace(variant: Variant) {
     assert_eq!((page.voices.len(), page.leased_elsewhere), (0, 1));
 }
 
+/// SQLite stores what it is given, and a column of numbers holds an id of digits as a number.
+#[tokio::test]
+async fn provider_ids_may_be_stored_as_numbers_on_sqlite() {
+    let ddl = "CREATE TABLE voices (id text PRIMARY KEY NOT NULL, user_id text,
+                                    elevenlabs_voice_id integer, status text NOT NULL,
+                                    preview_url text, completed_at text);
+               INSERT INTO voices (id, elevenlabs_voice_id, status) VALUES ('a', 42, 'processing')";
+    let app = App::sqlite(Variant::E36, ddl).await;
+    let (store, run_id) = (app.store().await, Uuid::new_v4());
+    let claimed = claim(&store, run_id).await;
+    let transition = Transition {
+        row: claimed[0].row.clone(),
+        provider_id: claimed[0].checked_id().expect("an id"),
+        target: Target::Completed { preview_url: None },
+    };
+    let applied = store.apply(run_id, &[transition], Record::ForMe).await;
+    let applied = applied.expect("applies");
+    assert_eq!((applied.moved.len(), applied.events.len()), (1, 1));
+}
+
 /// SQLite reads no more than a page for one where an index has the rows in the order of the walk.
 #[tokio::test]
 async fn an_index_sets_the_order_of_a_walk_on_sqlite() {

@@ -132,8 +132,7 @@ impl Sessions {
     /// A connection, for a statement that a transaction may not have around it.
     pub(super) async fn acquire(&self) -> Result<PoolConnection<Postgres>, StoreError> {
         loop {
-            let at_hand = AtHand::take(&self.at_hand);
-            let mut connection = match at_hand {
+            let mut connection = match AtHand::take(&self.at_hand) {
                 Some(connection) => connection,
                 None => self.pool.acquire().await?,
             };

@@ -209,7 +209,7 @@ impl SqliteStore {
                    FROM json_each($1)) a
              WHERE v.{id} = a.row_id AND +v.{status} = {processing}
                AND v.{provider_id} = a.provider_id
-             RETURNING CAST({id} AS TEXT) AS row_id, {provider_id} AS provider_id,
+             RETURNING CAST({id} AS TEXT) AS row_id, CAST({provider_id} AS TEXT) AS provider_id,
                        {user_id} AS user_id"
         )
     }
