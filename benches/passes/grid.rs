@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::contender::{Contender, Lookup, migrate};
+use crate::contender::{Contender, Lookup};
 use crate::site::{Engine, Site};
 use crate::{middle, pass, share};
 
@@ -48,11 +48,7 @@ fn limit(voices: u64, lookup: Lookup, latency: Duration, concurrency: u64) -> Du
 async fn database_share(engine: Engine, voices: u64) -> anyhow::Result<Duration> {
     let mut shares = Vec::new();
     for _ in 0..RUNS {
-        let site = Site::new(engine, voices, Duration::ZERO).await?;
-        migrate(&site).await?;
-        shares.push(share::by_operations(&site).await?.iter().sum());
-        site.expect_all_completed().await?;
-        site.close().await?;
+        shares.push(share::by_operations(engine, voices).await?.iter().sum());
     }
     shares.sort();
     Ok(shares[RUNS / 2])
@@ -70,16 +66,8 @@ async fn one(
     let runs = if limit < SHORT { RUNS } else { 1 };
     let mut all = Vec::with_capacity(runs);
     for _ in 0..runs {
-        all.push(
-            pass(
-                Contender::VoiceSync(lookup),
-                engine,
-                voices,
-                latency,
-                concurrency,
-            )
-            .await?,
-        );
+        let site = Site::new(engine, voices, latency).await?;
+        all.push(pass(Contender::VoiceSync(lookup), site, concurrency).await?);
     }
     let run = middle(all);
     let (limit, share, wall) = (

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::contender::{Contender, Lookup, migrate};
-use crate::middle;
 use crate::site::{Engine, Site};
+use crate::{CONCURRENCY, middle};
 
 const RUNS: usize = 41;
 const ROWS: u64 = 10_000;
@@ -18,7 +18,8 @@ pub(crate) async fn show() -> anyhow::Result<()> {
         site.complete_all().await?;
         let mut runs = Vec::with_capacity(RUNS);
         for _ in 0..RUNS {
-            runs.push(Contender::VoiceSync(Lookup::Batch).run(&site, 10).await?);
+            let run = Contender::VoiceSync(Lookup::Batch).run(&site, CONCURRENCY);
+            runs.push(run.await?);
         }
         let run = middle(runs);
         let (wall, cpu) = (run.wall.as_secs_f64() * 1e3, run.cpu.as_secs_f64() * 1e3);

@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::bail;
 
 use self::contender::{Contender, Usage, migrate};
-use self::site::{Engine, Site};
+use self::site::Site;
 
 const CONCURRENCY: u64 = 10;
 const LATENCY: Duration = Duration::from_millis(50);
@@ -52,15 +52,8 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One pass over a site of its own.
-async fn pass(
-    contender: Contender,
-    engine: Engine,
-    voices: u64,
-    latency: Duration,
-    concurrency: u64,
-) -> anyhow::Result<Usage> {
-    let site = Site::new(engine, voices, latency).await?;
+/// One pass over a new site, which it uses up.
+async fn pass(contender: Contender, site: Site, concurrency: u64) -> anyhow::Result<Usage> {
     migrate(&site).await?;
     let usage = contender.run(&site, concurrency).await?;
     site.expect_all_completed().await?;

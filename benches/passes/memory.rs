@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::contender::{Contender, Lookup, migrate};
+use crate::contender::{Contender, Lookup};
 use crate::site::{Engine, Site};
-use crate::{CONCURRENCY, MANY};
+use crate::{CONCURRENCY, MANY, pass};
 
 /// Prints the peak for each size, and what the pass took.
 pub(crate) async fn show() -> anyhow::Result<()> {
@@ -17,12 +17,7 @@ pub(crate) async fn show() -> anyhow::Result<()> {
         (Engine::Sqlite, MANY, MANY),
     ] {
         let site = Site::among(engine, voices, rows, Duration::ZERO).await?;
-        migrate(&site).await?;
-        let run = Contender::VoiceSync(Lookup::Batch)
-            .run(&site, CONCURRENCY)
-            .await?;
-        site.expect_all_completed().await?;
-        site.close().await?;
+        let run = pass(Contender::VoiceSync(Lookup::Batch), site, CONCURRENCY).await?;
         println!(
             "{voices:>13} {rows:>8}   {:>6.1} MiB   {:>7.2} s {:>7.2} s   {engine}",
             run.peak as f64 / 1024.0,

@@ -30,11 +30,7 @@ pub(crate) async fn show() -> anyhow::Result<()> {
         by_hand.as_secs_f64()
     );
 
-    let site = Site::new(Engine::Postgres, MANY, Duration::ZERO).await?;
-    migrate(&site).await?;
-    let [claim, apply, mark] = by_operations(&site).await?;
-    site.expect_all_completed().await?;
-    site.close().await?;
+    let [claim, apply, mark] = by_operations(Engine::Postgres, MANY).await?;
     let all = claim + apply + mark;
     println!(
         "voice-sync's, one after the other {:>6.2} s   {:.2} times (claim {:.2} s, apply {:.2} s, mark {:.2} s)",
@@ -48,14 +44,8 @@ pub(crate) async fn show() -> anyhow::Result<()> {
         Contender::VoiceSync(Lookup::Batch),
         Contender::Asyncio(Lookup::Batch),
     ] {
-        let run = pass(
-            contender,
-            Engine::Postgres,
-            MANY,
-            Duration::ZERO,
-            CONCURRENCY,
-        )
-        .await?;
+        let site = Site::new(Engine::Postgres, MANY, Duration::ZERO).await?;
+        let run = pass(contender, site, CONCURRENCY).await?;
         println!(
             "{:<33} {:>6.2} s   {:.2} times, latency 0, the whole process (CPU {:.2} s)",
             contender.to_string(),
@@ -115,9 +105,11 @@ async fn by_hand(site: &Site) -> anyhow::Result<Duration> {
     Ok(began.elapsed())
 }
 
-/// The same rows and events by what a pass does: claim, apply, and mark as published, a batch after
+/// So many rows and their events by what a pass does: claim, apply, and mark as published, a batch after
 /// the other.
-pub(crate) async fn by_operations(site: &Site) -> anyhow::Result<[Duration; 3]> {
+pub(crate) async fn by_operations(engine: Engine, voices: u64) -> anyhow::Result<[Duration; 3]> {
+    let site = Site::new(engine, voices, Duration::ZERO).await?;
+    migrate(&site).await?;
     let url = DatabaseUrl::parse(&site.database_url)?;
     let database = Database::connect(&url, Access::ReadWrite).await?;
     let names = Names {
@@ -159,9 +151,12 @@ pub(crate) async fn by_operations(site: &Site) -> anyhow::Result<[Duration; 3]> 
         timed(&mut marking, store.mark_published(&ids)).await?;
         after = page.last;
         if after.is_none() {
-            return Ok([claiming, applying, marking]);
+            break;
         }
     }
+    site.expect_all_completed().await?;
+    site.close().await?;
+    Ok([claiming, applying, marking])
 }
 
 async fn timed<T>(spent: &mut Duration, work: impl Future<Output = T>) -> T {

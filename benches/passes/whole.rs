@@ -1,7 +1,7 @@
 //! A thousand voices, the whole process.
 
 use crate::contender::{Contender, Lookup};
-use crate::site::Engine;
+use crate::site::{Engine, Site};
 use crate::{CONCURRENCY, LATENCY, middle, pass};
 
 /// Runs of which the middle one is shown.
@@ -24,7 +24,8 @@ pub(crate) async fn show() -> anyhow::Result<()> {
     for (engine, contender) in contenders {
         let mut runs = Vec::new();
         for _ in 0..RUNS {
-            runs.push(pass(contender, engine, VOICES, LATENCY, CONCURRENCY).await?);
+            let site = Site::new(engine, VOICES, LATENCY).await?;
+            runs.push(pass(contender, site, CONCURRENCY).await?);
         }
         let middle = middle(runs);
         println!(
@@ -34,14 +35,8 @@ pub(crate) async fn show() -> anyhow::Result<()> {
             middle.cpu.as_secs_f64(),
         );
     }
-    let run = pass(
-        Contender::Sequential,
-        Engine::Postgres,
-        VOICES,
-        LATENCY,
-        CONCURRENCY,
-    )
-    .await?;
+    let site = Site::new(Engine::Postgres, VOICES, LATENCY).await?;
+    let run = pass(Contender::Sequential, site, CONCURRENCY).await?;
     let (wall, cpu) = (run.wall.as_secs_f64(), run.cpu.as_secs_f64());
     println!("PostgreSQL  one after the other, once          {wall:>6.3} s   CPU {cpu:>6.3} s");
     Ok(())
