@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use crate::exit::Exit;
+use crate::words::in_line;
 
 /// One line of `voice-sync doctor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -103,14 +104,6 @@ impl fmt::Display for Finding {
             None => Ok(()),
         }
     }
-}
-
-/// Names and messages of others may hold line ends, with which they could write findings of their own.
-fn in_line(text: &str) -> String {
-    text.replace(
-        |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'),
-        " ",
-    )
 }
 
 /// The code that `sync-once` would exit with: that of the first thing which it would stumble over.

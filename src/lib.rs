@@ -16,6 +16,7 @@
 //! A [`pass`] is five steps: claim → look up → judge → apply → relay. Everything that decides is a
 //! pure function, tested as one; everything that talks is thin. Only [`pass`] sees HTTP and SQL both.
 
+pub mod backlog;
 pub mod breaker;
 pub mod budget;
 pub mod cli;
@@ -35,9 +36,13 @@ pub mod retry;
 pub mod schedule;
 pub mod settings;
 pub mod shutdown;
+pub mod sketch;
 pub mod standing;
+pub mod status;
 pub mod store;
 pub mod telemetry;
+pub mod terminal;
 pub mod tls;
 pub mod verdict;
 pub mod voice;
+pub mod words;

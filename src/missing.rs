@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-/// How often a voice must be missed before its absence is believed.
-const CONFIRMATIONS: u32 = 3;
+/// How often in a row a voice must be missed before its absence is believed.
+pub const CONFIRMATIONS: u32 = 3;
 /// Fewer missing voices than this never blow the fuse.
 const FUSE_FLOOR: u64 = 10;
 /// So many voices asked, and not one known, are enough to stop asking.

@@ -9,6 +9,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
+use crate::terminal::Lines;
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum LogFormat {
@@ -42,27 +44,41 @@ pub fn init(format: LogFormat) {
         LogFormat::Auto => terminal,
     };
     let colour = terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let journal = env::var_os("JOURNAL_STREAM").is_some();
-    let lines = fmt::layer().with_writer(io::stderr);
+    let journal = is_journal();
+    let lines = || fmt::layer().with_writer(Lines);
+    let text_lines = || lines().with_ansi(colour).with_target(false);
+    let json_lines = || {
+        let lines = lines().json().flatten_event(true);
+        lines.with_current_span(false).with_span_list(false)
+    };
     let lines = match (text, journal) {
         // The journal has a time of its own.
-        (true, true) => lines
-            .with_ansi(colour)
-            .with_target(false)
-            .without_time()
-            .boxed(),
-        (true, false) => lines.with_ansi(colour).with_target(false).boxed(),
-        (false, _) => lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .boxed(),
+        (true, true) => text_lines().without_time().boxed(),
+        (true, false) => text_lines().boxed(),
+        (false, true) => json_lines().without_time().boxed(),
+        (false, false) => json_lines().boxed(),
     };
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .init();
     if let Some(error) = misread {
         tracing::warn!(%error, "RUST_LOG cannot be read; an example is RUST_LOG=debug");
+    }
+}
+
+/// Whether standard error is the journal itself, and not a file or pipe that a service directed it to
+/// (systemd.exec(5), on `$JOURNAL_STREAM`).
+fn is_journal() -> bool {
+    let told = env::var("JOURNAL_STREAM").ok();
+    #[cfg(unix)]
+    {
+        use std::os::fd::AsFd;
+        let stat = rustix::fs::fstat(io::stderr().as_fd()).ok();
+        let stream = stat.map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
+        told.is_some() && told == stream
+    }
+    #[cfg(not(unix))]
+    {
+        told.is_some()
     }
 }

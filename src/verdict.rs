@@ -92,27 +92,72 @@ impl fmt::Display for Stage {
     }
 }
 
-/// Judges one voice by a fresh answer. The first rule that fits decides:
-///
-/// 1. a gateway's top-level `status`;
-/// 2. a ban;
-/// 3. a professional voice by its deciding models;
-/// 4. any other voice by its preview and verification;
-/// 5. what is then still processing, by its `age`. Professional voices are exempt: training takes
-///    hours and owners take days.
+/// The rule that decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// A gateway's top-level `status`.
+    Status = 1,
+    /// A ban.
+    Ban = 2,
+    /// A professional voice, by its deciding models.
+    Training = 3,
+    /// Any other voice, by its preview and verification.
+    Preview = 4,
+    /// What is still processing by the others, by its age.
+    Age = 5,
+}
+
+impl Rule {
+    /// Its number in the documentation.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = match self {
+            Self::Status => "the answer has a status of its own, as some gateways add",
+            Self::Ban => "safety_control is a ban",
+            Self::Training => {
+                "a professional voice is decided by the models that it is trained for"
+            }
+            Self::Preview => {
+                "a voice that is not professional is completed when it has a preview_url"
+            }
+            Self::Age => {
+                "in processing for longer than --fail-after, and just confirmed by an answer"
+            }
+        };
+        write!(f, "rule {}: {words}", self.number())
+    }
+}
+
+/// Judges one voice by a fresh answer, by the first [`Rule`] that fits. Professional voices are exempt from
+/// [`Rule::Age`]: training takes hours and owners take days.
 pub fn judge(voice: &Voice, age: Duration, rules: &Rules) -> Verdict {
+    judge_by_rule(voice, age, rules).1
+}
+
+/// As [`judge`], with the rule that decided.
+pub fn judge_by_rule(voice: &Voice, age: Duration, rules: &Rules) -> (Rule, Verdict) {
     let professional = voice.category == Some(Category::Professional);
-    let verdict = by_status(voice, professional)
-        .or_else(|| by_ban(voice))
+    let (rule, verdict) = by_status(voice, professional)
+        .map(|verdict| (Rule::Status, verdict))
+        .or_else(|| by_ban(voice).map(|verdict| (Rule::Ban, verdict)))
         .unwrap_or_else(|| match professional {
-            true => by_training(voice, rules),
-            false => by_preview(voice),
+            true => (Rule::Training, by_training(voice, rules)),
+            false => (Rule::Preview, by_preview(voice)),
         });
     let overdue = !professional && is_overdue(age, rules);
     match (&verdict, rules.on_timeout) {
-        (Verdict::Processing(_), OnTimeout::Fail) if overdue => Verdict::Failed(Failure::TimedOut),
-        (Verdict::Processing(_), OnTimeout::Complete) if overdue => completed(voice),
-        (Verdict::Completed { .. } | Verdict::Failed(_) | Verdict::Processing(_), _) => verdict,
+        (Verdict::Processing(_), OnTimeout::Fail) if overdue => {
+            (Rule::Age, Verdict::Failed(Failure::TimedOut))
+        }
+        (Verdict::Processing(_), OnTimeout::Complete) if overdue => (Rule::Age, completed(voice)),
+        (Verdict::Completed { .. } | Verdict::Failed(_) | Verdict::Processing(_), _) => {
+            (rule, verdict)
+        }
     }
 }
 

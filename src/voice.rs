@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The primary key of a row in the application's table, as that database prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -104,27 +104,27 @@ impl fmt::Display for ProviderVoiceId {
 }
 
 /// What the provider says about one voice, cut down to the fields that decide.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 pub struct Voice {
     /// The provider's id, by which answers are matched to rows.
     pub voice_id: String,
     /// Not the provider's own: gateways that normalise it add this.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<GatewayStatus>,
     /// `professional` is trained for hours; all others are instant.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category: Option<Category>,
     /// Null until the provider has made the preview.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preview_url: Option<String>,
     /// Progress of professional training.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fine_tuning: Option<FineTuning>,
     /// Whether the owner has yet to prove that the voice is theirs.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub voice_verification: Option<Verification>,
     /// Whether the provider has locked the voice.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub safety_control: Option<SafetyControl>,
 }
 
@@ -170,7 +170,7 @@ impl Voice {
 }
 
 /// A top-level `status`, where a gateway adds one.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GatewayStatus {
     /// Ready for use.
@@ -185,7 +185,7 @@ pub enum GatewayStatus {
 }
 
 /// How a voice came to be.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Category {
     /// Designed from a description.
@@ -220,11 +220,11 @@ impl Category {
 }
 
 /// Progress of professional training, for each model that the voice is trained for.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 pub struct FineTuning {
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     state: Option<BTreeMap<String, Option<FineTuningState>>>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     message: Option<BTreeMap<String, Option<String>>>,
 }
 
@@ -244,7 +244,7 @@ impl FineTuning {
 }
 
 /// How far the training for one model is.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FineTuningState {
     /// Waits for its owner to start it.
@@ -265,16 +265,16 @@ pub enum FineTuningState {
 }
 
 /// Whether the owner must prove, and has proved, that the voice is theirs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Verification {
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     requires_verification: Option<bool>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     is_verified: Option<bool>,
 }
 
 /// What the provider's moderation has put on a voice.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum SafetyControl {
     /// Nothing.

@@ -7,12 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::status::Viewer;
 use super::{Options, in_time, open};
-use crate::daemon::{self, Supervisor, Watch};
+use crate::daemon::{self, Lookout, Supervisor, Watch};
 use crate::exit::{Exit, Failed};
 use crate::metrics::Metrics;
 use crate::pass::{Pass, Scope};
@@ -26,7 +28,7 @@ pub(super) struct Daemon {
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]
     interval: Duration,
 
-    /// Serve /livez, /readyz and /metrics there: a port of this host alone, or an address and a port.
+    /// Serve the status as a page, /livez, /readyz and /metrics there: a port of this host alone, or an address and a port.
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     listen: Option<SocketAddr>,
 }
@@ -70,8 +72,23 @@ impl Daemon {
                     .with_context(|| format!("cannot listen on {address} (--listen)"))
                     .map_err(Failed::config)?;
                 info!(address = %listener.local_addr().unwrap_or(address), "listening");
-                let serving =
-                    daemon::serve(listener, watch.clone(), metrics.clone(), stopped.clone());
+                let viewer = Arc::new(Viewer {
+                    url: url.clone(),
+                    names: names.clone(),
+                    fail_after: rules.fail_after,
+                    store: Mutex::default(),
+                });
+                let lookout = Lookout::new(move || {
+                    let viewer = Arc::clone(&viewer);
+                    Box::pin(async move { viewer.look().await })
+                });
+                let serving = daemon::serve(
+                    listener,
+                    watch.clone(),
+                    metrics.clone(),
+                    Arc::new(lookout),
+                    stopped.clone(),
+                );
                 Some(tokio::spawn(serving))
             }
         };

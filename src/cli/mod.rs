@@ -2,12 +2,18 @@
 
 mod daemon;
 mod doctor;
+mod inspect;
+mod manual;
 mod migrate;
+mod outbox;
+mod retry;
+mod runs;
+mod status;
 mod sync_once;
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -74,6 +80,20 @@ enum Command {
     Migrate(migrate::Migrate),
     /// Look whether everything fits and works, and say what to do where it does not.
     Doctor,
+    /// Show how things stand, and what needs attention.
+    Status(status::StatusCommand),
+    /// Show everything that is known of a voice, and what an answer about it means.
+    Inspect(inspect::Inspect),
+    /// Put failed voices back to processing, and have voices that are set aside asked about again.
+    Retry(retry::Retry),
+    /// Show the events of transitions, publish them again, or remove them.
+    Outbox(outbox::Outbox),
+    /// Show the last passes.
+    Runs(runs::Runs),
+    /// Print a shell's completions.
+    Completions(manual::Completions),
+    /// Print the manual page, or write those of all commands.
+    Man(manual::Manual),
 }
 
 /// Options of every command.
@@ -299,6 +319,13 @@ impl Cli {
             Command::Daemon(command) => command.run(self.options).await,
             Command::Migrate(command) => command.run(&self.options).await,
             Command::Doctor => doctor::run(&self.options, &self.given).await,
+            Command::Status(command) => command.run(&self.options).await,
+            Command::Inspect(command) => command.run(&self.options).await,
+            Command::Retry(command) => command.run(&self.options).await,
+            Command::Outbox(command) => command.run(&self.options).await,
+            Command::Runs(command) => command.run(&self.options).await,
+            Command::Completions(command) => command.run(),
+            Command::Man(command) => command.run(),
         }
     }
 }
@@ -389,14 +416,46 @@ impl Options {
     }
 }
 
-/// Prints a command's result.
+/// Prints a command's result. Colours are left out where they are not wanted: in a pipe or a file, with
+/// `NO_COLOR`, on a dumb terminal.
 fn print(text: &str) -> Result<(), Failed> {
-    writeln!(io::stdout(), "{text}")
+    writeln!(anstream::stdout(), "{text}")
         .context("the result could not be written to stdout")
         .map_err(|message| Failed {
             exit: Exit::Io,
             message,
         })
+}
+
+/// The columns of the terminal, or as many as a line in a pipe may well have.
+fn width() -> u16 {
+    const IN_A_PIPE: u16 = 120;
+    let size = terminal_size::terminal_size_of(io::stdout());
+    size.map_or(IN_A_PIPE, |(width, _)| width.0)
+}
+
+/// Whether somebody can be asked.
+fn is_interactive() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// Asks, on a terminal, and takes only a plain yes for one. Elsewhere the command line was answer enough.
+fn confirm(question: &str) -> Result<bool, Failed> {
+    if !is_interactive() {
+        return Ok(true);
+    }
+    let ask = || {
+        write!(io::stderr(), "{question} [y/N] ")?;
+        io::stderr().flush()?;
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer)?;
+        Ok::<_, io::Error>(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
+    };
+    let answer = ask().context("the answer could not be read; --yes goes on without it");
+    answer.map_err(|message| Failed {
+        exit: Exit::Io,
+        message,
+    })
 }
 
 /// A database error, with which database it is.

@@ -15,7 +15,8 @@ use crate::metrics::Metrics;
 use crate::pass::{Pass, Scope, Which};
 use crate::report::Report;
 use crate::shutdown;
-use crate::store::{Access, DatabaseUrl, Store};
+use crate::store::{Access, DatabaseUrl, Selection, Store};
+use crate::terminal::Progress;
 
 /// Ask about every voice in processing once, and exit.
 #[derive(Debug, Args)]
@@ -87,6 +88,10 @@ impl SyncOnce {
             dry_run,
             goes_on: false,
         };
+        let progress = Progress::begin(match Progress::is_seen() {
+            true => meant(&store, &scope).await,
+            false => 0,
+        });
         let pass = Pass {
             store: &store,
             provider: &provider,
@@ -98,7 +103,7 @@ impl SyncOnce {
             scope: &scope,
             stop: &stop,
             meters: &metrics.pass,
-            observe: &|_| {},
+            observe: &|counts| progress.show(counts),
         };
         let mut report = pass.run().await;
         metrics.passed(&report);
@@ -135,9 +140,27 @@ impl SyncOnce {
                 }
             }
         }
+        drop(progress);
         print(&text(&report, options.output))?;
         Ok(report.exit_code)
     }
+}
+
+/// Voices that a pass will ask about, about: those of a bar.
+async fn meant(store: &Store, scope: &Scope) -> u64 {
+    let all = match &scope.which {
+        Which::Named(names) => names.len() as u64,
+        Which::Due(agenda) => agenda.voices.len() as u64,
+        Which::All => {
+            let all = Selection::Range {
+                after: None,
+                up_to: None,
+                except: Vec::new(),
+            };
+            store.count(&all).await.unwrap_or(0)
+        }
+    };
+    scope.limit.map_or(all, |limit| limit.min(all))
 }
 
 /// Whether more may be due than one agenda has room for.

@@ -1,6 +1,7 @@
 //! What the daemon answers to those who watch it by HTTP.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -10,23 +11,30 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::Watch;
+use super::{Lookout, Watch};
 use crate::metrics::Metrics;
+use crate::status::{Nonce, page};
+
+/// A browser looks again after this.
+const REFRESH: Duration = Duration::from_secs(10);
 
 /// The media type of OpenMetrics' exposition format.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Serves `/livez` (the loop moves), `/readyz` (database and schema) and `/metrics` until `stop`.
+/// Serves `/` (the status, for people), `/livez` (the loop moves), `/readyz` (database and schema) and
+/// `/metrics` until `stop`. All of it is read-only.
 pub async fn serve(
     listener: TcpListener,
     watch: Arc<Watch>,
     metrics: Arc<Metrics>,
+    lookout: Arc<Lookout>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let router = Router::new()
         .route("/livez", get(alive))
         .route("/readyz", get(ready))
         .with_state(watch)
+        .merge(Router::new().route("/", get(status)).with_state(lookout))
         .merge(
             Router::new()
                 .route("/metrics", get(show))
@@ -53,4 +61,22 @@ async fn ready(State(watch): State<Arc<Watch>>) -> impl IntoResponse {
 
 async fn show(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, OPENMETRICS)], metrics.text())
+}
+
+async fn status(State(lookout): State<Arc<Lookout>>) -> impl IntoResponse {
+    let seen = lookout.status().await;
+    let (code, status) = match seen.as_ref() {
+        Ok(status) => (StatusCode::OK, Ok(status)),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, Err(reason.as_str())),
+    };
+    let nonce = Nonce::random();
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8".to_owned()),
+        (header::CONTENT_SECURITY_POLICY, nonce.policy()),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        (header::REFERRER_POLICY, "no-referrer".to_owned()),
+        (header::CACHE_CONTROL, "no-store".to_owned()),
+        (header::REFRESH, REFRESH.as_secs().to_string()),
+    ];
+    (code, headers, page(status, nonce))
 }

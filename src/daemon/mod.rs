@@ -4,6 +4,7 @@
 //! the database, sleeps and starts over. Nothing that voice-sync depends on ends it by being away.
 
 mod health;
+mod lookout;
 mod notify;
 mod tick;
 mod wait;
@@ -15,6 +16,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 pub use health::serve;
+pub use lookout::{Lookout, Seen};
 pub use notify::Supervisor;
 pub use tick::{DUE_AT_ONCE, Tick, tick};
 pub use wait::until_nothing_waits;

@@ -224,9 +224,10 @@ impl Pass<'_> {
 
     /// Writes the pass into the ledger and tidies up. Neither is worth failing a pass for.
     async fn record(&self, progress: &Progress, report: &Report, ending: Ending) {
-        let (found, unlisted) = {
-            let tally = progress.tally();
-            (tally.fuse.found(), tally.unlisted())
+        let (found, unlisted, completion_times) = {
+            let mut tally = progress.tally();
+            let times = std::mem::take(&mut tally.completion_times);
+            (tally.fuse.found(), tally.unlisted(), times)
         };
         let run = Run {
             run_id: report.run_id,
@@ -243,6 +244,7 @@ impl Pass<'_> {
             },
             unlisted,
             concurrency: self.provider.standing().concurrency,
+            completion_times,
         };
         if let Err(error) = self.store.record_run(&run).await {
             warn!(%error, "the pass could not be written into the ledger");

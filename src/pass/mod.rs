@@ -381,6 +381,7 @@ impl Pass<'_> {
             claimed_at: batch.claimed_at,
         };
         let (mut answered, mut missing) = (0, 0);
+        let mut completion_times = Vec::new();
         // Where nothing was found, it is our requests that are wrong, or the provider, and no voice.
         let found_any = progress.tally().fuse.found_any()
             || lookups
@@ -400,6 +401,10 @@ impl Pass<'_> {
                             Ok(target) => {
                                 let lag = claimed.unasked_for + held;
                                 self.meters.lag.observe(lag.as_secs_f64());
+                                match target {
+                                    Target::Completed { .. } => completion_times.push(age),
+                                    Target::Failed { .. } => {}
+                                }
                                 judged.transitions.push(Transition {
                                     row: claimed.row.clone(),
                                     provider_id,
@@ -430,7 +435,12 @@ impl Pass<'_> {
             };
             judged.notes.push(note(claimed.row.clone(), seen, age));
         }
-        progress.tally().fuse.count(answered, missing);
+        let mut tally = progress.tally();
+        tally.fuse.count(answered, missing);
+        for age in completion_times {
+            tally.completion_times.add(age);
+        }
+        drop(tally);
         judged
     }
 

@@ -14,6 +14,7 @@ use crate::missing::Fuse;
 use crate::provider::error::{Trouble, TroubleKind};
 use crate::provider::lookup::{Lookup, Lookups};
 use crate::report::{Counts, Halt, Obstacle, Part};
+use crate::sketch::Sketch;
 use crate::store::{Applied, Claimed, Page, StoreError, Target, Transition};
 use crate::voice::{Position, ProviderVoiceId, Voice};
 
@@ -52,6 +53,8 @@ pub(super) struct Tally {
     pub(super) counts: Counts,
     pub(super) fuse: Fuse,
     pub(super) halt: Option<Halt>,
+    /// For how long the voices had been in processing that it completes.
+    pub(super) completion_times: Sketch,
     /// Why events could not be published.
     pub(super) bus_trouble: Option<String>,
     troubles: HashMap<TroubleKind, (u64, String)>,

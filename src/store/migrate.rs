@@ -36,6 +36,7 @@ fn for_postgres() -> Vec<Migration> {
         migration!(1, "initial", "postgres"),
         migration!(2, "completions", "postgres"),
         migration!(3, "schedule", "postgres"),
+        migration!(4, "ledger", "postgres"),
     ]
 }
 
@@ -44,6 +45,7 @@ fn for_sqlite() -> Vec<Migration> {
         migration!(1, "initial", "sqlite"),
         migration!(2, "completions", "sqlite"),
         migration!(3, "schedule", "sqlite"),
+        migration!(4, "ledger", "sqlite"),
     ]
 }
 

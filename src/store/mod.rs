@@ -11,10 +11,11 @@ mod error;
 mod migrate;
 mod postgres;
 mod sqlite;
+mod survey;
 mod table;
 mod values;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backon::{ExponentialBuilder, Retryable};
@@ -29,10 +30,14 @@ pub use table::{
     Absent, ColumnNames, Identifier, InvalidName, Misfit, Names, StatusValues, TableName,
 };
 
+pub use survey::{
+    Account, EventFilter, EventRecord, FailingBus, LedgerEntry, Notes, RowState, Survey,
+    VoiceRecord, Wanted,
+};
 use values::Recorded;
 pub use values::{
-    Access, Agenda, Applied, BusTurn, Claimed, Memory, MissingVoice, NextPass, Note, Overview,
-    Page, Pending, Record, Run, Seen, Selection, Target, Transition, Upcoming,
+    Access, Agenda, Applied, BusTurn, Claimed, CommandRun, Memory, MissingVoice, NextPass, Note,
+    Overview, Page, Pending, Record, Run, Seen, Selection, Target, Transition, Upcoming,
 };
 
 use crate::events::OutboxEvent;
@@ -392,5 +397,73 @@ impl Store {
     /// At most `at_once` rows of each table.
     pub async fn tidy(&self, at_once: u32) -> Result<(), StoreError> {
         on_either!(self.tidy(at_once))
+    }
+
+    /// How things stand, for people. Of the backlog it tells voices that are older than `fail_after` from
+    /// others, and shows the `oldest`; of the ledger, the newest `runs`. It goes through the voices in
+    /// processing, by their index, twice.
+    pub async fn survey(
+        &self,
+        fail_after: Option<Duration>,
+        oldest: u32,
+        runs: u32,
+    ) -> Result<Survey, StoreError> {
+        on_either!(self.survey(fail_after, oldest, runs))
+    }
+
+    /// Rows, and what is known of them, at most so many.
+    pub async fn records(
+        &self,
+        wanted: &Wanted,
+        limit: u32,
+    ) -> Result<Vec<VoiceRecord>, StoreError> {
+        on_either!(self.records(wanted, limit))
+    }
+
+    /// Events of the outbox, newest first, at most so many; none, where voice-sync has no tables yet.
+    pub async fn events(
+        &self,
+        filter: &EventFilter,
+        limit: u32,
+    ) -> Result<Vec<EventRecord>, StoreError> {
+        match self.has_own_tables() {
+            true => on_either!(self.events(filter, limit)),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    /// The newest entries of the ledger, newest first, at most so many.
+    pub async fn runs(&self, limit: u32) -> Result<Vec<LedgerEntry>, StoreError> {
+        on_either!(self.runs(limit))
+    }
+
+    /// Puts failed voices back to processing that still have the provider ids of their records. Their ages
+    /// begin anew. Returns those that were failed.
+    pub async fn put_back(
+        &self,
+        run_id: Uuid,
+        voices: &[VoiceRecord],
+    ) -> Result<HashSet<RowId>, StoreError> {
+        on_either!(self.put_back(run_id, voices))
+    }
+
+    /// Has voices that are set aside asked about again. Returns those that were set aside.
+    pub async fn release(&self, rows: &[&str]) -> Result<HashSet<RowId>, StoreError> {
+        on_either!(self.release(rows))
+    }
+
+    /// Has published events published again, by whoever publishes next. Returns how many.
+    pub async fn resend(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        on_either!(self.resend(filter))
+    }
+
+    /// Removes events, but for those that a process may be publishing. Returns how many.
+    pub async fn purge(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        on_either!(self.purge(filter))
+    }
+
+    /// Writes a command that changed something into the ledger.
+    pub async fn record_command(&self, run: &CommandRun) -> Result<(), StoreError> {
+        on_either!(self.record_command(run))
     }
 }

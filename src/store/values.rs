@@ -4,12 +4,13 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::OUTBOX_LEASE;
 use crate::budget::Spent;
 use crate::events::{EventType, OutboxEvent, event_id};
+use crate::sketch::Sketch;
 use crate::standing::Standing;
 use crate::verdict::Stage;
 use crate::voice::{InvalidProviderId, Position, ProviderVoiceId, RowId};
@@ -377,6 +378,33 @@ pub struct Run {
     pub unlisted: Vec<String>,
     /// The concurrency that the provider bore, likewise.
     pub concurrency: Option<f64>,
+    /// For how long the voices had been in processing that it completed.
+    pub completion_times: Sketch,
+}
+
+impl Run {
+    /// None completed is none noted.
+    pub(super) fn completion_times(&self) -> Option<Value> {
+        let any = self.completion_times.count() > 0;
+        any.then(|| json!(self.completion_times))
+    }
+}
+
+/// An entry of the ledger for a command that changed something.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CommandRun {
+    /// Its id.
+    pub run_id: Uuid,
+    /// The command.
+    pub command: &'static str,
+    /// When it began.
+    pub started_at: DateTime<Utc>,
+    /// How long it took.
+    pub duration: Duration,
+    /// How it ended.
+    pub exit_code: u8,
+    /// What it did.
+    pub counts: Value,
 }
 
 /// Where the next pass over the table should begin.

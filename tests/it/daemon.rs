@@ -361,6 +361,46 @@ async fn systemd_is_told() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn its_page_shows_the_status_and_says_when_there_is_none() {
+    for variant in [Variant::A, Variant::E32] {
+        let (app, provider) = (migrated(variant).await, simulator().await);
+        app.insert_processing(&["sim-ready-1", "sim-nopreview-1", "sim-pvctraining-1"])
+            .await;
+        let mut daemon = Daemon::start(daemon(&app.url, &provider.url()));
+        daemon.wait_until(&app, "completed", 1).await;
+        let patience = std::time::Instant::now() + Duration::from_secs(60);
+        let page = loop {
+            let (code, page) = daemon.get("/").await;
+            assert_eq!(code, 200, "{page}");
+            if page.contains("1 completed") {
+                break page;
+            }
+            assert!(std::time::Instant::now() < patience, "{page}");
+            tokio::task::yield_now().await;
+        };
+        for part in [
+            "2 voices in processing",
+            "preparing (cloned)",
+            "training (professional)",
+            "p50",
+        ] {
+            assert!(page.contains(part), "{variant:?}: {part} is not in {page}");
+        }
+        assert_eq!(daemon.get("/other").await.0, 404);
+        daemon.stop().await;
+    }
+
+    let away = "postgresql://u:p@127.0.0.1:1/d";
+    let mut daemon = Daemon::start(daemon(away, &simulator().await.url()));
+    daemon.wait_until_answers("/", 503).await;
+    let page = daemon.get("/").await.1;
+    assert!(
+        page.contains("No status") && page.contains("127.0.0.1"),
+        "{page}"
+    );
+}
+
 /// Every metric is there from the beginning: an alert on what never happened must find a zero.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_begin_at_zero_and_count() {

@@ -3,64 +3,16 @@
 
 use serde_json::{Value, json};
 use uuid::Uuid;
-use voice_sync_simulator::{Options, Simulator};
+use voice_sync_simulator::Options;
 
 use crate::support::app::{App, Pool, Variant, sqlite_ddl};
 use crate::support::binary::{Ended, VoiceSync, sync_once};
-use crate::support::bus::Bus;
 use crate::support::fates::{simulator, simulator_with};
+use crate::support::site::{ALL, Site};
 
-const ALL: [Variant; 6] = [
-    Variant::A,
-    Variant::B,
-    Variant::D,
-    Variant::Pooled,
-    Variant::E32,
-    Variant::E36,
-];
-
-struct Site {
-    app: App,
-    bus: Bus,
-    provider: Simulator,
-}
-
-impl Site {
-    /// With its own tables made.
-    async fn new(variant: Variant) -> Self {
-        Self::on(App::new(variant).await).await
-    }
-
-    async fn on(app: App) -> Self {
-        let site = Self {
-            app,
-            bus: Bus::new().await,
-            provider: simulator().await,
-        };
-        let migrated = VoiceSync::new(&["migrate"]).env("DATABASE_URL", &site.app.url);
-        migrated.run().await.expect_code(0);
-        site
-    }
-
-    fn doctor(&self) -> VoiceSync {
-        self.same(VoiceSync::new(&["doctor"]))
-    }
-
-    fn sync_once(&self) -> VoiceSync {
-        self.same(VoiceSync::new(&["sync-once"]))
-    }
-
-    fn same(&self, command: VoiceSync) -> VoiceSync {
-        command
-            .publishing_to(&self.bus)
-            .env("DATABASE_URL", &self.app.url)
-            .env("ELEVENLABS_BASE_URL", self.provider.url())
-    }
-
-    /// What is said of one thing, which must be in this state.
-    async fn says(&self, check: &str, state: &str) -> String {
-        said(&self.doctor().run().await, check, state)
-    }
+/// What is said of one thing, which must be in this state.
+async fn says(site: &Site, check: &str, state: &str) -> String {
+    said(&site.doctor().run().await, check, state)
 }
 
 #[track_caller]
@@ -337,7 +289,7 @@ async fn a_table_that_takes_no_update_is_found_before_a_pass_finds_it() {
     }
     let site = Site::on(App::new(Variant::B).await).await;
     site.app.execute(view).await;
-    site.says("update", "ok").await;
+    says(&site, "update", "ok").await;
 }
 
 /// Types and names with which a word would not go where it should.
@@ -561,7 +513,7 @@ async fn the_grants_that_it_names_are_those_that_are_missing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_could_refuse_or_hide_on_postgresql_is_told() {
     let site = Site::new(Variant::B).await;
-    site.says("obstacles", "ok").await;
+    says(&site, "obstacles", "ok").await;
     site.app
         .execute(
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
@@ -578,7 +530,7 @@ async fn what_could_refuse_or_hide_on_postgresql_is_told() {
              ALTER TABLE voices ADD CONSTRAINT young CHECK (completed_at < '2026-01-01');",
         )
         .await;
-    let said = site.says("obstacles", "warning").await;
+    let said = says(&site, "obstacles", "warning").await;
     for word in [
         "trigger \"no way\"",
         "constraint young",
@@ -622,7 +574,7 @@ async fn what_could_refuse_on_sqlite_is_told() {
             "CREATE TRIGGER refuse BEFORE UPDATE ON voices BEGIN SELECT RAISE(ABORT, 'no'); END",
         )
         .await;
-    assert!(site.says("obstacles", "warning").await.contains("refuse"));
+    assert!(says(&site, "obstacles", "warning").await.contains("refuse"));
     for (check, state) in [
         ("status IN ('processing', 'completed', 'failed')", "ok"),
         ("Status IN ('processing', 'completed')", "warning"),
@@ -632,7 +584,7 @@ async fn what_could_refuse_on_sqlite_is_told() {
         let last = "completed_at DATETIME";
         let ddl = sqlite_ddl(36).replace(last, &format!("{last}, CHECK ({check})"));
         let site = Site::on(App::sqlite(Variant::E36, &ddl).await).await;
-        site.says("obstacles", state).await;
+        says(&site, "obstacles", state).await;
     }
     let doctor = site.doctor();
     site.app.execute("PRAGMA journal_mode = delete").await;
@@ -658,14 +610,14 @@ async fn a_large_table_wants_an_index_and_its_statement_makes_it() {
                 }
             })
             .await;
-        let said = site.says("index", "warning").await;
+        let said = says(&site, "index", "warning").await;
         let from = said.find("CREATE INDEX").expect("a statement");
         assert_eq!(
             said.contains("CONCURRENTLY"),
             matches!(site.app.pool, Pool::Postgres(_))
         );
         site.app.execute(&said[from..]).await;
-        site.says("index", "ok").await;
+        says(&site, "index", "ok").await;
     }
 }
 
@@ -702,11 +654,11 @@ async fn an_index_of_other_rows_does_not_count() {
                 .execute("CREATE INDEX five ON voices USING brin (status)")
                 .await;
         }
-        site.says("index", "warning").await;
+        says(&site, "index", "warning").await;
         site.app
             .execute("CREATE INDEX six ON voices (name) WHERE status = 'processing'")
             .await;
-        site.says("index", "ok").await;
+        says(&site, "index", "ok").await;
     }
 }
 
@@ -720,14 +672,14 @@ async fn partitions_and_remnants_have_statements_of_their_own() {
         INSERT INTO voices (id, elevenlabs_voice_id, status)
         SELECT gen_random_uuid(), n, 'completed' FROM generate_series(1, 100000) n";
     let site = Site::on(App::postgres(Variant::B, ddl).await).await;
-    let said = site.says("index", "warning").await;
+    let said = says(&site, "index", "warning").await;
     let from = said.find("CREATE INDEX").expect("a statement");
     let statements: Vec<_> = said[from..].split_inclusive(';').collect();
     assert_eq!(statements.len(), 2, "{said}");
     for statement in statements {
         site.app.execute(statement).await;
     }
-    site.says("index", "ok").await;
+    says(&site, "index", "ok").await;
 
     let site = Site::new(Variant::D).await;
     site.app
@@ -740,12 +692,12 @@ async fn partitions_and_remnants_have_statements_of_their_own() {
              WHERE indexrelid = 'ix_voices_processing'::regclass",
         )
         .await;
-    let said = site.says("index", "warning").await;
+    let said = says(&site, "index", "warning").await;
     let from = said.find("DROP INDEX CONCURRENTLY").expect("a statement");
     for statement in said[from..].split_inclusive(';') {
         site.app.execute(statement).await;
     }
-    site.says("index", "ok").await;
+    says(&site, "index", "ok").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -754,7 +706,7 @@ async fn somebody_else_who_completes_voices_leaves_a_trace() {
         let site = Site::new(variant).await;
         site.app.insert_processing(&["sim-ready-1"]).await;
         site.sync_once().run().await.expect_code(0);
-        site.says("second poller", "ok").await;
+        says(&site, "second poller", "ok").await;
         site.app.insert_processing(&["sim-ready-2"]).await;
         let now = match site.app.pool {
             Pool::Postgres(_) => "now() AT TIME ZONE 'UTC' + interval '1 second'",
@@ -766,7 +718,7 @@ async fn somebody_else_who_completes_voices_leaves_a_trace() {
                  WHERE elevenlabs_voice_id = 'sim-ready-2'"
             ))
             .await;
-        let said = site.says("second poller", "warning").await;
+        let said = says(&site, "second poller", "warning").await;
         assert!(said.starts_with("1 voices"), "{variant:?}: {said}");
     }
 }
@@ -774,7 +726,7 @@ async fn somebody_else_who_completes_voices_leaves_a_trace() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_odd_about_the_provider_is_told() {
     let mut site = Site::new(Variant::A).await;
-    site.says("provider", "ok").await;
+    says(&site, "provider", "ok").await;
     site.app
         .insert_processing(&["sim-unlisted-1", "sim-ready-1", "sim-missing-1"])
         .await;
@@ -792,7 +744,7 @@ async fn what_is_odd_about_the_provider_is_told() {
         ..Options::default()
     })
     .await;
-    assert!(site.says("lookups", "warning").await.contains("no list"));
+    assert!(says(&site, "lookups", "warning").await.contains("no list"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -873,7 +825,11 @@ async fn what_is_odd_about_the_event_bus_is_told() {
     ended.expect_code(75);
     assert!(said(&ended, "streams", "error").contains(&key));
     site.sync_once().run().await.expect_code(75);
-    assert!(site.says("outbox", "warning").await.starts_with("1 events"));
+    assert!(
+        says(&site, "outbox", "warning")
+            .await
+            .starts_with("1 events")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

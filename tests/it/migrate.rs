@@ -127,6 +127,22 @@ async fn least_privileges_suffice_after_migrating() {
     let ended = sync_once(&url, &provider.url()).run().await;
     ended.expect_code(0);
     assert_eq!((ended.count("completed"), ended.count("failed")), (1, 1));
+    for command in [
+        ["status"].as_slice(),
+        &["runs"],
+        &["inspect", "sim-banned-1"],
+        &["outbox", "list"],
+        &["outbox", "resend", "--since", "1h"],
+        &["outbox", "purge"],
+        &["retry", "--all-failed"],
+        &["retry", "--set-aside"],
+    ] {
+        let command = VoiceSync::new(command)
+            .env("DATABASE_URL", &url)
+            .env("ELEVENLABS_BASE_URL", provider.url());
+        command.run().await.expect_code(0);
+    }
+    assert_eq!(app.row("sim-banned-1").await.status, "processing");
 
     app.execute("INSERT INTO voices SELECT gen_random_uuid(), user_id, 'sim-ready-2', name FROM voices LIMIT 1").await;
     app.execute(&format!(

@@ -68,6 +68,16 @@ async fn no_secret_is_printed_at_the_finest_log_level() {
                 .env("REDIS_URL", format!("redis://u:{PASSWORD}@{redis_host}")),
         ),
         (
+            "status",
+            traced(VoiceSync::new(&["status"])).env("DATABASE_URL", &url),
+        ),
+        (
+            "inspect",
+            traced(VoiceSync::new(&["inspect", "sim-ready-1"]))
+                .env("DATABASE_URL", &url)
+                .env("ELEVENLABS_BASE_URL", wrong.url()),
+        ),
+        (
             "everything",
             traced(sync_once(&url, &right.url()))
                 .env("REDIS_URL", &bus.url)

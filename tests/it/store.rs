@@ -8,6 +8,7 @@ use serde_json::json;
 use uuid::Uuid;
 use voice_sync::budget::Spent;
 use voice_sync::events::{EventType, event_id};
+use voice_sync::sketch::Sketch;
 use voice_sync::standing::Standing;
 use voice_sync::store::{
     BusTurn, Claimed, NextPass, Note, Record, Run, Seen, Selection, Store, StoreError, Target,
@@ -932,6 +933,7 @@ fn ledger_entry() -> Run {
         cursor: NextPass::FromTheBeginning,
         unlisted: Vec::new(),
         concurrency: None,
+        completion_times: Sketch::default(),
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod bus;
 pub(crate) mod daemon;
 pub(crate) mod fates;
 pub(crate) mod server;
+pub(crate) mod site;
 
 use std::env;
 

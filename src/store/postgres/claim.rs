@@ -64,17 +64,7 @@ impl PostgresStore {
             completed_before,
             ..
         } = self;
-        let known = match self.own_tables {
-            true => "voice_sync.voices",
-            false => {
-                "(SELECT NULL::text AS row_id, NULL::text AS provider_id, NULL::timestamptz AS first_seen,
-                         NULL::timestamptz AS restarted_at, NULL::uuid AS run_id,
-                         NULL::timestamptz AS lease_until, NULL::text AS kind,
-                         NULL::timestamptz AS last_asked,
-                         NULL::timestamptz AS set_aside_until, NULL::timestamptz AS failed_at,
-                         NULL::timestamptz AS scheduled_at)"
-            }
-        };
+        let known = self.known();
         format!(
             "SELECT p.*, w.row_id IS NOT NULL AS known, w.kind,
                     w.row_id IS NOT NULL AND (w.provider_id IS DISTINCT FROM p.provider_id
@@ -93,8 +83,26 @@ impl PostgresStore {
         )
     }
 
+    /// What is known of voices: nothing, where voice-sync has no tables yet.
+    pub(super) fn known(&self) -> &'static str {
+        match self.own_tables {
+            true => "voice_sync.voices",
+            false => {
+                "(SELECT NULL::text AS row_id, NULL::text AS provider_id, NULL::timestamptz AS first_seen,
+                         NULL::timestamptz AS restarted_at, NULL::uuid AS run_id,
+                         NULL::timestamptz AS lease_until, NULL::timestamptz AS last_asked,
+                         NULL::text AS kind, NULL::text AS stage, NULL::integer AS missing_count,
+                         NULL::timestamptz AS missing_since, NULL::integer AS strikes,
+                         NULL::timestamptz AS set_aside_until, NULL::text AS trouble,
+                         NULL::timestamptz AS failed_at, NULL::text AS failure,
+                         NULL::timestamptz AS next_due, NULL::timestamptz AS scheduled_at)"
+            }
+        }
+    }
+
     /// Seconds in processing: since the row was made or put back, or else since it was first seen.
-    const AGE: &str = "GREATEST(0, extract(epoch FROM now() - CASE WHEN p.restarts THEN now()
+    pub(super) const AGE: &str =
+        "GREATEST(0, extract(epoch FROM now() - CASE WHEN p.restarts THEN now()
         ELSE COALESCE(GREATEST(p.created_at, p.restarted_at), p.first_seen, now()) END))::float8";
 
     pub(in crate::store) async fn claim(
@@ -349,7 +357,7 @@ impl PostgresStore {
 }
 
 /// Whether [`could_be`] knows which texts can be cast to this type.
-fn is_castable(sql_type: &str) -> bool {
+pub(super) fn is_castable(sql_type: &str) -> bool {
     matches!(
         sql_type,
         "uuid" | "bigint" | "integer" | "smallint" | "text" | "character varying" | "bpchar"

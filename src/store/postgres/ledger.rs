@@ -175,8 +175,8 @@ impl PostgresStore {
                 DELETE FROM voice_sync.cursors WHERE table_name = $9 AND $11 AND $10 IS NULL
             )
             INSERT INTO voice_sync.runs (run_id, account, started_at, duration_ms, exit_code, found,
-                                         counts)
-            VALUES ($1, $2, $3, $4, $5, $6, $7)
+                                         counts, completion_times)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $13)
             ON CONFLICT (run_id) DO NOTHING";
         let (moves_cursor, resume_after) = run.cursor.columns();
         let mut session = self.sessions.begin().await?;
@@ -194,6 +194,7 @@ impl PostgresStore {
             .bind(resume_after)
             .bind(moves_cursor)
             .bind(run.concurrency)
+            .bind(run.completion_times())
             .execute(&mut *session)
             .await?;
         session.keep().await?;

@@ -10,8 +10,10 @@ mod checkup;
 mod claim;
 mod index;
 mod ledger;
+mod mend;
 mod outbox;
 mod session;
+mod survey;
 
 use std::time::Duration;
 

@@ -51,6 +51,31 @@ impl SqliteStore {
         (condition, parameter.to_string())
     }
 
+    /// What is known of voices: nothing, where voice-sync has no tables yet.
+    pub(super) fn known(&self) -> &'static str {
+        match self.own_tables {
+            true => "voice_sync_voices",
+            false => {
+                "(SELECT NULL AS row_id, NULL AS provider_id, NULL AS first_seen, NULL AS restarted_at,
+                         NULL AS run_id, NULL AS lease_until, NULL AS last_asked, NULL AS kind, NULL AS stage,
+                         NULL AS missing_count, NULL AS missing_since, NULL AS strikes,
+                         NULL AS set_aside_until, NULL AS trouble, NULL AS failed_at, NULL AS failure,
+                         NULL AS next_due, NULL AS scheduled_at)"
+            }
+        }
+    }
+
+    /// Since when the table has a status, if it was given one later.
+    pub(super) fn adopted(&self) -> String {
+        match self.own_tables {
+            true => format!(
+                "(SELECT adopted_at FROM voice_sync_adoptions WHERE table_name = {})",
+                adopted_name(Dialect::Sqlite, &self.name)
+            ),
+            false => "NULL".to_owned(),
+        }
+    }
+
     fn page_sql(&self, selection: &Selection, condition: &str) -> String {
         let Self {
             table,
@@ -61,22 +86,7 @@ impl SqliteStore {
             completed_before,
             ..
         } = self;
-        let known = match self.own_tables {
-            true => "voice_sync_voices",
-            false => {
-                "(SELECT NULL AS row_id, NULL AS provider_id, NULL AS first_seen, NULL AS restarted_at,
-                         NULL AS run_id, NULL AS lease_until, NULL AS kind, NULL AS set_aside_until,
-                         NULL AS last_asked,
-                         NULL AS failed_at, NULL AS scheduled_at)"
-            }
-        };
-        let adopted = match self.own_tables {
-            true => format!(
-                "(SELECT adopted_at FROM voice_sync_adoptions WHERE table_name = {})",
-                adopted_name(Dialect::Sqlite, &self.name)
-            ),
-            false => "NULL".to_owned(),
-        };
+        let (known, adopted) = (self.known(), self.adopted());
         let named = matches!(selection, Selection::Named(_));
         format!(
             "SELECT p.*, w.kind, {NOW} AS present, w.first_seen, w.restarted_at,
@@ -324,7 +334,7 @@ impl SqliteStore {
 
 /// A key in the forms in which a column may hold it: as it was given, and a UUID also with and
 /// without its dashes.
-fn forms(key: &str) -> impl Iterator<Item = String> {
+pub(super) fn forms(key: &str) -> impl Iterator<Item = String> {
     let uuid = Uuid::try_parse(key).ok();
     let others = uuid.map(|uuid| [uuid.hyphenated().to_string(), uuid.simple().to_string()]);
     iter::once(key.to_owned()).chain(others.into_iter().flatten())
@@ -346,7 +356,7 @@ fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
             page.voices.push(Claimed {
                 row: RowId::new(row.try_get::<String, _>("row_id")?),
                 position,
-                provider_id: lossy(row)?,
+                provider_id: lossy(row, "provider_id")?,
                 age,
                 unasked_for: asked_ago.map_or(age, |ago| ago.min(age)),
                 kind: row.try_get("kind")?,
@@ -358,14 +368,14 @@ fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
     Ok(page)
 }
 
-/// The provider id, whatever bytes the application stored: what is no text is no id either.
-fn lossy(row: &SqliteRow) -> Result<Option<String>, sqlx::Error> {
-    let bytes: Option<Vec<u8>> = row.try_get_unchecked("provider_id")?;
+/// A text, whatever bytes the application stored: what is no text is no id either.
+pub(super) fn lossy(row: &SqliteRow, column: &str) -> Result<Option<String>, sqlx::Error> {
+    let bytes: Option<Vec<u8>> = row.try_get_unchecked(column)?;
     Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Time in processing: since the row was made or put back, or else since it was first seen.
-fn age(row: &SqliteRow) -> Result<Duration, sqlx::Error> {
+pub(super) fn age(row: &SqliteRow) -> Result<Duration, sqlx::Error> {
     let present: i64 = row.try_get("present")?;
     if row.try_get("restarts")? {
         return Ok(Duration::ZERO);
@@ -389,7 +399,7 @@ fn age(row: &SqliteRow) -> Result<Duration, sqlx::Error> {
 
 /// Reads a stored time: SQLAlchemy's text, ISO 8601 with or without a zone, Unix seconds or
 /// milliseconds.
-fn timestamp(text: &str) -> Option<DateTime<Utc>> {
+pub(super) fn timestamp(text: &str) -> Option<DateTime<Utc>> {
     let text = text.trim();
     ["%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f"]
         .iter()

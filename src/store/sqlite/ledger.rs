@@ -165,8 +165,8 @@ impl SqliteStore {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let sql = format!(
             "INSERT INTO voice_sync_runs (run_id, account, started_at, finished_at, duration_ms,
-                                          exit_code, found, counts)
-             VALUES ($1, $2, $3, {NOW}, $4, $5, $6, $7)
+                                          exit_code, found, counts, completion_times)
+             VALUES ($1, $2, $3, {NOW}, $4, $5, $6, $7, $8)
              ON CONFLICT (run_id) DO UPDATE SET finished_at = finished_at RETURNING finished_at"
         );
         let finished_at: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
@@ -177,6 +177,7 @@ impl SqliteStore {
             .bind(run.exit_code)
             .bind(i64::try_from(run.found).unwrap_or(i64::MAX))
             .bind(run.counts.to_string())
+            .bind(run.completion_times().map(|times| times.to_string()))
             .fetch_one(&mut *transaction)
             .await?;
         if let Some(account) = run.account {

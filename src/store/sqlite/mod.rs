@@ -8,7 +8,9 @@ mod catalog;
 mod checkup;
 mod claim;
 mod ledger;
+mod mend;
 mod outbox;
+mod survey;
 
 use std::future::ready;
 use std::path::Path;

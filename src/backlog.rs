@@ -1,0 +1,201 @@
+//! The voices in processing, by kind and by age. Pure.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// Why a voice is in processing. The first that fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BacklogKind {
+    /// It kept making trouble, and is left alone for a day.
+    SetAside,
+    /// The provider does not know it, which is not confirmed yet.
+    Missing,
+    /// A professional voice that is queued or being trained.
+    Training,
+    /// A voice whose owner has to verify it, or to start its training.
+    WaitingForOwner,
+    /// In processing for longer than `--fail-after`: the next answer about it fails it, or
+    /// completes it, as `--on-timeout` says.
+    Overdue,
+    /// Any other.
+    Young,
+}
+
+impl BacklogKind {
+    /// Whether it may well take days, and is never failed for its age.
+    pub fn takes_its_time(self) -> bool {
+        match self {
+            Self::Training | Self::WaitingForOwner => true,
+            Self::SetAside | Self::Missing | Self::Overdue | Self::Young => false,
+        }
+    }
+
+    /// All of them, the ordinary ones first.
+    pub const ALL: [Self; 6] = [
+        Self::Young,
+        Self::Training,
+        Self::WaitingForOwner,
+        Self::Missing,
+        Self::Overdue,
+        Self::SetAside,
+    ];
+
+    /// As in JSON and SQL.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Young => "young",
+            Self::Training => "training",
+            Self::WaitingForOwner => "waiting_for_owner",
+            Self::Missing => "missing",
+            Self::Overdue => "overdue",
+            Self::SetAside => "set_aside",
+        }
+    }
+
+    /// The kind of this name.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+
+    /// In words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Young => "young",
+            Self::Training => "training",
+            Self::WaitingForOwner => "waiting for owner",
+            Self::Missing => "missing",
+            Self::Overdue => "overdue",
+            Self::SetAside => "set aside",
+        }
+    }
+}
+
+/// The ends of all bands of age but the last one, which has none.
+pub const BAND_ENDS: [Duration; 7] = [
+    Duration::from_secs(60),
+    Duration::from_secs(5 * 60),
+    Duration::from_secs(15 * 60),
+    Duration::from_secs(60 * 60),
+    Duration::from_secs(6 * 60 * 60),
+    Duration::from_secs(24 * 60 * 60),
+    Duration::from_secs(7 * 24 * 60 * 60),
+];
+/// Bands of age.
+pub const BANDS: usize = BAND_ENDS.len() + 1;
+
+/// What each band is called.
+pub const BAND_WORDS: [&str; BANDS] = [
+    "< 1 min", "< 5 min", "< 15 min", "< 1 h", "< 6 h", "< 24 h", "< 7 d", "≥ 7 d",
+];
+
+/// Voices in processing, counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog([Group; BacklogKind::ALL.len()]);
+
+/// The voices of a kind: how many in each band of age, and for how long the oldest has been.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Group {
+    bands: [u64; BANDS],
+    oldest: Duration,
+}
+
+impl Backlog {
+    /// Adds voices of a kind, in the band of this number, and the age of the oldest of them. Ages beyond
+    /// the last band are in it.
+    pub fn add(&mut self, kind: BacklogKind, band: usize, voices: u64, oldest: Duration) {
+        let group = &mut self.0[Self::place(kind)];
+        group.bands[band.min(BANDS - 1)] += voices;
+        group.oldest = group.oldest.max(oldest);
+    }
+
+    /// How long the oldest voice of a kind has been in processing, if there is one.
+    pub fn oldest(&self, kind: BacklogKind) -> Option<Duration> {
+        let group = &self.0[Self::place(kind)];
+        (self.of(kind) > 0).then_some(group.oldest)
+    }
+
+    fn place(kind: BacklogKind) -> usize {
+        match kind {
+            BacklogKind::Young => 0,
+            BacklogKind::Training => 1,
+            BacklogKind::WaitingForOwner => 2,
+            BacklogKind::Missing => 3,
+            BacklogKind::Overdue => 4,
+            BacklogKind::SetAside => 5,
+        }
+    }
+
+    /// How many there are of a kind.
+    pub fn of(&self, kind: BacklogKind) -> u64 {
+        self.0[Self::place(kind)].bands.iter().sum()
+    }
+
+    /// How many there are in each band of age.
+    pub fn by_age(&self) -> [u64; BANDS] {
+        std::array::from_fn(|band| self.0.iter().map(|group| group.bands[band]).sum())
+    }
+
+    /// All of them.
+    pub fn all(&self) -> u64 {
+        self.by_age().iter().sum()
+    }
+}
+
+impl Serialize for Backlog {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Band {
+            less_than_seconds: Option<u64>,
+            voices: u64,
+        }
+        let ends = BAND_ENDS
+            .map(|end| Some(end.as_secs()))
+            .into_iter()
+            .chain([None]);
+        let bands = ends.zip(self.by_age());
+        let bands: Vec<_> = bands
+            .map(|(less_than_seconds, voices)| Band {
+                less_than_seconds,
+                voices,
+            })
+            .collect();
+        let mut json = serde_json::Map::from_iter([("processing".to_owned(), self.all().into())]);
+        json.extend(BacklogKind::ALL.map(|kind| (kind.as_str().to_owned(), self.of(kind).into())));
+        json.insert("ages".to_owned(), serde_json::json!(bands));
+        json.serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_and_band_is_counted_by_itself() {
+        let mut backlog = Backlog::default();
+        for (voices, kind) in (1..).zip(BacklogKind::ALL) {
+            assert_eq!(BacklogKind::parse(kind.as_str()), Some(kind));
+            backlog.add(kind, voices as usize, voices, Duration::from_secs(voices));
+        }
+        backlog.add(BacklogKind::Young, 99, 10, Duration::ZERO);
+        assert_eq!(
+            BacklogKind::ALL.map(|kind| backlog.of(kind)),
+            [11, 2, 3, 4, 5, 6]
+        );
+        assert_eq!(backlog.by_age(), [0, 1, 2, 3, 4, 5, 6, 10]);
+        assert_eq!(backlog.all(), 31);
+        assert_eq!(
+            backlog.oldest(BacklogKind::SetAside),
+            Some(Duration::from_secs(6))
+        );
+        assert_eq!(Backlog::default().oldest(BacklogKind::Young), None);
+        let json = serde_json::json!(backlog);
+        assert_eq!(json["waiting_for_owner"], 3);
+        assert_eq!(
+            json["ages"][7],
+            serde_json::json!({"less_than_seconds": null, "voices": 10})
+        );
+        assert_eq!(json["ages"][0]["less_than_seconds"], 60);
+    }
+}

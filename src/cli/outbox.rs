@@ -1,0 +1,223 @@
+//! `voice-sync outbox`.
+
+use std::time::Duration;
+
+use chrono::Utc;
+use clap::{Args, Subcommand};
+use serde_json::json;
+use tokio::time::Instant;
+use tracing::info;
+use uuid::Uuid;
+
+use super::{Options, Output, at, confirm, in_time, open, print, width};
+use crate::exit::{Exit, Failed};
+use crate::status::table;
+use crate::store::{Access, CommandRun, EventFilter, EventRecord};
+use crate::words::{ago, in_line, moment, number_of};
+
+/// Show the events of transitions, publish them again, or remove them.
+#[derive(Debug, Args)]
+pub(super) struct Outbox {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Show events, newest first: those that wait to be published, unless told otherwise.
+    #[command(after_help = "\
+Examples:
+  voice-sync outbox list
+  voice-sync outbox list --published --since 1h
+  voice-sync outbox list --all 6f1c2b34-5d6e-4f70-8a9b-0c1d2e3f4a5b")]
+    List {
+        /// Only these, by event id or by the row of their voice.
+        #[arg(value_name = "ID")]
+        ids: Vec<String>,
+        /// Those that were published.
+        #[arg(long, conflicts_with = "all")]
+        published: bool,
+        /// Those too.
+        #[arg(long)]
+        all: bool,
+        /// Only transitions within this time.
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        since: Option<Duration>,
+        /// At most so many.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u32,
+    },
+    /// Have published events published again, by the next pass: for consumers that lost them. They keep their
+    /// ids, so that a consumer which has seen them drops them.
+    #[command(after_help = "\
+Examples:
+  voice-sync outbox resend --since 2h
+  voice-sync outbox resend 6f1c2b34-5d6e-4f70-8a9b-0c1d2e3f4a5b")]
+    Resend {
+        /// These, by event id or by the row of their voice.
+        #[arg(value_name = "ID", required_unless_present = "since")]
+        ids: Vec<String>,
+        /// Those of transitions within this time; at most a week is kept.
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        since: Option<Duration>,
+        /// Do not ask, on a terminal.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Remove published events, which else happens after a week; with --pending, those that wait, of which nobody
+    /// will ever hear then.
+    #[command(after_help = "\
+Examples:
+  voice-sync outbox purge --older-than 1d
+  voice-sync outbox purge --pending --older-than 30d")]
+    Purge {
+        /// Only these, by event id or by the row of their voice.
+        #[arg(value_name = "ID")]
+        ids: Vec<String>,
+        /// Those that wait to be published, in place of those that were.
+        #[arg(long)]
+        pending: bool,
+        /// Only transitions so long ago.
+        #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+        older_than: Duration,
+        /// Do not ask, on a terminal.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+impl Outbox {
+    pub(super) async fn run(self, options: &Options) -> Result<Exit, Failed> {
+        match self.action {
+            Action::List {
+                ids,
+                published,
+                all,
+                since,
+                limit,
+            } => {
+                let filter = EventFilter {
+                    published: (!all).then_some(published),
+                    names: ids,
+                    since,
+                    older_than: Duration::ZERO,
+                };
+                list(options, &filter, limit).await
+            }
+            Action::Resend { ids, since, yes } => {
+                let filter = EventFilter {
+                    published: Some(true),
+                    names: ids,
+                    since,
+                    older_than: Duration::ZERO,
+                };
+                change(options, &filter, Change::Resend, yes).await
+            }
+            Action::Purge {
+                ids,
+                pending,
+                older_than,
+                yes,
+            } => {
+                let filter = EventFilter {
+                    published: Some(!pending),
+                    names: ids,
+                    since: None,
+                    older_than,
+                };
+                change(options, &filter, Change::Purge, yes).await
+            }
+        }
+    }
+}
+
+async fn list(options: &Options, filter: &EventFilter, limit: u32) -> Result<Exit, Failed> {
+    let (url, names) = (options.database_url()?, options.names()?);
+    let opening = open(&url, &names, options.auto_migrate, Access::ReadOnly);
+    let store = in_time(&url, opening).await?;
+    let events = store.events(filter, limit).await.map_err(at(&url))?;
+    let shown = match options.output {
+        Output::Json => serde_json::to_string(&events).expect("events always serialise"),
+        Output::Text if events.is_empty() => "there are no such events".to_owned(),
+        Output::Text => text(&events, width()),
+    };
+    print(&shown)?;
+    Ok(Exit::Success)
+}
+
+fn text(events: &[EventRecord], width: u16) -> String {
+    let mut table = table(
+        ["event", "type", "voice", "transition (UTC)", "published"],
+        width,
+    );
+    for event in events {
+        table.add_row([
+            event.event_id.to_string(),
+            in_line(&event.event_type),
+            in_line(&event.voice_id),
+            moment(event.occurred_at),
+            publication(event),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+/// How far an event is.
+pub(super) fn publication(event: &EventRecord) -> String {
+    let now = Utc::now();
+    match (event.published_at, event.leased_until) {
+        (Some(at), _) => ago(at, now),
+        (None, Some(until)) if until > now => "a process is at it".to_owned(),
+        (None, _) => "it waits".to_owned(),
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Resend,
+    Purge,
+}
+
+async fn change(
+    options: &Options,
+    filter: &EventFilter,
+    change: Change,
+    yes: bool,
+) -> Result<Exit, Failed> {
+    let (url, names) = (options.database_url()?, options.names()?);
+    let opening = open(&url, &names, options.auto_migrate, Access::ReadWrite);
+    let store = in_time(&url, opening).await?;
+    let question = match (change, filter.published) {
+        (Change::Resend, _) => "Have these events published again?",
+        (Change::Purge, Some(false)) => {
+            "Remove these events? Nobody will hear of their transitions."
+        }
+        (Change::Purge, Some(true) | None) => "Remove these events, which were published?",
+    };
+    if !yes && !confirm(question)? {
+        return Ok(Exit::Success);
+    }
+    let (run_id, started_at, started) = (Uuid::new_v4(), Utc::now(), Instant::now());
+    let (command, count, events) = match change {
+        Change::Resend => ("outbox resend", "resent", store.resend(filter).await),
+        Change::Purge => ("outbox purge", "purged", store.purge(filter).await),
+    };
+    let events = events.map_err(at(&url))?;
+    let record = CommandRun {
+        run_id,
+        command,
+        started_at,
+        duration: started.elapsed(),
+        exit_code: Exit::Success.code(),
+        counts: json!({count: events}),
+    };
+    store.record_command(&record).await.map_err(at(&url))?;
+    info!(%run_id, events, "{command}");
+    let number = number_of(events, "event", "events");
+    print(&match (options.output, change) {
+        (Output::Json, _) => json!({"run_id": run_id, count: events}).to_string(),
+        (Output::Text, Change::Resend) => format!("{number}: the next pass publishes them again"),
+        (Output::Text, Change::Purge) => format!("{number} removed"),
+    })?;
+    Ok(Exit::Success)
+}

@@ -1,0 +1,308 @@
+//! `voice-sync retry`.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use clap::{ArgGroup, Args};
+use serde_json::json;
+use tokio::time::Instant;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::{Options, Output, at, confirm, in_time, open, print};
+use crate::exit::{Exit, Failed};
+use crate::store::{Access, CommandRun, DatabaseUrl, RowState, Store, VoiceRecord, Wanted};
+use crate::voice::ProviderVoiceId;
+use crate::words::{in_line, number_of};
+
+/// Put failed voices back to processing, and have voices that are set aside asked about again.
+///
+/// The age of a voice that is put back begins anew. It is asked about by the next pass.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true).args(["ids", "all_failed", "set_aside"])),
+    after_help = "\
+Examples:
+  voice-sync retry 6f1c2b34-5d6e-4f70-8a9b-0c1d2e3f4a5b
+  voice-sync retry --all-failed --dry-run
+  voice-sync retry --set-aside")]
+pub(super) struct Retry {
+    /// These voices, by row or provider id.
+    #[arg(value_name = "ID")]
+    ids: Vec<String>,
+
+    /// All failed voices that have a provider id.
+    #[arg(long)]
+    all_failed: bool,
+
+    /// All voices that are set aside.
+    #[arg(long)]
+    set_aside: bool,
+
+    /// Only say what would be done.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Do not ask, on a terminal.
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Voices at once.
+const PAGE: u32 = 500;
+/// Voices that are named in the ledger.
+const NAMED: usize = 100;
+
+/// What is to be done about a voice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remedy {
+    PutBack,
+    Release,
+}
+
+/// What can be done for a voice, or why nothing can.
+fn remedy(voice: &VoiceRecord, now: DateTime<Utc>) -> Result<Remedy, &'static str> {
+    let id = voice.provider_id.as_deref().unwrap_or_default();
+    let notes = voice.notes.as_ref();
+    let is_set_aside =
+        notes.is_some_and(|notes| notes.set_aside_until.is_some_and(|until| until > now));
+    match voice.state {
+        RowState::Failed if ProviderVoiceId::parse(id).is_err() => {
+            Err("it has no provider id that could be asked about")
+        }
+        RowState::Failed => Ok(Remedy::PutBack),
+        RowState::Processing if is_set_aside => Ok(Remedy::Release),
+        RowState::Processing => Err("it is in processing, and the next pass asks about it"),
+        RowState::Completed => Err("it is completed"),
+        RowState::Other => Err("its status is one of the application's own"),
+    }
+}
+
+/// What was done, or would be.
+#[derive(Default)]
+struct Outcome {
+    put_back: Vec<String>,
+    released: Vec<String>,
+    left: Vec<(String, &'static str)>,
+    /// Of failed ones, by why they had failed.
+    reasons: BTreeMap<String, u64>,
+}
+
+impl Retry {
+    pub(super) async fn run(self, options: &Options) -> Result<Exit, Failed> {
+        let (url, names) = (options.database_url()?, options.names()?);
+        let access = match self.dry_run {
+            true => Access::ReadOnly,
+            false => Access::ReadWrite,
+        };
+        let opening = open(&url, &names, options.auto_migrate, access);
+        let store = in_time(&url, opening).await?;
+        let (run_id, started_at, started) = (Uuid::new_v4(), Utc::now(), Instant::now());
+        if !self.dry_run && !self.yes && !self.is_confirmed(&store, &url).await? {
+            return Ok(Exit::Success);
+        }
+        let mut outcome = Outcome::default();
+        let done = self
+            .retry(&store, &url, run_id, !self.dry_run, &mut outcome)
+            .await;
+        let changed = outcome.put_back.len() + outcome.released.len();
+        if !self.dry_run && changed > 0 {
+            // What was done before something failed is done.
+            let exit = done
+                .as_ref()
+                .map_or_else(|failed| failed.exit, |()| Exit::Success);
+            let all = || outcome.put_back.iter().chain(&outcome.released);
+            let record = CommandRun {
+                run_id,
+                command: "retry",
+                started_at,
+                duration: started.elapsed(),
+                exit_code: exit.code(),
+                counts: json!({"put_back": outcome.put_back.len(), "released": outcome.released.len(),
+                               "voices": all().take(NAMED).collect::<Vec<_>>()}),
+            };
+            store.record_command(&record).await.map_err(at(&url))?;
+        }
+        done?;
+        print(&self.text(&outcome, run_id, options.output))?;
+        Ok(match changed == 0 && !self.ids.is_empty() {
+            // Nothing that was asked for could be done.
+            true => Exit::Usage,
+            false => Exit::Success,
+        })
+    }
+
+    /// Asks, on a terminal, once it is known how many there are.
+    async fn is_confirmed(&self, store: &Store, url: &DatabaseUrl) -> Result<bool, Failed> {
+        if !super::is_interactive() {
+            return Ok(true);
+        }
+        let mut outcome = Outcome::default();
+        self.retry(store, url, Uuid::nil(), false, &mut outcome)
+            .await?;
+        if outcome.put_back.is_empty() && outcome.released.is_empty() {
+            return Ok(true);
+        }
+        let mut question = Vec::new();
+        if !outcome.put_back.is_empty() {
+            let reasons = outcome
+                .reasons
+                .iter()
+                .map(|(reason, voices)| format!("{voices} {reason}"));
+            let reasons: Vec<_> = reasons.collect();
+            let number = number_of(
+                outcome.put_back.len() as u64,
+                "failed voice",
+                "failed voices",
+            );
+            question.push(format!(
+                "put {number} back to processing ({})",
+                reasons.join(", ")
+            ));
+        }
+        if !outcome.released.is_empty() {
+            let number = outcome.released.len() as u64;
+            let voices = number_of(
+                number,
+                "voice that is set aside",
+                "voices that are set aside",
+            );
+            question.push(format!("ask again about {voices}"));
+        }
+        let question = question.join(" and ");
+        confirm(&format!("This would {question}. Go on?"))
+    }
+
+    async fn retry(
+        &self,
+        store: &Store,
+        url: &DatabaseUrl,
+        run_id: Uuid,
+        does: bool,
+        outcome: &mut Outcome,
+    ) -> Result<(), Failed> {
+        let mut wanted = match (self.all_failed, self.set_aside) {
+            (true, _) => Wanted::Failed(None),
+            (false, true) => Wanted::SetAside(None),
+            (false, false) => Wanted::Named(self.ids.clone()),
+        };
+        loop {
+            let page = store.records(&wanted, PAGE).await.map_err(at(url))?;
+            let last = page.last().map(|voice| voice.row.clone());
+            let is_last = page.len() < PAGE as usize;
+            let unknown = self
+                .ids
+                .iter()
+                .filter(|id| !page.iter().any(|voice| voice.is_named(id)));
+            let unknown =
+                unknown.map(|id| (id.clone(), "no row has this as its id or provider id"));
+            outcome.left.extend(unknown);
+            treat(store, url, run_id, does, page, outcome).await?;
+            wanted = match wanted {
+                Wanted::Failed(_) if !is_last => Wanted::Failed(last),
+                Wanted::SetAside(_) if !is_last => Wanted::SetAside(last),
+                Wanted::Named(_) | Wanted::Failed(_) | Wanted::SetAside(_) => return Ok(()),
+            };
+        }
+    }
+
+    fn text(&self, outcome: &Outcome, run_id: Uuid, output: Output) -> String {
+        let Outcome {
+            put_back,
+            released,
+            left,
+            reasons: _,
+        } = outcome;
+        let would = if self.dry_run { "would be " } else { "" };
+        match output {
+            Output::Json => {
+                let left = left
+                    .iter()
+                    .map(|(voice, why)| json!({"voice_id": voice, "reason": why}));
+                json!({"run_id": run_id, "dry_run": self.dry_run, "put_back": put_back, "released": released,
+                       "left": left.collect::<Vec<_>>()})
+                .to_string()
+            }
+            Output::Text => {
+                let mut lines = vec![format!(
+                    "{} {would}put back to processing, {} {would}no longer set aside",
+                    number_of(put_back.len() as u64, "voice", "voices"),
+                    released.len()
+                )];
+                let named = left.iter().take(NAMED);
+                lines.extend(
+                    named.map(|(voice, why)| format!("  {} is left alone: {why}", in_line(voice))),
+                );
+                if left.len() > NAMED {
+                    lines.push(format!("  and {} others", left.len() - NAMED));
+                }
+                lines.join("\n")
+            }
+        }
+    }
+}
+
+/// Does for each voice of a page what can be done, or finds out what that would be.
+async fn treat(
+    store: &Store,
+    url: &DatabaseUrl,
+    run_id: Uuid,
+    does: bool,
+    page: Vec<VoiceRecord>,
+    outcome: &mut Outcome,
+) -> Result<(), Failed> {
+    let now = Utc::now();
+    let (mut failed, mut resting) = (Vec::new(), Vec::new());
+    for voice in page {
+        match remedy(&voice, now) {
+            Ok(Remedy::PutBack) => failed.push(voice),
+            Ok(Remedy::Release) => resting.push(voice),
+            Err(why) => outcome.left.push((voice.voice_id, why)),
+        }
+    }
+    for voice in &failed {
+        let notes = voice
+            .notes
+            .as_ref()
+            .filter(|notes| notes.provider_id == voice.provider_id);
+        let reason = notes.and_then(|notes| notes.failure.as_deref());
+        let reason = in_line(reason.unwrap_or("of unknown reason"));
+        *outcome.reasons.entry(reason).or_default() += 1;
+    }
+    const OVERTAKEN: &str = "it was changed meanwhile";
+    let moved = match does && !failed.is_empty() {
+        true => Some(store.put_back(run_id, &failed).await.map_err(at(url))?),
+        false => None,
+    };
+    for voice in failed {
+        match moved
+            .as_ref()
+            .is_none_or(|moved| moved.contains(&voice.row))
+        {
+            true => {
+                if does {
+                    info!(%run_id, voice.row = %voice.row, "voice is put back to processing");
+                }
+                outcome.put_back.push(voice.voice_id);
+            }
+            false => outcome.left.push((voice.voice_id, OVERTAKEN)),
+        }
+    }
+    let rows: Vec<&str> = resting.iter().map(|voice| voice.row.as_str()).collect();
+    let released = match does && !rows.is_empty() {
+        true => Some(store.release(&rows).await.map_err(at(url))?),
+        false => None,
+    };
+    for voice in resting {
+        match released
+            .as_ref()
+            .is_none_or(|released| released.contains(&voice.row))
+        {
+            true => outcome.released.push(voice.voice_id),
+            false => {
+                warn!(voice.row = %voice.row, "voice was no longer set aside");
+                outcome.left.push((voice.voice_id, OVERTAKEN));
+            }
+        }
+    }
+    Ok(())
+}

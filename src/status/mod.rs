@@ -1,0 +1,279 @@
+//! What `voice-sync status` and the daemon's page show, and what of it needs attention. Pure.
+
+mod page;
+mod text;
+
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Value, json};
+
+pub use page::{Nonce, page};
+pub use text::text;
+pub(crate) use text::{HEADING, runs, table};
+
+use crate::backlog::BacklogKind;
+use crate::exit::Exit;
+use crate::store::{Account, LedgerEntry, Survey};
+use crate::words::{number_of, span};
+
+/// From where on something needs attention. The alerts in `examples/prometheus` have the same limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Voices in processing.
+    pub backlog: Option<u64>,
+    /// How long the oldest of them has been, professional voices in training or waiting for their owners aside.
+    pub age: Duration,
+    /// Voices that are set aside.
+    pub set_aside: u64,
+    /// Time since a pass succeeded, if anything is in processing.
+    pub silence: Duration,
+    /// How long an event waits.
+    pub event_age: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            backlog: None,
+            age: Duration::from_secs(2 * 24 * 60 * 60),
+            set_aside: 0,
+            silence: Duration::from_secs(15 * 60),
+            event_age: Duration::from_secs(5 * 60),
+        }
+    }
+}
+
+/// How things stand, and what of it needs attention.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// What the database has of it.
+    pub survey: Survey,
+    /// What needs attention, each with what to do.
+    pub attention: Vec<Attention>,
+}
+
+/// Something that needs attention.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attention {
+    /// What was seen.
+    pub says: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+impl Status {
+    /// Finds what needs attention in a survey.
+    pub fn new(survey: Survey, limits: &Limits) -> Self {
+        let attention = attention(&survey, limits);
+        Self { survey, attention }
+    }
+
+    /// The code of `status --check`.
+    pub fn exit(&self) -> Exit {
+        match self.attention.is_empty() {
+            true => Exit::Success,
+            false => Exit::Temporary,
+        }
+    }
+
+    /// How long the oldest voice has been in processing.
+    pub fn oldest_age(&self) -> Option<Duration> {
+        let backlog = &self.survey.backlog;
+        BacklogKind::ALL
+            .into_iter()
+            .filter_map(|kind| backlog.oldest(kind))
+            .max()
+    }
+
+    /// All of it.
+    pub fn json(&self) -> Value {
+        let Self { survey, attention } = self;
+        let Survey {
+            read_at,
+            backlog,
+            oldest,
+            runs,
+            completion_times,
+            accounts,
+            pending_events,
+            oldest_event,
+            failing_buses,
+        } = survey;
+        let quantile = |part| {
+            completion_times
+                .quantile(part)
+                .map(|span| span.as_secs_f64())
+        };
+        let buses = failing_buses.iter().map(|bus| {
+            json!({"failures": bus.failures, "left_alone_for_seconds": bus.left_alone_for.as_secs_f64()})
+        });
+        let accounts = accounts.iter().map(|account| {
+            let Account { account: id, standing, found_at, unlisted } = account;
+            json!({"account": id, "breaker": Breaker::of(account).as_str(),
+                   "open_for_seconds": standing.open_for.as_secs_f64(),
+                   "not_before_seconds": standing.hold_for.as_secs_f64(), "limit": standing.concurrency,
+                   "last_found_at": found_at.map(rfc3339), "unlisted": unlisted})
+        });
+        let attention = attention
+            .iter()
+            .map(|a| json!({"says": a.says, "advice": a.advice}));
+        json!({
+            "read_at": rfc3339(*read_at),
+            "backlog": backlog,
+            "oldest": oldest,
+            "runs": runs,
+            "provider": accounts.collect::<Vec<_>>(),
+            "outbox": {"pending": pending_events,
+                       "oldest_age_seconds": oldest_event.map(|age| age.as_secs_f64()),
+                       "failing_buses": buses.collect::<Vec<_>>()},
+            "completion_times": {"voices": completion_times.count(), "p50_seconds": quantile(0.5),
+                                 "p90_seconds": quantile(0.9), "p99_seconds": quantile(0.99)},
+            "attention": attention.collect::<Vec<_>>(),
+            "exit_code": self.exit().code(),
+        })
+    }
+}
+
+/// Whether the provider may be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Breaker {
+    Closed,
+    Open,
+    HalfOpen,
+}
+
+impl Breaker {
+    fn of(account: &Account) -> Self {
+        match (account.standing.is_open(), account.standing.wants_probe()) {
+            (true, _) => Self::Open,
+            (false, true) => Self::HalfOpen,
+            (false, false) => Self::Closed,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half-open",
+        }
+    }
+}
+
+fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
+    let Limits {
+        backlog,
+        age,
+        set_aside,
+        silence,
+        event_age,
+    } = limits;
+    let mut found = Vec::new();
+    let mut tell = |says: String, advice: &str| {
+        let advice = advice.to_owned();
+        found.push(Attention { says, advice });
+    };
+    let processing = survey.backlog.all();
+    let mut passes = survey.runs.iter().filter(|run| run.command.is_none());
+    let success = passes
+        .clone()
+        .find(|run| run.exit_code == Exit::Success.code());
+    let since = |run: &LedgerEntry| {
+        (survey.read_at - run.finished_at)
+            .to_std()
+            .unwrap_or_default()
+    };
+    let last = passes.next();
+    match last.map(|run| run.exit_code) {
+        Some(code) if code == Exit::Key.code() => {
+            tell(
+                "the last pass ended with 77: the key is refused, or is of another workspace"
+                    .to_owned(),
+                "see what `voice-sync doctor` says, and check ELEVENLABS_API_KEY",
+            );
+        }
+        Some(code) if code == Exit::Config.code() => {
+            tell(
+                "the last pass ended with 78".to_owned(),
+                "see what `voice-sync doctor` says",
+            );
+        }
+        Some(_) | None => {}
+    }
+    match (last, success) {
+        (_, _) if processing == 0 => {}
+        (None, _) => tell(
+            "no pass was ever made here".to_owned(),
+            "run `voice-sync sync-once`",
+        ),
+        (Some(run), None) => {
+            let code = run.exit_code;
+            tell(
+                format!("none of the newest passes succeeded; the last one ended with {code}"),
+                "see what `voice-sync doctor` says",
+            );
+        }
+        (Some(_), Some(run)) if since(run) > *silence => tell(
+            format!("no pass succeeded for {}", span(since(run))),
+            "is the timer, the CronJob or the daemon running? See what `voice-sync doctor` says",
+        ),
+        (Some(_), Some(_)) => {}
+    }
+    if let Some(most) = backlog.filter(|most| processing > *most) {
+        tell(
+            format!("{processing} voices are in processing, more than {most}"),
+            "look at the passes: do they come to an end?",
+        );
+    }
+    let hasty = BacklogKind::ALL
+        .into_iter()
+        .filter(|kind| !kind.takes_its_time());
+    let oldest = hasty.filter_map(|kind| survey.backlog.oldest(kind)).max();
+    if let Some(old) = oldest.filter(|old| old > age) {
+        let days = "a voice that is neither in training nor waiting for its owner";
+        tell(
+            format!("{days} has been in processing for {}", span(old)),
+            "`voice-sync inspect` with its id says what it waits for",
+        );
+    }
+    let aside = survey.backlog.of(BacklogKind::SetAside);
+    if aside > *set_aside {
+        tell(
+            format!("{} set aside", number_of(aside, "voice is", "voices are")),
+            "`voice-sync inspect` says why; when that is mended, `voice-sync retry --set-aside`",
+        );
+    }
+    if let Some(waits) = survey.oldest_event.filter(|waits| waits > event_age) {
+        let number = number_of(survey.pending_events, "event waits", "events wait");
+        tell(
+            format!("{number} to be published, the oldest for {}", span(waits)),
+            "is Redis there, and does a pass know of it (REDIS_URL)? See what `voice-sync doctor` says",
+        );
+    }
+    for account in &survey.accounts {
+        let left = account.standing.open_for.max(account.standing.hold_for);
+        match Breaker::of(account) {
+            Breaker::Open => tell(
+                format!(
+                    "the provider did not answer, and is left in peace for another {}",
+                    span(left)
+                ),
+                "wait; one process tries again when that is over",
+            ),
+            Breaker::HalfOpen => tell(
+                "the provider did not answer when it was last asked".to_owned(),
+                "the next pass tries again",
+            ),
+            Breaker::Closed => {}
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests;

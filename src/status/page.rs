@@ -1,0 +1,207 @@
+//! The status as one page of HTML, which needs nothing but itself: no script, no font, no other request.
+
+use std::fmt;
+
+use maud::{DOCTYPE, Markup, html};
+use uuid::Uuid;
+
+use super::Status;
+use super::text::{did, outbox, provider, waits_for};
+use crate::backlog::{BAND_WORDS, BacklogKind};
+use crate::sketch::Sketch;
+use crate::words::{ago, moment, number_of, span};
+
+const STYLE: &str = "
+:root{color-scheme:light dark;--ink:#1d2430;--faint:#667085;--paper:#fff;--line:#e4e7ec;--bar:#3b6fd4;--alarm:#b54708;--tint:#fff6ed}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e9ef;--faint:#98a2b3;--paper:#14181f;--line:#2b323d;--bar:#6c9bf2;--alarm:#fdb022;--tint:#2b2113}}
+body{margin:0 auto;padding:1rem;max-width:60rem;background:var(--paper);color:var(--ink);font:16px/1.45 system-ui,sans-serif}
+h1{font-size:1.4rem;margin:.2rem 0}h2{font-size:1rem;margin:1.6rem 0 .4rem}p{margin:.3rem 0}
+.faint{color:var(--faint)}.alarm{background:var(--tint);border-left:4px solid var(--alarm);padding:.5rem .8rem;margin:.5rem 0}
+.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:0 2rem}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
+th,td{text-align:left;padding:.3rem .6rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top}
+th{color:var(--faint);font-weight:500}td{overflow-wrap:anywhere}td.fixed,th.fixed{white-space:nowrap}
+svg{display:block;width:100%;height:auto}svg text{fill:var(--ink);font:13px system-ui,sans-serif}
+svg .bar{fill:var(--bar)}svg .mark{stroke:var(--alarm);stroke-width:1.5}svg .small{font-size:11px;fill:var(--faint)}
+";
+
+/// What the page's only style sheet is known by: no other one is to be believed, whatever a text of others
+/// says.
+#[derive(Debug, Clone, Copy)]
+pub struct Nonce(Uuid);
+
+impl Nonce {
+    /// One that was never used before.
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+
+    /// The header `Content-Security-Policy` that goes with the page.
+    pub fn policy(self) -> String {
+        format!(
+            "default-src 'none'; style-src 'nonce-{self}'; base-uri 'none'; form-action 'none'; \
+             frame-ancestors 'none'"
+        )
+    }
+}
+
+impl fmt::Display for Nonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.simple())
+    }
+}
+
+/// The page; or, where the status is not known, the reason.
+pub fn page(status: Result<&Status, &str>, nonce: Nonce) -> String {
+    let (title, body) = match status {
+        Ok(status) => {
+            let title = format!(
+                "{} in processing",
+                number_of(status.survey.backlog.all(), "voice", "voices")
+            );
+            (title.clone(), known(status, &title))
+        }
+        Err(reason) => (
+            "no status".to_owned(),
+            html! { h1 { "No status" } div.alarm { p { (reason) } } },
+        ),
+    };
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width,initial-scale=1";
+                title { "voice-sync: " (title) }
+                style nonce=(nonce) { (maud::PreEscaped(STYLE)) }
+            }
+            body { (body) }
+        }
+    };
+    page.into_string()
+}
+
+fn known(status: &Status, title: &str) -> Markup {
+    let Status { survey, attention } = status;
+    let kinds = BacklogKind::ALL.map(|kind| (kind.words(), survey.backlog.of(kind)));
+    let bands: Vec<_> = BAND_WORDS
+        .into_iter()
+        .zip(survey.backlog.by_age())
+        .collect();
+    html! {
+        h1 { (title) }
+        p.faint { "voice-sync, at " (moment(survey.read_at)) " UTC" }
+        @for item in attention {
+            div.alarm { p { strong { (item.says) } } p { (item.advice) } }
+        }
+        @if attention.is_empty() { p { "Nothing needs attention." } }
+        div.two {
+            section { h2 { "Backlog" } (bars("Voices in processing, by kind", &kinds)) }
+            section { h2 { "Age" } (bars("Voices in processing, by age", &bands)) }
+            section { h2 { "From clone to completed" } (times(&survey.completion_times)) }
+            section {
+                h2 { "Provider" }
+                @for account in &survey.accounts { p { (provider(account, status)) } }
+                @if survey.accounts.is_empty() { p { "not asked yet" } }
+                h2 { "Outbox" }
+                p { (outbox(status)) }
+            }
+        }
+        @if !survey.oldest.is_empty() {
+            h2 { "The oldest" }
+            div.scroll { table {
+                tr { th { "voice" } th.fixed { "age" } th.fixed { "asked" } th { "waits for" } }
+                @for voice in &survey.oldest {
+                    tr {
+                        td { (voice.voice_id) }
+                        td.fixed { (voice.age.map(span).unwrap_or_default()) }
+                        td.fixed {
+                            (voice.notes.as_ref().and_then(|notes| notes.last_asked)
+                                .map_or("never".to_owned(), |at| ago(at, survey.read_at)))
+                        }
+                        td { (waits_for(voice, survey.read_at)) }
+                    }
+                }
+            } }
+        }
+        h2 { "Last passes" }
+        div.scroll { table {
+            tr { th.fixed { "started (UTC)" } th.fixed { "took" } th.fixed { "exit" } th { "what it did" } }
+            @for entry in &survey.runs {
+                tr {
+                    td.fixed { (moment(entry.started_at)) }
+                    td.fixed { (span(entry.duration)) }
+                    td.fixed { (entry.exit_code) }
+                    td { (did(entry)) }
+                }
+            }
+        } }
+    }
+}
+
+/// Of every drawing, in its own units.
+const WIDTH: f64 = 380.0;
+
+/// Bars that lie, one for each line.
+fn bars(what: &str, lines: &[(&str, u64)]) -> Markup {
+    const ROW: usize = 22;
+    const LABEL: f64 = 118.0;
+    const NUMBER: f64 = 60.0;
+    let most = lines
+        .iter()
+        .map(|(_, number)| *number)
+        .max()
+        .unwrap_or(0)
+        .max(1);
+    let view = format!("0 0 {WIDTH} {}", ROW * lines.len());
+    html! {
+        svg viewBox=(view) role="img" aria-label=(what) {
+            @for (row, (label, number)) in lines.iter().enumerate() {
+                @let length = (WIDTH - LABEL - NUMBER) * *number as f64 / most as f64;
+                text x="0" y=(row * ROW + 15) { (label) }
+                rect.bar x=(LABEL) y=(row * ROW + 4) width=(format!("{length:.1}")) height="14" rx="2" {}
+                text x=(format!("{:.1}", LABEL + length + 6.0)) y=(row * ROW + 15) { (number) }
+            }
+        }
+    }
+}
+
+/// How many voices took how long, by buckets that grow as their times do, and where half, 90 % and 99 % of
+/// them are.
+fn times(times: &Sketch) -> Markup {
+    const BASE: f64 = 110.0;
+    const HEIGHT: f64 = 132.0;
+    let quantile = |part| times.quantile(part);
+    let (Some(p50), Some(p90), Some(p99)) = (quantile(0.5), quantile(0.9), quantile(0.99)) else {
+        return html! { p { "No voice was completed in the last 7 days." } };
+    };
+    let numbers = || times.buckets().map(|(bucket, _)| bucket);
+    let (first, last) = (numbers().min().unwrap_or(0), numbers().max().unwrap_or(0));
+    let step = WIDTH / (f64::from(last) - f64::from(first) + 1.0);
+    let most = times
+        .buckets()
+        .map(|(_, count)| count)
+        .max()
+        .unwrap_or(1)
+        .max(1);
+    let place = |bucket: i32| (f64::from(bucket) - f64::from(first)) * step;
+    let marks = [("p50", p50, 14), ("p90", p90, 30), ("p99", p99, 46)];
+    let view = format!("0 0 {WIDTH} {HEIGHT}");
+    html! {
+        svg viewBox=(view) role="img" aria-label="Time from clone to completed" {
+            @for (bucket, count) in times.buckets() {
+                @let height = (BASE - 56.0) * count as f64 / most as f64;
+                rect.bar x=(format!("{:.1}", place(bucket))) y=(format!("{:.1}", BASE - height))
+                    width=(format!("{:.1}", (step - 0.5).max(0.5))) height=(format!("{height:.1}")) {}
+            }
+            @for (name, at, line) in marks {
+                @let x = place(Sketch::bucket(at)) + step / 2.0;
+                @let anchor = if x > WIDTH * 0.6 { "end" } else { "start" };
+                @let beside = if x > WIDTH * 0.6 { x - 4.0 } else { x + 4.0 };
+                line.mark x1=(format!("{x:.1}")) x2=(format!("{x:.1}")) y1=(line - 10) y2=(BASE) {}
+                text x=(format!("{beside:.1}")) y=(line) text-anchor=(anchor) { (name) " " (span(at)) }
+            }
+            text.small x="0" y="126" { (number_of(times.count(), "voice", "voices")) " in the last 7 days" }
+        }
+    }
+}

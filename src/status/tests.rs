@@ -1,0 +1,285 @@
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::backlog::Backlog;
+use crate::standing::Standing;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn pass(minutes_ago: u64, exit_code: u8) -> LedgerEntry {
+    let at = DateTime::UNIX_EPOCH + 1000 * HOUR - Duration::from_secs(60 * minutes_ago);
+    LedgerEntry {
+        run_id: Uuid::nil(),
+        command: None,
+        started_at: at,
+        finished_at: at,
+        duration: Duration::from_millis(80),
+        exit_code,
+        counts: json!({"due": 3, "completed": 2, "processing": 1, "requests": 1}),
+    }
+}
+
+fn survey(kind: BacklogKind, age: Duration) -> Survey {
+    let mut backlog = Backlog::default();
+    backlog.add(kind, 7, 1, age);
+    Survey {
+        read_at: DateTime::UNIX_EPOCH + 1000 * HOUR,
+        backlog,
+        runs: vec![pass(1, 0)],
+        ..Survey::default()
+    }
+}
+
+fn account(standing: Standing) -> Vec<Account> {
+    vec![Account {
+        account: Uuid::nil(),
+        standing,
+        found_at: None,
+        unlisted: Vec::new(),
+    }]
+}
+
+fn found(survey: Survey) -> Vec<String> {
+    let status = Status::new(survey, &Limits::default());
+    let exit = if status.attention.is_empty() {
+        Exit::Success
+    } else {
+        Exit::Temporary
+    };
+    assert_eq!(status.exit(), exit);
+    status.attention.into_iter().map(|item| item.says).collect()
+}
+
+#[test]
+fn each_trouble_needs_attention_and_nothing_else_does() {
+    let well = || survey(BacklogKind::Young, HOUR);
+    let command = LedgerEntry {
+        command: Some("retry".to_owned()),
+        ..pass(0, 78)
+    };
+    for (survey, says) in [
+        (well(), None),
+        (survey(BacklogKind::Training, 100 * HOUR), None),
+        (survey(BacklogKind::WaitingForOwner, 100 * HOUR), None),
+        (survey(BacklogKind::Overdue, 47 * HOUR), None),
+        (
+            survey(BacklogKind::Overdue, 49 * HOUR),
+            Some("neither in training"),
+        ),
+        (
+            survey(BacklogKind::SetAside, HOUR),
+            Some("1 voice is set aside"),
+        ),
+        (
+            Survey {
+                runs: vec![],
+                ..well()
+            },
+            Some("no pass was ever made"),
+        ),
+        (
+            Survey {
+                runs: vec![],
+                backlog: Backlog::default(),
+                ..well()
+            },
+            None,
+        ),
+        (
+            Survey {
+                runs: vec![command.clone(), pass(1, 0)],
+                ..well()
+            },
+            None,
+        ),
+        (
+            Survey {
+                runs: vec![command],
+                ..well()
+            },
+            Some("no pass was ever made"),
+        ),
+        (
+            Survey {
+                runs: vec![pass(1, 75)],
+                ..well()
+            },
+            Some("ended with 75"),
+        ),
+        (
+            Survey {
+                runs: vec![pass(1, 75), pass(2, 0)],
+                ..well()
+            },
+            None,
+        ),
+        (
+            Survey {
+                runs: vec![pass(1, 75), pass(16, 0)],
+                ..well()
+            },
+            Some("for 16 min"),
+        ),
+        (
+            Survey {
+                runs: vec![pass(16, 0)],
+                backlog: Backlog::default(),
+                ..well()
+            },
+            None,
+        ),
+        (
+            Survey {
+                runs: vec![pass(1, 77), pass(2, 0)],
+                ..well()
+            },
+            Some("the key is refused"),
+        ),
+        (
+            Survey {
+                runs: vec![pass(1, 78), pass(2, 0)],
+                ..well()
+            },
+            Some("ended with 78"),
+        ),
+        (
+            Survey {
+                pending_events: 2,
+                oldest_event: Some(HOUR),
+                ..well()
+            },
+            Some("2 events wait"),
+        ),
+        (
+            Survey {
+                pending_events: 2,
+                oldest_event: Some(HOUR / 20),
+                ..well()
+            },
+            None,
+        ),
+        (
+            Survey {
+                accounts: account(Standing::default()),
+                ..well()
+            },
+            None,
+        ),
+        (
+            Survey {
+                accounts: account(Standing {
+                    opened: 1,
+                    open_for: HOUR,
+                    ..Standing::default()
+                }),
+                ..well()
+            },
+            Some("for another 1 h"),
+        ),
+        (
+            Survey {
+                accounts: account(Standing {
+                    opened: 1,
+                    ..Standing::default()
+                }),
+                ..well()
+            },
+            Some("when it was last asked"),
+        ),
+    ] {
+        let found = found(survey.clone());
+        match says {
+            None => assert!(found.is_empty(), "{found:?} in {survey:#?}"),
+            Some(says) => assert!(
+                found.len() == 1 && found[0].contains(says),
+                "{says}: {found:?}"
+            ),
+        }
+    }
+}
+
+#[test]
+fn limits_are_those_that_were_given() {
+    let limits = Limits {
+        backlog: Some(0),
+        age: Duration::ZERO,
+        set_aside: 1,
+        silence: Duration::ZERO,
+        event_age: Duration::ZERO,
+    };
+    let survey = Survey {
+        oldest_event: Some(HOUR),
+        ..survey(BacklogKind::SetAside, HOUR)
+    };
+    let says: Vec<_> = Status::new(survey, &limits)
+        .attention
+        .into_iter()
+        .map(|item| item.says)
+        .collect();
+    assert_eq!(says.len(), 4, "{says:?}");
+    assert!(says.iter().any(|says| says.contains("more than 0")));
+}
+
+fn full() -> Status {
+    let mut survey = Survey {
+        accounts: account(Standing {
+            hold_for: HOUR,
+            concurrency: Some(2.5),
+            ..Standing::default()
+        }),
+        pending_events: 1,
+        oldest_event: Some(HOUR),
+        ..survey(BacklogKind::Missing, 50 * HOUR)
+    };
+    for seconds in 1..200 {
+        survey.completion_times.add(Duration::from_secs(seconds));
+    }
+    let command = LedgerEntry {
+        command: Some("<script>alert(1)</script>\x1b[2J".to_owned()),
+        counts: json!({"put_back": 3}),
+        ..pass(0, 0)
+    };
+    survey.runs.push(command);
+    Status::new(survey, &Limits::default())
+}
+
+#[test]
+fn the_text_keeps_within_its_width_and_shows_no_control_characters_of_others() {
+    for width in [40, 80, 120] {
+        let text = anstream::adapter::strip_str(&text(&full(), width)).to_string();
+        let widest = text
+            .lines()
+            .filter(|line| line.starts_with(' ') && line.contains('█'));
+        assert!(
+            widest.map(|line| line.chars().count()).max() <= Some(width.into()),
+            "{text}"
+        );
+        assert!(!text.contains('\x1b'), "{text}");
+        for part in [
+            "1 voice in processing",
+            "missing            1",
+            "put back",
+            "p50",
+            "2.5 requests",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
+}
+
+#[test]
+fn the_page_escapes_what_others_wrote_and_needs_nothing_else() {
+    let nonce = Nonce::random();
+    let page = page(Ok(&full()), nonce);
+    assert!(page.contains("&lt;script&gt;alert(1)"), "{page}");
+    assert!(!page.contains("<script"), "{page}");
+    for elsewhere in [" style=", "http", " src=", " href=", "url(", "@import"] {
+        assert!(!page.contains(elsewhere), "{elsewhere} in {page}");
+    }
+    assert!(
+        nonce.policy().contains(&format!("'nonce-{nonce}'")) && page.contains(&nonce.to_string())
+    );
+    assert_ne!(nonce.to_string(), Nonce::random().to_string());
+}

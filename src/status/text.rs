@@ -1,0 +1,284 @@
+//! The status as text, for a terminal or a pipe.
+
+use std::fmt::Write;
+
+use anstyle::{AnsiColor, Style};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+
+use super::{Breaker, Status};
+use crate::backlog::{BAND_WORDS, BacklogKind};
+use crate::store::{Account, LedgerEntry, RowState, VoiceRecord};
+use crate::words::{ago, in_line, moment, number_of, span};
+
+pub(crate) const HEADING: Style = Style::new().bold();
+const ALARM: Style = AnsiColor::Yellow.on_default().bold();
+const WELL: Style = AnsiColor::Green.on_default();
+const FAINT: Style = Style::new().dimmed();
+
+/// The longest bar of a histogram, in characters.
+const LONGEST_BAR: u64 = 30;
+
+/// A page of text, no wider than `width` columns where that can be helped. It has colours; whoever prints it
+/// strips them where they are not wanted.
+pub fn text(status: &Status, width: u16) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _never = write(&mut out, status, width);
+    out
+}
+
+fn write(out: &mut String, status: &Status, width: u16) -> std::fmt::Result {
+    let Status { survey, attention } = status;
+    let processing = survey.backlog.all();
+    writeln!(
+        out,
+        "{HEADING}{} in processing{HEADING:#} {FAINT}at {} UTC{FAINT:#}",
+        number_of(processing, "voice", "voices"),
+        moment(survey.read_at)
+    )?;
+    match attention.is_empty() {
+        true => writeln!(out, "{WELL}nothing needs attention{WELL:#}")?,
+        false => {
+            for item in attention {
+                writeln!(out, "{ALARM}! {}{ALARM:#}\n  → {}", item.says, item.advice)?;
+            }
+        }
+    }
+    if processing > 0 {
+        writeln!(out, "\n{HEADING}Backlog{HEADING:#}")?;
+        let kinds = BacklogKind::ALL.map(|kind| (kind.words(), survey.backlog.of(kind)));
+        histogram(out, &kinds, width)?;
+        writeln!(out, "\n{HEADING}Age{HEADING:#}")?;
+        let bands: Vec<_> = BAND_WORDS
+            .into_iter()
+            .zip(survey.backlog.by_age())
+            .collect();
+        histogram(out, &bands, width)?;
+        writeln!(out, "\n{HEADING}The oldest{HEADING:#}")?;
+        writeln!(out, "{}", oldest(status, width).trim_fmt())?;
+    }
+    writeln!(out, "\n{HEADING}Last passes{HEADING:#}")?;
+    match survey.runs.is_empty() {
+        true => writeln!(out, "  none")?,
+        false => writeln!(out, "{}", runs(&survey.runs, width).trim_fmt())?,
+    }
+    writeln!(out, "\n{HEADING}Provider{HEADING:#}")?;
+    for account in &survey.accounts {
+        writeln!(out, "  {}", provider(account, status))?;
+    }
+    if survey.accounts.is_empty() {
+        writeln!(out, "  not asked yet")?;
+    }
+    writeln!(out, "\n{HEADING}Outbox{HEADING:#}\n  {}", outbox(status))?;
+    writeln!(
+        out,
+        "\n{HEADING}From clone to completed{HEADING:#}\n  {}",
+        times(status)
+    )
+}
+
+/// A line each, with a bar as long as its number is to the largest.
+fn histogram(out: &mut String, lines: &[(&str, u64)], width: u16) -> std::fmt::Result {
+    let name = lines
+        .iter()
+        .map(|(name, _)| name.chars().count())
+        .max()
+        .unwrap_or(0);
+    let most = lines.iter().map(|(_, number)| *number).max().unwrap_or(0);
+    let digits = most.to_string().len();
+    let room = u64::from(width).saturating_sub((name + digits) as u64 + 6);
+    let longest = room.clamp(1, LONGEST_BAR);
+    for (label, number) in lines {
+        let length = (u128::from(*number) * u128::from(longest)).div_ceil(u128::from(most.max(1)));
+        let bar = "█".repeat(usize::try_from(length).unwrap_or(0));
+        let line = format!("  {label:<name$}  {number:>digits$}  {bar}");
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// A table without lines, as wide as the terminal at the most.
+pub(crate) fn table<const N: usize>(header: [&str; N], width: u16) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(width)
+        .set_header(header);
+    table
+}
+
+fn oldest(status: &Status, width: u16) -> Table {
+    let mut table = table(["voice", "provider id", "age", "asked", "waits for"], width);
+    for voice in &status.survey.oldest {
+        let notes = voice.notes.as_ref();
+        let asked = notes.and_then(|notes| notes.last_asked);
+        table.add_row([
+            in_line(&voice.voice_id),
+            in_line(voice.provider_id.as_deref().unwrap_or("none")),
+            voice.age.map(span).unwrap_or_default(),
+            asked.map_or("never".to_owned(), |at| ago(at, status.survey.read_at)),
+            waits_for(voice, status.survey.read_at),
+        ]);
+    }
+    table
+}
+
+/// What is known of why a voice is in processing.
+pub(crate) fn waits_for(voice: &VoiceRecord, now: chrono::DateTime<chrono::Utc>) -> String {
+    let about_it = |notes: &&crate::store::Notes| {
+        notes.provider_id == voice.provider_id && notes.failed_at.is_none()
+    };
+    let Some(notes) = voice
+        .notes
+        .as_ref()
+        .filter(about_it)
+        .filter(|_| voice.state == RowState::Processing)
+    else {
+        return "its first lookup".to_owned();
+    };
+    let stage = notes.stage.as_deref().map(|stage| stage.replace('_', " "));
+    let kind = notes.kind.as_deref().unwrap_or("voice");
+    let waits = match (notes.set_aside_until, notes.missing_count, stage) {
+        (Some(until), _, _) if until > now => {
+            return set_aside(notes.trouble.as_deref(), until, now);
+        }
+        (_, missing @ 1.., _) => {
+            format!("confirmation that it is missing (not found {missing} times)")
+        }
+        (_, _, Some(stage)) => format!("{stage} ({})", in_line(kind)),
+        (_, _, None) => "its first answer".to_owned(),
+    };
+    match &notes.trouble {
+        Some(trouble) => format!("{waits}; {}", in_line(trouble)),
+        None => waits,
+    }
+}
+
+fn set_aside(
+    trouble: Option<&str>,
+    until: chrono::DateTime<chrono::Utc>,
+    now: chrono::DateTime<chrono::Utc>,
+) -> String {
+    let trouble = in_line(trouble.unwrap_or("set aside"));
+    format!("set aside, tried again {}: {trouble}", ago(until, now))
+}
+
+/// Passes and commands, newest first.
+pub(crate) fn runs(entries: &[LedgerEntry], width: u16) -> Table {
+    let mut table = table(["started (UTC)", "took", "exit", "what it did"], width);
+    for column in table.column_iter_mut().skip(1).take(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    for entry in entries {
+        let (started, took) = (moment(entry.started_at), span(entry.duration));
+        table.add_row([started, took, entry.exit_code.to_string(), did(entry)]);
+    }
+    table
+}
+
+/// What a pass or a command did, in one line. What is zero and mostly is, is left out.
+pub(super) fn did(entry: &LedgerEntry) -> String {
+    let counted = |names: &[(&str, &str)]| {
+        let counts = names
+            .iter()
+            .map(|(name, words)| (entry.count(name), *words));
+        let told: Vec<_> = counts
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, words)| format!("{count} {words}"))
+            .collect();
+        told.join(", ")
+    };
+    match &entry.command {
+        None if entry.count("due") == 0 => "nothing was due".to_owned(),
+        None => {
+            let voices = counted(&[
+                ("completed", "completed"),
+                ("failed", "failed"),
+                ("processing", "still processing"),
+                ("missing", "missing"),
+                ("set_aside", "set aside"),
+                ("superseded", "superseded"),
+                ("leased_elsewhere", "leased elsewhere"),
+                ("unavailable", "without an answer"),
+            ]);
+            let requests = number_of(entry.count("requests"), "request", "requests");
+            format!("{} due: {voices}; {requests}", entry.count("due"))
+        }
+        Some(command) => {
+            let did = counted(&[
+                ("put_back", "put back to processing"),
+                ("released", "no longer set aside"),
+                ("resent", "events to be published again"),
+                ("purged", "events removed"),
+            ]);
+            format!("{}: {did}", in_line(command))
+        }
+    }
+}
+
+pub(super) fn provider(account: &Account, status: &Status) -> String {
+    let standing = &account.standing;
+    let mut says = match Breaker::of(account) {
+        Breaker::Closed => "breaker closed".to_owned(),
+        Breaker::Open => format!("breaker open for another {}", span(standing.open_for)),
+        Breaker::HalfOpen => "breaker half-open: the next pass tries".to_owned(),
+    };
+    if !standing.hold_for.is_zero() {
+        says.push_str(&format!(
+            "; not before {} from now, as it asked",
+            span(standing.hold_for)
+        ));
+    }
+    if let Some(limit) = standing.concurrency {
+        says.push_str(&format!(
+            "; at most {limit:.1} requests at once, as found out"
+        ));
+    }
+    match account.found_at {
+        Some(at) => says.push_str(&format!(
+            "; last found a voice {}",
+            ago(at, status.survey.read_at)
+        )),
+        None => says.push_str("; never found a voice"),
+    }
+    if !account.unlisted.is_empty() {
+        says.push_str(&format!(
+            "; its list leaves out: {}",
+            in_line(&account.unlisted.join(", "))
+        ));
+    }
+    says
+}
+
+pub(super) fn outbox(status: &Status) -> String {
+    let survey = &status.survey;
+    let mut says = match survey.oldest_event {
+        None => "no event waits".to_owned(),
+        Some(age) => format!(
+            "{}, the oldest for {}",
+            number_of(survey.pending_events, "event waits", "events wait"),
+            span(age)
+        ),
+    };
+    for bus in &survey.failing_buses {
+        let failures = number_of(bus.failures.into(), "time", "times");
+        says.push_str(&format!(
+            "; the event bus failed {failures} in a row, and is left alone for {}",
+            span(bus.left_alone_for)
+        ));
+    }
+    says
+}
+
+fn times(status: &Status) -> String {
+    let times = &status.survey.completion_times;
+    let quantile = |part| times.quantile(part).map(span);
+    match (quantile(0.5), quantile(0.9), quantile(0.99)) {
+        (Some(p50), Some(p90), Some(p99)) => format!(
+            "p50 {p50}, p90 {p90}, p99 {p99}, of {} in the last 7 days",
+            number_of(times.count(), "voice", "voices")
+        ),
+        _ => "no voice was completed in the last 7 days".to_owned(),
+    }
+}

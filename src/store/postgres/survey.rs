@@ -1,0 +1,383 @@
+//! What operators are shown.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row};
+use uuid::Uuid;
+
+use super::claim::{could_be, is_castable};
+use super::session::Session;
+use super::{PostgresStore, seconds};
+use crate::backlog::{BAND_ENDS, Backlog, BacklogKind};
+use crate::sketch::Sketch;
+use crate::standing::Standing;
+use crate::store::survey::{
+    Account, EventFilter, EventRecord, FailingBus, LedgerEntry, Notes, RowState, Survey,
+    VoiceRecord, Wanted,
+};
+use crate::store::{NEWEST_RUNS, StoreError};
+use crate::voice::RowId;
+
+/// Which events, by `$1` to `$4`: see [`EventFilter`].
+pub(super) const WANTED_EVENTS: &str = "
+    ($1::bool IS NULL OR (published_at IS NOT NULL) = $1)
+    AND (cardinality($2::text[]) = 0 OR event_id::text = ANY($2) OR voice_id = ANY($2))
+    AND occurred_at <= now() - make_interval(secs => $3)
+    AND ($4::float8 IS NULL OR occurred_at >= now() - make_interval(secs => $4))";
+
+impl PostgresStore {
+    /// The voices in processing, with their ages in seconds, as `p`.
+    fn backlog_sql(&self) -> String {
+        let Self {
+            table,
+            id,
+            provider_id,
+            status,
+            created_at,
+            completed_before,
+            processing,
+            ..
+        } = self;
+        let (known, age) = (self.known(), Self::AGE);
+        format!(
+            "WITH joined AS (
+                 SELECT v.{id}::text AS row_id, GREATEST({created_at}, {completed_before}) AS created_at,
+                        w.row_id IS NOT NULL AND (w.provider_id IS DISTINCT FROM v.{provider_id}
+                                                  OR w.failed_at IS NOT NULL) AS restarts,
+                        w.first_seen, w.restarted_at, w.kind, w.stage, w.missing_count,
+                        w.set_aside_until > now()
+                            AND w.provider_id IS NOT DISTINCT FROM v.{provider_id} AS is_set_aside
+                 FROM {table} v LEFT JOIN {known} w ON w.row_id = v.{id}::text
+                 WHERE v.{status} = {processing}
+             ),
+             p AS (SELECT p.*, {age} AS age FROM joined p)"
+        )
+    }
+
+    pub(in crate::store) async fn survey(
+        &self,
+        fail_after: Option<Duration>,
+        oldest: u32,
+        runs: u32,
+    ) -> Result<Survey, StoreError> {
+        let backlog = self.backlog_sql();
+        let groups = format!(
+            "{backlog}
+             SELECT CASE WHEN is_set_aside THEN 'set_aside'
+                         WHEN NOT restarts AND missing_count > 0 THEN 'missing'
+                         WHEN NOT restarts AND kind = 'professional' AND stage <> 'preparing' THEN stage
+                         WHEN age > $2::float8 THEN 'overdue'
+                         WHEN NOT restarts AND stage IN ('training', 'waiting_for_owner') THEN stage
+                         ELSE 'young' END AS kind,
+                    width_bucket(age, $1::float8[]) AS band, count(*) AS voices, max(age) AS oldest
+             FROM p GROUP BY 1, 2"
+        );
+        let first = format!("{backlog} SELECT row_id FROM p ORDER BY age DESC, row_id LIMIT $1");
+        let ends = BAND_ENDS.map(|end| end.as_secs_f64());
+        let mut session = self.sessions.begin().await?;
+        let mut survey = Survey {
+            read_at: session
+                .query("SELECT now()")
+                .fetch_one(&mut *session)
+                .await?
+                .try_get(0)?,
+            ..Survey::default()
+        };
+        let rows = session
+            .query(AssertSqlSafe(groups))
+            .bind(ends.as_slice())
+            .bind(fail_after.map(|limit| limit.as_secs_f64()))
+            .fetch_all(&mut *session)
+            .await?;
+        survey.backlog = counted(&rows)?;
+        let rows = session
+            .query(AssertSqlSafe(first))
+            .bind(i64::from(oldest))
+            .fetch_all(&mut *session)
+            .await?;
+        let ids = rows.iter().map(|row| row.try_get("row_id"));
+        let ids: Vec<String> = ids.collect::<Result<_, _>>()?;
+        if self.own_tables {
+            read_own(&mut session, &mut survey).await?;
+        }
+        session.keep().await?;
+        survey.oldest = self.records(&Wanted::Named(ids), oldest).await?;
+        survey
+            .oldest
+            .sort_by_key(|record| std::cmp::Reverse(record.age));
+        survey.runs = self.runs(runs).await?;
+        Ok(survey)
+    }
+
+    pub(in crate::store) async fn records(
+        &self,
+        wanted: &Wanted,
+        limit: u32,
+    ) -> Result<Vec<VoiceRecord>, StoreError> {
+        let Self {
+            table,
+            id,
+            id_type,
+            user_id,
+            provider_id,
+            status,
+            preview_url,
+            created_at,
+            completed_before,
+            processing,
+            completed,
+            failed,
+            ..
+        } = self;
+        let is_row = match is_castable(id_type) {
+            true => format!("v.{id} = ANY($1::text[]::{id_type}[])"),
+            false => format!("v.{id}::text = ANY($1::text[])"),
+        };
+        let preview = preview_url
+            .as_ref()
+            .map(|column| format!("v.{column}::text"));
+        let preview = match (preview, self.own_tables) {
+            (Some(column), _) => column,
+            (None, true) => format!(
+                "(SELECT c.preview_url FROM voice_sync.completions c WHERE c.row_id = v.{id}::text)"
+            ),
+            (None, false) => "NULL::text".to_owned(),
+        };
+        let after =
+            format!("v.{id} > ALL ($1::text[]::{id_type}[]) AND cardinality($2::text[]) = 0");
+        let (wanted, names, after) = match wanted {
+            Wanted::Named(names) => (
+                format!("{is_row} OR v.{provider_id} = ANY($2::text[])"),
+                names.as_slice(),
+                None,
+            ),
+            Wanted::Failed(row) => (
+                format!("v.{status} = {failed} AND {after}"),
+                [].as_slice(),
+                row.as_ref(),
+            ),
+            Wanted::SetAside(row) => (
+                format!(
+                    "v.{status} = {processing} AND {after} AND w.set_aside_until > now()
+                     AND w.provider_id IS NOT DISTINCT FROM v.{provider_id}"
+                ),
+                [].as_slice(),
+                row.as_ref(),
+            ),
+        };
+        let (known, age) = (self.known(), Self::AGE);
+        let sql = format!(
+            "SELECT p.*, CASE WHEN p.state = 'processing' THEN {age} END AS age
+             FROM (SELECT v.{id}::text AS row_id, {user_id} AS user_id, v.{provider_id} AS row_provider_id,
+                          v.{status}::text AS status,
+                          CASE v.{status} WHEN {processing} THEN 'processing' WHEN {completed} THEN 'completed'
+                                          WHEN {failed} THEN 'failed' ELSE 'other' END AS state,
+                          {preview} AS preview_url, {created_at} AS made_at,
+                          {completed_before} AS completed_at,
+                          GREATEST({created_at}, {completed_before}) AS created_at,
+                          w.row_id IS NOT NULL AS known,
+                          w.row_id IS NOT NULL AND (w.provider_id IS DISTINCT FROM v.{provider_id}
+                                                    OR w.failed_at IS NOT NULL) AS restarts,
+                          w.provider_id, w.first_seen, w.restarted_at, w.last_asked, w.next_due,
+                          w.lease_until, w.run_id, w.kind, w.stage, w.missing_count, w.missing_since,
+                          w.strikes, w.set_aside_until, w.trouble, w.failed_at, w.failure
+                   FROM {table} v LEFT JOIN {known} w ON w.row_id = v.{id}::text
+                   WHERE {wanted}
+                   ORDER BY v.{id} LIMIT $3) p"
+        );
+        let rows = names
+            .iter()
+            .map(String::as_str)
+            .filter(|name| could_be(name, id_type));
+        let rows: Vec<&str> = rows.chain(after.map(RowId::as_str)).collect();
+        let mut session = self.sessions.begin().await?;
+        let rows = session
+            .query(AssertSqlSafe(sql))
+            .bind(rows)
+            .bind(names)
+            .bind(i64::from(limit))
+            .fetch_all(&mut *session)
+            .await?;
+        session.keep().await?;
+        Ok(rows.iter().map(record).collect::<Result<_, _>>()?)
+    }
+
+    pub(in crate::store) async fn events(
+        &self,
+        filter: &EventFilter,
+        limit: u32,
+    ) -> Result<Vec<EventRecord>, StoreError> {
+        let sql = format!(
+            "SELECT id, event_id, run_id, event_type, voice_id, user_id, occurred_at, leased_until,
+                    published_at
+             FROM voice_sync.outbox WHERE {WANTED_EVENTS} ORDER BY id DESC LIMIT $5"
+        );
+        let mut session = self.sessions.begin().await?;
+        let rows = session
+            .query(AssertSqlSafe(sql))
+            .bind(filter.published)
+            .bind(&filter.names)
+            .bind(filter.older_than.as_secs_f64())
+            .bind(filter.since.map(|since| since.as_secs_f64()))
+            .bind(i64::from(limit))
+            .fetch_all(&mut *session)
+            .await?;
+        session.keep().await?;
+        let event = |row: &PgRow| {
+            Ok::<_, sqlx::Error>(EventRecord {
+                id: row.try_get("id")?,
+                event_id: row.try_get("event_id")?,
+                run_id: row.try_get("run_id")?,
+                event_type: row.try_get("event_type")?,
+                voice_id: row.try_get("voice_id")?,
+                user_id: row.try_get("user_id")?,
+                occurred_at: row.try_get("occurred_at")?,
+                leased_until: row.try_get("leased_until")?,
+                published_at: row.try_get("published_at")?,
+            })
+        };
+        Ok(rows.iter().map(event).collect::<Result<_, _>>()?)
+    }
+
+    pub(in crate::store) async fn runs(&self, limit: u32) -> Result<Vec<LedgerEntry>, StoreError> {
+        const RUNS: &str = "
+            SELECT run_id, command, started_at, finished_at, duration_ms, exit_code, counts
+            FROM voice_sync.runs ORDER BY id DESC LIMIT $1";
+        if !self.own_tables {
+            return Ok(Vec::new());
+        }
+        let mut session = self.sessions.begin().await?;
+        let rows = session
+            .query(RUNS)
+            .bind(i64::from(limit))
+            .fetch_all(&mut *session)
+            .await?;
+        session.keep().await?;
+        let entry = |row: &PgRow| {
+            Ok::<_, sqlx::Error>(LedgerEntry {
+                run_id: row.try_get("run_id")?,
+                command: row.try_get("command")?,
+                started_at: row.try_get("started_at")?,
+                finished_at: row.try_get("finished_at")?,
+                duration: Duration::from_millis(
+                    row.try_get::<i64, _>("duration_ms")?.unsigned_abs(),
+                ),
+                exit_code: u8::try_from(row.try_get::<i16, _>("exit_code")?).unwrap_or(u8::MAX),
+                counts: row.try_get("counts")?,
+            })
+        };
+        Ok(rows.iter().map(entry).collect::<Result<_, _>>()?)
+    }
+}
+
+fn counted(rows: &[PgRow]) -> Result<Backlog, sqlx::Error> {
+    let mut backlog = Backlog::default();
+    for row in rows {
+        let kind = BacklogKind::parse(row.try_get("kind")?).unwrap_or(BacklogKind::Young);
+        let band = usize::try_from(row.try_get::<i32, _>("band")?).unwrap_or(0);
+        let voices: i64 = row.try_get("voices")?;
+        backlog.add(
+            kind,
+            band,
+            voices.unsigned_abs(),
+            seconds(row.try_get("oldest")?),
+        );
+    }
+    Ok(backlog)
+}
+
+async fn read_own(session: &mut Session, survey: &mut Survey) -> Result<(), StoreError> {
+    const OUTBOX: &str = "
+        SELECT count(*), extract(epoch FROM now() - min(occurred_at))::float8
+        FROM voice_sync.outbox WHERE published_at IS NULL";
+    const TIMES: &str = "
+        SELECT t.key::int AS bucket, LEAST(sum(t.value::numeric), 9e18)::bigint AS voices
+        FROM voice_sync.runs, jsonb_each_text(completion_times) t GROUP BY 1";
+    const ACCOUNTS: &str = "
+        SELECT p.account, p.opened, p.concurrency, p.found_at,
+               extract(epoch FROM GREATEST(p.open_until - now(), interval '0'))::float8 AS open_for,
+               extract(epoch FROM GREATEST(p.hold_until - now(), interval '0'))::float8 AS hold_for,
+               ARRAY(SELECT u.key FROM jsonb_each_text(p.unlisted) u
+                     WHERE u.value::timestamptz > now() ORDER BY 1) AS unlisted
+        FROM voice_sync.provider p
+        WHERE p.account IN (SELECT account FROM (SELECT account FROM voice_sync.runs
+                                                 ORDER BY id DESC LIMIT $1) r)
+        ORDER BY p.found_at DESC NULLS LAST, p.account";
+    const BUSES: &str = "
+        SELECT failures, extract(epoch FROM GREATEST(retry_at - now(), interval '0'))::float8 AS left_alone
+        FROM voice_sync.buses ORDER BY retry_at";
+    let outbox = session.query(OUTBOX).fetch_one(&mut **session).await?;
+    survey.pending_events = outbox.try_get::<i64, _>(0)?.unsigned_abs();
+    survey.oldest_event = outbox.try_get::<Option<f64>, _>(1)?.map(seconds);
+    let mut times = Sketch::default();
+    for row in session.query(TIMES).fetch_all(&mut **session).await? {
+        times.add_to_bucket(
+            row.try_get("bucket")?,
+            row.try_get::<i64, _>("voices")?.unsigned_abs(),
+        );
+    }
+    survey.completion_times = times;
+    let accounts = session.query(ACCOUNTS).bind(i64::from(NEWEST_RUNS));
+    for row in accounts.fetch_all(&mut **session).await? {
+        survey.accounts.push(Account {
+            account: row.try_get("account")?,
+            standing: Standing {
+                opened: row.try_get::<i32, _>("opened")?.unsigned_abs(),
+                open_for: seconds(row.try_get("open_for")?),
+                hold_for: seconds(row.try_get("hold_for")?),
+                concurrency: row.try_get("concurrency")?,
+            },
+            found_at: row.try_get("found_at")?,
+            unlisted: row.try_get("unlisted")?,
+        });
+    }
+    for row in session.query(BUSES).fetch_all(&mut **session).await? {
+        survey.failing_buses.push(FailingBus {
+            failures: row.try_get::<i32, _>("failures")?.unsigned_abs(),
+            left_alone_for: seconds(row.try_get("left_alone")?),
+        });
+    }
+    Ok(())
+}
+
+fn record(row: &PgRow) -> Result<VoiceRecord, sqlx::Error> {
+    let id: String = row.try_get("row_id")?;
+    let known: bool = row.try_get("known")?;
+    let count = |column| Ok::<_, sqlx::Error>(row.try_get::<i32, _>(column)?.unsigned_abs());
+    Ok(VoiceRecord {
+        voice_id: id.clone(),
+        row: RowId::new(id),
+        user_id: row.try_get("user_id")?,
+        provider_id: row.try_get("row_provider_id")?,
+        status: row
+            .try_get::<Option<String>, _>("status")?
+            .unwrap_or_default(),
+        state: RowState::parse(row.try_get("state")?),
+        preview_url: row.try_get("preview_url")?,
+        created_at: row.try_get("made_at")?,
+        completed_at: row.try_get("completed_at")?,
+        age: row.try_get::<Option<f64>, _>("age")?.map(seconds),
+        notes: match known {
+            false => None,
+            true => Some(Notes {
+                provider_id: row.try_get("provider_id")?,
+                first_seen: row.try_get("first_seen")?,
+                restarted_at: row.try_get("restarted_at")?,
+                last_asked: row.try_get("last_asked")?,
+                next_due: row.try_get("next_due")?,
+                lease_until: row.try_get("lease_until")?,
+                run_id: row.try_get::<Uuid, _>("run_id")?,
+                kind: row.try_get("kind")?,
+                stage: row.try_get("stage")?,
+                missing_count: count("missing_count")?,
+                missing_since: row.try_get("missing_since")?,
+                strikes: count("strikes")?,
+                set_aside_until: row.try_get("set_aside_until")?,
+                trouble: row.try_get("trouble")?,
+                failed_at: row.try_get("failed_at")?,
+                failure: row.try_get("failure")?,
+            }),
+        },
+    })
+}

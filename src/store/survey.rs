@@ -1,0 +1,278 @@
+//! What operators are shown of the application's table and of voice-sync's own.
+
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::backlog::Backlog;
+use crate::sketch::Sketch;
+use crate::standing::Standing;
+use crate::voice::RowId;
+
+/// How things stand, at one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Survey {
+    /// That moment, by the database's clock.
+    pub read_at: DateTime<Utc>,
+    /// The voices in processing.
+    pub backlog: Backlog,
+    /// Those that have been for longest, first of all the oldest.
+    pub oldest: Vec<VoiceRecord>,
+    /// The newest passes and commands, newest first.
+    pub runs: Vec<LedgerEntry>,
+    /// For how long the voices had been in processing that were completed in the last week.
+    pub completion_times: Sketch,
+    /// The accounts that were used in the newest passes.
+    pub accounts: Vec<Account>,
+    /// Events that wait.
+    pub pending_events: u64,
+    /// How long the oldest of them has.
+    pub oldest_event: Option<Duration>,
+    /// Event buses that failed, and were not found to work since.
+    pub failing_buses: Vec<FailingBus>,
+}
+
+/// How an account with the provider stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Account {
+    /// A digest of base URL and key.
+    pub account: Uuid,
+    /// What keeps passes from asking, if anything does.
+    pub standing: Standing,
+    /// When it last found a voice.
+    pub found_at: Option<DateTime<Utc>>,
+    /// Kinds of voices that the list is known to leave out.
+    pub unlisted: Vec<String>,
+}
+
+/// An event bus that is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailingBus {
+    /// How often it failed in a row.
+    pub failures: u32,
+    /// Until when nobody tries it.
+    pub left_alone_for: Duration,
+}
+
+/// What the ledger has of a pass, or of a command that changed something.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LedgerEntry {
+    /// Its id, which is also in its log lines.
+    pub run_id: Uuid,
+    /// The command; none is a pass.
+    pub command: Option<String>,
+    /// When it began.
+    #[serde(serialize_with = "time")]
+    pub started_at: DateTime<Utc>,
+    /// When it was written down.
+    #[serde(serialize_with = "time")]
+    pub finished_at: DateTime<Utc>,
+    /// How long it took.
+    #[serde(rename = "duration_ms", serialize_with = "milliseconds")]
+    pub duration: Duration,
+    /// How it ended.
+    pub exit_code: u8,
+    /// The counts of a pass's report, or what a command did.
+    pub counts: Value,
+}
+
+impl LedgerEntry {
+    /// One of its counts; zero, where it has none of that name.
+    pub fn count(&self, name: &str) -> u64 {
+        self.counts[name].as_u64().unwrap_or(0)
+    }
+}
+
+/// A row of the application's table, and what voice-sync knows of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VoiceRecord {
+    /// Its row, as events have it.
+    pub voice_id: String,
+    /// Its row, as the database has it.
+    #[serde(skip)]
+    pub row: RowId,
+    /// Its user.
+    pub user_id: Option<String>,
+    /// The provider's id.
+    pub provider_id: Option<String>,
+    /// The status, as it stands there.
+    pub status: String,
+    /// What voice-sync takes the status for.
+    #[serde(skip)]
+    pub state: RowState,
+    /// Its preview.
+    pub preview_url: Option<String>,
+    /// When the row was made.
+    #[serde(serialize_with = "optional_time")]
+    pub created_at: Option<DateTime<Utc>>,
+    /// When it was completed.
+    #[serde(serialize_with = "optional_time")]
+    pub completed_at: Option<DateTime<Utc>>,
+    /// How long it has been in processing, if it is.
+    #[serde(rename = "age_seconds", serialize_with = "optional_seconds")]
+    pub age: Option<Duration>,
+    /// What voice-sync noted, if it ever saw it and did not complete it.
+    pub notes: Option<Notes>,
+}
+
+impl VoiceRecord {
+    /// Whether a text that a person gave is its row or provider id.
+    pub fn is_named(&self, name: &str) -> bool {
+        let uuid = Uuid::try_parse(name);
+        let same_uuid = || uuid.is_ok() && uuid == Uuid::try_parse(&self.voice_id);
+        [self.voice_id.as_str(), self.row.as_str()].contains(&name)
+            || self.provider_id.as_deref() == Some(name)
+            || same_uuid()
+    }
+}
+
+/// What a status means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowState {
+    /// It is voice-sync's to finish.
+    Processing,
+    /// It is finished.
+    Completed,
+    /// It is finished, without success.
+    Failed,
+    /// A status of the application's own.
+    Other,
+}
+
+impl RowState {
+    /// From the word that the store's own SQL has for it.
+    pub(super) fn parse(text: &str) -> Self {
+        match text {
+            "processing" => Self::Processing,
+            "completed" => Self::Completed,
+            "failed" => Self::Failed,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What voice-sync noted of a voice.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Notes {
+    /// The provider id that this is about. Where the row has another one by now, none of it counts.
+    pub provider_id: Option<String>,
+    /// When it was first seen.
+    #[serde(serialize_with = "time")]
+    pub first_seen: DateTime<Utc>,
+    /// When it was seen to be cloned anew or put back, and its age began again.
+    #[serde(serialize_with = "optional_time")]
+    pub restarted_at: Option<DateTime<Utc>>,
+    /// When the provider last answered.
+    #[serde(serialize_with = "optional_time")]
+    pub last_asked: Option<DateTime<Utc>>,
+    /// When a daemon will ask again.
+    #[serde(serialize_with = "optional_time")]
+    pub next_due: Option<DateTime<Utc>>,
+    /// Until when a pass may be asking.
+    #[serde(serialize_with = "optional_time")]
+    pub lease_until: Option<DateTime<Utc>>,
+    /// The last pass that claimed it.
+    pub run_id: Uuid,
+    /// Its category.
+    pub kind: Option<String>,
+    /// What it waits for.
+    pub stage: Option<String>,
+    /// Lookups in a row that did not find it.
+    pub missing_count: u32,
+    /// Since when they did not.
+    #[serde(serialize_with = "optional_time")]
+    pub missing_since: Option<DateTime<Utc>>,
+    /// How often in a row it could not be asked about or stored.
+    pub strikes: u32,
+    /// Until when it is left alone for that.
+    #[serde(serialize_with = "optional_time")]
+    pub set_aside_until: Option<DateTime<Utc>>,
+    /// What was the last trouble.
+    pub trouble: Option<String>,
+    /// When voice-sync failed it.
+    #[serde(serialize_with = "optional_time")]
+    pub failed_at: Option<DateTime<Utc>>,
+    /// Why.
+    pub failure: Option<String>,
+}
+
+/// Which rows of the application's table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// Those with these row or provider ids.
+    Named(Vec<String>),
+    /// Failed ones, after a row, in the order of keys.
+    Failed(Option<RowId>),
+    /// Those in processing that are set aside, likewise.
+    SetAside(Option<RowId>),
+}
+
+/// An event in the outbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EventRecord {
+    /// Its place in the outbox.
+    pub id: i64,
+    /// The id that consumers see.
+    pub event_id: Uuid,
+    /// The run that recorded it.
+    pub run_id: Uuid,
+    /// Its type.
+    pub event_type: String,
+    /// The voice.
+    pub voice_id: String,
+    /// Its user.
+    pub user_id: Option<String>,
+    /// When its transition committed.
+    #[serde(serialize_with = "time")]
+    pub occurred_at: DateTime<Utc>,
+    /// Until when a process may be publishing it.
+    #[serde(serialize_with = "optional_time")]
+    pub leased_until: Option<DateTime<Utc>>,
+    /// When it was published.
+    #[serde(serialize_with = "optional_time")]
+    pub published_at: Option<DateTime<Utc>>,
+}
+
+/// Which events of the outbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Only those that were published, or only those that were not.
+    pub published: Option<bool>,
+    /// Only those with these event ids, or about these voices. None named is all.
+    pub names: Vec<String>,
+    /// Only those whose transitions committed so long ago.
+    pub older_than: Duration,
+    /// Only those whose transitions committed within this time.
+    pub since: Option<Duration>,
+}
+
+fn time<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
+}
+
+fn optional_time<S: Serializer>(
+    at: &Option<DateTime<Utc>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => time(at, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn optional_seconds<S: Serializer>(
+    span: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match span {
+        Some(span) => serializer.serialize_f64((span.as_secs_f64() * 1000.0).round() / 1000.0),
+        None => serializer.serialize_none(),
+    }
+}

@@ -1,0 +1,635 @@
+//! What operators see, and what they mend.
+
+use serde_json::{Value, json};
+
+use crate::support::app::{App, NewVoice, Variant, row_id};
+use crate::support::binary::{Ended, VoiceSync};
+use crate::support::site::{ALL, Site};
+
+/// A command's JSON.
+async fn json(command: VoiceSync) -> Value {
+    let ended = command.run().await;
+    ended.expect_code(0);
+    ended.report()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_tells_kinds_ages_passes_and_times() {
+    for variant in ALL {
+        let site = Site::new(variant).await;
+        site.app
+            .insert_processing(&[
+                "sim-ready-1",
+                "sim-ready-2",
+                "sim-nopreview-1",
+                "sim-pvctraining-1",
+                "sim-pvcunverified-1",
+                "sim-unverified-1",
+                "sim-missing-1",
+                "no id",
+            ])
+            .await;
+        site.sync_once().run().await.expect_code(0);
+        site.sync_once().run().await.expect_code(0);
+        site.sync_once().run().await.expect_code(0);
+        let status = json(site.run(&["status"])).await;
+        let backlog = &status["backlog"];
+        let kinds = [
+            "processing",
+            "young",
+            "training",
+            "waiting_for_owner",
+            "missing",
+            "overdue",
+            "set_aside",
+        ];
+        let counts = kinds.map(|kind| backlog[kind].as_u64().expect("a number"));
+        assert_eq!(counts, [6, 1, 1, 2, 1, 0, 1], "{variant:?}: {status:#}");
+        assert_eq!(
+            backlog["ages"][0],
+            json!({"less_than_seconds": 60, "voices": 6}),
+            "{variant:?}"
+        );
+        assert_eq!(
+            status["oldest"].as_array().map(Vec::len),
+            Some(5),
+            "{variant:?}"
+        );
+        let runs = status["runs"].as_array().expect("a list");
+        let due: Vec<_> = runs
+            .iter()
+            .map(|run| run["counts"]["due"].as_u64())
+            .collect();
+        assert_eq!(
+            due,
+            [Some(6), Some(6), Some(8)],
+            "{variant:?}: newest first"
+        );
+        assert_eq!(status["completion_times"]["voices"], 2, "{variant:?}");
+        assert!(
+            status["completion_times"]["p99_seconds"].as_f64() < Some(60.0),
+            "{variant:?}"
+        );
+        let provider = &status["provider"][0];
+        assert_eq!(provider["breaker"], "closed", "{variant:?}: {status:#}");
+        assert!(
+            provider["last_found_at"].is_string(),
+            "{variant:?}: {status:#}"
+        );
+        assert_eq!(status["outbox"]["pending"], 0, "{variant:?}");
+        assert_eq!(
+            status["attention"].as_array().map(Vec::len),
+            Some(1),
+            "{variant:?}: {status:#}"
+        );
+
+        // Looking changed nothing.
+        assert_eq!(
+            json(site.run(&["runs"])).await.as_array().map(Vec::len),
+            Some(3),
+            "{variant:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ages_count_from_where_a_pass_counts_them() {
+    for (variant, past) in [
+        (Variant::A, "now() AT TIME ZONE 'UTC' - interval '2 days'"),
+        (Variant::D, "now() - interval '2 days'"),
+        (
+            Variant::E32,
+            "strftime('%Y-%m-%d %H:%M:%f000', 'now', '-2 days')",
+        ),
+        (Variant::E36, "unixepoch('now', '-2 days')"),
+    ] {
+        let site = Site::new(variant).await;
+        site.app
+            .insert_processing(&["sim-nopreview-1", "sim-nopreview-2"])
+            .await;
+        let old = format!("UPDATE voices SET created_at = {past} WHERE name = 'sim-nopreview-1'");
+        site.app.execute(&old).await;
+        let status = json(site.run(&["status"])).await;
+        assert_eq!(status["backlog"]["overdue"], 1, "{variant:?}: {status:#}");
+        assert_eq!(
+            status["backlog"]["ages"][6]["voices"], 1,
+            "{variant:?}: {status:#}"
+        );
+        let oldest = &status["oldest"][0];
+        assert_eq!(oldest["provider_id"], "sim-nopreview-1", "{variant:?}");
+        let age = oldest["age_seconds"].as_f64().expect("a number");
+        assert!((172_800.0..172_900.0).contains(&age), "{variant:?}: {age}");
+        let never = json(site.run(&["status", "--fail-after", "never"])).await;
+        assert_eq!(never["backlog"]["overdue"], 0, "{variant:?}");
+
+        // It fails, and is put back: its age begins anew.
+        site.sync_once().run().await.expect_code(0);
+        let retried = json(site.run(&["retry", "sim-nopreview-1"])).await;
+        assert_eq!(
+            retried["put_back"].as_array().map(Vec::len),
+            Some(1),
+            "{variant:?}: {retried}"
+        );
+        let status = json(site.run(&["status"])).await;
+        assert_eq!(
+            status["backlog"]["ages"][0]["voices"], 2,
+            "{variant:?}: {status:#}"
+        );
+        assert_eq!(
+            site.sync_once().run().await.count("processing"),
+            2,
+            "{variant:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_voice_sync_has_never_seen_has_a_status() {
+    for variant in ALL {
+        let app = App::new(variant).await;
+        app.insert_processing(&["sim-ready-1"]).await;
+        let at = |command: &[&str]| VoiceSync::new(command).env("DATABASE_URL", &app.url);
+        let status = json(at(&["status"])).await;
+        assert_eq!(status["backlog"]["young"], 1, "{variant:?}");
+        assert_eq!(status["oldest"][0]["notes"], Value::Null, "{variant:?}");
+        assert_eq!(json(at(&["runs"])).await, json!([]), "{variant:?}");
+        assert_eq!(
+            json(at(&["outbox", "list"])).await,
+            json!([]),
+            "{variant:?}"
+        );
+        let inspected = json(at(&["inspect", "sim-ready-1", "--offline"])).await;
+        assert_eq!(inspected[0]["row"]["status"], "processing", "{variant:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_says_in_one_line_what_needs_attention() {
+    let site = Site::new(Variant::A).await;
+    site.app.insert_processing(&["sim-nopreview-1"]).await;
+    let check = |more: &[&str]| {
+        let command = site.run(&["status", "--check"]).args(more);
+        command.env("VOICE_SYNC_OUTPUT", "text").run()
+    };
+    let never = check(&[]).await;
+    never.expect_code(75);
+    assert!(
+        never
+            .stdout
+            .starts_with("VOICE-SYNC ATTENTION: no pass was ever made here | processing=1 ")
+    );
+    site.sync_once().run().await.expect_code(0);
+    let well = check(&[]).await;
+    well.expect_code(0);
+    assert!(
+        well.stdout.starts_with("VOICE-SYNC OK: 1 in processing"),
+        "{}",
+        well.stdout
+    );
+    assert_eq!(well.stdout.lines().count(), 1, "{}", well.stdout);
+    for limit in ["--max-age=1ms", "--max-backlog=0", "--max-silence=1ms"] {
+        check(&[limit]).await.expect_code(75);
+    }
+    let json = site
+        .run(&["status", "--check", "--max-backlog", "0"])
+        .run()
+        .await;
+    json.expect_code(75);
+    assert_eq!(json.report()["exit_code"], 75);
+    // Who only looks is not alarmed.
+    site.run(&["status"]).run().await.expect_code(0);
+}
+
+/// What `inspect` says, as text.
+async fn inspected(site: &Site, id: &str) -> String {
+    let command = site.run(&["inspect", id]).env("VOICE_SYNC_OUTPUT", "text");
+    let ended = command.run().await;
+    ended.expect_code(0);
+    assert!(
+        !ended.stdout.contains('\x1b'),
+        "colours in a pipe: {}",
+        ended.stdout
+    );
+    ended.stdout
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voice_is_shown_with_its_verdict_and_its_rule() {
+    for variant in [Variant::A, Variant::B, Variant::E32] {
+        let site = Site::new(variant).await;
+        let ids = [
+            "sim-ready-1",
+            "sim-banned-1",
+            "sim-nopreview-1",
+            "sim-pvctraining-1",
+            "sim-missing-1",
+            "sim-longpreview-1",
+            "sim-statusfailed-1",
+            "no id\u{1b}[2J",
+        ];
+        site.app.insert_processing(&ids).await;
+        for (id, parts) in [
+            (
+                "sim-ready-1",
+                ["completed", "rule 4", "next lookup        now"].as_slice(),
+            ),
+            ("sim-banned-1", &["failed: banned", "rule 2"]),
+            (
+                "sim-nopreview-1",
+                &["still processing: the provider prepares it", "rule 4"],
+            ),
+            (
+                "sim-pvctraining-1",
+                &["being trained", "rule 3", "fine_tuning"],
+            ),
+            (
+                "sim-missing-1",
+                &["it does not know this voice", "missing", "so far: 0"],
+            ),
+            ("sim-longpreview-1", &["set aside", "3000"]),
+            ("sim-statusfailed-1", &["failed: reported", "rule 1"]),
+            (ids[7], &["not asked", "no verdict"][..1]),
+        ] {
+            let said = inspected(&site, id).await;
+            for part in parts {
+                assert!(
+                    said.contains(part),
+                    "{variant:?} {id}: {part} is not in\n{said}"
+                );
+            }
+        }
+        site.sync_once().run().await.expect_code(0);
+        let ready = inspected(&site, &row_id("sim-ready-1").to_string()).await;
+        for part in [
+            "none: the row is completed",
+            "voice.created",
+            "published",
+            "https://",
+        ] {
+            assert!(
+                ready.contains(part),
+                "{variant:?}: {part} is not in\n{ready}"
+            );
+        }
+        let banned = inspected(&site, "sim-banned-1").await;
+        for part in [
+            "failure            banned",
+            "voice.updated",
+            "`voice-sync retry`",
+        ] {
+            assert!(
+                banned.contains(part),
+                "{variant:?}: {part} is not in\n{banned}"
+            );
+        }
+        let waits = inspected(&site, "sim-nopreview-1").await;
+        assert!(
+            waits.contains("stage              preparing") && waits.contains("by a daemon"),
+            "{waits}"
+        );
+        let json = json(site.run(&["inspect", "sim-pvctraining-1"])).await;
+        assert_eq!(
+            json[0]["provider"]["found"]["category"], "professional",
+            "{json:#}"
+        );
+        assert_eq!(json[0]["row"]["notes"]["stage"], "training", "{json:#}");
+        assert_eq!(
+            json[0]["row"]["voice_id"],
+            row_id("sim-pvctraining-1").to_string(),
+            "{json:#}"
+        );
+        site.run(&["inspect", "nobody"]).run().await.expect_code(2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voice_can_be_inspected_while_the_provider_is_away() {
+    let site = Site::new(Variant::E36).await;
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    let asked = site.provider.counts();
+    let offline = json(site.run(&["inspect", "sim-ready-1", "--offline"])).await;
+    assert_eq!(offline[0]["provider"], json!({"not_asked": "--offline"}));
+    let keyless = json(
+        site.run(&["inspect", "sim-ready-1"])
+            .without("ELEVENLABS_API_KEY"),
+    )
+    .await;
+    assert!(
+        keyless[0]["provider"]["not_asked"].is_string(),
+        "{keyless:#}"
+    );
+    assert_eq!(site.provider.counts().single, asked.single);
+    let away = site
+        .run(&["inspect", "sim-ready-1"])
+        .env("ELEVENLABS_BASE_URL", "http://127.0.0.1:9");
+    let away = json(away).await;
+    assert!(away[0]["provider"]["trouble"].is_string(), "{away:#}");
+    assert_eq!(away[0]["verdict"]["says"], "none without an answer");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failed_voices_are_put_back_and_asked_about_again() {
+    for variant in ALL {
+        let site = Site::new(variant).await;
+        site.app
+            .insert_processing(&[
+                "sim-banned-1",
+                "sim-pvcfailed-1",
+                "sim-ready-1",
+                "sim-nopreview-1",
+            ])
+            .await;
+        site.app
+            .insert(&[NewVoice {
+                status: "failed",
+                ..NewVoice::processing("no id")
+            }])
+            .await;
+        site.sync_once().run().await.expect_code(0);
+        let failed = async || {
+            site.app
+                .number("SELECT count(*) FROM voices WHERE CAST(status AS text) = 'failed'")
+                .await
+        };
+        assert_eq!(failed().await, 3, "{variant:?}");
+
+        let dry = json(site.run(&["retry", "--all-failed", "--dry-run"])).await;
+        assert_eq!(
+            dry["put_back"].as_array().map(Vec::len),
+            Some(2),
+            "{variant:?}: {dry}"
+        );
+        assert_eq!(
+            dry["left"].as_array().map(Vec::len),
+            Some(1),
+            "{variant:?}: {dry}"
+        );
+        assert_eq!(failed().await, 3, "{variant:?}");
+
+        let one = row_id("sim-banned-1").to_string();
+        let named = json(site.run(&["retry", &one, "sim-ready-1"])).await;
+        assert_eq!(named["put_back"], json!([one]), "{variant:?}: {named}");
+        assert_eq!(
+            named["left"][0]["reason"], "it is completed",
+            "{variant:?}: {named}"
+        );
+        let all = json(site.run(&["retry", "--all-failed"])).await;
+        let other = row_id("sim-pvcfailed-1").to_string();
+        assert_eq!(all["put_back"], json!([other]), "{variant:?}: {all}");
+        assert_eq!(failed().await, 1, "{variant:?}");
+
+        let runs = json(site.run(&["runs"])).await;
+        assert_eq!(runs[0]["command"], "retry", "{variant:?}: {runs}");
+        assert_eq!(
+            runs[0]["counts"],
+            json!({"put_back": 1, "released": 0, "voices": [other]})
+        );
+        assert_eq!(runs[2]["command"], Value::Null, "{variant:?}: {runs}");
+
+        let again = site.sync_once().run().await;
+        assert_eq!(
+            (again.count("due"), again.count("failed")),
+            (3, 2),
+            "{variant:?}: {}",
+            again.stdout
+        );
+        let nothing = site.run(&["retry", "sim-ready-1", "nobody"]).run().await;
+        nothing.expect_code(2);
+        assert_eq!(
+            nothing.report()["left"].as_array().map(Vec::len),
+            Some(2),
+            "{variant:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_voice_that_the_application_changes_meanwhile_is_its_own() {
+    let site = Site::new(Variant::A).await;
+    let store = site.app.store().await;
+    site.app
+        .insert_processing(&["sim-banned-1", "sim-banned-2"])
+        .await;
+    site.sync_once().run().await.expect_code(0);
+    let wanted = voice_sync::store::Wanted::Failed(None);
+    let records = store.records(&wanted, 10).await.expect("reads");
+    site.app
+        .execute("UPDATE voices SET elevenlabs_voice_id = 'other' WHERE name = 'sim-banned-1'")
+        .await;
+    let run_id = uuid::Uuid::new_v4();
+    let moved = store.put_back(run_id, &records).await.expect("puts back");
+    assert_eq!(moved.len(), 1);
+    // As after a lost reply.
+    assert_eq!(
+        store.put_back(run_id, &records).await.expect("puts back"),
+        moved
+    );
+    assert_eq!(
+        store
+            .put_back(uuid::Uuid::new_v4(), &records)
+            .await
+            .expect("puts back")
+            .len(),
+        0
+    );
+    assert_eq!(site.app.row("other").await.status, "failed");
+    assert_eq!(site.app.row("sim-banned-2").await.status, "processing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voices_that_are_set_aside_are_asked_about_again_when_told_so() {
+    for variant in ALL {
+        let site = Site::new(variant).await;
+        site.app
+            .insert_processing(&["sim-longpreview-1", "sim-nulpreview-1", "sim-nopreview-1"])
+            .await;
+        for _ in 0..3 {
+            site.sync_once().run().await.expect_code(0);
+        }
+        let set_aside = site.sync_once().run().await;
+        assert_eq!(set_aside.count("due"), 1, "{variant:?}");
+        let dry = json(site.run(&["retry", "--set-aside", "--dry-run"])).await;
+        assert_eq!(
+            dry["released"].as_array().map(Vec::len),
+            Some(2),
+            "{variant:?}: {dry}"
+        );
+        let one = json(site.run(&["retry", "sim-longpreview-1"])).await;
+        assert_eq!(
+            one["released"].as_array().map(Vec::len),
+            Some(1),
+            "{variant:?}: {one}"
+        );
+        let rest = json(site.run(&["retry", "--set-aside"])).await;
+        assert_eq!(
+            rest["released"].as_array().map(Vec::len),
+            Some(1),
+            "{variant:?}: {rest}"
+        );
+        assert_eq!(site.sync_once().run().await.count("due"), 3, "{variant:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_failed_voices_than_a_page_are_all_put_back() {
+    for variant in [Variant::A, Variant::E32] {
+        let site = Site::new(variant).await;
+        let voices: Vec<_> = (0..1201)
+            .map(|number| NewVoice {
+                status: "failed",
+                ..NewVoice::processing(format!("sim-ready-{number}"))
+            })
+            .collect();
+        site.app.insert(&voices).await;
+        let dry = json(site.run(&["retry", "--all-failed", "--dry-run"])).await;
+        assert_eq!(
+            dry["put_back"].as_array().map(Vec::len),
+            Some(1201),
+            "{variant:?}"
+        );
+        let all = json(site.run(&["retry", "--all-failed"])).await;
+        assert_eq!(
+            all["put_back"].as_array().map(Vec::len),
+            Some(1201),
+            "{variant:?}"
+        );
+        assert_eq!(
+            site.sync_once().run().await.count("completed"),
+            1201,
+            "{variant:?}"
+        );
+    }
+}
+
+fn ids(events: &Value) -> Vec<&str> {
+    let events = events.as_array().expect("a list");
+    events
+        .iter()
+        .filter_map(|event| event["event_id"].as_str())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_are_shown_sent_again_and_removed() {
+    for variant in ALL {
+        let site = Site::new(variant).await;
+        site.app
+            .insert_processing(&["sim-ready-1", "sim-banned-1"])
+            .await;
+        // The bus is away: they are recorded, and wait.
+        let away = site.sync_once().env("REDIS_URL", "redis://127.0.0.1:9");
+        away.run().await.expect_code(75);
+        let waiting = json(site.run(&["outbox", "list"])).await;
+        assert_eq!(ids(&waiting).len(), 2, "{variant:?}: {waiting}");
+        let status = json(site.run(&["status"])).await;
+        assert_eq!(status["outbox"]["pending"], 2, "{variant:?}");
+        assert_eq!(
+            status["outbox"]["failing_buses"][0]["failures"], 1,
+            "{variant:?}"
+        );
+
+        site.sync_once().run().await.expect_code(0);
+        assert_eq!(
+            json(site.run(&["outbox", "list"])).await,
+            json!([]),
+            "{variant:?}"
+        );
+        let published = json(site.run(&["outbox", "list", "--published", "--since", "1h"])).await;
+        assert_eq!(ids(&published), ids(&waiting), "{variant:?}");
+        let voice = row_id("sim-ready-1").to_string();
+        let of_voice = json(site.run(&["outbox", "list", "--all", &voice])).await;
+        assert_eq!(
+            of_voice[0]["event_type"], "voice.created",
+            "{variant:?}: {of_voice}"
+        );
+        assert_eq!(ids(&of_voice).len(), 1, "{variant:?}");
+
+        let resent = json(site.run(&["outbox", "resend", &voice])).await;
+        assert_eq!(resent["resent"], 1, "{variant:?}");
+        assert_eq!(
+            site.sync_once().run().await.count("events_published"),
+            1,
+            "{variant:?}"
+        );
+        let seen = site.bus.events("voice.created").await;
+        let [first, second] = seen.as_slice() else {
+            panic!("{variant:?}: {seen:?}")
+        };
+        assert_eq!(first, second, "{variant:?}: the same event, byte for byte");
+
+        assert_eq!(
+            json(site.run(&["outbox", "purge", "--older-than", "1h"])).await["purged"],
+            0
+        );
+        assert_eq!(
+            json(site.run(&["outbox", "purge", "--pending"])).await["purged"],
+            0
+        );
+        assert_eq!(
+            json(site.run(&["outbox", "purge"])).await["purged"],
+            2,
+            "{variant:?}"
+        );
+        assert_eq!(
+            json(site.run(&["outbox", "list", "--all"])).await,
+            json!([]),
+            "{variant:?}"
+        );
+        let runs = json(site.run(&["runs"])).await;
+        let commands = runs
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|run| &run["command"]);
+        let resends = commands.filter(|command| *command == "outbox resend");
+        assert_eq!(resends.count(), 1, "{variant:?}: {runs}");
+        site.run(&["outbox", "resend"]).run().await.expect_code(2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_a_process_is_publishing_is_not_removed() {
+    let site = Site::new(Variant::A).await;
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    site.sync_once()
+        .env("REDIS_URL", "redis://127.0.0.1:9")
+        .run()
+        .await
+        .expect_code(75);
+    let outbox = site.app.own("outbox");
+    site.app
+        .execute(&format!(
+            "UPDATE {outbox} SET leased_until = now() + interval '1 minute'"
+        ))
+        .await;
+    assert_eq!(
+        json(site.run(&["outbox", "purge", "--pending"])).await["purged"],
+        0
+    );
+    site.app
+        .execute(&format!("UPDATE {outbox} SET leased_until = NULL"))
+        .await;
+    assert_eq!(
+        json(site.run(&["outbox", "purge", "--pending"])).await["purged"],
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_are_told_as_text_in_one_line_each() {
+    let site = Site::new(Variant::E36).await;
+    let runs = |site: &Site| site.run(&["runs"]).env("VOICE_SYNC_OUTPUT", "text").run();
+    assert_eq!(runs(&site).await.stdout, "no pass was made yet\n");
+    site.app
+        .insert_processing(&["sim-ready-1", "sim-nopreview-1"])
+        .await;
+    site.sync_once().run().await.expect_code(0);
+    let told: Ended = runs(&site).await;
+    assert!(
+        told.stdout
+            .contains("2 due: 1 completed, 1 still processing; 1 request"),
+        "{}",
+        told.stdout
+    );
+    assert_eq!(told.stdout.lines().count(), 2, "{}", told.stdout);
+}

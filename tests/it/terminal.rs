@@ -1,0 +1,143 @@
+//! What a person sees on a terminal, and that elsewhere there is nothing of it.
+
+use crate::support::app::Variant;
+use crate::support::binary::{Ended, VoiceSync};
+use crate::support::site::Site;
+
+/// Runs the rest of its command line on a terminal of its own, with what comes on its standard input typed.
+const ON_A_TERMINAL: &str =
+    "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+
+fn on_a_terminal(command: VoiceSync, typed: &str) -> VoiceSync {
+    let typing = format!("printf '{typed}' | exec python3 -c '{ON_A_TERMINAL}' \"$@\"");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let command = command
+        .env("PATH", path)
+        .env("TERM", "xterm")
+        .env("VOICE_SYNC_OUTPUT", "text");
+    command.through(&["sh", "-c", &typing, "sh"])
+}
+
+async fn site() -> Site {
+    let site = Site::new(Variant::E36).await;
+    site.app
+        .insert_processing(&["sim-ready-1", "sim-banned-1", "sim-nopreview-1"])
+        .await;
+    site
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pass_on_a_terminal_shows_a_bar_and_leaves_a_summary() {
+    let site = site().await;
+    let seen: Ended = on_a_terminal(site.sync_once(), "").run().await;
+    seen.expect_code(0);
+    assert!(seen.stdout.contains("3 of 3"), "{:?}", seen.stdout);
+    assert!(
+        seen.stdout.contains('\r') && seen.stdout.contains("\x1b[2K"),
+        "{:?}",
+        seen.stdout
+    );
+    let (_, summary) = seen
+        .stdout
+        .rsplit_once("\x1b[2K")
+        .expect("the bar is wiped");
+    assert!(
+        summary.contains("3 due, 3 looked up") && !summary.contains("of 3,"),
+        "{summary:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_pipe_there_are_no_control_characters() {
+    let site = site().await;
+    for command in [
+        ["sync-once"].as_slice(),
+        &["status"],
+        &["status", "--check"],
+        &["runs"],
+        &["inspect", "sim-nopreview-1"],
+        &["doctor"],
+        &["outbox", "list", "--all"],
+        &["retry", "--all-failed"],
+    ] {
+        let ended = site
+            .run(command)
+            .env("VOICE_SYNC_OUTPUT", "text")
+            .env("TERM", "xterm")
+            .run()
+            .await;
+        let is_control = |c: char| c.is_control() && c != '\n';
+        assert!(
+            !ended.stdout.contains(is_control),
+            "{command:?}: {:?}",
+            ended.stdout
+        );
+        assert!(
+            !ended.stderr.contains(is_control),
+            "{command:?}: {:?}",
+            ended.stderr
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn colours_are_for_terminals_that_want_them() {
+    let site = site().await;
+    const BOLD: &str = "\x1b[1m";
+    let status = || site.run(&["status"]);
+    assert!(
+        on_a_terminal(status(), "")
+            .run()
+            .await
+            .stdout
+            .contains(BOLD)
+    );
+    let plain = on_a_terminal(status(), "").env("NO_COLOR", "1");
+    assert!(!plain.run().await.stdout.contains(BOLD));
+    let dumb = on_a_terminal(status(), "").env("TERM", "dumb");
+    assert!(!dumb.run().await.stdout.contains(BOLD));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_asked_may_say_no() {
+    let site = site().await;
+    site.sync_once().run().await.expect_code(0);
+    let retry = || site.run(&["retry", "--all-failed"]);
+    let asked = on_a_terminal(retry(), "n\\n").run().await;
+    asked.expect_code(0);
+    assert!(
+        asked
+            .stdout
+            .contains("put 1 failed voice back to processing (1 banned)"),
+        "{}",
+        asked.stdout
+    );
+    assert_eq!(site.app.row("sim-banned-1").await.status, "failed");
+    on_a_terminal(retry(), "y\\n").run().await.expect_code(0);
+    assert_eq!(site.app.row("sim-banned-1").await.status, "processing");
+    site.sync_once().run().await.expect_code(0);
+    let unasked = on_a_terminal(retry().arg("--yes"), "").run().await;
+    unasked.expect_code(0);
+    assert!(!unasked.stdout.contains("[y/N]"), "{}", unasked.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watched_status_is_drawn_again_until_it_is_interrupted() {
+    let site = site().await;
+    let watch = site.run(&["status", "--watch=100ms"]);
+    let mut child = watch.start();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(
+        child.stdout.take().expect("a pipe"),
+    ));
+    for _ in 0..3 {
+        let line = lines.next().expect("goes on").expect("reads");
+        assert!(line.contains(r#""processing":3"#), "{line}");
+    }
+    let interrupt = std::process::Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(interrupt.expect("kill runs").success());
+    // Whatever it was about to say is read, so that it is not kept from ending.
+    lines.for_each(drop);
+    assert_eq!(child.wait().expect("is waited for").code(), Some(0));
+}
