@@ -21,6 +21,8 @@ package_names() {
 		apt-get-python) echo python3 python3-venv ;;
 		apt-get-static-libc) echo libc6-dev ;;
 		apt-get-prometheus) echo prometheus ;;
+		apt-get-dpkg-dev) echo dpkg-dev ;;
+		apt-get-chromium | dnf-chromium) echo chromium ;;
 		dnf-postgresql) echo postgresql-server ;;
 		# Newer Fedora and RHEL have only Valkey; its file is found by either name.
 		dnf-redis) dnf -q info redis >/dev/null 2>&1 && echo redis || echo valkey ;;
@@ -28,16 +30,19 @@ package_names() {
 		dnf-python) echo python3 python3-pip ;;
 		dnf-static-libc) echo glibc-static ;;
 		dnf-prometheus) echo golang-github-prometheus ;;
+		dnf-dpkg-dev) echo dpkg-dev ;;
 		*-systemd) echo systemd ;;
 		brew-postgresql) echo postgresql@17 ;;
 		brew-redis) echo redis ;;
 		brew-python) echo python ;;
 		brew-prometheus) echo prometheus ;;
+		brew-dpkg-dev) echo dpkg ;;
+		brew-chromium) echo chromium ;;
 		esac
 	done | tr '\n' ' '
 }
 
-# install_packages WHAT…, each of: postgresql pgbouncer redis faketime openssl python systemd static-libc prometheus
+# install_packages WHAT…, each of: postgresql pgbouncer redis faketime openssl python systemd static-libc prometheus dpkg-dev chromium
 install_packages() {
 	local manager names
 	for manager in apt-get dnf brew ''; do

@@ -23,6 +23,10 @@ use crate::store::Access;
 
 /// Ask about voices whenever one is due, until told to stop.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  voice-sync daemon --listen 9090
+  voice-sync daemon --interval 1s --log-format json")]
 pub(super) struct Daemon {
     /// How long to sleep at the most: new voices are seen within this time.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]

@@ -12,6 +12,11 @@ use crate::store::{
 
 /// Make or update voice-sync's own tables.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  voice-sync migrate
+  voice-sync migrate --dry-run
+  voice-sync migrate --adopt")]
 pub(super) struct Migrate {
     /// Give the application's table the columns status, preview_url and completed_at, as far as it
     /// lacks them, and an index that leads to the voices in processing. For applications that have

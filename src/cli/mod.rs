@@ -78,7 +78,11 @@ enum Command {
     Daemon(daemon::Daemon),
     /// Make or update voice-sync's own tables.
     Migrate(migrate::Migrate),
-    /// Look whether everything fits and works, and say what to do where it does not.
+    /// Look whether everything fits and works, and say what to do where it does not. Changes nothing.
+    #[command(after_help = "\
+Examples:
+  voice-sync doctor
+  voice-sync doctor --output json | jq '.findings[] | select(.state != \"ok\")'")]
     Doctor,
     /// Show how things stand, and what needs attention.
     Status(status::StatusCommand),
@@ -419,12 +423,16 @@ impl Options {
 /// Prints a command's result. Colours are left out where they are not wanted: in a pipe or a file, with
 /// `NO_COLOR`, on a dumb terminal.
 fn print(text: &str) -> Result<(), Failed> {
-    writeln!(anstream::stdout(), "{text}")
-        .context("the result could not be written to stdout")
-        .map_err(|message| Failed {
+    match writeln!(anstream::stdout(), "{text}") {
+        Ok(()) => Ok(()),
+        // Whoever reads no further, as `head` does, has what they wanted.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Failed {
             exit: Exit::Io,
-            message,
-        })
+            message: anyhow::Error::from(error)
+                .context("the result could not be written to stdout"),
+        }),
+    }
 }
 
 /// The columns of the terminal, or as many as a line in a pipe may well have.

@@ -3,8 +3,9 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
-use tokio::signal;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
@@ -89,6 +90,13 @@ impl StatusCommand {
         let (fail_after, limits) = (options.rules().fail_after, self.limits());
         let opening = open(&url, &names, options.auto_migrate, Access::ReadOnly);
         let store = in_time(&url, opening).await?;
+        // From before the first look: what comes while it looks is not lost.
+        let mut interrupts = signal(SignalKind::interrupt())
+            .context("interrupts cannot be caught")
+            .map_err(|message| Failed {
+                exit: Exit::Io,
+                message,
+            })?;
         loop {
             let status = status(&store, fail_after, &limits)
                 .await
@@ -108,7 +116,7 @@ impl StatusCommand {
             let redraws = io::stdout().is_terminal() && options.output == Output::Text;
             print(&format!("{}{shown}", if redraws { CLEAR } else { "" }))?;
             tokio::select! {
-                _ = signal::ctrl_c() => return Ok(Exit::Success),
+                _ = interrupts.recv() => return Ok(Exit::Success),
                 () = sleep(interval) => {}
             }
         }

@@ -20,6 +20,12 @@ use crate::terminal::Progress;
 
 /// Ask about every voice in processing once, and exit.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  voice-sync sync-once --dry-run
+  voice-sync sync-once --voice 6f1c2b34-5d6e-4f70-8a9b-0c1d2e3f4a5b
+  voice-sync sync-once --due --max-runtime 5m
+  voice-sync sync-once --wait 10m --output json | jq .completed")]
 pub(super) struct SyncOnce {
     /// Read and ask, but write and publish nothing.
     #[arg(long)]

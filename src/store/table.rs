@@ -12,12 +12,14 @@ pub enum InvalidName {
     #[error("{0:?} is not of the form key=value")]
     Pair(String),
     /// A key that does not exist.
-    #[error("{key:?} is not one of {known}")]
+    #[error("{key:?} is not one of {known}{}", .nearest.map(|it| format!("; did you mean {it}?")).unwrap_or_default())]
     Key {
         /// What was given.
         key: String,
         /// What is known.
         known: String,
+        /// Which of them it is most like, if it is like any.
+        nearest: Option<&'static str>,
     },
     /// One name for two things.
     #[error("{0:?} stands for two different things")]
@@ -175,7 +177,7 @@ impl StatusValues {
 }
 
 /// Reads `key=value,…`, with each key standing for itself where it is not given.
-fn pairs<const N: usize>(text: &str, keys: [&str; N]) -> Result<[String; N], InvalidName> {
+fn pairs<const N: usize>(text: &str, keys: [&'static str; N]) -> Result<[String; N], InvalidName> {
     let mut values: [Option<String>; N] = std::array::from_fn(|_| None);
     for pair in text
         .split(',')
@@ -192,6 +194,7 @@ fn pairs<const N: usize>(text: &str, keys: [&str; N]) -> Result<[String; N], Inv
                 .ok_or_else(|| InvalidName::Key {
                     key: key.to_owned(),
                     known: keys.join(", "),
+                    nearest: nearest(key, &keys),
                 })?;
         if values[position].replace(value.to_owned()).is_some() {
             return Err(InvalidName::Repeated(key.to_owned()));
@@ -425,6 +428,14 @@ impl Absent {
     }
 }
 
+/// The one that somebody may have meant, by the measure and limit that clap has for its options.
+fn nearest(given: &str, known: &[&'static str]) -> Option<&'static str> {
+    const ALIKE: f64 = 0.7;
+    let alike = known.iter().map(|word| (strsim::jaro(given, word), *word));
+    let nearest = alike.max_by(|(one, _), (other, _)| one.total_cmp(other))?;
+    Some(nearest.1).filter(|_| nearest.0 > ALIKE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -464,6 +475,9 @@ mod tests {
         assert!(
             matches!(ColumnNames::parse("ident=a"), Err(InvalidName::Key { key, .. }) if key == "ident")
         );
+        let says = |text| StatusValues::parse(text).expect_err("refused").to_string();
+        assert!(says("procesing=a").ends_with("did you mean processing?"));
+        assert!(says("x=a").ends_with("completed, failed"));
         assert!(StatusValues::parse("failed=").is_err());
         let shared = InvalidName::Shared("processing".into());
         assert_eq!(StatusValues::parse("failed=processing"), Err(shared));

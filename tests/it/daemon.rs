@@ -46,7 +46,7 @@ async fn it_finishes_voices_as_they_come_and_stops_when_told_to() {
         daemon.wait_until(&app, "completed", 3).await;
         daemon.wait_until_answers("/readyz", 200).await;
         daemon.wait_until_answers("/livez", 200).await;
-        assert_eq!(daemon.get("/").await.0, 404);
+        assert_eq!(daemon.get("/metric").await.0, 404);
         daemon.stop().await;
         assert_eq!(leases(&app).await, 0);
         assert_eq!(bus.events("voice.created").await.len(), 3);
