@@ -183,6 +183,7 @@ impl Pass<'_> {
         let duration = progress.started.elapsed();
         let reason = tally.halt.as_ref().map(Halt::to_string);
         let obstacles = tally.obstacles();
+        tally.log_set_aside();
         // Who goes on tells of them once, and not with each pass.
         if !self.scope.goes_on {
             tally.log_troubles();
@@ -205,7 +206,8 @@ impl Pass<'_> {
             duration_ms = duration.as_millis() as u64, due = counts.due,
             completed = counts.completed, failed = counts.failed, processing = counts.processing,
             missing = counts.missing, unavailable = counts.unavailable,
-            set_aside = counts.set_aside, requests = counts.requests,
+            set_aside = counts.set_aside, superseded = counts.superseded,
+            leased_elsewhere = counts.leased_elsewhere, requests = counts.requests,
             events_published = counts.events_published, events_pending = counts.events_pending,
             "pass finished"
         );

@@ -564,15 +564,12 @@ impl Pass<'_> {
     }
 
     fn count_notes(&self, progress: &Progress, notes: &[Note]) {
-        let counts = &mut progress.tally().counts;
+        let mut tally = progress.tally();
         for Note { row, seen, .. } in notes {
             match seen {
-                Seen::Processing { .. } => counts.processing += 1,
-                Seen::Missing => counts.missing += 1,
-                Seen::SetAside(reason) => {
-                    counts.set_aside += 1;
-                    warn!(voice.row = %row, %reason, "voice set aside");
-                }
+                Seen::Processing { .. } => tally.counts.processing += 1,
+                Seen::Missing => tally.counts.missing += 1,
+                Seen::SetAside(reason) => tally.set_aside(row, reason),
                 Seen::Unavailable(_) => {}
             }
         }

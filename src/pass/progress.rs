@@ -1,11 +1,11 @@
 //! What a pass has seen and done so far, shared by the batches that are under way.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::Batch;
@@ -16,10 +16,12 @@ use crate::provider::lookup::{Lookup, Lookups};
 use crate::report::{Counts, Halt, Obstacle, Part};
 use crate::sketch::Sketch;
 use crate::store::{Applied, Claimed, Page, StoreError, Target, Transition};
-use crate::voice::{Position, ProviderVoiceId, Voice};
+use crate::voice::{Position, ProviderVoiceId, RowId, Voice};
 
 /// Single lookups that must find a kind of voice, and the list never, before it is asked singly.
 const UNLISTED_AFTER: u64 = 3;
+/// Reasons to set voices aside that are told apart. They may quote the provider.
+const REASONS_TOLD: usize = 10;
 
 pub(super) struct Progress {
     pub(super) run_id: Uuid,
@@ -58,6 +60,8 @@ pub(super) struct Tally {
     /// Why events could not be published.
     pub(super) bus_trouble: Option<String>,
     troubles: HashMap<TroubleKind, (u64, String)>,
+    /// Why voices were set aside: how many for each reason, and one of them.
+    set_aside: BTreeMap<String, (u64, RowId)>,
     resting: u64,
     unknown_values: HashSet<String>,
     /// The first batch with voices that nobody got to ask about; the place is just before them.
@@ -196,6 +200,15 @@ impl Tally {
             .0 += 1;
     }
 
+    pub(super) fn set_aside(&mut self, row: &RowId, reason: &str) {
+        self.counts.set_aside += 1;
+        debug!(voice.row = %row, reason, "voice set aside");
+        let has_room = self.set_aside.len() < REASONS_TOLD || self.set_aside.contains_key(reason);
+        let reason = if has_room { reason } else { "other reasons" };
+        let entry = self.set_aside.entry(reason.to_owned());
+        entry.or_insert_with(|| (0, row.clone())).0 += 1;
+    }
+
     /// Counts a page that was claimed.
     pub(super) fn claimed(&mut self, page: &Page) {
         self.counts.due += page.voices.len() as u64 + page.leased_elsewhere;
@@ -220,13 +233,23 @@ impl Tally {
         halt.into_iter().chain(troubles).chain(bus).collect()
     }
 
+    /// One line for each reason to set voices aside, however many it met.
+    pub(super) fn log_set_aside(&self) {
+        for (reason, (voices, example)) in &self.set_aside {
+            warn!(
+                reason, voices, %example,
+                "voices set aside; after three times they are left alone for a day, see `voice-sync inspect`"
+            );
+        }
+    }
+
     /// One line for each kind of trouble, however many voices it met.
     pub(super) fn log_troubles(&self) {
         if self.resting > 0 {
             let voices = self.resting;
             info!(
                 voices,
-                "set aside earlier, these voices are left alone for up to a day; name them with --voice to ask again"
+                "set aside earlier, these voices are left alone for up to a day; `voice-sync retry --set-aside` has them asked about again"
             );
         }
         for (kind, (voices, example)) in &self.troubles {
@@ -252,7 +275,7 @@ impl Tally {
             }
             if !applied.moved.contains(row) {
                 self.counts.superseded += 1;
-                info!(voice.row = %row, voice.provider_id = %provider_id, "the application changed the row meanwhile, its change stays");
+                debug!(voice.row = %row, voice.provider_id = %provider_id, "the application changed the row meanwhile, its change stays");
                 continue;
             }
             match target {

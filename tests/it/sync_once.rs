@@ -924,7 +924,11 @@ async fn bad_ids_never_reach_the_network_and_hinder_nobody() {
         assert_eq!(request.path, "/v2/voices");
         assert_eq!(request.voice_ids, ["sim-ready-1"]);
     }
-    assert!(ended.stderr.contains("voice set aside"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("voices set aside"),
+        "{}",
+        ended.stderr
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -152,3 +152,70 @@ async fn a_watched_status_is_drawn_again_until_it_is_interrupted() {
     };
     assert_eq!(status.code(), Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_journal_has_a_time_of_its_own() {
+    let site = site().await;
+    let path = std::env::var("PATH").unwrap_or_default();
+    // As systemd sets it where standard error is the journal, and where it once was.
+    for (stream, format, has_time) in [
+        ("$(stat -L -c %d:%i /proc/self/fd/2)", "json", false),
+        ("$(stat -L -c %d:%i /proc/self/fd/2)", "text", false),
+        ("1:1", "json", true),
+        ("1:1", "text", true),
+    ] {
+        let launcher = format!("JOURNAL_STREAM={stream} exec \"$@\"");
+        let command = site
+            .sync_once()
+            .env("PATH", &path)
+            .env("VOICE_SYNC_LOG_FORMAT", format);
+        let ended = command.through(&["sh", "-c", &launcher, "sh"]).run().await;
+        ended.expect_code(0);
+        let line = ended.stderr.lines().last().expect("a line");
+        assert!(line.contains("pass finished"), "{line}");
+        assert_eq!(
+            line.contains("20") && line.contains("Z"),
+            has_time,
+            "{stream} {format}: {line}"
+        );
+    }
+}
+
+/// A line a pass, a line a transition, and a line for each kind of trouble, however many voices it met.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_has_a_line_for_each_kind_of_thing() {
+    let site = Site::new(Variant::E36).await;
+    let ids = (0..20).flat_map(|n| {
+        [
+            format!("no id {n}"),
+            format!("sim-longpreview-{n}"),
+            format!("sim-nopreview-{n}"),
+        ]
+    });
+    let ids: Vec<_> = ids
+        .into_iter()
+        .chain(["sim-ready-1".to_owned(), "sim-banned-1".to_owned()])
+        .collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    site.app.insert_processing(&ids).await;
+    let ended = site.sync_once().run().await;
+    ended.expect_code(0);
+    let mut lines: Vec<String> = Vec::new();
+    for line in ended.stderr.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+        lines.push(format!("{} {}", text("level"), text("message")));
+    }
+    lines.sort();
+    let starts = [
+        "INFO pass finished",
+        "INFO voice is completed",
+        "INFO voice is failed",
+        "WARN voices set aside",
+        "WARN voices set aside",
+    ];
+    assert_eq!(lines.len(), starts.len(), "{lines:#?}");
+    for (line, start) in lines.iter().zip(starts) {
+        assert!(line.starts_with(start), "{lines:#?}");
+    }
+}
