@@ -6,15 +6,27 @@
 //!
 //! ```text
 //! main ── cli ── daemon ── pass ──┬── provider   (HTTP: lookups, errors by what the caller does)
-//!                                 ├── store      (SQL: PostgreSQL and SQLite)
-//!                                 └── events     (relay: outbox → Redis)
-//!         pure, no IO, no clock:  voice · verdict · missing · schedule · report · finding · exit · pass::cursor
-//!                                retry · budget · breaker · limit · standing
-//!         counted by who does the work: meters; shown: metrics
+//!          │        │             ├── store      (SQL: PostgreSQL and SQLite)
+//!          │        │             └── events     (relay: outbox → Redis)
+//!          └────────┴── status    (what operators are shown: text, JSON, a page)
+//!
+//! pure, no IO, no clock:  voice · verdict · missing · schedule · report · finding · exit · pass::cursor
+//!                         retry · budget · breaker · limit · standing · backlog · sketch · status · words
 //! ```
 //!
-//! A [`pass`] is five steps: claim → look up → judge → apply → relay. Everything that decides is a
-//! pure function, tested as one; everything that talks is thin. Only [`pass`] sees HTTP and SQL both.
+//! A [`pass`] is five named steps, of which all but the third talk to something:
+//!
+//! 1. **claim** takes the next voices in processing and leases them ([`store::Store::claim`]);
+//! 2. **look up** asks the provider ([`provider::Provider::look_up`]), with no transaction open;
+//! 3. **judge** says what an answer means for its row ([`verdict::judge`]);
+//! 4. **apply** moves rows that are still as they were asked about, and records their events, in one
+//!    transaction ([`store::Store::apply`]);
+//! 5. **relay** publishes what committed ([`events::relay`]).
+//!
+//! Everything that decides is a pure function, tested as one; everything that talks is thin. Only [`pass`]
+//! sees HTTP and SQL both. The [`daemon`] is passes with sleep in between. What happens is counted in
+//! [`meters`] by who does it, and shown by [`metrics`]. `docs/architecture.md` in the repository has the same
+//! with a picture, and says where to change what.
 
 pub mod backlog;
 pub mod breaker;

@@ -18,11 +18,11 @@ body{margin:0 auto;padding:1rem;max-width:60rem;background:var(--paper);color:va
 h1{font-size:1.4rem;margin:.2rem 0}h2{font-size:1rem;margin:1.6rem 0 .4rem}p{margin:.3rem 0}
 .faint{color:var(--faint)}.alarm{background:var(--tint);border-left:4px solid var(--alarm);padding:.5rem .8rem;margin:.5rem 0}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:0 2rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
+@media(max-width:32rem){.wide{display:none}}.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
 th,td{text-align:left;padding:.3rem .6rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top}
-th{color:var(--faint);font-weight:500}td{overflow-wrap:anywhere}td.fixed,th.fixed{white-space:nowrap}
+th{color:var(--faint);font-weight:500}td.id{overflow-wrap:anywhere;min-width:8rem}td.fixed,th.fixed{white-space:nowrap}
 svg{display:block;width:100%;height:auto}svg text{fill:var(--ink);font:13px system-ui,sans-serif}
-svg .bar{fill:var(--bar)}svg .mark{stroke:var(--alarm);stroke-width:1.5}svg .small{font-size:11px;fill:var(--faint)}
+svg .bar{fill:var(--bar)}svg .mark{stroke:var(--alarm);stroke-width:1.5}
 ";
 
 /// What the page's only style sheet is known by: no other one is to be believed, whatever a text of others
@@ -92,7 +92,7 @@ fn known(status: &Status, title: &str) -> Markup {
         h1 { (title) }
         p.faint { "voice-sync, at " (moment(survey.read_at)) " UTC" }
         @for item in attention {
-            div.alarm { p { strong { (item.says) } } p { (item.advice) } }
+            div.alarm { p { strong { (item.says) } } p { (with_code(&item.advice)) } }
         }
         @if attention.is_empty() { p { "Nothing needs attention." } }
         div.two {
@@ -110,12 +110,12 @@ fn known(status: &Status, title: &str) -> Markup {
         @if !survey.oldest.is_empty() {
             h2 { "The oldest" }
             div.scroll { table {
-                tr { th { "voice" } th.fixed { "age" } th.fixed { "asked" } th { "waits for" } }
+                tr { th { "voice" } th.fixed { "age" } th.fixed.wide { "asked" } th { "waits for" } }
                 @for voice in &survey.oldest {
                     tr {
-                        td { (voice.voice_id) }
+                        td.id { (voice.voice_id) }
                         td.fixed { (voice.age.map(span).unwrap_or_default()) }
-                        td.fixed {
+                        td.fixed.wide {
                             (voice.notes.as_ref().and_then(|notes| notes.last_asked)
                                 .map_or("never".to_owned(), |at| ago(at, survey.read_at)))
                         }
@@ -126,16 +126,25 @@ fn known(status: &Status, title: &str) -> Markup {
         }
         h2 { "Last passes" }
         div.scroll { table {
-            tr { th.fixed { "started (UTC)" } th.fixed { "took" } th.fixed { "exit" } th { "what it did" } }
+            tr { th.fixed { "started" } th.fixed.wide { "took" } th.fixed { "exit" } th { "what it did" } }
             @for entry in &survey.runs {
                 tr {
-                    td.fixed { (moment(entry.started_at)) }
-                    td.fixed { (span(entry.duration)) }
+                    td.fixed { (ago(entry.started_at, survey.read_at)) }
+                    td.fixed.wide { (span(entry.duration)) }
                     td.fixed { (entry.exit_code) }
                     td { (did(entry)) }
                 }
             }
         } }
+    }
+}
+
+/// What stands between backticks is something to type.
+fn with_code(text: &str) -> Markup {
+    html! {
+        @for (at, part) in text.split('`').enumerate() {
+            @if at % 2 == 1 { code { (part) } } @else { (part) }
+        }
     }
 }
 
@@ -169,12 +178,18 @@ fn bars(what: &str, lines: &[(&str, u64)]) -> Markup {
 /// How many voices took how long, by buckets that grow as their times do, and where half, 90 % and 99 % of
 /// them are.
 fn times(times: &Sketch) -> Markup {
-    const BASE: f64 = 110.0;
-    const HEIGHT: f64 = 132.0;
-    let quantile = |part| times.quantile(part);
-    let (Some(p50), Some(p90), Some(p99)) = (quantile(0.5), quantile(0.9), quantile(0.99)) else {
+    const BASE: f64 = 90.0;
+    let quantiles = ["p50", "p90", "p99"].into_iter().zip([0.5, 0.9, 0.99]);
+    let marks: Vec<_> = quantiles
+        .filter_map(|(name, part)| Some((name, times.quantile(part)?)))
+        .collect();
+    if marks.is_empty() {
         return html! { p { "No voice was completed in the last 7 days." } };
-    };
+    }
+    let told: Vec<_> = marks
+        .iter()
+        .map(|(name, at)| format!("{name} {}", span(*at)))
+        .collect();
     let numbers = || times.buckets().map(|(bucket, _)| bucket);
     let (first, last) = (numbers().min().unwrap_or(0), numbers().max().unwrap_or(0));
     let step = WIDTH / (f64::from(last) - f64::from(first) + 1.0);
@@ -185,23 +200,20 @@ fn times(times: &Sketch) -> Markup {
         .unwrap_or(1)
         .max(1);
     let place = |bucket: i32| (f64::from(bucket) - f64::from(first)) * step;
-    let marks = [("p50", p50, 14), ("p90", p90, 30), ("p99", p99, 46)];
-    let view = format!("0 0 {WIDTH} {HEIGHT}");
+    let view = format!("0 0 {WIDTH} {BASE}");
     html! {
+        p { (told.join(", ")) }
+        p.faint { "of " (number_of(times.count(), "voice", "voices")) " in the last 7 days" }
         svg viewBox=(view) role="img" aria-label="Time from clone to completed" {
             @for (bucket, count) in times.buckets() {
-                @let height = (BASE - 56.0) * count as f64 / most as f64;
+                @let height = (BASE - 20.0) * count as f64 / most as f64;
                 rect.bar x=(format!("{:.1}", place(bucket))) y=(format!("{:.1}", BASE - height))
                     width=(format!("{:.1}", (step - 0.5).max(0.5))) height=(format!("{height:.1}")) {}
             }
-            @for (name, at, line) in marks {
-                @let x = place(Sketch::bucket(at)) + step / 2.0;
-                @let anchor = if x > WIDTH * 0.6 { "end" } else { "start" };
-                @let beside = if x > WIDTH * 0.6 { x - 4.0 } else { x + 4.0 };
-                line.mark x1=(format!("{x:.1}")) x2=(format!("{x:.1}")) y1=(line - 10) y2=(BASE) {}
-                text x=(format!("{beside:.1}")) y=(line) text-anchor=(anchor) { (name) " " (span(at)) }
+            @for (name, at) in marks {
+                @let x = format!("{:.1}", place(Sketch::bucket(at)) + step / 2.0);
+                line.mark x1=(x) x2=(x) y1="0" y2=(BASE) { title { (name) " " (span(at)) } }
             }
-            text.small x="0" y="126" { (number_of(times.count(), "voice", "voices")) " in the last 7 days" }
         }
     }
 }

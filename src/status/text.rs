@@ -109,13 +109,12 @@ pub(crate) fn table<const N: usize>(header: [&str; N], width: u16) -> Table {
 }
 
 fn oldest(status: &Status, width: u16) -> Table {
-    let mut table = table(["voice", "provider id", "age", "asked", "waits for"], width);
+    let mut table = table(["voice", "age", "asked", "waits for"], width);
     for voice in &status.survey.oldest {
         let notes = voice.notes.as_ref();
         let asked = notes.and_then(|notes| notes.last_asked);
         table.add_row([
             in_line(&voice.voice_id),
-            in_line(voice.provider_id.as_deref().unwrap_or("none")),
             voice.age.map(span).unwrap_or_default(),
             asked.map_or("never".to_owned(), |at| ago(at, status.survey.read_at)),
             waits_for(voice, status.survey.read_at),
@@ -195,7 +194,7 @@ pub(super) fn did(entry: &LedgerEntry) -> String {
             let voices = counted(&[
                 ("completed", "completed"),
                 ("failed", "failed"),
-                ("processing", "still processing"),
+                ("processing", "processing"),
                 ("missing", "missing"),
                 ("set_aside", "set aside"),
                 ("superseded", "superseded"),

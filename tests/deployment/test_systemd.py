@@ -9,7 +9,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from project import README, ROOT, SECONDS_TO_OPEN, SECONDS_TO_STOP, exit_codes, never_retried, seconds
+from project import REFERENCE, ROOT, SECONDS_TO_OPEN, SECONDS_TO_STOP, exit_codes, never_retried, seconds
 
 UNITS = ROOT / "systemd"
 SERVICES = ("voice-sync.service", "voice-syncd.service")
@@ -108,7 +108,7 @@ class Analysis(unittest.TestCase):
 
 
 class Agreement(unittest.TestCase):
-    """With the README and with each other."""
+    """With the documentation and with each other."""
 
     def setUp(self):
         self.texts = {path.name: path.read_text() for path in UNITS.iterdir()}
@@ -146,6 +146,6 @@ class Agreement(unittest.TestCase):
 
     def test_settings_are_documented(self):
         # A variable holds either the value or, as an _FILE, where it is: secrets, which belong into credentials.
-        documented = set(re.findall(r"`((?:VOICE_SYNC|ELEVENLABS_BASE)_\w+)`", README))
+        documented = set(re.findall(r"`((?:VOICE_SYNC|ELEVENLABS_BASE)_\w+)`", REFERENCE))
         names = set(re.findall(r"^#(\w+)=", self.texts["voice-sync.env"], re.M)) - {"RUST_LOG", "HTTPS_PROXY"}
         self.assertEqual(names, documented)

@@ -627,7 +627,7 @@ async fn runs_are_told_as_text_in_one_line_each() {
     let told: Ended = runs(&site).await;
     assert!(
         told.stdout
-            .contains("2 due: 1 completed, 1 still processing; 1 request"),
+            .contains("2 due: 1 completed, 1 processing; 1 request"),
         "{}",
         told.stdout
     );

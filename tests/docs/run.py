@@ -1,0 +1,211 @@
+"""Runs what the documentation, and the help of each command, tell people to type: against a PostgreSQL, a Redis and the
+simulator that scripts/test-docs has ready. What is no command of voice-sync has to be run by something else, which is looked up."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+VOICE_SYNC = ROOT / "target/debug/voice-sync"
+COMMANDS = ("sync-once", "daemon", "migrate", "doctor", "status", "inspect", "retry", "outbox", "runs", "completions", "man")
+TABLE = """CREATE TABLE voices (
+    id uuid PRIMARY KEY, user_id uuid NOT NULL, elevenlabs_voice_id varchar(100) NOT NULL UNIQUE, preview_url varchar(1024),
+    status varchar(20) NOT NULL, created_at timestamptz NOT NULL DEFAULT now(), completed_at timestamptz)"""
+# A voice of each of these fates is what the site has.
+FATES = ("ready", "banned", "nopreview", "pvctraining", "longpreview")
+FAILED = uuid.uuid5(uuid.NAMESPACE_URL, "banned")
+# Long enough to read, and to be something that a test would wait for.
+SHORTER = {"10m": "1s", "5m": "5s"}
+
+# What is no command of voice-sync, and a text that shows which file runs it, or that what it names is there.
+ELSEWHERE = [
+    (r"cargo run --example demo", ".ci/run", "cargo run --quiet --locked --example demo"),
+    (r"cargo run --example simulator -- --help", "scripts/check-deployment", "--example simulator"),
+    (r"cargo install --locked --path \.", "scripts/check-deployment", "cargo install --quiet --locked --debug --force --path ."),
+    (r"cargo build( --release --locked && sudo install target/release/voice-sync /usr/local/bin/)?", "Dockerfile", "--release --locked"),
+    (r"cargo build --release", "scripts/package", "--profile"),
+    (r"cargo bench --bench lag", "benches/lag.rs", "fn main"),
+    (r"scripts/test", ".ci/run", "scripts/test --locked"),
+    (r"scripts/chaos", "scripts/chaos", "tests"),
+    (r"scripts/package", "scripts/check-deployment", "scripts/package"),
+    (r"scripts/pictures", "scripts/pictures", "scripts/check-deployment test_page"),
+    (r"scripts/check-deployment|scripts/test-docs", ".ci/run", ""),
+    (r"scripts/test-upgrade REVISION", "scripts/test-upgrade", ""),
+    (r"\.ci/run", ".ci/run", ""),
+    (r"docker (build|run) .*", "tests/deployment/test_container.py", "Dockerfile"),
+    (r"kubectl apply -k \.|kubectl apply -f namespace\.yaml", "tests/deployment/test_kubernetes.py", "kustomize"),
+    (r"kubectl -n voice-sync create secret generic voice-sync(-migrator)? (--from-file=\S+ ?)+", "tests/deployment/test_kubernetes.py", "elevenlabs-api-key"),
+    (r"cd examples/kubernetes/overlays/production", "examples/kubernetes/overlays/production/kustomization.yaml", "resources"),
+    (r"sudo apt install \./voice-sync\.deb", "tests/deployment/test_package.py", '"--install"'),
+    (r"sudo (install|cp) .*", "tests/deployment/test_systemd.py", "systemd"),
+    (r"sudo systemctl (daemon-reload|enable --now voice-sync\.timer)", "systemd/voice-sync.timer", "[Install]"),
+    (r"sudo sh -c 'umask 077; cat >/etc/voice-sync/(elevenlabs-api-key|database-url)'", "systemd/voice-sync.service", "LoadCredential="),
+    (r"alembic check", "tests/it/fastapi.rs", "alembic"),
+    (r"export \w+=\S+", "tests/docs/run.py", "DATABASE_URL"),
+]  # fmt: skip
+
+
+def in_blocks(text: str) -> Iterator[str]:
+    """The commands of blocks that a shell is to run, without their comments."""
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```", text, re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = re.sub(r"(^|\s+)# .*$", "", re.sub(r"\s+", " ", line.strip()) if "'" not in line else line.strip())
+            if command.strip():
+                yield command.strip()
+
+
+def in_prose(text: str) -> Iterator[str]:
+    """Commands between backticks."""
+    text = re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S)
+    for code in re.findall(r"`([^`\n]+)`", text):
+        first, _, rest = code.partition(" ")
+        if first == "voice-sync" and rest:
+            yield code
+        elif first in COMMANDS and rest.startswith(("--", "ID")):
+            yield f"voice-sync {code}"
+        elif first in ("cargo", "kubectl", "docker", "redis-cli", "alembic") or first.startswith("scripts/") or first == ".ci/run":
+            yield code
+
+
+def in_help() -> Iterator[tuple[str, str]]:
+    """The examples in the help of each command, and of those below it."""
+    waiting = [()]
+    while waiting:
+        words = waiting.pop()
+        text = subprocess.run([VOICE_SYNC, *words, "--help"], text=True, capture_output=True, check=True, env={}).stdout
+        subcommands = re.search(r"^Commands:\n(.*?)\n\n", text, re.M | re.S)
+        names = re.findall(r"^  ([a-z]\S*)", subcommands[1], re.M) if subcommands else []
+        waiting += [(*words, name) for name in names if name != "help"]
+        examples = re.search(r"^Examples:\n((?:  .*\n?)+)", text, re.M)
+        if words and not names and not examples:
+            raise SystemExit(f"voice-sync {' '.join(words)} --help has no examples")
+        for line in examples[1].splitlines() if examples else ():
+            yield f"voice-sync {' '.join(words)} --help", line.strip()
+
+
+class Site:
+    """An application's database, in the middle of its life."""
+
+    def __init__(self):
+        server = os.environ["VOICE_SYNC_TEST_DATABASE_URL"]
+        name = f"docs_{uuid.uuid4().hex}"
+        self.url = re.sub(r"/[^/?]*(\?.*)?$", rf"/{name}\1", server)
+        subprocess.run(["psql", "-qX", server, "-c", f"CREATE DATABASE {name}"], check=True)
+        simulator = [ROOT / "target/debug/examples/simulator", "--listen", "127.0.0.1:0"]
+        self.simulator = subprocess.Popen(simulator, text=True, stdout=subprocess.PIPE)
+        self.environment = {
+            "DATABASE_URL": self.url,
+            "ELEVENLABS_API_KEY": "any",
+            "ELEVENLABS_BASE_URL": self.simulator.stdout.readline().strip(),
+            "REDIS_URL": os.environ["VOICE_SYNC_TEST_REDIS_URL"],
+            "VOICE_SYNC_EVENT_PREFIX": f"{name}:",
+            "PATH": os.environ["PATH"],
+        }
+        self.sql(TABLE)
+        self.anew()
+
+    def sql(self, statement: str):
+        subprocess.run(["psql", "-qX", "-v", "ON_ERROR_STOP=1", self.url, "-c", statement], check=True)
+
+    def anew(self):
+        """As before any command: each page, and each example, begins with the same voices, and with tables of its own."""
+        rows = ", ".join(
+            f"('{uuid.uuid5(uuid.NAMESPACE_URL, fate)}', '{uuid.uuid4()}', 'sim-{fate}-1', 'processing')" for fate in FATES
+        )
+        self.sql(f"TRUNCATE voices; INSERT INTO voices (id, user_id, elevenlabs_voice_id, status) VALUES {rows}")
+        for command in ("migrate", "sync-once"):
+            done = self.run([str(VOICE_SYNC), command])
+            if done.returncode != 0:
+                raise SystemExit(f"voice-sync {command} ended with {done.returncode}:\n{done.stderr}")
+
+    def run(self, words: list[str]) -> subprocess.CompletedProcess:
+        return subprocess.run(words, text=True, capture_output=True, env=self.environment, stdin=subprocess.DEVNULL, timeout=120)
+
+    def run_until_it_works(self, words: list[str], end: signal.Signals) -> subprocess.CompletedProcess:
+        """What would never end is told to when it has said something."""
+        process = subprocess.Popen(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self.environment)
+        said = process.stdout.readline()
+        process.send_signal(end)
+        said += process.communicate(timeout=120)[0]
+        return subprocess.CompletedProcess(words, process.returncode, said, "")
+
+    def voice_sync(self, command: str) -> str | None:
+        """What is wrong with it, if anything is."""
+        # What a pipe, or a file, gets is the program's to say, and the rest is not its own.
+        command = re.sub(r"^sudo ", "", re.split(r" \| | >", command)[0])
+        # Names that stand for something.
+        command = re.sub(r"\bID…?(?=\s|$)|6f1c2b34-\S+", str(FAILED), command)
+        command = command.replace("21m00Tcm4TlvDq8ikWAM", "sim-nopreview-1").replace("SHELL", "bash").replace("COMMAND", "status")
+        words = [SHORTER.get(word, word) for word in shlex.split(command)]
+        words[0] = str(VOICE_SYNC)
+        if "/usr/local/share/man/man1" in words:
+            words[words.index("/usr/local/share/man/man1")] = str(ROOT / "target/package/man")
+            (ROOT / "target/package/man").mkdir(parents=True, exist_ok=True)
+        if "9090" in words:
+            words[words.index("9090")] = "0"
+        if "daemon" in words:
+            done = self.run_until_it_works(words, signal.SIGTERM)
+        elif any(word.startswith("--watch") for word in words):
+            done = self.run_until_it_works(words, signal.SIGINT)
+        else:
+            done = self.run(words)
+        fine = {0, 75} if {"--check", "--wait"} & set(words) else {0}
+        return None if done.returncode in fine else f"ended with {done.returncode}\n{done.stdout}{done.stderr}"
+
+
+def elsewhere(command: str) -> str | None:
+    """What is wrong with it, if anything is: nothing runs it, or what it names is not there."""
+    if names := re.fullmatch(r"scripts/(test --test it|chaos) (\S+)", command):
+        tests = "it" if "it" in names[1] else "faults"
+        sources = "".join(path.read_text() for path in (ROOT / "tests" / tests).rglob("*.rs"))
+        name = names[2].removesuffix("::")
+        # `NAME` is anybody's.
+        known = name == "NAME" or re.search(rf"(fn|mod) \w*{name}\w*", sources)
+        return None if known else f"no test of tests/{tests} has {name} in its name"
+    if figures := re.fullmatch(r"scripts/bench ((?:passes|judging|lag)(?: \w+)*)", command):
+        bench, *named = figures[1].split()
+        source = (ROOT / f"benches/{bench}/main.rs") if (ROOT / f"benches/{bench}").is_dir() else ROOT / f"benches/{bench}.rs"
+        missing = [name for name in named if f'"{name}"' not in source.read_text()]
+        return f"{source.name} has no {missing}" if missing else None
+    for pattern, path, text in ELSEWHERE:
+        if re.fullmatch(pattern, command):
+            file = ROOT / path
+            there = file.is_file() and (text in file.read_text())
+            return None if there else f"{path} was to run it, and does not have {text!r}"
+    return "nothing runs it: see ELSEWHERE in tests/docs/run.py"
+
+
+def main():
+    site, wrong, count = Site(), [], 0
+    groups: list[tuple[str, list[str]]] = [
+        (str(page.relative_to(ROOT)), [*in_blocks(page.read_text()), *in_prose(page.read_text())]) for page in PAGES
+    ]
+    groups += [(place, [command]) for place, command in in_help()]
+    for place, commands in groups:
+        site.anew()
+        for command in dict.fromkeys(commands):
+            count += 1
+            if re.match(r"(sudo )?voice-sync ", command):
+                trouble = site.voice_sync(command)
+            elif command.startswith("redis-cli "):
+                words = shlex.split(command.replace("events:", site.environment["VOICE_SYNC_EVENT_PREFIX"]))
+                done = site.run([words[0], "-e", "-u", site.environment["REDIS_URL"], *words[1:]])
+                trouble = None if done.returncode == 0 else done.stdout + done.stderr
+            else:
+                trouble = elsewhere(command)
+            if trouble:
+                wrong.append(f"{place}: {command}\n    {trouble.strip()}")
+    site.simulator.kill()
+    print(f"{count} commands of the documentation, {len(wrong)} wrong")
+    sys.exit("\n".join(wrong) or 0)
+
+
+if __name__ == "__main__":
+    main()
