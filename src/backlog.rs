@@ -98,21 +98,42 @@ pub struct Backlog([Group; BacklogKind::ALL.len()]);
 struct Group {
     bands: [u64; BANDS],
     oldest: Duration,
+    /// Since when the one that waits for longest had no answer.
+    unasked: Duration,
 }
 
 impl Backlog {
-    /// Adds voices of a kind, in the band of this number, and the age of the oldest of them. Ages beyond
-    /// the last band are in it.
-    pub fn add(&mut self, kind: BacklogKind, band: usize, voices: u64, oldest: Duration) {
+    /// Adds voices of a kind, in the band of this number: the age of the oldest of them, and for how long one
+    /// of them had no answer. Ages beyond the last band are in it.
+    pub fn add(
+        &mut self,
+        kind: BacklogKind,
+        band: usize,
+        voices: u64,
+        oldest: Duration,
+        unasked: Duration,
+    ) {
         let group = &mut self.0[Self::place(kind)];
         group.bands[band.min(BANDS - 1)] += voices;
         group.oldest = group.oldest.max(oldest);
+        group.unasked = group.unasked.max(unasked);
     }
 
     /// How long the oldest voice of a kind has been in processing, if there is one.
     pub fn oldest(&self, kind: BacklogKind) -> Option<Duration> {
         let group = &self.0[Self::place(kind)];
         (self.of(kind) > 0).then_some(group.oldest)
+    }
+
+    /// For how long a voice that passes ask about had no answer at the most.
+    pub fn unasked(&self) -> Duration {
+        let asked = BacklogKind::ALL
+            .into_iter()
+            .filter(|kind| *kind != BacklogKind::SetAside);
+        asked
+            .map(|kind| self.0[Self::place(kind)].unasked)
+            .max()
+            .unwrap_or_default()
     }
 
     fn place(kind: BacklogKind) -> usize {
@@ -176,9 +197,16 @@ mod tests {
         let mut backlog = Backlog::default();
         for (voices, kind) in (1..).zip(BacklogKind::ALL) {
             assert_eq!(BacklogKind::parse(kind.as_str()), Some(kind));
-            backlog.add(kind, voices as usize, voices, Duration::from_secs(voices));
+            backlog.add(
+                kind,
+                voices as usize,
+                voices,
+                Duration::from_secs(voices),
+                Duration::from_secs(voices),
+            );
         }
-        backlog.add(BacklogKind::Young, 99, 10, Duration::ZERO);
+        backlog.add(BacklogKind::Young, 99, 10, Duration::ZERO, Duration::ZERO);
+        assert_eq!(backlog.unasked(), Duration::from_secs(5), "set aside aside");
         assert_eq!(
             BacklogKind::ALL.map(|kind| backlog.of(kind)),
             [11, 2, 3, 4, 5, 6]

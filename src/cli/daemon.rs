@@ -19,6 +19,7 @@ use crate::exit::{Exit, Failed};
 use crate::metrics::Metrics;
 use crate::pass::{Pass, Scope};
 use crate::shutdown;
+use crate::status::Limits;
 use crate::store::Access;
 
 /// Ask about voices whenever one is due, until told to stop.
@@ -48,7 +49,8 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
+/// A pause between two looks.
+pub(super) fn interval(text: &str) -> Result<Duration, String> {
     const SHORTEST: Duration = Duration::from_millis(100);
     const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
     let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
@@ -76,15 +78,21 @@ impl Daemon {
                     .with_context(|| format!("cannot listen on {address} (--listen)"))
                     .map_err(Failed::config)?;
                 info!(address = %listener.local_addr().unwrap_or(address), "listening");
-                let viewer = Arc::new(Viewer {
+                let viewer = Arc::new(Mutex::new(Viewer {
                     url: url.clone(),
                     names: names.clone(),
+                    // The page makes no tables.
+                    auto_migrate: None,
                     fail_after: rules.fail_after,
-                    store: Mutex::default(),
-                });
+                    limits: Limits::default(),
+                    store: None,
+                }));
                 let lookout = Lookout::new(move || {
                     let viewer = Arc::clone(&viewer);
-                    Box::pin(async move { viewer.look().await })
+                    Box::pin(async move {
+                        let seen = viewer.lock().await.look().await;
+                        seen.map_err(|failed| failed.to_string())
+                    })
                 });
                 let serving = daemon::serve(
                     listener,

@@ -16,7 +16,7 @@ use crate::provider::lookup::Lookup;
 use crate::provider::{Patience, Provider};
 use crate::status::HEADING;
 use crate::store::{
-    Access, DatabaseUrl, EventFilter, EventRecord, Notes, RowState, Store, VoiceRecord, Wanted,
+    Access, DatabaseUrl, EventFilter, EventRecord, Notes, RowState, Store, VoiceRecord,
 };
 use crate::verdict::{Rules, Stage, Verdict, judge_by_rule, storable};
 use crate::voice::{ProviderVoiceId, Voice};
@@ -62,13 +62,13 @@ struct Inspected {
 
 impl Inspect {
     pub(super) async fn run(self, options: &Options) -> Result<Exit, Failed> {
-        let (url, names, rules) = (options.database_url()?, options.names()?, options.rules());
-        let opening = open(&url, &names, options.auto_migrate, Access::ReadOnly);
+        let (url, table, rules) = (options.database_url()?, options.names()?, options.rules());
+        let opening = open(&url, &table, options.auto_migrate, Access::ReadOnly);
         let store = in_time(&url, opening).await?;
-        let wanted = Wanted::Named(vec![self.id.clone()]);
-        let voices = store.records(&wanted, ROWS).await.map_err(at(&url))?;
+        let names = [self.id.clone()];
+        let voices = store.named(&names, ROWS).await.map_err(at(&url))?;
         if voices.is_empty() {
-            let (id, table) = (in_line(&self.id), names.table.quoted());
+            let (id, table) = (in_line(&self.id), table.table.quoted());
             let message = anyhow!("no row of {table} has {id} as its id or provider id");
             return Err(Failed {
                 exit: Exit::Usage,

@@ -420,18 +420,27 @@ impl Options {
     }
 }
 
-/// Prints a command's result. Colours are left out where they are not wanted: in a pipe or a file, with
-/// `NO_COLOR`, on a dumb terminal.
+/// Prints a command's result.
 fn print(text: &str) -> Result<(), Failed> {
-    match writeln!(anstream::stdout(), "{text}") {
-        Ok(()) => Ok(()),
-        // Whoever reads no further, as `head` does, has what they wanted.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(Failed {
-            exit: Exit::Io,
-            message: anyhow::Error::from(error)
-                .context("the result could not be written to stdout"),
-        }),
+    show(text).map(|_read| ()).map_err(unwritten)
+}
+
+/// Prints a result, and returns whether anybody still reads: who reads no further, as `head` does, has what
+/// they wanted. Colours are left out where they are not wanted: in a pipe or a file, with `NO_COLOR`, on a
+/// dumb terminal.
+fn show(text: &str) -> io::Result<bool> {
+    let mut out = anstream::stdout();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn unwritten(error: io::Error) -> Failed {
+    Failed {
+        exit: Exit::Io,
+        message: anyhow::Error::from(error).context("the result could not be written to stdout"),
     }
 }
 

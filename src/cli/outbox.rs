@@ -5,9 +5,7 @@ use std::time::Duration;
 use chrono::Utc;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use tokio::time::Instant;
 use tracing::info;
-use uuid::Uuid;
 
 use super::{Options, Output, at, confirm, in_time, open, print, width};
 use crate::exit::{Exit, Failed};
@@ -197,27 +195,28 @@ async fn change(
     if !yes && !confirm(question)? {
         return Ok(Exit::Success);
     }
-    let (run_id, started_at, started) = (Uuid::new_v4(), Utc::now(), Instant::now());
-    let (command, count, events) = match change {
-        Change::Resend => ("outbox resend", "resent", store.resend(filter).await),
-        Change::Purge => ("outbox purge", "purged", store.purge(filter).await),
+    let (run, count, events) = match change {
+        Change::Resend => {
+            let run = CommandRun::begin("outbox resend");
+            (run, "resent", store.resend(&run, filter).await)
+        }
+        Change::Purge => {
+            let run = CommandRun::begin("outbox purge");
+            (run, "purged", store.purge(&run, filter).await)
+        }
     };
     let events = events.map_err(at(&url))?;
-    let record = CommandRun {
-        run_id,
-        command,
-        started_at,
-        duration: started.elapsed(),
-        exit_code: Exit::Success.code(),
-        counts: json!({count: events}),
-    };
-    store.record_command(&record).await.map_err(at(&url))?;
-    info!(%run_id, events, "{command}");
+    let run_id = run.run_id;
+    info!(%run_id, events, "{}", run.command);
     let number = number_of(events, "event", "events");
     print(&match (options.output, change) {
         (Output::Json, _) => json!({"run_id": run_id, count: events}).to_string(),
         (Output::Text, Change::Resend) => format!("{number}: the next pass publishes them again"),
         (Output::Text, Change::Purge) => format!("{number} removed"),
     })?;
-    Ok(Exit::Success)
+    Ok(match events == 0 && !filter.names.is_empty() {
+        // Nothing that was asked for could be done.
+        true => Exit::Usage,
+        false => Exit::Success,
+    })
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use clap::{ArgGroup, Args};
 use serde_json::json;
-use tokio::time::Instant;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -47,9 +46,10 @@ pub(super) struct Retry {
     yes: bool,
 }
 
-/// Voices at once.
+/// Voices, and ids that were given, at once.
 const PAGE: u32 = 500;
-/// Voices that are named in the ledger.
+const IDS: usize = 100;
+/// Voices that are named in the text.
 const NAMED: usize = 100;
 
 /// What is to be done about a voice.
@@ -96,34 +96,20 @@ impl Retry {
         };
         let opening = open(&url, &names, options.auto_migrate, access);
         let store = in_time(&url, opening).await?;
-        let (run_id, started_at, started) = (Uuid::new_v4(), Utc::now(), Instant::now());
+        let run = CommandRun::begin("retry");
         if !self.dry_run && !self.yes && !self.is_confirmed(&store, &url).await? {
             return Ok(Exit::Success);
         }
         let mut outcome = Outcome::default();
-        let done = self
-            .retry(&store, &url, run_id, !self.dry_run, &mut outcome)
-            .await;
+        let does = (!self.dry_run).then_some(&run);
+        let done = self.retry(&store, &url, does, &mut outcome).await;
         let changed = outcome.put_back.len() + outcome.released.len();
-        if !self.dry_run && changed > 0 {
-            // What was done before something failed is done.
-            let exit = done
-                .as_ref()
-                .map_or_else(|failed| failed.exit, |()| Exit::Success);
-            let all = || outcome.put_back.iter().chain(&outcome.released);
-            let record = CommandRun {
-                run_id,
-                command: "retry",
-                started_at,
-                duration: started.elapsed(),
-                exit_code: exit.code(),
-                counts: json!({"put_back": outcome.put_back.len(), "released": outcome.released.len(),
-                               "voices": all().take(NAMED).collect::<Vec<_>>()}),
-            };
-            store.record_command(&record).await.map_err(at(&url))?;
+        if let (Err(_), 1..) = (&done, changed) {
+            // What was done before something failed is done, and in the ledger.
+            print(&self.text(&outcome, run.run_id, options.output))?;
         }
         done?;
-        print(&self.text(&outcome, run_id, options.output))?;
+        print(&self.text(&outcome, run.run_id, options.output))?;
         Ok(match changed == 0 && !self.ids.is_empty() {
             // Nothing that was asked for could be done.
             true => Exit::Usage,
@@ -137,8 +123,7 @@ impl Retry {
             return Ok(true);
         }
         let mut outcome = Outcome::default();
-        self.retry(store, url, Uuid::nil(), false, &mut outcome)
-            .await?;
+        self.retry(store, url, None, &mut outcome).await?;
         if outcome.put_back.is_empty() && outcome.released.is_empty() {
             return Ok(true);
         }
@@ -172,36 +157,39 @@ impl Retry {
         confirm(&format!("This would {question}. Go on?"))
     }
 
+    /// Does it where there is a run to do it for, or else finds out what that would be.
     async fn retry(
         &self,
         store: &Store,
         url: &DatabaseUrl,
-        run_id: Uuid,
-        does: bool,
+        does: Option<&CommandRun>,
         outcome: &mut Outcome,
     ) -> Result<(), Failed> {
+        for ids in self.ids.chunks(IDS) {
+            let voices = store.named(ids, u32::MAX).await.map_err(at(url))?;
+            let is_unknown = |id: &&String| !voices.iter().any(|voice| voice.is_named(id));
+            let unknown = ids.iter().filter(is_unknown);
+            let why = "no row has this as its id or provider id";
+            outcome.left.extend(unknown.map(|id| (id.clone(), why)));
+            treat(store, url, does, voices, outcome).await?;
+        }
         let mut wanted = match (self.all_failed, self.set_aside) {
             (true, _) => Wanted::Failed(None),
             (false, true) => Wanted::SetAside(None),
-            (false, false) => Wanted::Named(self.ids.clone()),
+            (false, false) => return Ok(()),
         };
         loop {
             let page = store.records(&wanted, PAGE).await.map_err(at(url))?;
-            let last = page.last().map(|voice| voice.row.clone());
-            let is_last = page.len() < PAGE as usize;
-            let unknown = self
-                .ids
-                .iter()
-                .filter(|id| !page.iter().any(|voice| voice.is_named(id)));
-            let unknown =
-                unknown.map(|id| (id.clone(), "no row has this as its id or provider id"));
-            outcome.left.extend(unknown);
-            treat(store, url, run_id, does, page, outcome).await?;
-            wanted = match wanted {
-                Wanted::Failed(_) if !is_last => Wanted::Failed(last),
-                Wanted::SetAside(_) if !is_last => Wanted::SetAside(last),
-                Wanted::Named(_) | Wanted::Failed(_) | Wanted::SetAside(_) => return Ok(()),
+            let Some(last) = page.last().map(|voice| voice.row.clone()) else {
+                return Ok(());
             };
+            wanted = match wanted {
+                Wanted::SetAside(_) => Wanted::SetAside(Some(last)),
+                Wanted::Failed(_) | Wanted::Rows(_) | Wanted::ProviderIds(_) => {
+                    Wanted::Failed(Some(last))
+                }
+            };
+            treat(store, url, does, page, outcome).await?;
         }
     }
 
@@ -245,8 +233,7 @@ impl Retry {
 async fn treat(
     store: &Store,
     url: &DatabaseUrl,
-    run_id: Uuid,
-    does: bool,
+    does: Option<&CommandRun>,
     page: Vec<VoiceRecord>,
     outcome: &mut Outcome,
 ) -> Result<(), Failed> {
@@ -268,10 +255,10 @@ async fn treat(
         let reason = in_line(reason.unwrap_or("of unknown reason"));
         *outcome.reasons.entry(reason).or_default() += 1;
     }
-    const OVERTAKEN: &str = "it was changed meanwhile";
-    let moved = match does && !failed.is_empty() {
-        true => Some(store.put_back(run_id, &failed).await.map_err(at(url))?),
-        false => None,
+    const OVERTAKEN: &str = "it was changed meanwhile, or is locked by somebody who may";
+    let moved = match does.filter(|_| !failed.is_empty()) {
+        Some(run) => Some(store.put_back(run, &failed).await.map_err(at(url))?),
+        None => None,
     };
     for voice in failed {
         match moved
@@ -279,7 +266,7 @@ async fn treat(
             .is_none_or(|moved| moved.contains(&voice.row))
         {
             true => {
-                if does {
+                if let Some(CommandRun { run_id, .. }) = does {
                     info!(%run_id, voice.row = %voice.row, "voice is put back to processing");
                 }
                 outcome.put_back.push(voice.voice_id);
@@ -288,9 +275,9 @@ async fn treat(
         }
     }
     let rows: Vec<&str> = resting.iter().map(|voice| voice.row.as_str()).collect();
-    let released = match does && !rows.is_empty() {
-        true => Some(store.release(&rows).await.map_err(at(url))?),
-        false => None,
+    let released = match does.filter(|_| !rows.is_empty()) {
+        Some(run) => Some(store.release(run, &rows).await.map_err(at(url))?),
+        None => None,
     };
     for voice in resting {
         match released

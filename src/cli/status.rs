@@ -1,20 +1,18 @@
 //! `voice-sync status`.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Mutex;
+use tokio::signal;
 use tokio::time::sleep;
 
-use super::{Options, Output, at, in_time, open, print, width};
-use crate::daemon::Seen;
+use super::daemon::interval;
+use super::{Options, Output, at, in_time, open, print, show, unwritten, width};
 use crate::exit::{Exit, Failed};
 use crate::status::{Limits, Status, text};
-use crate::store::{Access, DatabaseUrl, Names, Store, StoreError};
-use crate::words::span;
+use crate::store::{Access, DatabaseUrl, Names, Store};
+use crate::words::{in_line, span};
 
 /// Show how things stand, and what needs attention.
 #[derive(Debug, Args)]
@@ -30,7 +28,7 @@ pub(super) struct StatusCommand {
     check: bool,
 
     /// Show it again and again, every 2 s or as often as this says.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, num_args = 0..=1,
+    #[arg(long, value_name = "DURATION", value_parser = interval, num_args = 0..=1,
         require_equals = true, default_missing_value = "2s", conflicts_with = "check")]
     watch: Option<Duration>,
 
@@ -57,22 +55,10 @@ pub(super) struct StatusCommand {
 }
 
 /// Voices, and passes, that are shown.
-pub(super) const OLDEST: u32 = 5;
-pub(super) const RUNS: u32 = 5;
+const OLDEST: u32 = 5;
+const RUNS: usize = 5;
 /// Passes among which one that succeeded is looked for.
 const RUNS_READ: u32 = 500;
-
-/// How things stand. Of the ledger, it keeps the newest entries.
-pub(super) async fn status(
-    store: &Store,
-    fail_after: Option<Duration>,
-    limits: &Limits,
-) -> Result<Status, StoreError> {
-    let survey = store.survey(fail_after, OLDEST, RUNS_READ).await?;
-    let mut status = Status::new(survey, limits);
-    status.survey.runs.truncate(RUNS as usize);
-    Ok(status)
-}
 
 impl StatusCommand {
     fn limits(&self) -> Limits {
@@ -87,44 +73,61 @@ impl StatusCommand {
 
     pub(super) async fn run(self, options: &Options) -> Result<Exit, Failed> {
         let (url, names) = (options.database_url()?, options.names()?);
-        let (fail_after, limits) = (options.rules().fail_after, self.limits());
-        let opening = open(&url, &names, options.auto_migrate, Access::ReadOnly);
-        let store = in_time(&url, opening).await?;
-        // From before the first look: what comes while it looks is not lost.
-        let mut interrupts = signal(SignalKind::interrupt())
-            .context("interrupts cannot be caught")
-            .map_err(|message| Failed {
-                exit: Exit::Io,
-                message,
-            })?;
-        loop {
-            let status = status(&store, fail_after, &limits)
-                .await
-                .map_err(at(&url))?;
-            let shown = match (options.output, self.check) {
-                (Output::Json, _) => status.json().to_string(),
-                (Output::Text, true) => in_one_line(&status),
-                (Output::Text, false) => text(&status, width()).trim_end().to_owned(),
-            };
-            let Some(interval) = self.watch else {
-                print(&shown)?;
-                return Ok(match self.check {
-                    true => status.exit(),
-                    false => Exit::Success,
-                });
-            };
-            let redraws = io::stdout().is_terminal() && options.output == Output::Text;
-            print(&format!("{}{shown}", if redraws { CLEAR } else { "" }))?;
-            tokio::select! {
-                _ = interrupts.recv() => return Ok(Exit::Success),
-                () = sleep(interval) => {}
+        let mut viewer = Viewer {
+            url,
+            names,
+            auto_migrate: options.auto_migrate,
+            fail_after: options.rules().fail_after,
+            limits: self.limits(),
+            store: None,
+        };
+        let Some(interval) = self.watch else {
+            let seen = viewer.look().await;
+            if let (true, Output::Text, Err(failed)) = (self.check, options.output, &seen) {
+                // Whoever runs plugins shows what they print there.
+                print(&format!(
+                    "VOICE-SYNC UNKNOWN: {}",
+                    in_line(&failed.to_string())
+                ))?;
             }
+            let status = seen?;
+            print(&self.shown(&status, options.output))?;
+            return Ok(match self.check {
+                true => status.exit(),
+                false => Exit::Success,
+            });
+        };
+        let redraws = io::stdout().is_terminal() && options.output == Output::Text;
+        let watching = async {
+            loop {
+                let status = viewer.look().await?;
+                if redraws {
+                    io::stdout().write_all(CLEAR).map_err(unwritten)?;
+                }
+                if !show(&self.shown(&status, options.output)).map_err(unwritten)? {
+                    return Ok(());
+                }
+                sleep(interval).await;
+            }
+        };
+        tokio::select! {
+            _ = signal::ctrl_c() => {}
+            ended = watching => ended?,
+        }
+        Ok(Exit::Success)
+    }
+
+    fn shown(&self, status: &Status, output: Output) -> String {
+        match (output, self.check) {
+            (Output::Json, _) => status.json().to_string(),
+            (Output::Text, true) => in_one_line(status),
+            (Output::Text, false) => text(status, width()).trim_end().to_owned(),
         }
     }
 }
 
 /// Of a terminal: to the upper left corner, and nothing below it.
-const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
+const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
 
 /// As plugins of Nagios, Icinga and the like print it: a line for people, `|`, and numbers with their units
 /// (<https://www.monitoring-plugins.org/doc/guidelines.html>); what needs attention is in the lines below.
@@ -155,28 +158,31 @@ fn in_one_line(status: &Status) -> String {
     )
 }
 
-/// Looks for the daemon's page, by connections of its own: it takes none from the passes.
+/// Looks at how things stand, by connections of its own: it takes none from passes.
 pub(super) struct Viewer {
     pub(super) url: DatabaseUrl,
     pub(super) names: Names,
+    pub(super) auto_migrate: Option<bool>,
     pub(super) fail_after: Option<Duration>,
-    /// Opened when somebody looks, and again after trouble.
-    pub(super) store: Mutex<Option<Store>>,
+    pub(super) limits: Limits,
+    /// Opened when it looks, and again after trouble, or where voice-sync's tables may have been made meanwhile.
+    pub(super) store: Option<Store>,
 }
 
 impl Viewer {
-    /// How things stand, or in words why that is not known.
-    pub(super) async fn look(&self) -> Seen {
-        let mut opened = self.store.lock().await;
-        let store = match opened.take() {
+    /// How things stand.
+    pub(super) async fn look(&mut self) -> Result<Status, Failed> {
+        let store = match self.store.take().filter(Store::has_own_tables) {
             Some(store) => store,
-            None => open(&self.url, &self.names, None, Access::ReadOnly)
-                .await
-                .map_err(|failed| failed.to_string())?,
+            None => {
+                let opening = open(&self.url, &self.names, self.auto_migrate, Access::ReadOnly);
+                in_time(&self.url, opening).await?
+            }
         };
-        let seen = status(&store, self.fail_after, &Limits::default()).await;
-        let seen = seen.map_err(|error| at(&self.url)(error).to_string())?;
-        *opened = Some(store);
-        Ok(seen)
+        let survey = store.survey(self.fail_after, OLDEST, RUNS_READ).await;
+        let mut status = Status::new(survey.map_err(at(&self.url))?, &self.limits);
+        status.survey.runs.truncate(RUNS);
+        self.store = Some(store);
+        Ok(status)
     }
 }

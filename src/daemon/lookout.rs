@@ -37,8 +37,17 @@ impl Lookout {
         }
     }
 
-    /// How things stand, or stood a moment ago.
-    pub async fn status(&self) -> Arc<Seen> {
+    /// How things stand, or stood a moment ago. Whoever asks may go away: what was begun is finished, for the
+    /// next to see, and not begun again.
+    pub async fn status(self: &Arc<Self>) -> Arc<Seen> {
+        let lookout = Arc::clone(self);
+        let looking = tokio::spawn(async move { lookout.refreshed().await });
+        looking
+            .await
+            .unwrap_or_else(|error| Arc::new(Err(error.to_string())))
+    }
+
+    async fn refreshed(&self) -> Arc<Seen> {
         let mut last = self.last.lock().await;
         let began = Instant::now();
         match last.as_ref() {
@@ -71,13 +80,19 @@ mod tests {
     async fn it_looks_no_more_often_than_it_may() {
         let looks = Arc::new(AtomicU32::new(0));
         let counted = looks.clone();
-        let lookout = Lookout::new(move || {
+        let lookout = Arc::new(Lookout::new(move || {
             counted.fetch_add(1, Ordering::Relaxed);
             Box::pin(async {
                 sleep(Duration::from_secs(1)).await;
                 Err("away".to_owned())
             })
-        });
+        }));
+        // A browser that is closed at once.
+        assert!(
+            timeout(Duration::from_millis(1), lookout.status())
+                .await
+                .is_err()
+        );
         let both = tokio::join!(lookout.status(), lookout.status());
         assert_eq!(
             both.0.as_ref().as_ref().err().map(String::as_str),
@@ -98,9 +113,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_looks_does_not_wait_for_ever() {
-        let lookout = Lookout::new(|| Box::pin(pending()));
+        let lookout = Arc::new(Lookout::new(|| Box::pin(pending())));
         assert!(lookout.status().await.is_err());
-        let quick = Lookout::new(|| Box::pin(ready(Err(String::new()))));
+        let quick = Arc::new(Lookout::new(|| Box::pin(ready(Err(String::new())))));
         assert!(quick.status().await.is_err());
     }
 }

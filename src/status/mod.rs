@@ -26,7 +26,7 @@ pub struct Limits {
     pub age: Duration,
     /// Voices that are set aside.
     pub set_aside: u64,
-    /// Time since a pass succeeded, if anything is in processing.
+    /// Time since a pass succeeded, and since the voice that waits for longest had an answer.
     pub silence: Duration,
     /// How long an event waits.
     pub event_age: Duration,
@@ -205,28 +205,32 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         }
         Some(_) | None => {}
     }
+    // A daemon with nothing to do makes no pass; but then no voice waits for an answer either.
+    let unasked = survey.backlog.unasked();
     match (last, success) {
         (_, _) if processing == 0 => {}
         (None, _) => tell(
             "no pass was ever made here".to_owned(),
             "run `voice-sync sync-once`",
         ),
-        (Some(run), None) => {
-            let code = run.exit_code;
-            tell(
-                format!("none of the newest passes succeeded; the last one ended with {code}"),
-                "see what `voice-sync doctor` says",
-            );
-        }
-        (Some(_), Some(run)) if since(run) > *silence => tell(
-            format!("no pass succeeded for {}", span(since(run))),
+        (Some(_), _) if unasked <= *silence => {}
+        (Some(_), Some(run)) if since(run) <= *silence => {}
+        (Some(run), _) => tell(
+            format!(
+                "a voice has had no answer for {}; the last pass was {} ago, and ended with {}",
+                span(unasked),
+                span(since(run)),
+                run.exit_code
+            ),
             "is the timer, the CronJob or the daemon running? See what `voice-sync doctor` says",
         ),
-        (Some(_), Some(_)) => {}
     }
     if let Some(most) = backlog.filter(|most| processing > *most) {
         tell(
-            format!("{processing} voices are in processing, more than {most}"),
+            format!(
+                "{} in processing, more than {most}",
+                number_of(processing, "voice is", "voices are")
+            ),
             "look at the passes: do they come to an end?",
         );
     }

@@ -184,7 +184,7 @@ fn times(times: &Sketch) -> Markup {
         .filter_map(|(name, part)| Some((name, times.quantile(part)?)))
         .collect();
     if marks.is_empty() {
-        return html! { p { "No voice was completed in the last 7 days." } };
+        return html! { p { "No voice was completed in the passes that the ledger keeps." } };
     }
     let told: Vec<_> = marks
         .iter()
@@ -203,7 +203,7 @@ fn times(times: &Sketch) -> Markup {
     let view = format!("0 0 {WIDTH} {BASE}");
     html! {
         p { (told.join(", ")) }
-        p.faint { "of " (number_of(times.count(), "voice", "voices")) " in the last 7 days" }
+        p.faint { "of " (number_of(times.count(), "voice", "voices")) " in the passes that the ledger keeps" }
         svg viewBox=(view) role="img" aria-label="Time from clone to completed" {
             @for (bucket, count) in times.buckets() {
                 @let height = (BASE - 20.0) * count as f64 / most as f64;

@@ -22,8 +22,13 @@ fn pass(minutes_ago: u64, exit_code: u8) -> LedgerEntry {
 }
 
 fn survey(kind: BacklogKind, age: Duration) -> Survey {
+    survey_of(kind, age, HOUR)
+}
+
+/// `unasked` is for how long it has had no answer: a pass that succeeded lately is as good.
+fn survey_of(kind: BacklogKind, age: Duration, unasked: Duration) -> Survey {
     let mut backlog = Backlog::default();
-    backlog.add(kind, 7, 1, age);
+    backlog.add(kind, 7, 1, age, unasked);
     Survey {
         read_at: DateTime::UNIX_EPOCH + 1000 * HOUR,
         backlog,
@@ -59,8 +64,14 @@ fn each_trouble_needs_attention_and_nothing_else_does() {
         command: Some("retry".to_owned()),
         ..pass(0, 78)
     };
+    // A daemon that has nothing to do makes no pass.
+    let idle = Survey {
+        runs: vec![pass(100, 75)],
+        ..survey_of(BacklogKind::Young, HOUR, HOUR / 12)
+    };
     for (survey, says) in [
         (well(), None),
+        (idle, None),
         (survey(BacklogKind::Training, 100 * HOUR), None),
         (survey(BacklogKind::WaitingForOwner, 100 * HOUR), None),
         (survey(BacklogKind::Overdue, 47 * HOUR), None),
@@ -106,7 +117,7 @@ fn each_trouble_needs_attention_and_nothing_else_does() {
                 runs: vec![pass(1, 75)],
                 ..well()
             },
-            Some("ended with 75"),
+            Some("the last pass was 1 min ago, and ended with 75"),
         ),
         (
             Survey {
@@ -120,7 +131,7 @@ fn each_trouble_needs_attention_and_nothing_else_does() {
                 runs: vec![pass(1, 75), pass(16, 0)],
                 ..well()
             },
-            Some("for 16 min"),
+            Some("no answer for 1 h"),
         ),
         (
             Survey {
@@ -211,7 +222,7 @@ fn limits_are_those_that_were_given() {
     };
     let survey = Survey {
         oldest_event: Some(HOUR),
-        ..survey(BacklogKind::SetAside, HOUR)
+        ..survey(BacklogKind::Overdue, HOUR)
     };
     let says: Vec<_> = Status::new(survey, &limits)
         .attention

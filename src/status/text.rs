@@ -275,9 +275,9 @@ fn times(status: &Status) -> String {
     let quantile = |part| times.quantile(part).map(span);
     match (quantile(0.5), quantile(0.9), quantile(0.99)) {
         (Some(p50), Some(p90), Some(p99)) => format!(
-            "p50 {p50}, p90 {p90}, p99 {p99}, of {} in the last 7 days",
+            "p50 {p50}, p90 {p90}, p99 {p99}, of {} in the passes that the ledger keeps",
             number_of(times.count(), "voice", "voices")
         ),
-        _ => "no voice was completed in the last 7 days".to_owned(),
+        _ => "no voice was completed in the passes that the ledger keeps".to_owned(),
     }
 }

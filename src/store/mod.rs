@@ -411,13 +411,29 @@ impl Store {
         on_either!(self.survey(fail_after, oldest, runs))
     }
 
-    /// Rows, and what is known of them, at most so many.
+    /// Rows, and what is known of them, at most so many, in the order of keys.
     pub async fn records(
         &self,
         wanted: &Wanted,
         limit: u32,
     ) -> Result<Vec<VoiceRecord>, StoreError> {
         on_either!(self.records(wanted, limit))
+    }
+
+    /// Rows that have these names: as their keys, or else as their provider ids. At most so many of each.
+    pub async fn named(
+        &self,
+        names: &[String],
+        limit: u32,
+    ) -> Result<Vec<VoiceRecord>, StoreError> {
+        let mut records = self.records(&Wanted::Rows(names.to_vec()), limit).await?;
+        let is_named = |name: &&String| !records.iter().any(|record| record.is_named(name));
+        let others: Vec<_> = names.iter().filter(is_named).cloned().collect();
+        if !others.is_empty() {
+            let others = Wanted::ProviderIds(others);
+            records.extend(self.records(&others, limit).await?);
+        }
+        Ok(records)
     }
 
     /// Events of the outbox, newest first, at most so many; none, where voice-sync has no tables yet.
@@ -437,33 +453,32 @@ impl Store {
         on_either!(self.runs(limit))
     }
 
-    /// Puts failed voices back to processing that still have the provider ids of their records. Their ages
-    /// begin anew. Returns those that were failed.
+    /// Puts failed voices back to processing that still have the provider ids of their records, unless their
+    /// rows are locked. Their ages begin anew. Returns those that were put back.
     pub async fn put_back(
         &self,
-        run_id: Uuid,
+        run: &CommandRun,
         voices: &[VoiceRecord],
     ) -> Result<HashSet<RowId>, StoreError> {
-        on_either!(self.put_back(run_id, voices))
+        on_either!(self.put_back(run, voices))
     }
 
     /// Has voices that are set aside asked about again. Returns those that were set aside.
-    pub async fn release(&self, rows: &[&str]) -> Result<HashSet<RowId>, StoreError> {
-        on_either!(self.release(rows))
+    pub async fn release(
+        &self,
+        run: &CommandRun,
+        rows: &[&str],
+    ) -> Result<HashSet<RowId>, StoreError> {
+        on_either!(self.release(run, rows))
     }
 
     /// Has published events published again, by whoever publishes next. Returns how many.
-    pub async fn resend(&self, filter: &EventFilter) -> Result<u64, StoreError> {
-        on_either!(self.resend(filter))
+    pub async fn resend(&self, run: &CommandRun, filter: &EventFilter) -> Result<u64, StoreError> {
+        on_either!(self.resend(run, filter))
     }
 
     /// Removes events, but for those that a process may be publishing. Returns how many.
-    pub async fn purge(&self, filter: &EventFilter) -> Result<u64, StoreError> {
-        on_either!(self.purge(filter))
-    }
-
-    /// Writes a command that changed something into the ledger.
-    pub async fn record_command(&self, run: &CommandRun) -> Result<(), StoreError> {
-        on_either!(self.record_command(run))
+    pub async fn purge(&self, run: &CommandRun, filter: &EventFilter) -> Result<u64, StoreError> {
+        on_either!(self.purge(run, filter))
     }
 }

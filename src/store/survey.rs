@@ -1,5 +1,6 @@
 //! What operators are shown of the application's table and of voice-sync's own.
 
+use std::iter;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -23,7 +24,7 @@ pub struct Survey {
     pub oldest: Vec<VoiceRecord>,
     /// The newest passes and commands, newest first.
     pub runs: Vec<LedgerEntry>,
-    /// For how long the voices had been in processing that were completed in the last week.
+    /// For how long the voices had been in processing that were completed by the passes of the ledger.
     pub completion_times: Sketch,
     /// The accounts that were used in the newest passes.
     pub accounts: Vec<Account>,
@@ -202,8 +203,10 @@ pub struct Notes {
 /// Which rows of the application's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// Those with these row or provider ids.
-    Named(Vec<String>),
+    /// Those with these keys, in any form of theirs.
+    Rows(Vec<String>),
+    /// Those with these provider ids, by which the table may have no index.
+    ProviderIds(Vec<String>),
     /// Failed ones, after a row, in the order of keys.
     Failed(Option<RowId>),
     /// Those in processing that are set aside, likewise.
@@ -247,6 +250,26 @@ pub struct EventFilter {
     pub older_than: Duration,
     /// Only those whose transitions committed within this time.
     pub since: Option<Duration>,
+}
+
+impl EventFilter {
+    /// Its names, in each form that the outbox may have them in.
+    pub(super) fn all_names(&self) -> Vec<String> {
+        self.names.iter().flat_map(|name| forms(name)).collect()
+    }
+
+    /// A time that ended before there was any event is as good as all longer ones.
+    pub(super) fn bounded(span: Duration) -> Duration {
+        span.min(Duration::from_secs(100 * 365 * 24 * 60 * 60))
+    }
+}
+
+/// A key in the forms in which a column may hold it: as it was given, and a UUID also with and
+/// without its dashes.
+pub(super) fn forms(key: &str) -> impl Iterator<Item = String> {
+    let uuid = Uuid::try_parse(key).ok();
+    let others = uuid.map(|uuid| [uuid.hyphenated().to_string(), uuid.simple().to_string()]);
+    iter::once(key.to_owned()).chain(others.into_iter().flatten())
 }
 
 fn time<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -390,8 +390,8 @@ impl Run {
     }
 }
 
-/// An entry of the ledger for a command that changed something.
-#[derive(Debug, Clone, PartialEq)]
+/// A command that changes something, for the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandRun {
     /// Its id.
     pub run_id: Uuid,
@@ -399,12 +399,17 @@ pub struct CommandRun {
     pub command: &'static str,
     /// When it began.
     pub started_at: DateTime<Utc>,
-    /// How long it took.
-    pub duration: Duration,
-    /// How it ended.
-    pub exit_code: u8,
-    /// What it did.
-    pub counts: Value,
+}
+
+impl CommandRun {
+    /// One that begins now.
+    pub fn begin(command: &'static str) -> Self {
+        Self {
+            run_id: Uuid::new_v4(),
+            command,
+            started_at: Utc::now(),
+        }
+    }
 }
 
 /// Where the next pass over the table should begin.

@@ -33,7 +33,7 @@ ELSEWHERE = [
     (r"cargo build --release", "scripts/package", "--profile"),
     (r"cargo bench --bench lag", "benches/lag.rs", "fn main"),
     (r"scripts/test", ".ci/run", "scripts/test --locked"),
-    (r"scripts/chaos", "scripts/chaos", "tests"),
+    (r"scripts/chaos", "scripts/chaos", "faults"),
     (r"scripts/package", "scripts/check-deployment", "scripts/package"),
     (r"scripts/pictures", "scripts/pictures", "scripts/check-deployment test_page"),
     (r"scripts/check-deployment|scripts/test-docs", ".ci/run", ""),
@@ -41,7 +41,7 @@ ELSEWHERE = [
     (r"\.ci/run", ".ci/run", ""),
     (r"docker (build|run) .*", "tests/deployment/test_container.py", "Dockerfile"),
     (r"kubectl apply -k \.|kubectl apply -f namespace\.yaml", "tests/deployment/test_kubernetes.py", "kustomize"),
-    (r"kubectl -n voice-sync create secret generic voice-sync(-migrator)? (--from-file=\S+ ?)+", "tests/deployment/test_kubernetes.py", "elevenlabs-api-key"),
+    (r"kubectl -n voice-sync create secret generic voice-sync(-migrator)? (--from-file=\S+ ?)+", "examples/kubernetes/base/cronjob.yaml", "voice-sync"),
     (r"cd examples/kubernetes/overlays/production", "examples/kubernetes/overlays/production/kustomization.yaml", "resources"),
     (r"sudo apt install \./voice-sync\.deb", "tests/deployment/test_package.py", '"--install"'),
     (r"sudo (install|cp) .*", "tests/deployment/test_systemd.py", "systemd"),
@@ -68,7 +68,7 @@ def in_prose(text: str) -> Iterator[str]:
         first, _, rest = code.partition(" ")
         if first == "voice-sync" and rest:
             yield code
-        elif first in COMMANDS and rest.startswith(("--", "ID")):
+        elif first in COMMANDS and rest.startswith(("--", "ID")) and rest != "--metrics-file":
             yield f"voice-sync {code}"
         elif first in ("cargo", "kubectl", "docker", "redis-cli", "alembic") or first.startswith("scripts/") or first == ".ci/run":
             yield code
@@ -163,11 +163,12 @@ class Site:
 def elsewhere(command: str) -> str | None:
     """What is wrong with it, if anything is: nothing runs it, or what it names is not there."""
     if names := re.fullmatch(r"scripts/(test --test it|chaos) (\S+)", command):
-        tests = "it" if "it" in names[1] else "faults"
-        sources = "".join(path.read_text() for path in (ROOT / "tests" / tests).rglob("*.rs"))
+        tests = "faults" if names[1] == "chaos" else "it"
+        paths = list((ROOT / "tests" / tests).rglob("*.rs"))
+        sources = "".join(path.read_text() for path in paths) + "".join(f"mod {path.stem} " for path in paths)
         name = names[2].removesuffix("::")
         # `NAME` is anybody's.
-        known = name == "NAME" or re.search(rf"(fn|mod) \w*{name}\w*", sources)
+        known = name == "NAME" or re.search(rf"(fn|mod|variant) \w*{name}\w*", sources)
         return None if known else f"no test of tests/{tests} has {name} in its name"
     if figures := re.fullmatch(r"scripts/bench ((?:passes|judging|lag)(?: \w+)*)", command):
         bench, *named = figures[1].split()
@@ -196,7 +197,8 @@ def main():
                 trouble = site.voice_sync(command)
             elif command.startswith("redis-cli "):
                 words = shlex.split(command.replace("events:", site.environment["VOICE_SYNC_EVENT_PREFIX"]))
-                done = site.run([words[0], "-e", "-u", site.environment["REDIS_URL"], *words[1:]])
+                url = re.sub("//:", "//default:", site.environment["REDIS_URL"])
+                done = site.run([words[0], "-e", "-u", url, *words[1:]])
                 trouble = None if done.returncode == 0 else done.stdout + done.stderr
             else:
                 trouble = elsewhere(command)

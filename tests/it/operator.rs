@@ -1,9 +1,12 @@
 //! What operators see, and what they mend.
 
-use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
 
-use crate::support::app::{App, NewVoice, Variant, row_id};
-use crate::support::binary::{Ended, VoiceSync};
+use serde_json::{Value, json};
+use voice_sync::store::{CommandRun, Wanted};
+
+use crate::support::app::{App, NewVoice, Pool, Variant, row_id};
+use crate::support::binary::{Ended, VoiceSync, end};
 use crate::support::site::{ALL, Site};
 
 /// A command's JSON.
@@ -66,10 +69,8 @@ async fn the_status_tells_kinds_ages_passes_and_times() {
             "{variant:?}: newest first"
         );
         assert_eq!(status["completion_times"]["voices"], 2, "{variant:?}");
-        assert!(
-            status["completion_times"]["p99_seconds"].as_f64() < Some(60.0),
-            "{variant:?}"
-        );
+        let p99 = status["completion_times"]["p99_seconds"].as_f64();
+        assert!(p99.is_some_and(|p99| p99 < 60.0), "{variant:?}: {p99:?}");
         let provider = &status["provider"][0];
         assert_eq!(provider["breaker"], "closed", "{variant:?}: {status:#}");
         assert!(
@@ -244,7 +245,11 @@ async fn a_voice_is_shown_with_its_verdict_and_its_rule() {
             ),
             (
                 "sim-missing-1",
-                &["it does not know this voice", "missing", "so far: 0"],
+                &[
+                    "it does not know this voice",
+                    "still processing: missing",
+                    "so far: 0",
+                ],
             ),
             ("sim-longpreview-1", &["set aside", "3000"]),
             ("sim-statusfailed-1", &["failed: reported", "rule 1"]),
@@ -380,10 +385,7 @@ async fn failed_voices_are_put_back_and_asked_about_again() {
 
         let runs = json(site.run(&["runs"])).await;
         assert_eq!(runs[0]["command"], "retry", "{variant:?}: {runs}");
-        assert_eq!(
-            runs[0]["counts"],
-            json!({"put_back": 1, "released": 0, "voices": [other]})
-        );
+        assert_eq!(runs[0]["counts"], json!({"put_back": 1}));
         assert_eq!(runs[2]["command"], Value::Null, "{variant:?}: {runs}");
 
         let again = site.sync_once().run().await;
@@ -411,22 +413,22 @@ async fn a_failed_voice_that_the_application_changes_meanwhile_is_its_own() {
         .insert_processing(&["sim-banned-1", "sim-banned-2"])
         .await;
     site.sync_once().run().await.expect_code(0);
-    let wanted = voice_sync::store::Wanted::Failed(None);
+    let wanted = Wanted::Failed(None);
     let records = store.records(&wanted, 10).await.expect("reads");
     site.app
         .execute("UPDATE voices SET elevenlabs_voice_id = 'other' WHERE name = 'sim-banned-1'")
         .await;
-    let run_id = uuid::Uuid::new_v4();
-    let moved = store.put_back(run_id, &records).await.expect("puts back");
+    let run = CommandRun::begin("retry");
+    let moved = store.put_back(&run, &records).await.expect("puts back");
     assert_eq!(moved.len(), 1);
     // As after a lost reply.
     assert_eq!(
-        store.put_back(run_id, &records).await.expect("puts back"),
+        store.put_back(&run, &records).await.expect("puts back"),
         moved
     );
     assert_eq!(
         store
-            .put_back(uuid::Uuid::new_v4(), &records)
+            .put_back(&CommandRun::begin("retry"), &records)
             .await
             .expect("puts back")
             .len(),
@@ -544,7 +546,8 @@ async fn events_are_shown_sent_again_and_removed() {
         );
         assert_eq!(ids(&of_voice).len(), 1, "{variant:?}");
 
-        let resent = json(site.run(&["outbox", "resend", &voice])).await;
+        let resent = site.run(&["outbox", "resend", &voice.to_uppercase()]);
+        let resent = json(resent).await;
         assert_eq!(resent["resent"], 1, "{variant:?}");
         assert_eq!(
             site.sync_once().run().await.count("events_published"),
@@ -584,6 +587,13 @@ async fn events_are_shown_sent_again_and_removed() {
         let resends = commands.filter(|command| *command == "outbox resend");
         assert_eq!(resends.count(), 1, "{variant:?}: {runs}");
         site.run(&["outbox", "resend"]).run().await.expect_code(2);
+        let typo = site.run(&["outbox", "resend", "typo"]).run().await;
+        typo.expect_code(2);
+        assert_eq!(
+            json(site.run(&["runs"])).await,
+            runs,
+            "{variant:?}: nothing was done"
+        );
     }
 }
 
@@ -632,4 +642,106 @@ async fn runs_are_told_as_text_in_one_line_each() {
         told.stdout
     );
     assert_eq!(told.stdout.lines().count(), 2, "{}", told.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn however_many_ids_are_given_each_is_looked_up() {
+    for variant in [Variant::A, Variant::E36] {
+        let site = Site::new(variant).await;
+        let ids: Vec<_> = (0..601)
+            .map(|number| format!("sim-ready-{number}"))
+            .collect();
+        let voices: Vec<_> = ids
+            .iter()
+            .map(|id| NewVoice {
+                status: "failed",
+                ..NewVoice::processing(id)
+            })
+            .collect();
+        site.app.insert(&voices).await;
+        // Half by their rows.
+        let rows: Vec<_> = ids
+            .iter()
+            .take(300)
+            .map(|id| row_id(id).to_string())
+            .collect();
+        let names = rows.iter().chain(&ids[300..]).map(String::as_str);
+        let names: Vec<&str> = names.collect();
+        let retried = json(site.run(&["retry"]).args(&names)).await;
+        assert_eq!(
+            retried["put_back"].as_array().map(Vec::len),
+            Some(601),
+            "{variant:?}"
+        );
+        assert_eq!(retried["left"], json!([]), "{variant:?}");
+        let runs = json(site.run(&["runs"])).await;
+        assert_eq!(
+            runs[0]["counts"],
+            json!({"put_back": 601}),
+            "{variant:?}: one entry for all"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_the_application_has_locked_keeps_nobody_waiting() {
+    let site = Site::new(Variant::A).await;
+    site.app
+        .insert_processing(&["sim-banned-1", "sim-banned-2"])
+        .await;
+    site.sync_once().run().await.expect_code(0);
+    let Pool::Postgres(pool) = &site.app.pool else {
+        unreachable!("it is PostgreSQL");
+    };
+    let mut application = pool.begin().await.expect("begins");
+    sqlx::query("UPDATE voices SET name = name WHERE elevenlabs_voice_id = 'sim-banned-1'")
+        .execute(&mut *application)
+        .await
+        .expect("locks");
+    let retried = json(site.run(&["retry", "--all-failed"])).await;
+    let [locked, free] = ["sim-banned-1", "sim-banned-2"].map(|id| row_id(id).to_string());
+    assert_eq!(retried["put_back"], json!([free]));
+    assert_eq!(retried["left"][0]["voice_id"], json!(locked));
+    application.rollback().await.expect("ends");
+    assert_eq!(site.app.row("sim-banned-1").await.status, "failed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_are_odd_do_not_hide_the_others() {
+    const ODD: &str = "
+        CREATE TABLE voices (id uuid, user_id uuid, elevenlabs_voice_id text, name text, status text,
+                             preview_url text, created_at timestamptz, completed_at timestamptz);
+        INSERT INTO voices VALUES
+            (NULL, NULL, 'sim-ready-1', '', 'processing', NULL, now(), NULL),
+            (gen_random_uuid(), NULL, NULL, '', 'processing', NULL, '290000-01-01', NULL),
+            (gen_random_uuid(), NULL, 'sim-ready-2', '', 'processing', NULL, '-infinity', 'infinity'),
+            (gen_random_uuid(), NULL, 'sim-ready-3', '', NULL, NULL, NULL, '4000-01-01 BC');";
+    let site = Site::on(App::postgres(Variant::A, ODD).await).await;
+    let status = json(site.run(&["status"])).await;
+    assert_eq!(status["backlog"]["processing"], 2, "{status:#}");
+    for id in ["sim-ready-1", "sim-ready-2", "sim-ready-3"] {
+        let ended = site.run(&["inspect", id, "--offline"]).run().await;
+        ended.expect_code(if id == "sim-ready-1" { 2 } else { 0 });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_watches_learns_that_tables_were_made() {
+    let app = App::new(Variant::E36).await;
+    app.insert_processing(&["sim-nopreview-1"]).await;
+    let watch = VoiceSync::new(&["status", "--watch=100ms"]).env("DATABASE_URL", &app.url);
+    let mut child = watch.start();
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let first = lines.next().expect("a line").expect("reads");
+    assert!(first.contains("no pass was ever made"), "{first}");
+    let site = Site::on(app).await;
+    site.sync_once().run().await.expect_code(0);
+    let seen = lines
+        .by_ref()
+        .any(|line| line.expect("reads").contains(r#""due":1"#));
+    assert!(seen);
+    // Nobody reads any more.
+    drop(lines);
+    let ended = end(child).await;
+    ended.expect_code(0);
 }

@@ -1,21 +1,38 @@
-//! What operators mend.
+//! What operators mend. Each change writes itself into the ledger, in its own statement.
 
 use std::collections::HashSet;
 
 use sqlx::{AssertSqlSafe, Row};
-use uuid::Uuid;
 
 use super::PostgresStore;
-use super::survey::WANTED_EVENTS;
+use super::survey::wanted_events;
 use crate::store::StoreError;
 use crate::store::survey::{EventFilter, VoiceRecord};
 use crate::store::values::CommandRun;
 use crate::voice::RowId;
 
+/// Adds the number of rows of `changed` to the command's entry in the ledger, as its count of that name.
+/// `$1` is its id, `$2` the command and `$3` when it began.
+fn ledger(count: &str) -> String {
+    format!(
+        "ledger AS (
+             INSERT INTO voice_sync.runs AS r (run_id, command, started_at, duration_ms, exit_code, found, counts)
+             SELECT $1, $2, $3, GREATEST(0, extract(epoch FROM clock_timestamp() - $3) * 1000)::bigint, 0, 0,
+                    jsonb_build_object('{count}', count(*))
+             FROM changed HAVING count(*) > 0
+             ON CONFLICT (run_id) DO UPDATE
+             SET finished_at = now(), duration_ms = EXCLUDED.duration_ms,
+                 counts = r.counts || jsonb_build_object('{count}',
+                     COALESCE((r.counts ->> '{count}')::bigint, 0) + (EXCLUDED.counts ->> '{count}')::bigint)
+             RETURNING (counts ->> '{count}')::bigint AS counted
+         )"
+    )
+}
+
 impl PostgresStore {
     pub(in crate::store) async fn put_back(
         &self,
-        run_id: Uuid,
+        run: &CommandRun,
         voices: &[VoiceRecord],
     ) -> Result<HashSet<RowId>, StoreError> {
         let Self {
@@ -28,29 +45,38 @@ impl PostgresStore {
             failed,
             ..
         } = self;
-        // Its age begins anew: else the next answer would find it overdue.
+        let ledger = ledger("put_back");
+        // A row that the application has locked is left alone: it may be about to change it. The age of the
+        // others begins anew: else the next answer would find them overdue.
         let sql = format!(
             "WITH wanted AS (
-                 SELECT * FROM unnest($1::text[]::{id_type}[], $2::text[]) AS a (id, provider_id)
+                 SELECT * FROM unnest($4::text[]::{id_type}[], $5::text[]) AS a (id, provider_id)
              ),
-             moved AS (
+             free AS MATERIALIZED (
+                 SELECT a.id FROM {table} v JOIN wanted a ON v.{id} = a.id
+                 WHERE v.{status} = {failed} AND v.{provider_id} = a.provider_id
+                 FOR NO KEY UPDATE OF v SKIP LOCKED
+             ),
+             changed AS (
                  UPDATE {table} v SET {status} = {processing} FROM wanted a
                  WHERE v.{id} = a.id AND v.{status} = {failed} AND v.{provider_id} = a.provider_id
+                   AND a.id IN (SELECT id FROM free)
                  RETURNING v.{id}::text AS row_id, v.{provider_id} AS provider_id
              ),
              noted AS (
                  INSERT INTO voice_sync.voices (row_id, provider_id, run_id, restarted_at)
-                 SELECT row_id, provider_id, $3, now() FROM moved
+                 SELECT row_id, provider_id, $1, now() FROM changed
                  ON CONFLICT (row_id) DO UPDATE
                  SET provider_id = EXCLUDED.provider_id, run_id = EXCLUDED.run_id,
                      restarted_at = EXCLUDED.restarted_at, lease_until = NULL, kind = NULL, stage = NULL,
                      missing_count = 0, missing_since = NULL, strikes = 0, set_aside_until = NULL,
                      trouble = NULL, failed_at = NULL, failure = NULL, next_due = NULL
-             )
-             SELECT row_id FROM moved
+             ),
+             {ledger}
+             SELECT row_id FROM changed
              -- Where the reply of an earlier try was lost.
              UNION SELECT w.row_id FROM voice_sync.voices w JOIN wanted a ON w.row_id = a.id::text
-             WHERE w.run_id = $3"
+             WHERE w.run_id = $1"
         );
         let rows: Vec<_> = voices.iter().map(|voice| voice.row.as_str()).collect();
         let provider_ids: Vec<_> = voices
@@ -60,9 +86,11 @@ impl PostgresStore {
         let mut session = self.sessions.begin().await?;
         let rows = session
             .query(AssertSqlSafe(sql))
+            .bind(run.run_id)
+            .bind(run.command)
+            .bind(run.started_at)
             .bind(rows)
             .bind(provider_ids)
-            .bind(run_id)
             .fetch_all(&mut *session)
             .await?;
         session.keep().await?;
@@ -74,14 +102,26 @@ impl PostgresStore {
 
     pub(in crate::store) async fn release(
         &self,
+        run: &CommandRun,
         rows: &[&str],
     ) -> Result<HashSet<RowId>, StoreError> {
-        const RELEASE: &str = "
-            UPDATE voice_sync.voices SET set_aside_until = NULL, strikes = 0, trouble = NULL, next_due = NULL
-            WHERE row_id = ANY($1::text[]) AND set_aside_until > now() RETURNING row_id";
+        let ledger = ledger("released");
+        let sql = format!(
+            "WITH changed AS (
+                 UPDATE voice_sync.voices
+                 SET set_aside_until = NULL, strikes = 0, trouble = NULL, next_due = NULL, run_id = $1
+                 WHERE row_id = ANY($4::text[]) AND set_aside_until > now() RETURNING row_id
+             ),
+             {ledger}
+             SELECT row_id FROM changed
+             UNION SELECT row_id FROM voice_sync.voices WHERE row_id = ANY($4::text[]) AND run_id = $1"
+        );
         let mut session = self.sessions.begin().await?;
         let rows = session
-            .query(RELEASE)
+            .query(AssertSqlSafe(sql))
+            .bind(run.run_id)
+            .bind(run.command)
+            .bind(run.started_at)
             .bind(rows)
             .fetch_all(&mut *session)
             .await?;
@@ -92,55 +132,65 @@ impl PostgresStore {
         released.collect()
     }
 
-    pub(in crate::store) async fn resend(&self, filter: &EventFilter) -> Result<u64, StoreError> {
-        let sql = format!(
-            "UPDATE voice_sync.outbox SET published_at = NULL, leased_until = NULL
-             WHERE {WANTED_EVENTS} AND published_at IS NOT NULL"
-        );
-        self.change_events(sql, filter).await
-    }
-
-    pub(in crate::store) async fn purge(&self, filter: &EventFilter) -> Result<u64, StoreError> {
-        let sql = format!(
-            "DELETE FROM voice_sync.outbox
-             WHERE {WANTED_EVENTS} AND (leased_until IS NULL OR leased_until <= now() OR published_at IS NOT NULL)"
-        );
-        self.change_events(sql, filter).await
-    }
-
-    async fn change_events(&self, sql: String, filter: &EventFilter) -> Result<u64, StoreError> {
-        let mut session = self.sessions.begin().await?;
-        let done = session
-            .query(AssertSqlSafe(sql))
-            .bind(filter.published)
-            .bind(&filter.names)
-            .bind(filter.older_than.as_secs_f64())
-            .bind(filter.since.map(|since| since.as_secs_f64()))
-            .execute(&mut *session)
-            .await?;
-        session.keep().await?;
-        Ok(done.rows_affected())
-    }
-
-    pub(in crate::store) async fn record_command(
+    pub(in crate::store) async fn resend(
         &self,
         run: &CommandRun,
-    ) -> Result<(), StoreError> {
-        const RECORD: &str = "
-            INSERT INTO voice_sync.runs (run_id, command, started_at, duration_ms, exit_code, found, counts)
-            VALUES ($1, $2, $3, $4, $5, 0, $6)
-            ON CONFLICT (run_id) DO NOTHING";
+        filter: &EventFilter,
+    ) -> Result<u64, StoreError> {
+        let wanted = wanted_events(4);
+        let change = format!(
+            "UPDATE voice_sync.outbox SET published_at = NULL, leased_until = NULL
+             WHERE {wanted} AND published_at IS NOT NULL RETURNING id"
+        );
+        self.change_events(run, filter, &change, "resent").await
+    }
+
+    pub(in crate::store) async fn purge(
+        &self,
+        run: &CommandRun,
+        filter: &EventFilter,
+    ) -> Result<u64, StoreError> {
+        let wanted = wanted_events(4);
+        let change = format!(
+            "DELETE FROM voice_sync.outbox
+             WHERE {wanted}
+               AND (leased_until IS NULL OR leased_until <= now() OR published_at IS NOT NULL) RETURNING id"
+        );
+        self.change_events(run, filter, &change, "purged").await
+    }
+
+    async fn change_events(
+        &self,
+        run: &CommandRun,
+        filter: &EventFilter,
+        change: &str,
+        count: &str,
+    ) -> Result<u64, StoreError> {
+        let ledger = ledger(count);
+        // After a lost reply nothing is left to change, and the ledger has the number.
+        let sql = format!(
+            "WITH changed AS ({change}), {ledger}
+             SELECT COALESCE((SELECT counted FROM ledger),
+                             (SELECT (counts ->> '{count}')::bigint FROM voice_sync.runs WHERE run_id = $1),
+                             0) AS counted"
+        );
         let mut session = self.sessions.begin().await?;
-        session
-            .query(RECORD)
+        let row = session
+            .query(AssertSqlSafe(sql))
             .bind(run.run_id)
             .bind(run.command)
             .bind(run.started_at)
-            .bind(i64::try_from(run.duration.as_millis()).unwrap_or(i64::MAX))
-            .bind(i16::from(run.exit_code))
-            .bind(&run.counts)
-            .execute(&mut *session)
+            .bind(filter.published)
+            .bind(filter.all_names())
+            .bind(EventFilter::bounded(filter.older_than).as_secs_f64())
+            .bind(
+                filter
+                    .since
+                    .map(|since| EventFilter::bounded(since).as_secs_f64()),
+            )
+            .fetch_one(&mut *session)
             .await?;
-        session.keep().await
+        session.keep().await?;
+        Ok(row.try_get::<i64, _>("counted")?.unsigned_abs())
     }
 }

@@ -19,12 +19,16 @@ use crate::store::survey::{
 use crate::store::{NEWEST_RUNS, StoreError};
 use crate::voice::RowId;
 
-/// Which events, by `$1` to `$4`: see [`EventFilter`].
-pub(super) const WANTED_EVENTS: &str = "
-    ($1::bool IS NULL OR (published_at IS NOT NULL) = $1)
-    AND (cardinality($2::text[]) = 0 OR event_id::text = ANY($2) OR voice_id = ANY($2))
-    AND occurred_at <= now() - make_interval(secs => $3)
-    AND ($4::float8 IS NULL OR occurred_at >= now() - make_interval(secs => $4))";
+/// Which events, by four parameters of which the first has this number: see [`EventFilter`].
+pub(super) fn wanted_events(first: u8) -> String {
+    let [published, names, older, since] = [first, first + 1, first + 2, first + 3];
+    format!(
+        "(${published}::bool IS NULL OR (published_at IS NOT NULL) = ${published})
+         AND (cardinality(${names}::text[]) = 0 OR event_id::text = ANY(${names}) OR voice_id = ANY(${names}))
+         AND occurred_at <= now() - make_interval(secs => ${older})
+         AND (${since}::float8 IS NULL OR occurred_at >= now() - make_interval(secs => ${since}))"
+    )
+}
 
 impl PostgresStore {
     /// The voices in processing, with their ages in seconds, as `p`.
@@ -45,11 +49,11 @@ impl PostgresStore {
                  SELECT v.{id}::text AS row_id, GREATEST({created_at}, {completed_before}) AS created_at,
                         w.row_id IS NOT NULL AND (w.provider_id IS DISTINCT FROM v.{provider_id}
                                                   OR w.failed_at IS NOT NULL) AS restarts,
-                        w.first_seen, w.restarted_at, w.kind, w.stage, w.missing_count,
+                        w.first_seen, w.restarted_at, w.last_asked, w.kind, w.stage, w.missing_count,
                         w.set_aside_until > now()
                             AND w.provider_id IS NOT DISTINCT FROM v.{provider_id} AS is_set_aside
                  FROM {table} v LEFT JOIN {known} w ON w.row_id = v.{id}::text
-                 WHERE v.{status} = {processing}
+                 WHERE v.{status} = {processing} AND v.{id} IS NOT NULL
              ),
              p AS (SELECT p.*, {age} AS age FROM joined p)"
         )
@@ -70,7 +74,8 @@ impl PostgresStore {
                          WHEN age > $2::float8 THEN 'overdue'
                          WHEN NOT restarts AND stage IN ('training', 'waiting_for_owner') THEN stage
                          ELSE 'young' END AS kind,
-                    width_bucket(age, $1::float8[]) AS band, count(*) AS voices, max(age) AS oldest
+                    width_bucket(age, $1::float8[]) AS band, count(*) AS voices, max(age) AS oldest,
+                    max(LEAST(age, extract(epoch FROM now() - last_asked)::float8)) AS unasked
              FROM p GROUP BY 1, 2"
         );
         let first = format!("{backlog} SELECT row_id FROM p ORDER BY age DESC, row_id LIMIT $1");
@@ -102,7 +107,7 @@ impl PostgresStore {
             read_own(&mut session, &mut survey).await?;
         }
         session.keep().await?;
-        survey.oldest = self.records(&Wanted::Named(ids), oldest).await?;
+        survey.oldest = self.records(&Wanted::Rows(ids), oldest).await?;
         survey
             .oldest
             .sort_by_key(|record| std::cmp::Reverse(record.age));
@@ -130,10 +135,6 @@ impl PostgresStore {
             failed,
             ..
         } = self;
-        let is_row = match is_castable(id_type) {
-            true => format!("v.{id} = ANY($1::text[]::{id_type}[])"),
-            false => format!("v.{id}::text = ANY($1::text[])"),
-        };
         let preview = preview_url
             .as_ref()
             .map(|column| format!("v.{column}::text"));
@@ -144,28 +145,38 @@ impl PostgresStore {
             ),
             (None, false) => "NULL::text".to_owned(),
         };
-        let after =
-            format!("v.{id} > ALL ($1::text[]::{id_type}[]) AND cardinality($2::text[]) = 0");
-        let (wanted, names, after) = match wanted {
-            Wanted::Named(names) => (
-                format!("{is_row} OR v.{provider_id} = ANY($2::text[])"),
-                names.as_slice(),
-                None,
-            ),
-            Wanted::Failed(row) => (
-                format!("v.{status} = {failed} AND {after}"),
-                [].as_slice(),
-                row.as_ref(),
-            ),
+        let after = format!("v.{id} IS NOT NULL AND v.{id} > ALL ($1::text[]::{id_type}[])");
+        let of = |row: &Option<RowId>| row.iter().map(|row| row.as_str().to_owned()).collect();
+        let (wanted, keys): (_, Vec<String>) = match wanted {
+            Wanted::Rows(rows) => {
+                let rows = rows.iter().filter(|row| could_be(row, id_type)).cloned();
+                let is_row = match is_castable(id_type) {
+                    true => format!("v.{id} = ANY($1::text[]::{id_type}[])"),
+                    false => format!("v.{id}::text = ANY($1::text[])"),
+                };
+                (is_row, rows.collect())
+            }
+            Wanted::ProviderIds(ids) => {
+                let ids = ids.iter().filter(|id| !id.contains('\0')).cloned();
+                (
+                    format!("v.{id} IS NOT NULL AND v.{provider_id} = ANY($1::text[])"),
+                    ids.collect(),
+                )
+            }
+            Wanted::Failed(row) => (format!("v.{status} = {failed} AND {after}"), of(row)),
             Wanted::SetAside(row) => (
                 format!(
                     "v.{status} = {processing} AND {after} AND w.set_aside_until > now()
                      AND w.provider_id IS NOT DISTINCT FROM v.{provider_id}"
                 ),
-                [].as_slice(),
-                row.as_ref(),
+                of(row),
             ),
         };
+        // PostgreSQL knows more years than others.
+        let shown = |time| {
+            format!("(CASE WHEN {time} BETWEEN '0001-01-01Z' AND '9999-12-31Z' THEN {time} END)")
+        };
+        let (made_at, completed_at) = (shown(created_at), shown(completed_before));
         let (known, age) = (self.known(), Self::AGE);
         let sql = format!(
             "SELECT p.*, CASE WHEN p.state = 'processing' THEN {age} END AS age
@@ -173,8 +184,7 @@ impl PostgresStore {
                           v.{status}::text AS status,
                           CASE v.{status} WHEN {processing} THEN 'processing' WHEN {completed} THEN 'completed'
                                           WHEN {failed} THEN 'failed' ELSE 'other' END AS state,
-                          {preview} AS preview_url, {created_at} AS made_at,
-                          {completed_before} AS completed_at,
+                          {preview} AS preview_url, {made_at} AS made_at, {completed_at} AS completed_at,
                           GREATEST({created_at}, {completed_before}) AS created_at,
                           w.row_id IS NOT NULL AS known,
                           w.row_id IS NOT NULL AND (w.provider_id IS DISTINCT FROM v.{provider_id}
@@ -184,18 +194,12 @@ impl PostgresStore {
                           w.strikes, w.set_aside_until, w.trouble, w.failed_at, w.failure
                    FROM {table} v LEFT JOIN {known} w ON w.row_id = v.{id}::text
                    WHERE {wanted}
-                   ORDER BY v.{id} LIMIT $3) p"
+                   ORDER BY v.{id} LIMIT $2) p"
         );
-        let rows = names
-            .iter()
-            .map(String::as_str)
-            .filter(|name| could_be(name, id_type));
-        let rows: Vec<&str> = rows.chain(after.map(RowId::as_str)).collect();
         let mut session = self.sessions.begin().await?;
         let rows = session
             .query(AssertSqlSafe(sql))
-            .bind(rows)
-            .bind(names)
+            .bind(keys)
             .bind(i64::from(limit))
             .fetch_all(&mut *session)
             .await?;
@@ -208,18 +212,23 @@ impl PostgresStore {
         filter: &EventFilter,
         limit: u32,
     ) -> Result<Vec<EventRecord>, StoreError> {
+        let wanted = wanted_events(1);
         let sql = format!(
             "SELECT id, event_id, run_id, event_type, voice_id, user_id, occurred_at, leased_until,
                     published_at
-             FROM voice_sync.outbox WHERE {WANTED_EVENTS} ORDER BY id DESC LIMIT $5"
+             FROM voice_sync.outbox WHERE {wanted} ORDER BY id DESC LIMIT $5"
         );
         let mut session = self.sessions.begin().await?;
         let rows = session
             .query(AssertSqlSafe(sql))
             .bind(filter.published)
-            .bind(&filter.names)
-            .bind(filter.older_than.as_secs_f64())
-            .bind(filter.since.map(|since| since.as_secs_f64()))
+            .bind(filter.all_names())
+            .bind(EventFilter::bounded(filter.older_than).as_secs_f64())
+            .bind(
+                filter
+                    .since
+                    .map(|since| EventFilter::bounded(since).as_secs_f64()),
+            )
             .bind(i64::from(limit))
             .fetch_all(&mut *session)
             .await?;
@@ -277,12 +286,9 @@ fn counted(rows: &[PgRow]) -> Result<Backlog, sqlx::Error> {
         let kind = BacklogKind::parse(row.try_get("kind")?).unwrap_or(BacklogKind::Young);
         let band = usize::try_from(row.try_get::<i32, _>("band")?).unwrap_or(0);
         let voices: i64 = row.try_get("voices")?;
-        backlog.add(
-            kind,
-            band,
-            voices.unsigned_abs(),
-            seconds(row.try_get("oldest")?),
-        );
+        let [oldest, unasked] =
+            ["oldest", "unasked"].map(|column| row.try_get(column).map(seconds));
+        backlog.add(kind, band, voices.unsigned_abs(), oldest?, unasked?);
     }
     Ok(backlog)
 }
@@ -301,12 +307,11 @@ async fn read_own(session: &mut Session, survey: &mut Survey) -> Result<(), Stor
                ARRAY(SELECT u.key FROM jsonb_each_text(p.unlisted) u
                      WHERE u.value::timestamptz > now() ORDER BY 1) AS unlisted
         FROM voice_sync.provider p
-        WHERE p.account IN (SELECT account FROM (SELECT account FROM voice_sync.runs
-                                                 ORDER BY id DESC LIMIT $1) r)
-        ORDER BY p.found_at DESC NULLS LAST, p.account";
+        WHERE p.account = (SELECT account FROM (SELECT * FROM voice_sync.runs ORDER BY id DESC LIMIT $1) r
+                           WHERE account IS NOT NULL ORDER BY id DESC LIMIT 1)";
     const BUSES: &str = "
         SELECT failures, extract(epoch FROM GREATEST(retry_at - now(), interval '0'))::float8 AS left_alone
-        FROM voice_sync.buses ORDER BY retry_at";
+        FROM voice_sync.buses WHERE retry_at > now() - interval '1 hour' ORDER BY retry_at";
     let outbox = session.query(OUTBOX).fetch_one(&mut **session).await?;
     survey.pending_events = outbox.try_get::<i64, _>(0)?.unsigned_abs();
     survey.oldest_event = outbox.try_get::<Option<f64>, _>(1)?.map(seconds);

@@ -1,6 +1,5 @@
 //! Taking voices in processing, page by page.
 
-use std::iter;
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
@@ -11,6 +10,7 @@ use uuid::Uuid;
 
 use super::{NOW, SqliteStore, elapsed, milliseconds};
 use crate::store::adopt::{Dialect, adopted_name};
+use crate::store::survey::forms;
 use crate::store::{
     Agenda, Claimed, LEASE, Overview, Page, Selection, StoreError, Upcoming, present, visit,
 };
@@ -330,14 +330,6 @@ impl SqliteStore {
             .fetch_all(&self.pool)
             .await?)
     }
-}
-
-/// A key in the forms in which a column may hold it: as it was given, and a UUID also with and
-/// without its dashes.
-pub(super) fn forms(key: &str) -> impl Iterator<Item = String> {
-    let uuid = Uuid::try_parse(key).ok();
-    let others = uuid.map(|uuid| [uuid.hyphenated().to_string(), uuid.simple().to_string()]);
-    iter::once(key.to_owned()).chain(others.into_iter().flatten())
 }
 
 fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {

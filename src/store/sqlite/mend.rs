@@ -1,22 +1,54 @@
-//! What operators mend.
+//! What operators mend. Each change writes itself into the ledger, in its own transaction.
 
 use std::collections::HashSet;
 
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Row};
-use uuid::Uuid;
+use sqlx::{AssertSqlSafe, Row, Sqlite, Transaction};
 
 use super::survey::{event_parameter, wanted_events};
-use super::{NOW, SqliteStore, milliseconds};
+use super::{NOW, SqliteStore};
 use crate::store::StoreError;
 use crate::store::survey::{EventFilter, VoiceRecord};
 use crate::store::values::CommandRun;
 use crate::voice::RowId;
 
+/// Adds a number to the command's entry in the ledger, as its count of that name. Returns what the entry
+/// then has: more than was added, where the reply of an earlier try was lost.
+async fn enter(
+    transaction: &mut Transaction<'static, Sqlite>,
+    run: &CommandRun,
+    count: &str,
+    number: u64,
+) -> Result<u64, StoreError> {
+    let add = format!(
+        "INSERT INTO voice_sync_runs (run_id, command, started_at, finished_at, duration_ms, exit_code, found,
+                                      counts)
+         VALUES ($1, $2, $3, {NOW}, max(0, {NOW} - $3), 0, 0, json_object('{count}', $4))
+         ON CONFLICT (run_id) DO UPDATE
+         SET finished_at = excluded.finished_at, duration_ms = excluded.duration_ms,
+             counts = json_set(counts, '$.{count}', COALESCE(counts ->> '{count}', 0) + $4)"
+    );
+    let total = format!("SELECT counts ->> '{count}' FROM voice_sync_runs WHERE run_id = $1");
+    if number > 0 {
+        sqlx::query(AssertSqlSafe(add))
+            .bind(run.run_id.to_string())
+            .bind(run.command)
+            .bind(run.started_at.timestamp_millis())
+            .bind(i64::try_from(number).unwrap_or(i64::MAX))
+            .execute(&mut **transaction)
+            .await?;
+    }
+    let total: Option<Option<i64>> = sqlx::query_scalar(AssertSqlSafe(total))
+        .bind(run.run_id.to_string())
+        .fetch_optional(&mut **transaction)
+        .await?;
+    Ok(total.flatten().unwrap_or(0).unsigned_abs())
+}
+
 impl SqliteStore {
     pub(in crate::store) async fn put_back(
         &self,
-        run_id: Uuid,
+        run: &CommandRun,
         voices: &[VoiceRecord],
     ) -> Result<HashSet<RowId>, StoreError> {
         let Self {
@@ -61,83 +93,95 @@ impl SqliteStore {
         }
         sqlx::query(AssertSqlSafe(note))
             .bind(json!(moved).to_string())
-            .bind(run_id.to_string())
+            .bind(run.run_id.to_string())
             .execute(&mut *transaction)
             .await?;
-        // With those of an earlier try whose reply was lost.
+        enter(&mut transaction, run, "put_back", moved.len() as u64).await?;
         let rows: Vec<&str> = voices.iter().map(|voice| voice.row.as_str()).collect();
-        let moved: Vec<String> = sqlx::query_scalar(
-            "SELECT row_id FROM voice_sync_voices
-             WHERE row_id IN (SELECT value FROM json_each($1)) AND run_id = $2",
-        )
-        .bind(json!(rows).to_string())
-        .bind(run_id.to_string())
-        .fetch_all(&mut *transaction)
-        .await?;
+        let moved = marked(&mut transaction, run, &rows).await?;
         transaction.commit().await?;
-        Ok(moved.into_iter().map(RowId::new).collect())
+        Ok(moved)
     }
 
     pub(in crate::store) async fn release(
         &self,
+        run: &CommandRun,
         rows: &[&str],
     ) -> Result<HashSet<RowId>, StoreError> {
         let sql = format!(
             "UPDATE voice_sync_voices
-             SET set_aside_until = NULL, strikes = 0, trouble = NULL, next_due = NULL
-             WHERE row_id IN (SELECT value FROM json_each($1)) AND set_aside_until > {NOW} RETURNING row_id"
+             SET set_aside_until = NULL, strikes = 0, trouble = NULL, next_due = NULL, run_id = $2
+             WHERE row_id IN (SELECT value FROM json_each($1)) AND set_aside_until > {NOW}"
         );
-        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql))
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let done = sqlx::query(AssertSqlSafe(sql))
             .bind(json!(rows).to_string())
-            .fetch_all(&self.pool)
+            .bind(run.run_id.to_string())
+            .execute(&mut *transaction)
             .await?;
-        Ok(rows.into_iter().map(RowId::new).collect())
+        enter(&mut transaction, run, "released", done.rows_affected()).await?;
+        let released = marked(&mut transaction, run, rows).await?;
+        transaction.commit().await?;
+        Ok(released)
     }
 
-    pub(in crate::store) async fn resend(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+    pub(in crate::store) async fn resend(
+        &self,
+        run: &CommandRun,
+        filter: &EventFilter,
+    ) -> Result<u64, StoreError> {
         let wanted = wanted_events();
         let sql = format!(
             "UPDATE voice_sync_outbox SET published_at = NULL, leased_until = NULL
              WHERE {wanted} AND published_at IS NOT NULL"
         );
-        self.change_events(sql, filter).await
+        self.change_events(run, filter, sql, "resent").await
     }
 
-    pub(in crate::store) async fn purge(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+    pub(in crate::store) async fn purge(
+        &self,
+        run: &CommandRun,
+        filter: &EventFilter,
+    ) -> Result<u64, StoreError> {
         let wanted = wanted_events();
         let sql = format!(
             "DELETE FROM voice_sync_outbox
              WHERE {wanted} AND (leased_until IS NULL OR leased_until <= {NOW} OR published_at IS NOT NULL)"
         );
-        self.change_events(sql, filter).await
+        self.change_events(run, filter, sql, "purged").await
     }
 
-    async fn change_events(&self, sql: String, filter: &EventFilter) -> Result<u64, StoreError> {
-        let done = sqlx::query(AssertSqlSafe(sql))
-            .bind(event_parameter(filter))
-            .execute(&self.pool)
-            .await?;
-        Ok(done.rows_affected())
-    }
-
-    pub(in crate::store) async fn record_command(
+    async fn change_events(
         &self,
         run: &CommandRun,
-    ) -> Result<(), StoreError> {
-        let sql = format!(
-            "INSERT INTO voice_sync_runs (run_id, command, started_at, finished_at, duration_ms, exit_code,
-                                          found, counts)
-             VALUES ($1, $2, $3, {NOW}, $4, $5, 0, $6) ON CONFLICT (run_id) DO NOTHING"
-        );
-        sqlx::query(AssertSqlSafe(sql))
-            .bind(run.run_id.to_string())
-            .bind(run.command)
-            .bind(run.started_at.timestamp_millis())
-            .bind(milliseconds(run.duration))
-            .bind(run.exit_code)
-            .bind(run.counts.to_string())
-            .execute(&self.pool)
+        filter: &EventFilter,
+        sql: String,
+        count: &str,
+    ) -> Result<u64, StoreError> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let done = sqlx::query(AssertSqlSafe(sql))
+            .bind(event_parameter(filter))
+            .execute(&mut *transaction)
             .await?;
-        Ok(())
+        let total = enter(&mut transaction, run, count, done.rows_affected()).await?;
+        transaction.commit().await?;
+        Ok(total)
     }
+}
+
+/// Those of these voices that a command has marked as changed by it, in this try or an earlier one whose
+/// reply was lost.
+async fn marked(
+    transaction: &mut Transaction<'static, Sqlite>,
+    run: &CommandRun,
+    rows: &[&str],
+) -> Result<HashSet<RowId>, StoreError> {
+    const MARKED: &str = "SELECT row_id FROM voice_sync_voices
+                          WHERE row_id IN (SELECT value FROM json_each($1)) AND run_id = $2";
+    let rows: Vec<String> = sqlx::query_scalar(MARKED)
+        .bind(json!(rows).to_string())
+        .bind(run.run_id.to_string())
+        .fetch_all(&mut **transaction)
+        .await?;
+    Ok(rows.into_iter().map(RowId::new).collect())
 }

@@ -8,14 +8,14 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::claim::{age, forms, lossy, timestamp};
+use super::claim::{age, lossy, timestamp};
 use super::{NOW, SqliteStore, elapsed, milliseconds};
 use crate::backlog::{BAND_ENDS, Backlog, BacklogKind};
 use crate::sketch::Sketch;
 use crate::standing::Standing;
 use crate::store::survey::{
     Account, EventFilter, EventRecord, FailingBus, LedgerEntry, Notes, RowState, Survey,
-    VoiceRecord, Wanted,
+    VoiceRecord, Wanted, forms,
 };
 use crate::store::{NEWEST_RUNS, StoreError};
 use crate::voice::RowId;
@@ -34,9 +34,9 @@ pub(super) fn wanted_events() -> String {
 
 /// The parameter of [`wanted_events`].
 pub(super) fn event_parameter(filter: &EventFilter) -> String {
-    let names: Vec<_> = filter.names.iter().flat_map(|name| forms(name)).collect();
-    json!({"published": filter.published, "names": names, "older_than": milliseconds(filter.older_than),
-           "since": filter.since.map(milliseconds)})
+    let span = |span| milliseconds(EventFilter::bounded(span));
+    json!({"published": filter.published, "names": filter.all_names(),
+           "older_than": span(filter.older_than), "since": filter.since.map(span)})
     .to_string()
 }
 
@@ -77,14 +77,14 @@ impl SqliteStore {
                         max({created}, COALESCE({adopted}, 0)) AS created, {completed} AS completed,
                         w.row_id IS NOT NULL AND (w.provider_id IS NOT CAST(v.{provider_id} AS TEXT)
                                                   OR w.failed_at IS NOT NULL) AS restarts,
-                        w.first_seen, w.restarted_at, w.kind, w.stage, w.missing_count,
+                        w.first_seen, w.restarted_at, w.last_asked, w.kind, w.stage, w.missing_count,
                         COALESCE(w.set_aside_until > {NOW}, 0)
                             AND w.provider_id IS CAST(v.{provider_id} AS TEXT) AS is_set_aside
                  FROM {table} v LEFT JOIN {known} w ON w.row_id = CAST(v.{id} AS TEXT)
-                 WHERE v.{status} = {processing}
+                 WHERE v.{status} = {processing} AND v.{id} IS NOT NULL
              ),
              past AS (
-                 SELECT row_id, restarts, first_seen, restarted_at, kind, stage, missing_count, is_set_aside,
+                 SELECT row_id, restarts, first_seen, restarted_at, last_asked, kind, stage, missing_count, is_set_aside,
                         CASE WHEN created <= {NOW} THEN created END AS created,
                         CASE WHEN completed <= {NOW} THEN completed END AS completed
                  FROM joined
@@ -114,7 +114,8 @@ impl SqliteStore {
                          WHEN NOT restarts AND stage IN ('training', 'waiting_for_owner') THEN stage
                          ELSE 'young' END AS kind,
                     (SELECT count(*) FROM json_each($1) e WHERE e.value <= age) AS band,
-                    count(*) AS voices, max(age) AS oldest
+                    count(*) AS voices, max(age) AS oldest,
+                    max(min(age, COALESCE({NOW} - last_asked, age))) AS unasked
              FROM p GROUP BY 1, 2"
         );
         let first = format!("{backlog} SELECT row_id FROM p ORDER BY age DESC, row_id LIMIT $1");
@@ -137,7 +138,7 @@ impl SqliteStore {
         if self.own_tables {
             self.read_own(&mut survey).await?;
         }
-        survey.oldest = self.records(&Wanted::Named(ids), oldest).await?;
+        survey.oldest = self.records(&Wanted::Rows(ids), oldest).await?;
         survey
             .oldest
             .sort_by_key(|record| std::cmp::Reverse(record.age));
@@ -159,12 +160,12 @@ impl SqliteStore {
                     (SELECT json_group_array(u.key) FROM json_each(p.unlisted) u WHERE u.value > {NOW})
                         AS unlisted
              FROM voice_sync_provider p
-             WHERE p.account IN (SELECT account FROM (SELECT account FROM voice_sync_runs
-                                                      ORDER BY id DESC LIMIT $1))
-             ORDER BY p.found_at DESC, p.account"
+             WHERE p.account = (SELECT account FROM (SELECT * FROM voice_sync_runs ORDER BY id DESC LIMIT $1)
+                                WHERE account IS NOT NULL ORDER BY id DESC LIMIT 1)"
         );
         let buses = format!(
-            "SELECT failures, retry_at - {NOW} AS left_alone FROM voice_sync_buses ORDER BY retry_at"
+            "SELECT failures, retry_at - {NOW} AS left_alone FROM voice_sync_buses
+             WHERE retry_at > {NOW} - 3600000 ORDER BY retry_at"
         );
         let row = sqlx::query(AssertSqlSafe(outbox))
             .fetch_one(&self.pool)
@@ -232,13 +233,15 @@ impl SqliteStore {
             ),
             (None, false) => "NULL".to_owned(),
         };
-        let (condition, names, after) = match wanted {
-            Wanted::Named(names) => (
-                format!(
-                    "v.{id} IN (SELECT value FROM json_each($1))
-                     OR v.{provider_id} IN (SELECT value FROM json_each($1))"
-                ),
-                names.iter().flat_map(|name| forms(name)).collect(),
+        let (condition, keys, after) = match wanted {
+            Wanted::Rows(rows) => (
+                format!("v.{id} IN (SELECT value FROM json_each($1))"),
+                rows.iter().flat_map(|row| forms(row)).collect(),
+                None,
+            ),
+            Wanted::ProviderIds(ids) => (
+                format!("v.{provider_id} IN (SELECT value FROM json_each($1))"),
+                ids.clone(),
                 None,
             ),
             Wanted::Failed(row) => (format!("v.{status} = {failed}"), Vec::new(), row.as_ref()),
@@ -269,10 +272,10 @@ impl SqliteStore {
                     w.run_id, w.kind, w.stage, w.missing_count, w.missing_since, w.strikes,
                     w.set_aside_until, w.trouble, w.failed_at, w.failure
              FROM {table} v LEFT JOIN {known} w ON w.row_id = CAST(v.{id} AS TEXT)
-             WHERE ({condition}) {after_it} ORDER BY v.{id} LIMIT $3"
+             WHERE {condition} AND v.{id} IS NOT NULL {after_it} ORDER BY v.{id} LIMIT $3"
         );
         let rows = sqlx::query(AssertSqlSafe(sql))
-            .bind(json!(names).to_string())
+            .bind(json!(keys).to_string())
             .bind(json!([after.map(RowId::as_str)]).to_string())
             .bind(limit)
             .fetch_all(&self.pool)
@@ -390,12 +393,9 @@ fn counted(rows: &[SqliteRow]) -> Result<Backlog, sqlx::Error> {
         let kind = BacklogKind::parse(row.try_get("kind")?).unwrap_or(BacklogKind::Young);
         let band = usize::try_from(row.try_get::<i64, _>("band")?).unwrap_or(0);
         let voices: i64 = row.try_get("voices")?;
-        backlog.add(
-            kind,
-            band,
-            voices.unsigned_abs(),
-            elapsed(row.try_get("oldest")?),
-        );
+        let [oldest, unasked] =
+            ["oldest", "unasked"].map(|column| row.try_get(column).map(elapsed));
+        backlog.add(kind, band, voices.unsigned_abs(), oldest?, unasked?);
     }
     Ok(backlog)
 }
