@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use tracing::error;
+use tracing::{Instrument, error};
 use voice_sync::cli::Cli;
 use voice_sync::exit::{Exit, Failed};
 use voice_sync::{telemetry, tls};
@@ -23,9 +23,11 @@ fn main() -> ExitCode {
             return Exit::Io.into();
         }
     };
-    match runtime.block_on(cli.run()) {
+    let trace = telemetry::trace();
+    match runtime.block_on(cli.run().instrument(trace.clone())) {
         Ok(exit) => exit.into(),
         Err(Failed { exit, message }) => {
+            let _within = trace.enter();
             error!(exit_code = exit.code(), "{message:#}");
             exit.into()
         }

@@ -49,7 +49,10 @@ pub fn init(format: LogFormat) {
     let text_lines = || lines().with_ansi(colour).with_target(false);
     let json_lines = || {
         let lines = lines().json().flatten_event(true);
-        lines.with_current_span(false).with_span_list(false)
+        // The one span that there may be is the trace.
+        lines
+            .with_current_span(cfg!(feature = "otel"))
+            .with_span_list(false)
     };
     let lines = match (text, journal) {
         // The journal has a time of its own.
@@ -66,6 +69,43 @@ pub fn init(format: LogFormat) {
     }
 }
 
+/// What the process does, as part of the trace of whoever started it: with the feature `otel`, its log lines
+/// carry `trace_id` and `span_id`. The variable `TRACEPARENT` has the caller's, as OpenTelemetry passes
+/// context in environments, in the form of W3C Trace Context; without it, a trace begins here.
+#[cfg(feature = "otel")]
+pub fn trace() -> tracing::Span {
+    let caller = env::var("TRACEPARENT").ok();
+    let trace_id = caller.as_deref().and_then(trace_id);
+    let trace_id =
+        trace_id.map_or_else(|| uuid::Uuid::new_v4().simple().to_string(), str::to_owned);
+    let span_id = format!("{:016x}", fastrand::u64(1..));
+    tracing::error_span!("voice-sync", trace_id, span_id)
+}
+
+/// No trace: log lines stay as they are.
+#[cfg(not(feature = "otel"))]
+pub fn trace() -> tracing::Span {
+    tracing::Span::none()
+}
+
+/// The trace of a `traceparent` (<https://www.w3.org/TR/trace-context/#traceparent-header>): version, trace,
+/// span and flags, in lower-case hexadecimal. Ids of zeros are none.
+#[cfg(feature = "otel")]
+fn trace_id(traceparent: &str) -> Option<&str> {
+    let parts: Vec<_> = traceparent.split('-').collect();
+    let [version, trace_id, span_id, _flags, ..] = parts.as_slice() else {
+        return None;
+    };
+    let is_id = |text: &str, length| {
+        let hexadecimal = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        text.len() == length
+            && text.bytes().all(hexadecimal)
+            && text.bytes().any(|byte| byte != b'0')
+    };
+    let known = version.len() == 2 && *version != "ff";
+    (known && is_id(trace_id, 32) && is_id(span_id, 16)).then_some(trace_id)
+}
+
 /// Whether standard error is the journal itself, and not a file or pipe that a service directed it to
 /// (systemd.exec(5), on `$JOURNAL_STREAM`).
 fn is_journal() -> bool {
@@ -80,5 +120,45 @@ fn is_journal() -> bool {
     #[cfg(not(unix))]
     {
         told.is_some()
+    }
+}
+
+#[cfg(all(test, feature = "otel"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_traceparent_has_a_trace() {
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        for (text, id) in [
+            (
+                "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+                Some(trace),
+            ),
+            (
+                "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later",
+                Some(trace),
+            ),
+            (
+                "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+                None,
+            ),
+            (
+                "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+                None,
+            ),
+            (
+                "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+                None,
+            ),
+            (
+                "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+                None,
+            ),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736", None),
+            ("", None),
+        ] {
+            assert_eq!(trace_id(text), id, "{text}");
+        }
     }
 }

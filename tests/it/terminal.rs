@@ -219,3 +219,16 @@ async fn the_log_has_a_line_for_each_kind_of_thing() {
         assert!(line.starts_with(start), "{lines:#?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_lines_have_a_trace_only_with_the_feature() {
+    let site = site().await;
+    let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let pass = site.sync_once().env("TRACEPARENT", traceparent);
+    let ended = pass.run().await;
+    ended.expect_code(0);
+    for line in ended.stderr.lines() {
+        let traced = line.contains("4bf92f3577b34da6a3ce929d0e0e4736") && line.contains("span_id");
+        assert_eq!(traced, cfg!(feature = "otel"), "{line}");
+    }
+}
