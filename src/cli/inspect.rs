@@ -15,9 +15,7 @@ use crate::missing::CONFIRMATIONS;
 use crate::provider::lookup::Lookup;
 use crate::provider::{Patience, Provider};
 use crate::status::HEADING;
-use crate::store::{
-    Access, DatabaseUrl, EventFilter, EventRecord, Notes, RowState, Store, VoiceRecord,
-};
+use crate::store::{Access, DatabaseUrl, EventFilter, EventRecord, RowState, Store, VoiceRecord};
 use crate::verdict::{Rules, Stage, Verdict, judge_by_rule, storable};
 use crate::voice::{ProviderVoiceId, Voice};
 use crate::words::{ago, in_line, moment, span};
@@ -188,7 +186,9 @@ fn verdict(
     let found = match answer {
         Answer::Found(found) => found,
         Answer::Missing => {
-            let times = notes_about_it(voice).map_or(0, |notes| notes.missing_count);
+            let times = voice
+                .notes_about_it()
+                .map_or(0, |notes| notes.missing_count);
             return [
                 "still processing: missing".to_owned(),
                 format!(
@@ -223,39 +223,25 @@ fn verdict(
     [says, rule.to_string()]
 }
 
-/// Notes, unless they are about an earlier clone.
-fn notes_about_it(voice: &VoiceRecord) -> Option<&Notes> {
-    voice
-        .notes
-        .as_ref()
-        .filter(|notes| notes.provider_id == voice.provider_id)
-}
-
 /// When the next lookup is, if there will be one.
 fn next_lookup(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
-    let later = |time: Option<DateTime<Utc>>| time.filter(|time| *time > now);
-    let notes = notes_about_it(voice);
     match voice.state {
+        RowState::Processing => {}
         RowState::Completed | RowState::Failed | RowState::Other => {
-            "none: it is not in processing".to_owned()
+            return "none: it is not in processing".to_owned();
         }
-        RowState::Processing => match notes.map(|notes| {
-            (
-                later(notes.set_aside_until),
-                later(notes.lease_until),
-                later(notes.next_due),
-            )
-        }) {
-            Some((Some(until), _, _)) => format!("{}: until then it is set aside", ago(until, now)),
-            Some((None, Some(lease), due)) => match due.filter(|due| *due > lease) {
-                Some(due) => format!("{}, by a daemon", ago(due, now)),
-                None => format!("under way; its lease ends {}", ago(lease, now)),
-            },
-            Some((None, None, Some(due))) => {
-                format!("{} by a daemon, or by the next `sync-once`", ago(due, now))
-            }
-            Some((None, None, None)) | None => "now, by the next pass".to_owned(),
-        },
+    }
+    if let Some(until) = voice.set_aside_until(now) {
+        return format!("{}: until then it is set aside", ago(until, now));
+    }
+    let later = |time: Option<DateTime<Utc>>| time.filter(|time| *time > now);
+    let notes = voice.notes_about_it();
+    let lease = later(notes.and_then(|notes| notes.lease_until));
+    let due = later(notes.and_then(|notes| notes.next_due));
+    match (lease, due) {
+        (Some(lease), _) => format!("under way; its lease ends {}", ago(lease, now)),
+        (None, Some(due)) => format!("{} by a daemon, or by the next `sync-once`", ago(due, now)),
+        (None, None) => "now, by the next pass".to_owned(),
     }
 }
 
@@ -285,116 +271,143 @@ impl Inspected {
             events,
         } = self;
         let now = Utc::now();
-        let at = |time: DateTime<Utc>| format!("{} UTC, {}", moment(time), ago(time, now));
-        let mut lines = Vec::new();
-        let mut say = |name: &str, value: Option<String>| {
-            lines.extend(value.map(|value| format!("  {name:<18} {}", in_line(&value))));
-        };
-        say("row", Some(voice.voice_id.clone()));
-        say("user", voice.user_id.clone());
-        say(
+        let mut sheet = Sheet::default();
+        sheet.row(voice, now);
+        sheet.notes(voice, now);
+        sheet.answer(answer);
+        sheet.heading("verdict");
+        sheet.line(says);
+        sheet.line(why);
+        sheet.heading("events");
+        for event in events {
+            sheet.event(event);
+        }
+        if events.is_empty() {
+            sheet.line("none");
+        }
+        sheet.0.join("\n")
+    }
+}
+
+/// Lines for people, under headings.
+#[derive(Default)]
+struct Sheet(Vec<String>);
+
+impl Sheet {
+    fn heading(&mut self, text: &str) {
+        self.0.push(format!("{HEADING}{text}{HEADING:#}"));
+    }
+
+    fn line(&mut self, text: &str) {
+        self.0.push(format!("  {}", in_line(text)));
+    }
+
+    fn say(&mut self, name: &str, value: impl AsRef<str>) {
+        self.line(&format!("{name:<18} {}", value.as_ref()));
+    }
+
+    /// Says it, if it is there.
+    fn may_say(&mut self, name: &str, value: Option<impl AsRef<str>>) {
+        if let Some(value) = value {
+            self.say(name, value);
+        }
+    }
+
+    fn row(&mut self, voice: &VoiceRecord, now: DateTime<Utc>) {
+        self.heading("the application's row");
+        self.say("row", &voice.voice_id);
+        self.may_say("user", voice.user_id.as_ref());
+        self.say(
             "provider id",
-            Some(
-                voice
-                    .provider_id
-                    .clone()
-                    .unwrap_or_else(|| "none".to_owned()),
-            ),
+            voice.provider_id.as_deref().unwrap_or("none"),
         );
-        say("status", Some(voice.status.clone()));
-        say(
+        self.say("status", &voice.status);
+        self.may_say(
             "in processing",
             voice.age.map(|age| format!("for {}", span(age))),
         );
-        say("created", voice.created_at.map(at));
-        say("completed", voice.completed_at.map(at));
-        say("preview", voice.preview_url.clone());
-        lines.push(heading("voice-sync's notes"));
-        let mut say = |name: &str, value: Option<String>| {
-            lines.extend(value.map(|value| format!("  {name:<18} {}", in_line(&value))));
-        };
+        self.may_say(
+            "created",
+            voice.created_at.map(|time| at_and_ago(time, now)),
+        );
+        self.may_say(
+            "completed",
+            voice.completed_at.map(|time| at_and_ago(time, now)),
+        );
+        self.may_say("preview", voice.preview_url.as_ref());
+    }
+
+    fn notes(&mut self, voice: &VoiceRecord, now: DateTime<Utc>) {
+        let time = |time: DateTime<Utc>| at_and_ago(time, now);
+        self.heading("voice-sync's notes");
         match &voice.notes {
-            None => say(
-                "none",
-                Some("it was never seen, or is completed".to_owned()),
-            ),
+            None => self.say("none", "it was never seen, or is completed"),
             Some(notes) => {
-                let is_stale = notes.provider_id != voice.provider_id;
-                say(
+                let before = notes
+                    .provider_id
+                    .as_ref()
+                    .filter(|_| notes.provider_id != voice.provider_id);
+                self.may_say(
                     "about",
-                    notes
-                        .provider_id
-                        .clone()
-                        .filter(|_| is_stale)
-                        .map(|id| format!("{id}, which the row had before")),
+                    before.map(|id| format!("{id}, which the row had before")),
                 );
-                say("first seen", Some(at(notes.first_seen)));
-                say("age counts from", notes.restarted_at.map(at));
-                say(
+                self.say("first seen", time(notes.first_seen));
+                self.may_say("age counts from", notes.restarted_at.map(time));
+                self.say(
                     "last answer",
-                    Some(notes.last_asked.map_or("none yet".to_owned(), at)),
+                    notes.last_asked.map_or("none yet".to_owned(), time),
                 );
-                say("kind", notes.kind.clone());
-                say(
+                self.may_say("kind", notes.kind.as_ref());
+                self.may_say(
                     "stage",
-                    notes.stage.clone().map(|stage| stage.replace('_', " ")),
+                    notes.stage.as_ref().map(|stage| stage.replace('_', " ")),
                 );
-                let since = notes.missing_since.map(at).unwrap_or_default();
-                say(
-                    "not found",
-                    (notes.missing_count > 0)
-                        .then(|| format!("{} times, since {since}", notes.missing_count)),
-                );
-                say(
-                    "strikes",
-                    (notes.strikes > 0).then(|| notes.strikes.to_string()),
-                );
-                say("set aside until", notes.set_aside_until.map(at));
-                say("trouble", notes.trouble.clone());
-                say("failed", notes.failed_at.map(at));
-                say("failure", notes.failure.clone());
-                say("last pass", Some(notes.run_id.to_string()));
+                if notes.missing_count > 0 {
+                    let since = notes.missing_since.map(time).unwrap_or_default();
+                    self.say(
+                        "not found",
+                        format!("{} times, since {since}", notes.missing_count),
+                    );
+                }
+                if notes.strikes > 0 {
+                    self.say("strikes", notes.strikes.to_string());
+                }
+                self.may_say("set aside until", notes.set_aside_until.map(time));
+                self.may_say("trouble", notes.trouble.as_ref());
+                self.may_say("failed", notes.failed_at.map(time));
+                self.may_say("failure", notes.failure.as_ref());
+                self.say("last pass", notes.run_id.to_string());
             }
         }
-        say("next lookup", Some(next_lookup(voice, now)));
-        lines.push(heading("the provider, now"));
-        let mut say =
-            |name: &str, value: &str| lines.push(format!("  {name:<18} {}", in_line(value)));
+        self.say("next lookup", next_lookup(voice, now));
+    }
+
+    fn answer(&mut self, answer: &Answer) {
+        self.heading("the provider, now");
         match answer {
-            Answer::NotAsked(reason) => say("not asked", reason),
-            Answer::Missing => say("answer", "it does not know this voice"),
-            Answer::None(trouble) => say("no answer", trouble),
+            Answer::NotAsked(reason) => self.say("not asked", reason),
+            Answer::Missing => self.say("answer", "it does not know this voice"),
+            Answer::None(trouble) => self.say("no answer", trouble),
             Answer::Found(found) => {
                 let fields = json!(found);
                 let fields = fields.as_object().into_iter().flatten();
                 for (name, value) in fields.filter(|(name, _)| *name != "voice_id") {
-                    say(name, value.as_str().unwrap_or(&value.to_string()));
+                    self.say(name, value.as_str().unwrap_or(&value.to_string()));
                 }
             }
         }
-        lines.push(heading("verdict"));
-        lines.push(format!("  {}", in_line(says)));
-        lines.push(format!("  {why}"));
-        lines.push(heading("events"));
-        match events.is_empty() {
-            true => lines.push("  none".to_owned()),
-            false => lines.extend(events.iter().map(|event| {
-                format!(
-                    "  {} {} of {} UTC: {}",
-                    in_line(&event.event_type),
-                    event.event_id,
-                    moment(event.occurred_at),
-                    match event.published_at {
-                        Some(_) => format!("published {}", publication(event)),
-                        None => publication(event),
-                    }
-                )
-            })),
-        }
-        format!("{}\n{}", heading("the application's row"), lines.join("\n"))
+    }
+
+    fn event(&mut self, event: &EventRecord) {
+        let published = match event.published_at {
+            Some(_) => format!("published {}", publication(event)),
+            None => publication(event),
+        };
+        let (kind, id, time) = (&event.event_type, event.event_id, moment(event.occurred_at));
+        self.line(&format!("{kind} {id} of {time} UTC: {published}"));
     }
 }
 
-fn heading(text: &str) -> String {
-    format!("{HEADING}{text}{HEADING:#}")
+fn at_and_ago(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
+    format!("{} UTC, {}", moment(time), ago(time, now))
 }

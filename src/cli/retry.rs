@@ -62,15 +62,12 @@ enum Remedy {
 /// What can be done for a voice, or why nothing can.
 fn remedy(voice: &VoiceRecord, now: DateTime<Utc>) -> Result<Remedy, &'static str> {
     let id = voice.provider_id.as_deref().unwrap_or_default();
-    let notes = voice.notes.as_ref();
-    let is_set_aside =
-        notes.is_some_and(|notes| notes.set_aside_until.is_some_and(|until| until > now));
     match voice.state {
         RowState::Failed if ProviderVoiceId::parse(id).is_err() => {
             Err("it has no provider id that could be asked about")
         }
         RowState::Failed => Ok(Remedy::PutBack),
-        RowState::Processing if is_set_aside => Ok(Remedy::Release),
+        RowState::Processing if voice.set_aside_until(now).is_some() => Ok(Remedy::Release),
         RowState::Processing => Err("it is in processing, and the next pass asks about it"),
         RowState::Completed => Err("it is completed"),
         RowState::Other => Err("its status is one of the application's own"),
@@ -247,10 +244,7 @@ async fn treat(
         }
     }
     for voice in &failed {
-        let notes = voice
-            .notes
-            .as_ref()
-            .filter(|notes| notes.provider_id == voice.provider_id);
+        let notes = voice.notes_about_it();
         let reason = notes.and_then(|notes| notes.failure.as_deref());
         let reason = in_line(reason.unwrap_or("of unknown reason"));
         *outcome.reasons.entry(reason).or_default() += 1;

@@ -3,11 +3,12 @@
 use std::fmt::Write;
 
 use anstyle::{AnsiColor, Style};
+use chrono::{DateTime, Utc};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::{Breaker, Status};
 use crate::backlog::{BAND_WORDS, BacklogKind};
-use crate::store::{Account, LedgerEntry, RowState, VoiceRecord};
+use crate::store::{Account, LedgerEntry, VoiceRecord};
 use crate::words::{ago, in_line, moment, number_of, span};
 
 pub(crate) const HEADING: Style = Style::new().bold();
@@ -124,43 +125,28 @@ fn oldest(status: &Status, width: u16) -> Table {
 }
 
 /// What is known of why a voice is in processing.
-pub(crate) fn waits_for(voice: &VoiceRecord, now: chrono::DateTime<chrono::Utc>) -> String {
-    let about_it = |notes: &&crate::store::Notes| {
-        notes.provider_id == voice.provider_id && notes.failed_at.is_none()
-    };
-    let Some(notes) = voice
-        .notes
-        .as_ref()
-        .filter(about_it)
-        .filter(|_| voice.state == RowState::Processing)
-    else {
+pub(super) fn waits_for(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
+    let Some(notes) = voice.notes_about_it() else {
         return "its first lookup".to_owned();
     };
+    let trouble = notes.trouble.as_deref().map(in_line);
+    if let Some(until) = voice.set_aside_until(now) {
+        let trouble = trouble.unwrap_or_default();
+        return format!("set aside, tried again {}: {trouble}", ago(until, now));
+    }
     let stage = notes.stage.as_deref().map(|stage| stage.replace('_', " "));
     let kind = notes.kind.as_deref().unwrap_or("voice");
-    let waits = match (notes.set_aside_until, notes.missing_count, stage) {
-        (Some(until), _, _) if until > now => {
-            return set_aside(notes.trouble.as_deref(), until, now);
-        }
-        (_, missing @ 1.., _) => {
+    let waits = match (notes.missing_count, stage) {
+        (missing @ 1.., _) => {
             format!("confirmation that it is missing (not found {missing} times)")
         }
-        (_, _, Some(stage)) => format!("{stage} ({})", in_line(kind)),
-        (_, _, None) => "its first answer".to_owned(),
+        (0, Some(stage)) => format!("{stage} ({})", in_line(kind)),
+        (0, None) => "its first answer".to_owned(),
     };
-    match &notes.trouble {
-        Some(trouble) => format!("{waits}; {}", in_line(trouble)),
+    match trouble {
+        Some(trouble) => format!("{waits}; {trouble}"),
         None => waits,
     }
-}
-
-fn set_aside(
-    trouble: Option<&str>,
-    until: chrono::DateTime<chrono::Utc>,
-    now: chrono::DateTime<chrono::Utc>,
-) -> String {
-    let trouble = in_line(trouble.unwrap_or("set aside"));
-    format!("set aside, tried again {}: {trouble}", ago(until, now))
 }
 
 /// Passes and commands, newest first.

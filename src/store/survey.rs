@@ -120,6 +120,20 @@ pub struct VoiceRecord {
 }
 
 impl VoiceRecord {
+    /// The notes, unless they are about an earlier clone, or about an earlier time in processing.
+    pub fn notes_about_it(&self) -> Option<&Notes> {
+        let is_back = self.state == RowState::Processing;
+        self.notes.as_ref().filter(|notes| {
+            notes.provider_id == self.provider_id && !(is_back && notes.failed_at.is_some())
+        })
+    }
+
+    /// Until when it is set aside, if it is at that moment.
+    pub fn set_aside_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let until = self.notes_about_it()?.set_aside_until;
+        until.filter(|until| *until > now)
+    }
+
     /// Whether a text that a person gave is its row or provider id.
     pub fn is_named(&self, name: &str) -> bool {
         let uuid = Uuid::try_parse(name);

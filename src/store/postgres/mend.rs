@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::PostgresStore;
@@ -94,10 +95,7 @@ impl PostgresStore {
             .fetch_all(&mut *session)
             .await?;
         session.keep().await?;
-        let moved = rows
-            .iter()
-            .map(|row| Ok(RowId::new(row.try_get::<String, _>("row_id")?)));
-        moved.collect()
+        row_ids(&rows)
     }
 
     pub(in crate::store) async fn release(
@@ -126,10 +124,7 @@ impl PostgresStore {
             .fetch_all(&mut *session)
             .await?;
         session.keep().await?;
-        let released = rows
-            .iter()
-            .map(|row| Ok(RowId::new(row.try_get::<String, _>("row_id")?)));
-        released.collect()
+        row_ids(&rows)
     }
 
     pub(in crate::store) async fn resend(
@@ -193,4 +188,9 @@ impl PostgresStore {
         session.keep().await?;
         Ok(row.try_get::<i64, _>("counted")?.unsigned_abs())
     }
+}
+
+fn row_ids(rows: &[PgRow]) -> Result<HashSet<RowId>, StoreError> {
+    let id = |row: &PgRow| Ok(RowId::new(row.try_get::<String, _>("row_id")?));
+    rows.iter().map(id).collect()
 }
