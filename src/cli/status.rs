@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::json;
 use tokio::signal;
 use tokio::time::sleep;
 
@@ -100,11 +101,19 @@ impl StatusCommand {
         let redraws = io::stdout().is_terminal() && options.output == Output::Text;
         let watching = async {
             loop {
-                let status = viewer.look().await?;
+                let shown = match viewer.look().await {
+                    Ok(status) => self.shown(&status, options.output),
+                    // A database that is away comes back, and is what somebody may be waiting for.
+                    Err(failed) if failed.exit == Exit::Database => match options.output {
+                        Output::Json => json!({"error": failed.to_string()}).to_string(),
+                        Output::Text => failed.to_string(),
+                    },
+                    Err(failed) => return Err(failed),
+                };
                 if redraws {
                     io::stdout().write_all(CLEAR).map_err(unwritten)?;
                 }
-                if !show(&self.shown(&status, options.output)).map_err(unwritten)? {
+                if !show(&shown).map_err(unwritten)? {
                     return Ok(());
                 }
                 sleep(interval).await;
