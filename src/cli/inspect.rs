@@ -354,7 +354,7 @@ impl Sheet {
                 self.say("first seen", time(notes.first_seen));
                 self.may_say("age counts from", notes.restarted_at.map(time));
                 self.say(
-                    "last answer",
+                    "last looked at",
                     notes.last_asked.map_or("none yet".to_owned(), time),
                 );
                 self.may_say("kind", notes.kind.as_ref());

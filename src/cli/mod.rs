@@ -52,6 +52,7 @@ Exit codes:
   75  temporary: provider or event bus down, or time over, with work left: the next run goes on
   77  the key is refused, or is of another workspace: do not run again
   78  configuration, schema, or a missing privilege: do not run again
+ 101  a bug: run again, and report it
 
 Each option may also be given by its variable. A secret may stand in a file that
 DATABASE_URL_FILE, REDIS_URL_FILE or ELEVENLABS_API_KEY_FILE names.";
@@ -92,7 +93,7 @@ Examples:
     Retry(retry::Retry),
     /// Show the events of transitions, publish them again, or remove them.
     Outbox(outbox::Outbox),
-    /// Show the last passes.
+    /// Show the last passes, and the commands that changed something.
     Runs(runs::Runs),
     /// Print a shell's completions.
     Completions(manual::Completions),
@@ -444,9 +445,10 @@ fn unwritten(error: io::Error) -> Failed {
     }
 }
 
-/// The columns of the terminal, or as many as a line in a pipe may well have.
+/// The columns of the terminal; elsewhere as many as there may be.
 fn width() -> u16 {
-    const IN_A_PIPE: u16 = 120;
+    // Whoever reads it there wants a line for each thing.
+    const IN_A_PIPE: u16 = u16::MAX;
     let size = terminal_size::terminal_size_of(io::stdout());
     size.map_or(IN_A_PIPE, |(width, _)| width.0)
 }

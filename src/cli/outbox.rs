@@ -10,7 +10,7 @@ use tracing::info;
 use super::{Options, Output, at, confirm, in_time, open, print, width};
 use crate::exit::{Exit, Failed};
 use crate::status::table;
-use crate::store::{Access, CommandRun, EventFilter, EventRecord};
+use crate::store::{Access, CommandRun, EventFilter, EventRecord, Store, StoreError};
 use crate::words::{ago, in_line, moment, number_of};
 
 /// Show the events of transitions, publish them again, or remove them.
@@ -29,7 +29,7 @@ Examples:
   voice-sync outbox list --published --since 1h
   voice-sync outbox list --all 6f1c2b34-5d6e-4f70-8a9b-0c1d2e3f4a5b")]
     List {
-        /// Only these, by event id or by the row of their voice.
+        /// Only these, by event id or by row or provider id of their voice.
         #[arg(value_name = "ID")]
         ids: Vec<String>,
         /// Those that were published.
@@ -52,7 +52,7 @@ Examples:
   voice-sync outbox resend --since 2h
   voice-sync outbox resend 6f1c2b34-5d6e-4f70-8a9b-0c1d2e3f4a5b")]
     Resend {
-        /// These, by event id or by the row of their voice.
+        /// These, by event id or by row or provider id of their voice.
         #[arg(value_name = "ID", required_unless_present = "since")]
         ids: Vec<String>,
         /// Those of transitions within this time; at most a week is kept.
@@ -69,7 +69,7 @@ Examples:
   voice-sync outbox purge --older-than 1d
   voice-sync outbox purge --pending --older-than 30d")]
     Purge {
-        /// Only these, by event id or by the row of their voice.
+        /// Only these, by event id or by row or provider id of their voice.
         #[arg(value_name = "ID")]
         ids: Vec<String>,
         /// Those that wait to be published, in place of those that were.
@@ -100,7 +100,7 @@ impl Outbox {
                     since,
                     older_than: Duration::ZERO,
                 };
-                list(options, &filter, limit).await
+                list(options, filter, limit).await
             }
             Action::Resend { ids, since, yes } => {
                 let filter = EventFilter {
@@ -109,7 +109,7 @@ impl Outbox {
                     since,
                     older_than: Duration::ZERO,
                 };
-                change(options, &filter, Change::Resend, yes).await
+                change(options, filter, Change::Resend, yes).await
             }
             Action::Purge {
                 ids,
@@ -123,17 +123,30 @@ impl Outbox {
                     since: None,
                     older_than,
                 };
-                change(options, &filter, Change::Purge, yes).await
+                change(options, filter, Change::Purge, yes).await
             }
         }
     }
 }
 
-async fn list(options: &Options, filter: &EventFilter, limit: u32) -> Result<Exit, Failed> {
+/// The filter, whose names may be provider ids as well: the outbox has rows.
+async fn with_rows(store: &Store, filter: EventFilter) -> Result<EventFilter, StoreError> {
+    const ROWS: u32 = 100;
+    if filter.names.is_empty() {
+        return Ok(filter);
+    }
+    let voices = store.named(&filter.names, ROWS).await?;
+    let mut names = filter.names;
+    names.extend(voices.into_iter().map(|voice| voice.voice_id));
+    Ok(EventFilter { names, ..filter })
+}
+
+async fn list(options: &Options, filter: EventFilter, limit: u32) -> Result<Exit, Failed> {
     let (url, names) = (options.database_url()?, options.names()?);
     let opening = open(&url, &names, options.auto_migrate, Access::ReadOnly);
     let store = in_time(&url, opening).await?;
-    let events = store.events(filter, limit).await.map_err(at(&url))?;
+    let filter = with_rows(&store, filter).await.map_err(at(&url))?;
+    let events = store.events(&filter, limit).await.map_err(at(&url))?;
     let shown = match options.output {
         Output::Json => serde_json::to_string(&events).expect("events always serialise"),
         Output::Text if events.is_empty() => "there are no such events".to_owned(),
@@ -178,13 +191,14 @@ enum Change {
 
 async fn change(
     options: &Options,
-    filter: &EventFilter,
+    filter: EventFilter,
     change: Change,
     yes: bool,
 ) -> Result<Exit, Failed> {
     let (url, names) = (options.database_url()?, options.names()?);
     let opening = open(&url, &names, options.auto_migrate, Access::ReadWrite);
     let store = in_time(&url, opening).await?;
+    let filter = with_rows(&store, filter).await.map_err(at(&url))?;
     let question = match (change, filter.published) {
         (Change::Resend, _) => "Have these events published again?",
         (Change::Purge, Some(false)) => {
@@ -198,11 +212,11 @@ async fn change(
     let (run, count, events) = match change {
         Change::Resend => {
             let run = CommandRun::begin("outbox resend");
-            (run, "resent", store.resend(&run, filter).await)
+            (run, "resent", store.resend(&run, &filter).await)
         }
         Change::Purge => {
             let run = CommandRun::begin("outbox purge");
-            (run, "purged", store.purge(&run, filter).await)
+            (run, "purged", store.purge(&run, &filter).await)
         }
     };
     let events = events.map_err(at(&url))?;
@@ -211,6 +225,7 @@ async fn change(
     let number = number_of(events, "event", "events");
     print(&match (options.output, change) {
         (Output::Json, _) => json!({"run_id": run_id, count: events}).to_string(),
+        (Output::Text, _) if events == 0 => "there are no such events".to_owned(),
         (Output::Text, Change::Resend) => format!("{number}: the next pass publishes them again"),
         (Output::Text, Change::Purge) => format!("{number} removed"),
     })?;

@@ -79,6 +79,8 @@ fn remedy(voice: &VoiceRecord, now: DateTime<Utc>) -> Result<Remedy, &'static st
 struct Outcome {
     put_back: Vec<String>,
     released: Vec<String>,
+    /// Of both, what had been the trouble.
+    troubles: Vec<(String, String)>,
     left: Vec<(String, &'static str)>,
     /// Of failed ones, by why they had failed.
     reasons: BTreeMap<String, u64>,
@@ -194,6 +196,7 @@ impl Retry {
         let Outcome {
             put_back,
             released,
+            troubles,
             left,
             reasons: _,
         } = outcome;
@@ -208,11 +211,25 @@ impl Retry {
                 .to_string()
             }
             Output::Text => {
-                let mut lines = vec![format!(
-                    "{} {would}put back to processing, {} {would}no longer set aside",
-                    number_of(put_back.len() as u64, "voice", "voices"),
-                    released.len()
-                )];
+                let number = |ids: &[String]| number_of(ids.len() as u64, "voice", "voices");
+                let mut did = Vec::new();
+                if !self.set_aside {
+                    did.push(format!(
+                        "{} {would}put back to processing",
+                        number(put_back)
+                    ));
+                }
+                if !self.all_failed && (self.set_aside || !released.is_empty()) {
+                    did.push(format!("{} {would}no longer set aside", number(released)));
+                }
+                let mut lines = vec![did.join(", ")];
+                if self.dry_run {
+                    let shown = troubles.iter().take(NAMED);
+                    lines.extend(shown.map(|(voice, why)| format!("  {}: {why}", in_line(voice))));
+                    if troubles.len() > NAMED {
+                        lines.push(format!("  and {} others", troubles.len() - NAMED));
+                    }
+                }
                 let named = left.iter().take(NAMED);
                 lines.extend(
                     named.map(|(voice, why)| format!("  {} is left alone: {why}", in_line(voice))),
@@ -247,7 +264,8 @@ async fn treat(
         let notes = voice.notes_about_it();
         let reason = notes.and_then(|notes| notes.failure.as_deref());
         let reason = in_line(reason.unwrap_or("of unknown reason"));
-        *outcome.reasons.entry(reason).or_default() += 1;
+        *outcome.reasons.entry(reason.clone()).or_default() += 1;
+        outcome.troubles.push((voice.voice_id.clone(), reason));
     }
     const OVERTAKEN: &str = "it was changed meanwhile, or is locked by somebody who may";
     let moved = match does.filter(|_| !failed.is_empty()) {
@@ -267,6 +285,13 @@ async fn treat(
             }
             false => outcome.left.push((voice.voice_id, OVERTAKEN)),
         }
+    }
+    for voice in &resting {
+        let trouble = voice
+            .notes_about_it()
+            .and_then(|notes| notes.trouble.as_deref());
+        let trouble = in_line(trouble.unwrap_or_default());
+        outcome.troubles.push((voice.voice_id.clone(), trouble));
     }
     let rows: Vec<&str> = resting.iter().map(|voice| voice.row.as_str()).collect();
     let released = match does.filter(|_| !rows.is_empty()) {

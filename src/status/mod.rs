@@ -91,6 +91,7 @@ impl Status {
         let Self { survey, attention } = self;
         let Survey {
             read_at,
+            has_own_tables: _,
             backlog,
             oldest,
             runs,
@@ -208,6 +209,10 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
     // A daemon with nothing to do makes no pass; but then no voice waits for an answer either.
     let unasked = survey.backlog.unasked();
     match (last, success) {
+        (_, _) if !survey.has_own_tables => tell(
+            "voice-sync's own tables are missing: no pass was ever made here".to_owned(),
+            "run `voice-sync migrate`, then `voice-sync sync-once`",
+        ),
         (_, _) if processing == 0 => {}
         (None, _) => tell(
             "no pass was ever made here".to_owned(),
@@ -249,7 +254,7 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
     if aside > *set_aside {
         tell(
             format!("{} set aside", number_of(aside, "voice is", "voices are")),
-            "`voice-sync inspect` says why; when that is mended, `voice-sync retry --set-aside`",
+            "`voice-sync retry --set-aside --dry-run` says which, and why; without `--dry-run` they are tried again",
         );
     }
     if let Some(waits) = survey.oldest_event.filter(|waits| waits > event_age) {

@@ -31,6 +31,7 @@ fn survey_of(kind: BacklogKind, age: Duration, unasked: Duration) -> Survey {
     backlog.add(kind, 7, 1, age, unasked);
     Survey {
         read_at: DateTime::UNIX_EPOCH + 1000 * HOUR,
+        has_own_tables: true,
         backlog,
         runs: vec![pass(1, 0)],
         ..Survey::default()
@@ -69,8 +70,15 @@ fn each_trouble_needs_attention_and_nothing_else_does() {
         runs: vec![pass(100, 75)],
         ..survey_of(BacklogKind::Young, HOUR, HOUR / 12)
     };
+    let new = Survey {
+        has_own_tables: false,
+        runs: vec![],
+        backlog: Backlog::default(),
+        ..well()
+    };
     for (survey, says) in [
         (well(), None),
+        (new, Some("own tables are missing")),
         (idle, None),
         (survey(BacklogKind::Training, 100 * HOUR), None),
         (survey(BacklogKind::WaitingForOwner, 100 * HOUR), None),
@@ -271,7 +279,7 @@ fn the_text_keeps_within_its_width_and_shows_no_control_characters_of_others() {
         for part in [
             "1 voice in processing",
             "missing            1",
-            "put back",
+            "put",
             "p50",
             "2.5 requests",
         ] {

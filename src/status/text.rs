@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anstyle::{AnsiColor, Style};
 use chrono::{DateTime, Utc};
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 
 use super::{Breaker, Status};
 use crate::backlog::{BAND_WORDS, BacklogKind};
@@ -99,13 +99,15 @@ fn histogram(out: &mut String, lines: &[(&str, u64)], width: u16) -> std::fmt::R
 }
 
 /// A table without lines, as wide as the terminal at the most.
+/// The first column has ids, which are to be copied, and is not broken.
 pub(crate) fn table<const N: usize>(header: [&str; N], width: u16) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(width)
-        .set_header(header);
+        .set_header(header)
+        .set_constraints([ColumnConstraint::ContentWidth]);
     table
 }
 
@@ -137,6 +139,7 @@ pub(super) fn waits_for(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
     let stage = notes.stage.as_deref().map(|stage| stage.replace('_', " "));
     let kind = notes.kind.as_deref().unwrap_or("voice");
     let waits = match (notes.missing_count, stage) {
+        (_, _) if notes.strikes > 0 => "another try".to_owned(),
         (missing @ 1.., _) => {
             format!("confirmation that it is missing (not found {missing} times)")
         }

@@ -18,6 +18,8 @@ use crate::voice::RowId;
 pub struct Survey {
     /// That moment, by the database's clock.
     pub read_at: DateTime<Utc>,
+    /// Whether voice-sync has tables of its own there.
+    pub has_own_tables: bool,
     /// The voices in processing.
     pub backlog: Backlog,
     /// Those that have been for longest, first of all the oldest.
@@ -180,7 +182,7 @@ pub struct Notes {
     /// When it was seen to be cloned anew or put back, and its age began again.
     #[serde(serialize_with = "optional_time")]
     pub restarted_at: Option<DateTime<Utc>>,
-    /// When the provider last answered.
+    /// When a pass last came to something about it: an answer, or that it cannot be asked about.
     #[serde(serialize_with = "optional_time")]
     pub last_asked: Option<DateTime<Utc>>,
     /// When a daemon will ask again.

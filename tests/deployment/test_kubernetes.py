@@ -2,7 +2,9 @@
 
 import copy
 import re
+import shutil
 import subprocess
+import tempfile
 import unittest
 from pathlib import Path
 
@@ -192,6 +194,18 @@ class Manifests(unittest.TestCase):
         self.assertEqual(problems(documents), [])
         egress = len(find(self.base, "NetworkPolicy")["spec"]["egress"])
         self.assertEqual(len(find(documents, "NetworkPolicy")["spec"]["egress"]), egress + 1)
+
+    def test_the_overlay_may_have_the_cronjob_instead(self):
+        with tempfile.TemporaryDirectory() as temporary:
+            copied = Path(temporary) / "kubernetes"
+            shutil.copytree(MANIFESTS, copied)
+            overlay = copied / "overlays" / "production"
+            choice = overlay / "kustomization.yaml"
+            choice.write_text(choice.read_text().replace("- path: no-cronjob.yaml", "- path: no-daemon.yaml"))
+            documents = rendered(overlay)
+        kinds = sorted(document["kind"] for document in documents)
+        self.assertEqual(kinds, ["ConfigMap", "CronJob", "Job", "Namespace", "NetworkPolicy"])
+        self.assertEqual(problems(documents), [])
 
     def test_an_unknown_key_is_refused(self):
         found = self.mutated("CronJob", lambda cron: cron["spec"].update(concurrency="Forbid"))

@@ -46,7 +46,9 @@ ELSEWHERE = [
     (r"sudo apt install \./voice-sync\.deb", "tests/deployment/test_package.py", '"--install"'),
     (r"sudo (install|cp) .*", "tests/deployment/test_systemd.py", "systemd"),
     (r"sudo systemctl (daemon-reload|enable --now voice-sync\.timer)", "systemd/voice-sync.timer", "[Install]"),
-    (r"sudo sh -c 'umask 077; cat >/etc/voice-sync/(elevenlabs-api-key|database-url)'", "systemd/voice-sync.service", "LoadCredential="),
+    (r"sudo sh -c 'umask 077; cat >/etc/voice-sync/(elevenlabs-api-key|database-url|redis-url)'", "systemd/voice-sync.service", "LoadCredential="),
+    (r"kubectl -n voice-sync exec deploy/voice-syncd -- /voice-sync status", "Dockerfile", 'ENTRYPOINT ["/voice-sync"]'),
+    (r"sudo env DATABASE_URL_FILE=\S+ ELEVENLABS_API_KEY_FILE=\S+ voice-sync status", "tests/it/bad_input.rs", "secrets_may_stand_in_files"),
     (r"alembic check", "tests/it/fastapi.rs", "alembic"),
     (r"export \w+=\S+", "tests/docs/run.py", "DATABASE_URL"),
 ]  # fmt: skip

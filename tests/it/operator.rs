@@ -456,6 +456,17 @@ async fn voices_that_are_set_aside_are_asked_about_again_when_told_so() {
             Some(2),
             "{variant:?}: {dry}"
         );
+        let told = site.run(&["retry", "--set-aside", "--dry-run"]);
+        let told = told.env("VOICE_SYNC_OUTPUT", "text").run().await;
+        let listed = format!(
+            "  {}: the preview_url has 3000",
+            row_id("sim-longpreview-1")
+        );
+        assert!(
+            told.stdout.contains(&listed),
+            "{variant:?}: {}",
+            told.stdout
+        );
         let one = json(site.run(&["retry", "sim-longpreview-1"])).await;
         assert_eq!(
             one["released"].as_array().map(Vec::len),
@@ -539,7 +550,7 @@ async fn events_are_shown_sent_again_and_removed() {
         let published = json(site.run(&["outbox", "list", "--published", "--since", "1h"])).await;
         assert_eq!(ids(&published), ids(&waiting), "{variant:?}");
         let voice = row_id("sim-ready-1").to_string();
-        let of_voice = json(site.run(&["outbox", "list", "--all", &voice])).await;
+        let of_voice = json(site.run(&["outbox", "list", "--all", "sim-ready-1"])).await;
         assert_eq!(
             of_voice[0]["event_type"], "voice.created",
             "{variant:?}: {of_voice}"

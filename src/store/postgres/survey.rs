@@ -87,6 +87,7 @@ impl PostgresStore {
                 .fetch_one(&mut *session)
                 .await?
                 .try_get(0)?,
+            has_own_tables: self.own_tables,
             ..Survey::default()
         };
         let rows = session

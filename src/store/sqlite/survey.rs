@@ -123,6 +123,7 @@ impl SqliteStore {
         let present = present.fetch_one(&self.pool).await?;
         let mut survey = Survey {
             read_at: DateTime::from_timestamp_millis(present).unwrap_or_default(),
+            has_own_tables: self.own_tables,
             ..Survey::default()
         };
         let rows = sqlx::query(AssertSqlSafe(groups))
