@@ -401,7 +401,7 @@ impl Store {
 
     /// How things stand, for people. Of the backlog it tells voices that are older than `fail_after` from
     /// others, and shows the `oldest`; of the ledger, the newest `runs`. It goes through the voices in
-    /// processing, by their index, twice.
+    /// processing, by their index.
     pub async fn survey(
         &self,
         fail_after: Option<Duration>,

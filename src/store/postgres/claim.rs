@@ -102,8 +102,8 @@ impl PostgresStore {
 
     /// Seconds in processing: since the row was made or put back, or else since it was first seen.
     pub(super) const AGE: &str =
-        "GREATEST(0, extract(epoch FROM now() - CASE WHEN p.restarts THEN now()
-        ELSE COALESCE(GREATEST(p.created_at, p.restarted_at), p.first_seen, now()) END))::float8";
+        "GREATEST(0, date_part('epoch', now() - CASE WHEN p.restarts THEN now()
+        ELSE COALESCE(GREATEST(p.created_at, p.restarted_at), p.first_seen, now()) END))";
 
     pub(in crate::store) async fn claim(
         &self,
