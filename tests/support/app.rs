@@ -183,6 +183,8 @@ impl App {
         };
         let url = within(&server);
         let pool = PgPoolOptions::new()
+            .idle_timeout(None)
+            .max_lifetime(None)
             .max_connections(4)
             .connect(&url)
             .await
@@ -216,6 +218,8 @@ impl App {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal);
         let pool = SqlitePoolOptions::new()
+            .idle_timeout(None)
+            .max_lifetime(None)
             .max_connections(1)
             .test_before_acquire(false)
             .connect_with(options)

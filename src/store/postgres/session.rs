@@ -30,8 +30,9 @@ const POOL_SIZE: u32 = 4;
 /// themselves: a session that has it is the server's own.
 const MARK: (&str, &str) = ("voice_sync.straight", "on");
 
-/// So long, connections go from one operation to the next without the pool, which closes old ones.
-const AT_HAND: Duration = Duration::from_secs(60);
+/// After so long, connections are closed, and others made when they are needed: servers, and what stands before
+/// them, may not want one for ever.
+const AT_HAND: Duration = Duration::from_secs(10 * 60);
 
 /// A pool of connections, made when they are needed.
 pub struct Sessions {
@@ -205,12 +206,14 @@ impl AtHand {
         shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection that was used last. Once in a while all of them go back to the pool.
+    /// The connection that was used last. Once in a while all of them are closed.
     fn take(shared: &Mutex<Self>) -> Option<PoolConnection<Postgres>> {
         let mut at_hand = Self::of(shared);
         if at_hand.since.elapsed() > AT_HAND {
             at_hand.since = Instant::now();
-            at_hand.connections.clear();
+            for connection in at_hand.connections.drain(..) {
+                drop(connection.detach());
+            }
         }
         at_hand.connections.pop()
     }
@@ -248,6 +251,10 @@ fn pool(options: PgConnectOptions) -> PgPool {
         .max_connections(POOL_SIZE)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
+        // Without them the pool has no task that looks after idle connections. That of sqlx 0.9.0 may count
+        // them while one is taken, read a number below zero as one without end, and never rest again.
+        .idle_timeout(None)
+        .max_lifetime(None)
         .connect_lazy_with(options)
 }
 

@@ -50,6 +50,9 @@ pub(super) async fn connect(path: &Path, access: Access) -> Result<SqlitePool, S
         .max_connections(1)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
+        // As on PostgreSQL, for the same reason.
+        .idle_timeout(None)
+        .max_lifetime(None)
         .before_acquire(|connection, _| {
             let is_stuck = connection.is_in_transaction();
             Box::pin(ready(Ok(!is_stuck)))
