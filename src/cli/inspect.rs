@@ -73,11 +73,12 @@ impl Inspect {
                 message,
             });
         }
+        let provider = (!self.offline).then(|| options.provider());
         let mut all = Vec::new();
         for voice in voices {
-            let answer = match self.offline {
-                true => Answer::NotAsked("--offline".to_owned()),
-                false => ask(options, &store, &url, &voice).await?,
+            let answer = match &provider {
+                None => Answer::NotAsked("--offline".to_owned()),
+                Some(provider) => ask(provider.as_ref(), &store, &url, &voice).await?,
             };
             let filter = EventFilter {
                 names: vec![voice.voice_id.clone()],
@@ -113,14 +114,14 @@ impl Inspect {
 
 /// Asks singly, as that is the answer which counts, and not where passes may not ask either.
 async fn ask(
-    options: &Options,
+    provider: Result<&Provider, &Failed>,
     store: &Store,
     url: &DatabaseUrl,
     voice: &VoiceRecord,
 ) -> Result<Answer, Failed> {
-    let provider = match options.provider() {
+    let provider = match provider {
         Ok(provider) => provider,
-        Err(Failed { exit: _, message }) => return Ok(Answer::NotAsked(format!("{message:#}"))),
+        Err(failed) => return Ok(Answer::NotAsked(failed.to_string())),
     };
     let id = match ProviderVoiceId::parse(voice.provider_id.as_deref().unwrap_or_default()) {
         Ok(id) => id,
@@ -136,7 +137,7 @@ async fn ask(
             )));
         }
     }
-    Ok(look_up(&provider, id).await)
+    Ok(look_up(provider, id).await)
 }
 
 async fn look_up(provider: &Provider, id: ProviderVoiceId) -> Answer {

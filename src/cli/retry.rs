@@ -103,12 +103,11 @@ impl Retry {
         let does = (!self.dry_run).then_some(&run);
         let done = self.retry(&store, &url, does, &mut outcome).await;
         let changed = outcome.put_back.len() + outcome.released.len();
-        if let (Err(_), 1..) = (&done, changed) {
-            // What was done before something failed is done, and in the ledger.
+        // What was done before something failed is done, and in the ledger.
+        if done.is_ok() || changed > 0 {
             print(&self.text(&outcome, run.run_id, options.output))?;
         }
         done?;
-        print(&self.text(&outcome, run.run_id, options.output))?;
         Ok(match changed == 0 && !self.ids.is_empty() {
             // Nothing that was asked for could be done.
             true => Exit::Usage,

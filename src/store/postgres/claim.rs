@@ -11,6 +11,16 @@ use crate::store::{
 use crate::voice::{Position, RowId};
 
 impl PostgresStore {
+    /// Whether the row `v` has one of the keys that are this parameter.
+    pub(super) fn is_row(&self, parameter: u8) -> String {
+        let Self { id, id_type, .. } = self;
+        // A text that can be no key of the column's type must not be cast to it.
+        match is_castable(id_type) {
+            true => format!("v.{id} = ANY(${parameter}::text[]::{id_type}[])"),
+            false => format!("v.{id}::text = ANY(${parameter}::text[])"),
+        }
+    }
+
     /// The condition that selects voices, on `v`, and its parameters: rows as bounds `$1`, and names
     /// that may be those of rows `$2` or of voices `$3`.
     fn condition(&self, selection: &Selection) -> (String, [Vec<String>; 3]) {
@@ -22,11 +32,7 @@ impl PostgresStore {
             processing,
             ..
         } = self;
-        // A text that can be no key of the column's type must not be cast to it.
-        let is_row = match is_castable(id_type) {
-            true => format!("v.{id} = ANY($2::text[]::{id_type}[])"),
-            false => format!("v.{id}::text = ANY($2::text[])"),
-        };
+        let is_row = self.is_row(2);
         let is_named = match selection {
             Selection::Due { .. } => is_row,
             Selection::Range { .. } | Selection::Named(_) | Selection::Hinted { .. } => {
@@ -357,7 +363,7 @@ impl PostgresStore {
 }
 
 /// Whether [`could_be`] knows which texts can be cast to this type.
-pub(super) fn is_castable(sql_type: &str) -> bool {
+fn is_castable(sql_type: &str) -> bool {
     matches!(
         sql_type,
         "uuid" | "bigint" | "integer" | "smallint" | "text" | "character varying" | "bpchar"

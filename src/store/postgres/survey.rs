@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::claim::{could_be, is_castable};
+use super::claim::could_be;
 use super::session::Session;
 use super::{PostgresStore, seconds};
 use crate::backlog::{BAND_ENDS, Backlog, BacklogKind};
@@ -156,11 +156,7 @@ impl PostgresStore {
         let (wanted, keys): (_, Vec<String>) = match wanted {
             Wanted::Rows(rows) => {
                 let rows = rows.iter().filter(|row| could_be(row, id_type)).cloned();
-                let is_row = match is_castable(id_type) {
-                    true => format!("v.{id} = ANY($1::text[]::{id_type}[])"),
-                    false => format!("v.{id}::text = ANY($1::text[])"),
-                };
-                (is_row, rows.collect())
+                (self.is_row(1), rows.collect())
             }
             Wanted::ProviderIds(ids) => {
                 let ids = ids.iter().filter(|id| !id.contains('\0')).cloned();
