@@ -9,6 +9,8 @@ use serde::Serialize;
 pub enum BacklogKind {
     /// It kept making trouble, and is left alone for a day.
     SetAside,
+    /// It cannot be looked up, while the provider answers other requests.
+    Unanswerable,
     /// The provider does not know it, which is not confirmed yet.
     Missing,
     /// A professional voice that is queued or being trained.
@@ -27,17 +29,20 @@ impl BacklogKind {
     pub fn takes_its_time(self) -> bool {
         match self {
             Self::Training | Self::WaitingForOwner => true,
-            Self::SetAside | Self::Missing | Self::Overdue | Self::Young => false,
+            Self::SetAside | Self::Unanswerable | Self::Missing | Self::Overdue | Self::Young => {
+                false
+            }
         }
     }
 
     /// All of them, the ordinary ones first.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Young,
         Self::Training,
         Self::WaitingForOwner,
         Self::Missing,
         Self::Overdue,
+        Self::Unanswerable,
         Self::SetAside,
     ];
 
@@ -49,6 +54,7 @@ impl BacklogKind {
             Self::WaitingForOwner => "waiting_for_owner",
             Self::Missing => "missing",
             Self::Overdue => "overdue",
+            Self::Unanswerable => "unanswerable",
             Self::SetAside => "set_aside",
         }
     }
@@ -66,6 +72,7 @@ impl BacklogKind {
             Self::WaitingForOwner => "waiting for owner",
             Self::Missing => "missing",
             Self::Overdue => "overdue",
+            Self::Unanswerable => "unanswerable",
             Self::SetAside => "set aside",
         }
     }
@@ -129,7 +136,7 @@ impl Backlog {
     pub fn unasked(&self) -> Duration {
         let asked = BacklogKind::ALL
             .into_iter()
-            .filter(|kind| *kind != BacklogKind::SetAside);
+            .filter(|kind| !matches!(kind, BacklogKind::SetAside | BacklogKind::Unanswerable));
         asked
             .map(|kind| self.0[Self::place(kind)].unasked)
             .max()
@@ -143,7 +150,8 @@ impl Backlog {
             BacklogKind::WaitingForOwner => 2,
             BacklogKind::Missing => 3,
             BacklogKind::Overdue => 4,
-            BacklogKind::SetAside => 5,
+            BacklogKind::Unanswerable => 5,
+            BacklogKind::SetAside => 6,
         }
     }
 
@@ -206,23 +214,27 @@ mod tests {
             );
         }
         backlog.add(BacklogKind::Young, 99, 10, Duration::ZERO, Duration::ZERO);
-        assert_eq!(backlog.unasked(), Duration::from_secs(5), "set aside aside");
+        assert_eq!(
+            backlog.unasked(),
+            Duration::from_secs(5),
+            "without those that nobody asks about"
+        );
         assert_eq!(
             BacklogKind::ALL.map(|kind| backlog.of(kind)),
-            [11, 2, 3, 4, 5, 6]
+            [11, 2, 3, 4, 5, 6, 7]
         );
-        assert_eq!(backlog.by_age(), [0, 1, 2, 3, 4, 5, 6, 10]);
-        assert_eq!(backlog.all(), 31);
+        assert_eq!(backlog.by_age(), [0, 1, 2, 3, 4, 5, 6, 17]);
+        assert_eq!(backlog.all(), 38);
         assert_eq!(
             backlog.oldest(BacklogKind::SetAside),
-            Some(Duration::from_secs(6))
+            Some(Duration::from_secs(7))
         );
         assert_eq!(Backlog::default().oldest(BacklogKind::Young), None);
         let json = serde_json::json!(backlog);
         assert_eq!(json["waiting_for_owner"], 3);
         assert_eq!(
             json["ages"][7],
-            serde_json::json!({"less_than_seconds": null, "voices": 10})
+            serde_json::json!({"less_than_seconds": null, "voices": 17})
         );
         assert_eq!(json["ages"][0]["less_than_seconds"], 60);
     }

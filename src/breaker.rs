@@ -74,6 +74,11 @@ impl Breaker {
         (self.opened == 0 && only_failed).then(|| self.open())
     }
 
+    /// Opens it, for a reason that it did not count. Returns the pause to make.
+    pub fn trip(&mut self) -> Duration {
+        self.open()
+    }
+
     fn open(&mut self) -> Duration {
         self.opened = self.opened.saturating_add(1);
         self.failures_in_a_row = 0;

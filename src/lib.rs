@@ -37,6 +37,7 @@ pub mod events;
 pub mod exit;
 mod failpoint;
 pub mod finding;
+pub mod isolate;
 pub mod limit;
 pub mod meters;
 pub mod metrics;

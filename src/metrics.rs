@@ -39,6 +39,7 @@ pub struct Metrics {
     processing: Gauge,
     oldest_processing: Number,
     resting: Gauge,
+    unanswerable: Gauge,
     outbox: Gauge,
     oldest_event: Number,
     clock: Number,
@@ -82,6 +83,7 @@ impl Default for Metrics {
             processing: Gauge::default(),
             oldest_processing: Gauge::default(),
             resting: Gauge::default(),
+            unanswerable: Gauge::default(),
             outbox: Gauge::default(),
             oldest_event: Gauge::default(),
             clock: Gauge::default(),
@@ -146,6 +148,11 @@ impl Default for Metrics {
             "resting_voices",
             "Voices that are left alone for a day since they kept being set aside",
             this.resting.clone(),
+        );
+        r.register(
+            "unanswerable_voices",
+            "Voices that cannot be looked up while the provider answers other requests",
+            this.unanswerable.clone(),
         );
         r.register(
             "lease_reclaims",
@@ -267,6 +274,7 @@ impl Metrics {
             processing,
             oldest,
             resting,
+            unanswerable,
             outbox,
             oldest_event,
             clock_ahead,
@@ -275,6 +283,7 @@ impl Metrics {
         self.processing.set(*processing);
         self.oldest_processing.set(seconds(oldest));
         self.resting.set(*resting);
+        self.unanswerable.set(*unanswerable);
         self.outbox.set(*outbox);
         self.oldest_event.set(seconds(oldest_event));
         self.clock.set(*clock_ahead);

@@ -29,6 +29,9 @@ pub struct Counts {
     pub missing: u64,
     /// Asked without an answer, or not asked because the provider was down or time ran out.
     pub unavailable: u64,
+    /// Of those, the ones that an earlier pass had found to be unanswerable.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unanswerable: u64,
     /// Could not be asked about or stored.
     pub set_aside: u64,
     /// Just being asked about by another process.
@@ -57,6 +60,7 @@ impl Counts {
             processing,
             missing,
             unavailable,
+            unanswerable,
             set_aside,
             leased_elsewhere,
             superseded,
@@ -73,6 +77,7 @@ impl Counts {
         self.processing += processing;
         self.missing += missing;
         self.unavailable += unavailable;
+        self.unanswerable += unanswerable;
         self.set_aside += set_aside;
         self.leased_elsewhere += leased_elsewhere;
         self.superseded += superseded;
@@ -109,6 +114,8 @@ pub enum Halt {
     Stopped,
     /// The database failed, with the code to exit with and its words.
     Database(Exit, String),
+    /// The database refuses every change, likewise.
+    ChangesRefused(Exit, String),
 }
 
 impl Halt {
@@ -116,7 +123,11 @@ impl Halt {
     pub fn is_about_the_key(&self) -> bool {
         match self {
             Self::KeyRefused(_) | Self::OtherWorkspace(_) => true,
-            Self::ProviderDown | Self::TimeOver | Self::Stopped | Self::Database(..) => false,
+            Self::ProviderDown
+            | Self::TimeOver
+            | Self::Stopped
+            | Self::Database(..)
+            | Self::ChangesRefused(..) => false,
         }
     }
 }
@@ -137,6 +148,10 @@ impl fmt::Display for Halt {
             Self::TimeOver => f.write_str("the time is over"),
             Self::Stopped => f.write_str("told to stop"),
             Self::Database(_, error) => f.write_str(error),
+            Self::ChangesRefused(_, error) => write!(
+                f,
+                "the database refuses every change of a row, {error}; look for a trigger or a rule on the table"
+            ),
         }
     }
 }
@@ -178,7 +193,7 @@ impl Halt {
             Self::KeyRefused(_) | Self::OtherWorkspace(_) | Self::ProviderDown => {
                 Some(Part::Provider)
             }
-            Self::Database(..) => Some(Part::Database),
+            Self::Database(..) | Self::ChangesRefused(..) => Some(Part::Database),
             Self::TimeOver | Self::Stopped => None,
         }
     }
@@ -253,6 +268,10 @@ impl Report {
     }
 }
 
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
 }
@@ -261,14 +280,14 @@ fn code<S: Serializer>(exit: &Exit, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u8(exit.code())
 }
 
-/// The exit code of a pass. `events_stuck` says that events
-/// wait which nobody is publishing.
+/// The exit code of a pass. `events_stuck` says that events wait which nobody is publishing. Voices that were
+/// known to be unanswerable before do not count: another run changes nothing about them.
 pub fn exit(counts: &Counts, halt: Option<&Halt>, events_stuck: bool) -> Exit {
     match halt {
-        Some(Halt::Database(exit, _)) => *exit,
+        Some(Halt::Database(exit, _) | Halt::ChangesRefused(exit, _)) => *exit,
         Some(Halt::KeyRefused(_) | Halt::OtherWorkspace(_)) => Exit::Key,
         Some(Halt::ProviderDown | Halt::TimeOver | Halt::Stopped) => Exit::Temporary,
-        None if counts.unavailable > 0 || events_stuck => Exit::Temporary,
+        None if counts.unavailable > counts.unanswerable || events_stuck => Exit::Temporary,
         None => Exit::Success,
     }
 }
@@ -305,6 +324,10 @@ impl fmt::Display for Report {
             ),
             (c.leased_elsewhere, "leased by another process"),
             (c.unavailable, "unavailable: not asked, or not answered"),
+            (
+                c.unanswerable,
+                "of these known to be unanswerable; see `voice-sync status`",
+            ),
         ] {
             if number > 0 {
                 writeln!(f, "  {number} {text}")?;
@@ -354,6 +377,16 @@ mod tests {
         assert_eq!(exit(&clean, None, false), Exit::Success);
         assert_eq!(exit(&clean, None, true), Exit::Temporary);
         assert_eq!(exit(&unanswered, None, false), Exit::Temporary);
+        let known = Counts {
+            unanswerable: 1,
+            ..unanswered.clone()
+        };
+        assert_eq!(exit(&known, None, false), Exit::Success);
+        assert_eq!(exit(&known, None, true), Exit::Temporary);
+        assert_eq!(
+            exit(&known, Some(&Halt::ProviderDown), false),
+            Exit::Temporary
+        );
         for (halt, code) in [
             (Halt::KeyRefused("no".into()), Exit::Key),
             (Halt::OtherWorkspace(Fuse::default()), Exit::Key),

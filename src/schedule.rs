@@ -15,6 +15,9 @@ const LONGEST: Duration = Duration::from_secs(5 * 60);
 /// For what will hardly change by itself: the provider does not know the voice, its owner has to do
 /// something, or it cannot be asked about or stored.
 const SLOW: Duration = Duration::from_secs(5 * 60);
+/// The first pause after a voice could not be looked up twice in a row, which doubles each time, and the longest.
+const QUARANTINE: Duration = Duration::from_secs(60);
+const LONGEST_QUARANTINE: Duration = Duration::from_secs(60 * 60);
 /// How much earlier or later, so that voices of one moment do not stay together.
 const JITTER: f64 = 0.1;
 
@@ -26,7 +29,17 @@ pub fn again_in(age: Duration, seen: &Seen, random: f64) -> Duration {
             stage: Stage::Preparing | Stage::Training,
             kind: _,
         }
-        | Seen::Unavailable(_) => by_age,
+        | Seen::Unavailable(_)
+        | Seen::Suspected(_) => by_age,
+        // Once may be an accident.
+        Seen::Unanswerable {
+            times: 0 | 1,
+            reason: _,
+        } => by_age,
+        Seen::Unanswerable { times, reason: _ } => {
+            let doubled = 2_u32.saturating_pow(times - 2);
+            QUARANTINE.saturating_mul(doubled).min(LONGEST_QUARANTINE)
+        }
         Seen::Processing {
             stage: Stage::WaitingForOwner,
             kind: _,
@@ -77,6 +90,18 @@ mod tests {
         ] {
             assert_eq!(seconds(0, &slow), 300.0, "{slow:?}");
         }
+    }
+
+    #[test]
+    fn a_voice_that_cannot_be_looked_up_is_asked_about_less_and_less() {
+        let unanswerable = |times| Seen::Unanswerable {
+            reason: "HTTP 500".into(),
+            times,
+        };
+        assert_eq!(
+            [1, 2, 3, 4, 7, 8, 9, u32::MAX].map(|times| seconds(70, &unanswerable(times))),
+            [7.0, 60.0, 120.0, 240.0, 1920.0, 3600.0, 3600.0, 3600.0]
+        );
     }
 
     #[test]

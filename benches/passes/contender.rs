@@ -105,11 +105,16 @@ impl Contender {
         Ok(command)
     }
 
-    /// Runs it once.
-    pub(crate) async fn run(self, site: &Site, concurrency: u64) -> anyhow::Result<Usage> {
+    /// The command that makes a pass at this site.
+    pub(crate) fn prepared(self, site: &Site, concurrency: u64) -> anyhow::Result<Command> {
         let mut command = self.command(concurrency)?;
         surround(&mut command, site)?;
-        measure(command).await
+        Ok(command)
+    }
+
+    /// Runs it once.
+    pub(crate) async fn run(self, site: &Site, concurrency: u64) -> anyhow::Result<Usage> {
+        measure(self.prepared(site, concurrency)?).await
     }
 }
 

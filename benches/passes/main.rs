@@ -3,6 +3,7 @@
 //! Everybody works on a database of the same contents and with a simulator of the same latency, one
 //! after the other, in the same run.
 
+mod bad;
 mod contender;
 mod grid;
 mod idle;
@@ -25,7 +26,7 @@ const MANY: u64 = 100_000;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
-    const FIGURES: [&str; 6] = ["whole", "share", "grid", "memory", "idle", "scale"];
+    const FIGURES: [&str; 7] = ["whole", "share", "grid", "memory", "idle", "scale", "bad"];
     // Cargo adds a flag of its own.
     let named = std::env::args()
         .skip(1)
@@ -43,6 +44,7 @@ async fn main() -> anyhow::Result<()> {
             "memory" => memory::show().await?,
             "idle" => idle::show().await?,
             "scale" => scale::show().await?,
+            "bad" => bad::show().await?,
             other => bail!(
                 "there is no figure {other:?}; there are {}",
                 FIGURES.join(", ")

@@ -144,6 +144,16 @@ impl Site {
         Ok(())
     }
 
+    /// Voices that were completed.
+    pub(crate) async fn completed(&self) -> anyhow::Result<u64> {
+        const COMPLETED: &str = "SELECT count(*) FROM voices WHERE status = 'completed'";
+        let completed: i64 = match &self.pool {
+            Pool::Postgres { pool, .. } => sqlx::query_scalar(COMPLETED).fetch_one(pool).await?,
+            Pool::Sqlite { pool, .. } => sqlx::query_scalar(COMPLETED).fetch_one(pool).await?,
+        };
+        Ok(completed.unsigned_abs())
+    }
+
     /// Has nothing in processing any more.
     pub(crate) async fn complete_all(&self) -> anyhow::Result<()> {
         const COMPLETE: &str =

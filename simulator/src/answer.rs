@@ -1,10 +1,12 @@
 //! Answers: what scripts give, and the error bodies of the API.
 
+use std::io;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::stream;
 use serde::Serialize;
 
 /// A whole HTTP answer, for [`Simulator::script`](crate::Simulator::script).
@@ -18,6 +20,20 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// How long the asker waits for this answer.
     pub delay: Duration,
+    /// How the body is sent.
+    pub delivery: Delivery,
+}
+
+/// How the body of an answer is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delivery {
+    /// At once.
+    #[default]
+    Whole,
+    /// One byte after the other, with this pause after each.
+    Slowly(Duration),
+    /// The connection is closed after the body, although the answer is not over.
+    BrokenOff,
 }
 
 impl Answer {
@@ -76,6 +92,13 @@ impl Answer {
         self
     }
 
+    /// This answer, sent in this way.
+    #[must_use]
+    pub fn sent(mut self, delivery: Delivery) -> Self {
+        self.delivery = delivery;
+        self
+    }
+
     pub(crate) fn invalid_api_key() -> Self {
         Self::error(401, "invalid_api_key", "Invalid API key")
     }
@@ -124,13 +147,31 @@ impl IntoResponse for Answer {
             response = response.header(name, value);
         }
         response
-            .body(Body::from(self.body))
+            .body(body(self.body, self.delivery))
             .unwrap_or_else(|error| {
                 // Nothing that the API could answer: whoever wrote the script must notice.
                 let text = format!("the script's answer is no HTTP: {error}");
                 let plain = [(header::CONTENT_TYPE, "text/plain")];
                 (StatusCode::INTERNAL_SERVER_ERROR, plain, text).into_response()
             })
+    }
+}
+
+fn body(bytes: Vec<u8>, delivery: Delivery) -> Body {
+    match delivery {
+        Delivery::Whole => Body::from(bytes),
+        Delivery::Slowly(pause) => Body::from_stream(stream::unfold(
+            bytes.into_iter(),
+            move |mut bytes| async move {
+                let byte = bytes.next()?;
+                tokio::time::sleep(pause).await;
+                Some((Ok::<_, io::Error>(vec![byte]), bytes))
+            },
+        )),
+        Delivery::BrokenOff => {
+            let end = io::Error::from(io::ErrorKind::ConnectionAborted);
+            Body::from_stream(stream::iter([Ok(bytes), Err(end)]))
+        }
     }
 }
 

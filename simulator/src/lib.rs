@@ -47,7 +47,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use answer::Answer;
+pub use answer::{Answer, Delivery};
 pub use fate::Fate;
 pub use options::{Options, Outage, OutageError};
 pub use plan::{FateError, Plan};

@@ -156,6 +156,9 @@ async fn look_up(provider: &Provider, id: ProviderVoiceId) -> Answer {
         Some(Lookup::Found { voice, listed: _ }) => Answer::Found(Box::new(voice)),
         Some(Lookup::Missing) => Answer::Missing,
         Some(Lookup::Rejected(reason)) => Answer::None(format!("it rejects the id: {reason}")),
+        Some(Lookup::Unanswerable(trouble)) => Answer::None(format!(
+            "{trouble}; it answers other requests, so the reason may lie in this voice"
+        )),
         Some(Lookup::Unavailable(trouble)) => Answer::None(trouble.to_string()),
         None => Answer::None("not asked".to_owned()),
     }
@@ -241,6 +244,12 @@ fn next_lookup(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
     let due = later(notes.and_then(|notes| notes.next_due));
     match (lease, due) {
         (Some(lease), _) => format!("under way; its lease ends {}", ago(lease, now)),
+        (None, Some(due)) if notes.is_some_and(|notes| notes.unanswered > 1) => {
+            format!(
+                "{}: until then it is not asked about, because it cannot be looked up",
+                ago(due, now)
+            )
+        }
         (None, Some(due)) => format!("{} by a daemon, or by the next `sync-once`", ago(due, now)),
         (None, None) => "now, by the next pass".to_owned(),
     }
@@ -368,6 +377,13 @@ impl Sheet {
                     self.say(
                         "not found",
                         format!("{} times, since {since}", notes.missing_count),
+                    );
+                }
+                if notes.unanswered > 0 {
+                    let since = notes.unanswered_since.map(time).unwrap_or_default();
+                    self.say(
+                        "unanswerable",
+                        format!("{} times, since {since}", notes.unanswered),
                     );
                 }
                 if notes.strikes > 0 {

@@ -1,6 +1,6 @@
 //! `voice-sync retry`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use clap::{ArgGroup, Args};
@@ -10,8 +10,11 @@ use uuid::Uuid;
 
 use super::{Options, Output, at, confirm, in_time, open, print};
 use crate::exit::{Exit, Failed};
-use crate::store::{Access, CommandRun, DatabaseUrl, RowState, Store, VoiceRecord, Wanted};
-use crate::voice::ProviderVoiceId;
+use crate::isolate::{Split, split};
+use crate::store::{
+    Access, CommandRun, DatabaseUrl, RowState, Store, StoreError, VoiceRecord, Wanted,
+};
+use crate::voice::{ProviderVoiceId, RowId};
 use crate::words::{in_line, number_of};
 
 /// Put failed voices back to processing, and have voices that are set aside asked about again.
@@ -68,6 +71,7 @@ fn remedy(voice: &VoiceRecord, now: DateTime<Utc>) -> Result<Remedy, &'static st
         }
         RowState::Failed => Ok(Remedy::PutBack),
         RowState::Processing if voice.set_aside_until(now).is_some() => Ok(Remedy::Release),
+        RowState::Processing if voice.unanswered().is_some() => Ok(Remedy::Release),
         RowState::Processing => Err("it is in processing, and the next pass asks about it"),
         RowState::Completed => Err("it is completed"),
         RowState::Other => Err("its status is one of the application's own"),
@@ -267,9 +271,13 @@ async fn treat(
         outcome.troubles.push((voice.voice_id.clone(), reason));
     }
     const OVERTAKEN: &str = "it was changed meanwhile, or is locked by somebody who may";
-    let moved = match does.filter(|_| !failed.is_empty()) {
-        Some(run) => Some(store.put_back(run, &failed).await.map_err(at(url))?),
-        None => None,
+    const REFUSED: &str = "the database refuses the change, see the log";
+    let (moved, refused) = match does.filter(|_| !failed.is_empty()) {
+        Some(run) => {
+            let (moved, refused) = put_back(store, run, &failed).await.map_err(at(url))?;
+            (Some(moved), refused)
+        }
+        None => (None, HashSet::new()),
     };
     for voice in failed {
         match moved
@@ -281,6 +289,9 @@ async fn treat(
                     info!(%run_id, voice.row = %voice.row, "voice is put back to processing");
                 }
                 outcome.put_back.push(voice.voice_id);
+            }
+            false if refused.contains(&voice.row) => {
+                outcome.left.push((voice.voice_id, REFUSED));
             }
             false => outcome.left.push((voice.voice_id, OVERTAKEN)),
         }
@@ -310,4 +321,46 @@ async fn treat(
         }
     }
     Ok(())
+}
+
+/// How often rows that were left out are tried after the database refused others.
+const TURNS: u32 = 5;
+
+/// Puts voices back in bulk. A bulk that the database refuses is split until the rows that it refuses are alone.
+/// Returns those that were put back, and those that were refused.
+async fn put_back(
+    store: &Store,
+    run: &CommandRun,
+    voices: &[VoiceRecord],
+) -> Result<(HashSet<RowId>, HashSet<RowId>), StoreError> {
+    let (mut moved, mut refused) = (HashSet::new(), HashSet::new());
+    // PostgreSQL tells of an error just before it gives the locks of the statement back. A row that is locked is
+    // left out, so that after an error the rows that are left have another turn.
+    for _turn in 0..TURNS {
+        let is_left =
+            |voice: &&VoiceRecord| !moved.contains(&voice.row) && !refused.contains(&voice.row);
+        let left: Vec<_> = voices.iter().filter(is_left).cloned().collect();
+        let refused_before = refused.len();
+        let mut bulks = vec![left];
+        while let Some(mut bulk) = bulks.pop() {
+            match store.put_back(run, &bulk).await {
+                Ok(rows) => moved.extend(rows),
+                Err(error) if !store.refuses_rows(&error).await? => return Err(error),
+                Err(_) if bulk.len() > 1 => match split(bulk) {
+                    Split::Parts(parts) => bulks.extend(parts),
+                    Split::OneByOne(rows) => bulks.extend(rows.into_iter().map(|row| vec![row])),
+                },
+                Err(error) => {
+                    if let Some(voice) = bulk.pop() {
+                        warn!(voice.row = %voice.row, %error, "the database refuses to put the voice back");
+                        refused.insert(voice.row);
+                    }
+                }
+            }
+        }
+        if refused.len() == refused_before {
+            break;
+        }
+    }
+    Ok((moved, refused))
 }

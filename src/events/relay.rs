@@ -32,15 +32,35 @@ pub struct Relay {
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
-/// Some events of a batch did not get out.
-#[derive(Debug, thiserror::Error)]
-#[error("{reason}")]
-pub struct NotPublished {
-    /// Outbox ids of those that did.
+/// What became of some events, by their outbox ids. Those that are in neither list did not get out.
+#[derive(Debug, Default)]
+pub struct Publication {
+    /// Redis has answered for them.
     pub published: Vec<i64>,
-    /// Why the others did not.
-    pub reason: String,
+    /// Redis refuses them, while it works: their stream has another type, say.
+    pub refused: Vec<i64>,
+    /// The first reason why it refuses one.
+    pub refusal: Option<String>,
+    /// Why the bus as a whole failed.
+    pub failure: Option<String>,
 }
+
+/// Errors that are about the server, whatever the command:
+/// <https://github.com/redis/redis/blob/7.0/src/server.c>.
+const SERVER_ERRORS: [&str; 12] = [
+    "OOM",
+    "LOADING",
+    "READONLY",
+    "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
+    "MISCONF",
+    "BUSY",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "NOREPLICAS",
+    "TRYAGAIN",
+];
 
 impl Relay {
     /// A relay to the Redis at `url`. Nothing is connected yet.
@@ -64,26 +84,27 @@ impl Relay {
 
     /// Publishes events in their order, a [`BATCH`] in a round trip.
     ///
-    /// An event counts as published when Redis has answered for it. After an error the connection
+    /// An event counts as published when Redis has answered for it. After a failure of the bus the connection
     /// is dropped, and the next call makes a new one.
-    pub async fn publish(&self, events: &[OutboxEvent]) -> Result<(), NotPublished> {
+    pub async fn publish(&self, events: &[OutboxEvent]) -> Publication {
         let mut slot = self.connection.lock().await;
-        let mut published = Vec::with_capacity(events.len());
+        let mut publication = Publication::default();
         for batch in events.chunks(BATCH) {
-            if let Err(reason) = self.publish_batch(&mut slot, batch, &mut published).await {
+            if let Err(reason) = self.publish_batch(&mut slot, batch, &mut publication).await {
                 *slot = None;
-                return Err(NotPublished { published, reason });
+                publication.failure = Some(reason);
+                break;
             }
         }
-        Ok(())
+        publication
     }
 
-    /// Adds the ids of those that got out to `published`; says why the others did not.
+    /// Notes what became of each; an error says why the bus failed.
     async fn publish_batch(
         &self,
         slot: &mut Option<MultiplexedConnection>,
         events: &[OutboxEvent],
-        published: &mut Vec<i64>,
+        publication: &mut Publication,
     ) -> Result<(), String> {
         failpoint::visit("relay.publish.before").await;
         let connection = match slot {
@@ -104,14 +125,19 @@ impl Relay {
             .map_err(|error| self.server.at(&error))?;
         failpoint::visit("relay.publish.after").await;
         let answered = answers.len();
-        let mut refused = None;
+        let mut failure = None;
         for (event, answer) in events.iter().zip(answers) {
             match answer {
-                Ok(_) => published.push(event.id),
-                Err(error) => refused = Some(error),
+                Ok(_) => publication.published.push(event.id),
+                Err(error) if is_about_the_server(&error) => failure = Some(error),
+                Err(error) => {
+                    publication.refused.push(event.id);
+                    let refusal = &mut publication.refusal;
+                    refusal.get_or_insert_with(|| self.server.at(&error));
+                }
             }
         }
-        match refused {
+        match failure {
             None if answered == events.len() => Ok(()),
             None => Err("Redis answered fewer commands than were sent".to_owned()),
             Some(error) => Err(self.server.at(&error)),
@@ -154,5 +180,12 @@ impl Relay {
                 .arg(name),
             Kind::PubSub => pipeline.cmd("PUBLISH").arg(key).arg(event.body()),
         };
+    }
+}
+
+fn is_about_the_server(error: &RedisError) -> bool {
+    match error.code() {
+        Some(code) => SERVER_ERRORS.contains(&code),
+        None => true,
     }
 }

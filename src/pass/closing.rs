@@ -49,7 +49,12 @@ impl Pass<'_> {
     }
 
     async fn end(&self, progress: &Progress, ending: &mut Ending) -> Result<(), StoreError> {
+        self.note_undecided(progress).await?;
         self.left_undone(progress, ending).await?;
+        let refused = progress.tally().refuses_all();
+        if let Some(halt) = refused {
+            progress.halt(halt);
+        }
         self.judge_missing(progress).await?;
         if self.scope.dry_run {
             return Ok(());
@@ -65,23 +70,41 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Counts what a pass that had to stop never claimed, and where the next one begins.
+    async fn note_undecided(&self, progress: &Progress) -> Result<(), StoreError> {
+        let notes = progress.tally().take_undecided();
+        match self.scope.dry_run {
+            true => Ok(()),
+            false => {
+                let account = self.provider.account();
+                self.store.note(progress.run_id, account, &notes).await
+            }
+        }
+    }
+
+    /// Counts what a pass never claimed because it had to stop, or because isolated voices took too long; and says
+    /// where the next one begins.
     async fn left_undone(
         &self,
         progress: &Progress,
         ending: &mut Ending,
     ) -> Result<(), StoreError> {
-        let cursor = &progress.claims.lock().await.cursor;
-        let (rest, resume_after) = cursor.rest();
+        let claims = &progress.claims.lock().await;
+        let (rest, resume_after) = claims.cursor.rest();
         ending.resume_after = progress.tally().resume_after(resume_after);
-        if progress.tally().halt.is_none() {
+        let was_stopped = progress.tally().halt.is_some();
+        if !was_stopped && !claims.is_isolated() {
             return Ok(());
         }
         let mut left = 0;
         for selection in &rest {
             left += self.store.count(selection).await?;
         }
-        progress.tally().counts.due += cursor.left().map_or(left, |limit| limit.min(left));
+        let left = claims.cursor.left().map_or(left, |limit| limit.min(left));
+        let counts = &mut progress.tally().counts;
+        counts.due += left;
+        if !was_stopped {
+            counts.unanswerable += left.saturating_sub(claims.new_left());
+        }
         Ok(())
     }
 
@@ -184,6 +207,7 @@ impl Pass<'_> {
         let reason = tally.halt.as_ref().map(Halt::to_string);
         let obstacles = tally.obstacles();
         tally.log_set_aside();
+        tally.log_unanswerable();
         // Who goes on tells of them once, and not with each pass.
         if !self.scope.goes_on {
             tally.log_troubles();

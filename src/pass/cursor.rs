@@ -122,6 +122,11 @@ impl Cursor {
         self.hints = hints;
     }
 
+    /// Goes on with these rows. For a cursor that is at its end.
+    pub(super) fn go_on_with(&mut self, rows: Vec<RowId>, read_at: DateTime<Utc>) {
+        self.way = Self::over_due(None, rows, read_at).way;
+    }
+
     /// What to claim next, and how many rows at the most.
     pub(super) fn next(&self, size: usize) -> Option<(Selection, u32)> {
         let size = match &self.way {
@@ -257,6 +262,18 @@ impl Cursor {
         }
     }
 
+    /// Rows that are still to be claimed, where they are given one by one.
+    pub(super) fn rows_left(&self) -> usize {
+        match &self.way {
+            Way::Due { rows, .. } => rows.len(),
+            Way::Hinted { .. }
+            | Way::ToTheEnd { .. }
+            | Way::ToTheStart { .. }
+            | Way::Named(_)
+            | Way::Over => 0,
+        }
+    }
+
     /// Voices that may still be claimed, where there is a limit.
     pub(super) fn left(&self) -> Option<u64> {
         self.left
@@ -295,6 +312,8 @@ mod tests {
                 age: std::time::Duration::ZERO,
                 unasked_for: std::time::Duration::ZERO,
                 kind: None,
+                is_isolated: false,
+                unanswered: 0,
             })
             .collect();
         let last = found.last().filter(|_| found.len() == limit as usize);

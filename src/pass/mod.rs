@@ -8,12 +8,14 @@
 
 mod closing;
 mod cursor;
+mod isolation;
 mod pace;
 mod progress;
 mod publishing;
 mod queue;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -27,20 +29,22 @@ use tracing::warn;
 use uuid::Uuid;
 
 use self::cursor::{Cursor, Place};
+use self::isolation::UnderWay;
 pub(crate) use self::pace::LONGEST_HOLD;
-use self::progress::{Claims, Progress};
+use self::progress::{Apart, Claims, Progress};
 use crate::events::OutboxEvent;
 use crate::events::queue::Queue;
 use crate::events::relay::Relay;
+use crate::isolate::{Split, split};
 use crate::meters::{PassMeters, Reason};
 use crate::provider::error::{Trouble, TroubleKind, printable};
-use crate::provider::lookup::{BATCH, Lookup, Lookups, Strategy};
+use crate::provider::lookup::{BATCH, Lookup, Lookups, Mode, Step, Strategy};
 use crate::provider::{Patience, Provider};
 use crate::report::{Counts, Report};
 use crate::schedule;
 use crate::store::{
-    Agenda, Applied, Claimed, LEASE, Memory, Note, Record, Seen, Store, StoreError, Target,
-    Transition, Upcoming,
+    Agenda, Applied, Claimed, Isolated, LEASE, Memory, Note, Record, Seen, Store, StoreError,
+    Target, Transition, Upcoming,
 };
 use crate::verdict::{Rules, Verdict, judge, storable};
 use crate::voice::{RowId, Voice};
@@ -51,6 +55,13 @@ const SPARE_ASKERS: usize = 2;
 const WRITERS: usize = 2;
 /// Batches that one statement claims or applies at the most.
 const BATCHES_AT_ONCE: usize = 10;
+/// Voices that are isolated from the start of a pass, at the most.
+const ISOLATED_AT_ONCE: u32 = 10_000;
+/// How long they are asked about: they are likely to be bad, and some bad voices take all the time there is. The
+/// next pass goes on with those that it was longest ago for.
+const ISOLATED_TIME: Duration = Duration::from_secs(20);
+/// The same where other voices may come due meanwhile.
+const SHORT_ISOLATED_TIME: Duration = Duration::from_secs(2);
 /// Part of the lease that is kept for writing the answers down.
 const LEASE_RESERVE: Duration = Duration::from_secs(10);
 
@@ -126,6 +137,16 @@ struct Batch {
     voices: Vec<Claimed>,
     /// Taken before the lease began, so that it never seems longer than it is.
     claimed_at: Instant,
+    /// How to ask about them.
+    mode: Mode,
+}
+
+/// What a worker does next.
+enum Next {
+    LookUp(Batch),
+    /// Wait: what others have under way may come back in parts.
+    Wait,
+    Nothing,
 }
 
 /// What judging a batch came to.
@@ -159,12 +180,18 @@ impl Pass<'_> {
                 Cursor::over_due(*limit, rows, agenda.read_at)
             }
         };
+        let isolated = match which {
+            Which::All if memory.any_isolated => Apart::Unread,
+            Which::All | Which::Named(_) => Apart::Nothing,
+            Which::Due(agenda) => Apart::Known(isolated(agenda)),
+        };
         let progress = Progress::new(
             Uuid::new_v4(),
             started,
             (self.provider.requests(), self.provider.retries()),
             max_runtime.and_then(|longest| started.checked_add(longest)),
             cursor,
+            isolated,
             memory.unlisted,
         );
         let outcome = match unreadable {
@@ -188,7 +215,8 @@ impl Pass<'_> {
             false => BATCH,
         };
         let is_due = |voice: &&Upcoming| voice.due_in.is_zero();
-        let (due, later): (Vec<_>, Vec<_>) = agenda.voices.iter().partition(is_due);
+        let others = agenda.voices.iter().filter(|voice| !voice.is_isolated);
+        let (due, later): (Vec<_>, Vec<_>) = others.partition(is_due);
         let spare = schedule::topped_up(due.len(), room) - due.len();
         let is_listed = |kind: &String| !unlisted.contains(kind);
         let free = later
@@ -223,9 +251,10 @@ impl Pass<'_> {
         progress: &Progress,
         judged: mpsc::Sender<Judged>,
     ) -> Result<(), StoreError> {
-        while let Some(batch) = self.claim(progress).await? {
-            let lookups = self.look_up(progress, &batch).await;
-            let answers = self.judge(progress, &batch, lookups);
+        while let Some((mut batch, _under_way)) = self.claim(progress).await? {
+            let step = self.look_up(progress, &batch).await;
+            progress.isolation.push(batch.take_failed(&step.failed));
+            let answers = self.judge(progress, &batch, step.lookups);
             // Nobody takes it where all writers failed, which they have said.
             if judged.send(answers).await.is_err() {
                 break;
@@ -268,12 +297,27 @@ impl Pass<'_> {
 
     /// Leases the next voices, those of other askers that wait included; `None` where there are no
     /// more, or the pass has to stop.
-    async fn claim(&self, progress: &Progress) -> Result<Option<Batch>, StoreError> {
+    async fn claim<'p>(
+        &self,
+        progress: &'p Progress,
+    ) -> Result<Option<(Batch, UnderWay<'p>)>, StoreError> {
         progress.hungry.fetch_add(1, Ordering::Relaxed);
         // So that the first claim is one for all.
         yield_now().await;
-        let mut claims = progress.claims.lock().await;
-        let claimed = self.claim_next(progress, &mut claims).await;
+        let claimed = loop {
+            let mut changed = pin!(progress.isolation.changed());
+            changed.as_mut().enable();
+            let mut claims = progress.claims.lock().await;
+            match self.claim_next(progress, &mut claims).await {
+                Ok(Next::LookUp(batch)) => break Ok(Some((batch, progress.isolation.begin()))),
+                Ok(Next::Wait) => {
+                    drop(claims);
+                    changed.await;
+                }
+                Ok(Next::Nothing) => break Ok(None),
+                Err(error) => break Err(error),
+            }
+        };
         progress.hungry.fetch_sub(1, Ordering::Relaxed);
         claimed
     }
@@ -282,25 +326,54 @@ impl Pass<'_> {
         &self,
         progress: &Progress,
         claims: &mut Claims,
-    ) -> Result<Option<Batch>, StoreError> {
+    ) -> Result<Next, StoreError> {
         loop {
             if self.has_no_database(progress) {
-                return Ok(None);
+                return Ok(Next::Nothing);
+            }
+            let (is_unclear, is_outage) = {
+                let tally = progress.tally();
+                (!tally.any_answered, tally.looks_like_an_outage())
+            };
+            if progress.isolation.is_pressing()
+                && !is_outage
+                && let Some(part) = progress.isolation.pop(is_unclear)
+            {
+                return Ok(Next::LookUp(part));
             }
             if let Some(batch) = claims.ready.pop_front() {
-                return Ok(Some(batch));
+                return Ok(Next::LookUp(batch));
             }
-            let size = self.batch_size(progress);
+            let mode = match claims.is_isolated() {
+                true => Mode::Isolated,
+                false => Mode::Batch,
+            };
+            let size = self.batch_size(progress, mode);
             let hungry = progress.hungry.load(Ordering::Relaxed);
             let next = claims.cursor.next(size * hungry.clamp(1, BATCHES_AT_ONCE));
+            let has_parts = !progress.isolation.is_empty();
+            if next.is_none() && is_outage {
+                // Of all that was asked about, nothing was answered.
+                self.provider.lookups_fail();
+            }
             if let Some(halt) = self.reason_to_halt(progress)
-                && (next.is_some() || halt.is_about_the_key())
+                && (next.is_some() || has_parts || halt.is_about_the_key())
             {
                 progress.halt(halt);
             }
             let halted = progress.tally().halt.is_some();
-            let Some((selection, limit)) = next.filter(|_| !halted) else {
-                return Ok(None);
+            let Some((selection, limit)) = next.filter(|_| !halted && !claims.is_over()) else {
+                // Where the pass has to stop, they are given back.
+                if let Some(part) = progress.isolation.pop(is_unclear) {
+                    return Ok(Next::LookUp(part));
+                }
+                if !progress.isolation.is_idle() {
+                    return Ok(Next::Wait);
+                }
+                match halted || !self.begin_isolated(progress, claims).await? {
+                    true => return Ok(Next::Nothing),
+                    false => continue,
+                }
             };
             let claimed_at = Instant::now();
             let page = match self.scope.dry_run {
@@ -315,13 +388,48 @@ impl Pass<'_> {
             self.meters.reclaimed.inc_by(page.reclaimed);
             claims
                 .ready
-                .extend(cut(page.voices, size, place, claimed_at));
+                .extend(cut(page.voices, size, place, claimed_at, mode));
         }
+    }
+
+    /// Goes on with the voices that earlier passes isolated, when all others have been asked about. Returns
+    /// whether there are any.
+    async fn begin_isolated(
+        &self,
+        progress: &Progress,
+        claims: &mut Claims,
+    ) -> Result<bool, StoreError> {
+        let isolated = match std::mem::replace(&mut claims.apart, Apart::Nothing) {
+            Apart::Nothing => return Ok(false),
+            begun @ Apart::Begun { .. } => {
+                claims.apart = begun;
+                return Ok(false);
+            }
+            Apart::Known(isolated) => isolated,
+            Apart::Unread => {
+                let isolated = self.store.isolated(progress.run_id, ISOLATED_AT_ONCE).await;
+                isolated.inspect_err(|error| progress.database_failed(error))?
+            }
+        };
+        if isolated.rows.is_empty() {
+            return Ok(false);
+        }
+        let longest = match self.scope.goes_on {
+            true => SHORT_ISOLATED_TIME,
+            false => ISOLATED_TIME,
+        };
+        claims.apart = Apart::Begun {
+            until: Instant::now() + longest,
+            all: isolated.rows.len(),
+            new: isolated.new,
+        };
+        claims.cursor.go_on_with(isolated.rows, isolated.read_at);
+        Ok(true)
     }
 
     /// Asks about each voice of the batch whose id may be asked about: in one go, except for the
     /// kinds that the list is known to leave out.
-    async fn look_up(&self, progress: &Progress, batch: &Batch) -> Lookups {
+    async fn look_up(&self, progress: &Progress, batch: &Batch) -> Step {
         let lease_ends = batch.claimed_at + LEASE - LEASE_RESERVE;
         let patience = Patience {
             until: progress
@@ -329,47 +437,57 @@ impl Pass<'_> {
                 .map_or(lease_ends, |deadline| deadline.min(lease_ends)),
             stop: self.stop,
         };
-        let (mut in_batch, mut singly) = (Vec::new(), Vec::new());
         let mut ids = HashSet::with_capacity(batch.voices.len());
+        let mut groups: HashMap<Mode, Vec<_>> = HashMap::new();
         for voice in &batch.voices {
             let id = voice.checked_id().ok();
-            let Some(id) = id.filter(|id| ids.insert(id.clone())) else {
-                continue;
-            };
-            let known_unlisted = voice
-                .kind
-                .as_ref()
-                .is_some_and(|kind| progress.unlisted.contains(kind));
-            match self.strategy {
-                Strategy::Single => singly.push(id),
-                Strategy::Auto if known_unlisted => singly.push(id),
-                Strategy::Auto | Strategy::Batch => in_batch.push(id),
+            if let Some(id) = id.filter(|id| ids.insert(id.clone())) {
+                let mode = self.mode(progress, batch.mode, voice);
+                groups.entry(mode).or_default().push(id);
             }
         }
-        let (mut lookups, others) = join(
-            self.provider.look_up(&in_batch, false, patience),
-            self.provider.look_up(&singly, true, patience),
-        )
-        .await;
+        let steps = groups.iter().map(async |(mode, ids)| {
+            let step = self.provider.step(ids, *mode, patience).await;
+            (*mode, step)
+        });
+        let mut all = Step::default();
+        let steps = join_all(steps).await;
         let mut tally = progress.tally();
-        tally.not_asked(batch, [&lookups, &others]);
-        for ((id, lookup), asked_list) in lookups
-            .iter()
-            .map(|lookup| (lookup, !self.provider.has_no_list()))
-            .chain(others.iter().map(|lookup| (lookup, false)))
-        {
-            match lookup {
-                Lookup::Found { voice, listed } => {
-                    let unknown = tally.found(voice, *listed, asked_list);
-                    self.meters.unknown.inc_by(unknown);
+        for (mode, Step { lookups, failed }) in steps {
+            let asked_list = match mode {
+                Mode::Batch | Mode::Part => !self.provider.has_no_list(),
+                Mode::Single | Mode::OneByOne | Mode::Isolated => false,
+            };
+            for (id, lookup) in &lookups {
+                match lookup {
+                    Lookup::Found { voice, listed } => {
+                        let unknown = tally.found(voice, *listed, asked_list);
+                        self.meters.unknown.inc_by(unknown);
+                    }
+                    Lookup::Unavailable(trouble) => tally.trouble(trouble, id),
+                    Lookup::Missing | Lookup::Rejected(_) => tally.any_answered = true,
+                    Lookup::Unanswerable(_) => {}
                 }
-                Lookup::Unavailable(trouble) => tally.trouble(trouble, id),
-                Lookup::Missing | Lookup::Rejected(_) => {}
             }
+            all.lookups.extend(lookups);
+            all.failed.extend(failed);
         }
-        drop(tally);
-        lookups.extend(others);
-        lookups
+        tally.not_asked(batch, &all);
+        all
+    }
+
+    /// How to ask about one of a batch.
+    fn mode(&self, progress: &Progress, batch: Mode, voice: &Claimed) -> Mode {
+        let is_unlisted = |kind: &String| progress.unlisted.contains(kind);
+        match (batch, self.strategy) {
+            (Mode::Batch, _) if voice.is_isolated => Mode::Isolated,
+            (Mode::Batch, Strategy::Single) => Mode::Single,
+            (Mode::Batch, Strategy::Auto) if voice.kind.as_ref().is_some_and(is_unlisted) => {
+                Mode::Single
+            }
+            (Mode::Batch, Strategy::Auto | Strategy::Batch)
+            | (Mode::Part | Mode::Single | Mode::OneByOne | Mode::Isolated, _) => batch,
+        }
     }
 
     /// Says what each answer means for its row.
@@ -429,7 +547,24 @@ impl Pass<'_> {
                         progress.tally().trouble(&trouble, &provider_id);
                         Seen::Unavailable(trouble.to_string())
                     }
-                    Some(Lookup::Unavailable(trouble)) => Seen::Unavailable(trouble.to_string()),
+                    Some(Lookup::Unanswerable(trouble)) => {
+                        let reason = trouble.to_string();
+                        let times = claimed.unanswered + 1;
+                        let seen = Seen::Unanswerable { reason, times };
+                        let note = note(claimed.row.clone(), seen, age);
+                        let mut tally = progress.tally();
+                        let new = claimed.unanswered == 0;
+                        judged
+                            .notes
+                            .extend(tally.unanswerable(note, trouble, &provider_id, new));
+                        continue;
+                    }
+                    Some(Lookup::Unavailable(trouble)) => match batch.mode {
+                        Mode::Batch | Mode::Single => Seen::Unavailable(trouble.to_string()),
+                        Mode::Part | Mode::OneByOne | Mode::Isolated => {
+                            Seen::Suspected(trouble.to_string())
+                        }
+                    },
                     None => Seen::Unavailable("not asked".to_owned()),
                 },
             };
@@ -516,8 +651,8 @@ impl Pass<'_> {
         Ok(events)
     }
 
-    /// Applies in bulk. A bulk that the database refuses is halved until the row that it refuses is
-    /// alone; that one is set aside.
+    /// Applies in bulk. A bulk that the database refuses is split until the rows that it refuses are alone;
+    /// these are set aside.
     async fn apply_each(
         &self,
         progress: &Progress,
@@ -530,6 +665,7 @@ impl Pass<'_> {
             (Some(_), false) => Record::ForMe,
         };
         let mut events = Vec::new();
+        let mut refused = Vec::new();
         let mut bulks = vec![transitions];
         while let Some(mut bulk) = bulks.pop() {
             match self.store.apply(progress.run_id, &bulk, record).await {
@@ -537,24 +673,26 @@ impl Pass<'_> {
                     progress.tally().transitions(&bulk, &applied, "is");
                     events.extend(applied.events);
                 }
-                Err(StoreError::Refused(_)) if bulk.len() > 1 => {
-                    let half = bulk.split_off(bulk.len() / 2);
-                    bulks.extend([half, bulk]);
-                }
-                Err(StoreError::Refused(reason)) => {
-                    self.meters.set_aside(Reason::Refused);
-                    let seen = Seen::SetAside(format!("the database refuses the change: {reason}"));
-                    let note = |Transition { row, .. }| note(row, seen.clone(), Duration::ZERO);
-                    notes.extend(bulk.into_iter().map(note));
-                }
-                Err(
-                    error @ (StoreError::Unreachable(_)
-                    | StoreError::Contended(_)
-                    | StoreError::Io(_)
-                    | StoreError::Config(_)
-                    | StoreError::Misfit(_)),
-                ) => return Err(error),
+                Err(error) if !self.store.refuses_rows(&error).await? => return Err(error),
+                Err(_) if bulk.len() > 1 => match split(bulk) {
+                    Split::Parts(parts) => bulks.extend(parts),
+                    Split::OneByOne(rows) => bulks.extend(rows.into_iter().map(|row| vec![row])),
+                },
+                Err(error) => refused.extend(bulk.pop().map(|one| (one.row, error))),
             }
+        }
+        let lies_in_rows = progress.tally().refused(&refused);
+        for (row, error) in refused {
+            let seen = match lies_in_rows {
+                true => {
+                    self.meters.set_aside(Reason::Refused);
+                    Seen::SetAside(printable(&format!(
+                        "the database refuses the change: {error}"
+                    )))
+                }
+                false => Seen::Unavailable(printable(&error.to_string())),
+            };
+            notes.push(note(row, seen, Duration::ZERO));
         }
         Ok(if record == Record::ForMe {
             events
@@ -570,7 +708,7 @@ impl Pass<'_> {
                 Seen::Processing { .. } => tally.counts.processing += 1,
                 Seen::Missing => tally.counts.missing += 1,
                 Seen::SetAside(reason) => tally.set_aside(row, reason),
-                Seen::Unavailable(_) => {}
+                Seen::Unavailable(_) | Seen::Unanswerable { .. } | Seen::Suspected(_) => {}
             }
         }
     }
@@ -578,7 +716,7 @@ impl Pass<'_> {
     /// Publishes the events of a batch right after their commit.
     async fn relay(&self, progress: &Progress, events: Vec<OutboxEvent>) -> Result<(), StoreError> {
         match self.relay.filter(|_| !events.is_empty()) {
-            Some(relay) => self.publish(progress, relay, &events).await,
+            Some(relay) => self.publish(progress, relay, &events).await.map(drop),
             None => Ok(()),
         }
     }
@@ -590,6 +728,7 @@ fn cut(
     size: usize,
     mut place: Option<Place>,
     claimed_at: Instant,
+    mode: Mode,
 ) -> Vec<Batch> {
     let mut batches = Vec::with_capacity(voices.len().div_ceil(size));
     while !voices.is_empty() {
@@ -599,9 +738,21 @@ fn cut(
             place: std::mem::replace(&mut place, next),
             voices: std::mem::replace(&mut voices, rest),
             claimed_at,
+            mode,
         });
     }
     batches
+}
+
+/// Those of the voices that are due which are asked about after the others.
+fn isolated(agenda: &Agenda) -> Isolated {
+    let voices = agenda.voices.iter();
+    let rows = voices.filter(|voice| voice.is_isolated && voice.due_in.is_zero());
+    Isolated {
+        read_at: agenda.read_at,
+        rows: rows.map(|voice| voice.row.clone()).collect(),
+        new: 0,
+    }
 }
 
 fn note(row: RowId, seen: Seen, age: Duration) -> Note {

@@ -8,13 +8,13 @@ use tokio_util::sync::CancellationToken;
 use super::progress::Progress;
 use super::{BATCHES_AT_ONCE, Pass};
 use crate::missing::Fuse;
-use crate::provider::lookup::{BATCH, Strategy};
+use crate::provider::lookup::{BATCH, Mode, Strategy};
 use crate::report::Halt;
 use crate::standing::{News, Standing};
 use crate::store::StoreError;
 
 /// Part of the lease in which the voices of a batch should have been asked about.
-const ASKING_TIME: Duration = Duration::from_secs(15);
+pub(super) const ASKING_TIME: Duration = Duration::from_secs(15);
 /// A pause that the provider asks for is waited out, unless it is longer: then the next run goes on.
 pub(crate) const LONGEST_HOLD: Duration = Duration::from_secs(10);
 /// How often the database is asked what other processes learned of the provider.
@@ -86,15 +86,22 @@ impl Pass<'_> {
 
     /// Voices of a batch: as many as a list request carries, but no more than can be asked
     /// about within their lease where many take a request of their own.
-    pub(super) fn batch_size(&self, progress: &Progress) -> usize {
+    pub(super) fn batch_size(&self, progress: &Progress, mode: Mode) -> usize {
         let singly = self.strategy == Strategy::Single || self.provider.has_no_list();
-        let requests_a_voice = match singly {
-            true => 1.0,
-            false => progress.tally().singles_a_voice(),
+        let (requests_a_voice, latency) = match mode {
+            // Each may hang.
+            Mode::Isolated => (1.0, self.provider.single_timeout()),
+            Mode::Batch | Mode::Part | Mode::Single | Mode::OneByOne => {
+                let requests = match singly {
+                    true => 1.0,
+                    false => progress.tally().singles_a_voice(),
+                };
+                (requests, self.provider.latency())
+            }
         };
         let at_once = self.provider.concurrency();
         let in_flight = self.askers();
-        let latency = self.provider.latency().as_secs_f64().max(0.001);
+        let latency = latency.as_secs_f64().max(0.001);
         let in_time = ASKING_TIME.as_secs_f64() / latency * at_once as f64 / in_flight as f64;
         ((in_time / requests_a_voice.max(0.001)) as usize).clamp(1, BATCH)
     }

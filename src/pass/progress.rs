@@ -10,16 +10,23 @@ use uuid::Uuid;
 
 use super::Batch;
 use super::cursor::{Cursor, Place};
+use super::isolation::Isolation;
+use crate::exit::Exit;
 use crate::missing::Fuse;
 use crate::provider::error::{Trouble, TroubleKind};
-use crate::provider::lookup::{Lookup, Lookups};
+use crate::provider::lookup::{Lookup, Step};
 use crate::report::{Counts, Halt, Obstacle, Part};
 use crate::sketch::Sketch;
-use crate::store::{Applied, Claimed, Page, StoreError, Target, Transition};
+use crate::store::{Applied, Claimed, Isolated, Note, Page, Seen, StoreError, Target, Transition};
 use crate::voice::{Position, ProviderVoiceId, RowId, Voice};
 
 /// Single lookups that must find a kind of voice, and the list never, before it is asked singly.
 const UNLISTED_AFTER: u64 = 3;
+/// So many voices that cannot be looked up, and none that can, are an outage; likewise, so many rows that the
+/// database refuses to change.
+const OUTAGE_AFTER: usize = 10;
+/// Voices of which that is kept in mind.
+const MOST_UNDECIDED: usize = 100;
 /// Reasons to set voices aside that are told apart. They may quote the provider.
 const REASONS_TOLD: usize = 10;
 
@@ -30,6 +37,7 @@ pub(super) struct Progress {
     pub(super) requests_before: (u64, u64),
     pub(super) deadline: Option<Instant>,
     pub(super) claims: tokio::sync::Mutex<Claims>,
+    pub(super) isolation: Isolation,
     /// Askers without a batch.
     pub(super) hungry: AtomicUsize,
     /// Batches that a writer may apply at once.
@@ -48,6 +56,45 @@ pub(super) struct Claims {
     pub(super) cursor: Cursor,
     /// Batches of the last page.
     pub(super) ready: VecDeque<Batch>,
+    /// Voices that earlier passes isolated.
+    pub(super) apart: Apart,
+}
+
+/// Voices that earlier passes isolated, which come after the others.
+pub(super) enum Apart {
+    /// There are some.
+    Unread,
+    Known(Isolated),
+    /// The cursor is on them, until a time. Of all of them, the new ones come first.
+    Begun {
+        until: Instant,
+        all: usize,
+        new: usize,
+    },
+    /// There are none, or they are among the others.
+    Nothing,
+}
+
+impl Claims {
+    pub(super) fn is_isolated(&self) -> bool {
+        matches!(self.apart, Apart::Begun { .. })
+    }
+
+    /// Whether there is no time left for isolated voices.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.apart, Apart::Begun { until, .. } if Instant::now() >= until)
+    }
+
+    /// Of the isolated voices that the cursor did not get to, those that are not known to be unanswerable.
+    pub(super) fn new_left(&self) -> u64 {
+        match self.apart {
+            Apart::Begun { all, new, .. } => {
+                let asked = all.saturating_sub(self.cursor.rows_left());
+                new.saturating_sub(asked) as u64
+            }
+            Apart::Unread | Apart::Known(_) | Apart::Nothing => 0,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -59,6 +106,16 @@ pub(super) struct Tally {
     pub(super) completion_times: Sketch,
     /// Why events could not be published.
     pub(super) bus_trouble: Option<String>,
+    /// Whether anything was answered about a voice.
+    pub(super) any_answered: bool,
+    /// Notes of voices that could not be looked up before anything was answered: it may be an outage.
+    undecided: Vec<Note>,
+    /// Whether any row was changed, or had been changed by the application.
+    any_applied: bool,
+    /// How many rows the database refused to change, and the first reason.
+    refused: (usize, Option<(Exit, String)>),
+    /// Voices that were newly found to be unanswerable, and one of them for each kind of trouble.
+    unanswerable: HashMap<TroubleKind, (u64, String)>,
     troubles: HashMap<TroubleKind, (u64, String)>,
     /// Why voices were set aside: how many for each reason, and one of them.
     set_aside: BTreeMap<String, (u64, RowId)>,
@@ -77,6 +134,7 @@ impl Progress {
         requests_before: (u64, u64),
         deadline: Option<Instant>,
         cursor: Cursor,
+        apart: Apart,
         unlisted: HashSet<String>,
     ) -> Self {
         Self {
@@ -87,7 +145,9 @@ impl Progress {
             claims: tokio::sync::Mutex::new(Claims {
                 cursor,
                 ready: VecDeque::new(),
+                apart,
             }),
+            isolation: Isolation::default(),
             hungry: AtomicUsize::new(0),
             bulk: AtomicUsize::new(1),
             unlisted,
@@ -121,6 +181,7 @@ impl Tally {
     /// Notes an answer about a voice, and whether the list or a single lookup brought it. Returns
     /// how many values it has that this version does not know.
     pub(super) fn found(&mut self, voice: &Voice, listed: bool, asked_list: bool) -> u64 {
+        self.any_answered = true;
         let mut unknown = 0;
         for value in voice.unknown_values() {
             unknown += 1;
@@ -141,13 +202,13 @@ impl Tally {
     /// Notes where in a batch the asking stopped, for lack of time or because the provider was
     /// down. The next pass begins there: else the rows behind would never have their turn. Voices
     /// that were claimed by name move nothing: the next pass comes to their rows anyway.
-    pub(super) fn not_asked(&mut self, batch: &Batch, lookups: [&Lookups; 2]) {
+    pub(super) fn not_asked(&mut self, batch: &Batch, step: &Step) {
         let Some(place) = &batch.place else {
             return;
         };
         let asked = |voice: &Claimed| {
             let id = voice.checked_id().ok();
-            let lookup = id.and_then(|id| lookups.iter().find_map(|some| some.get(&id)));
+            let lookup = id.and_then(|id| step.lookups.get(&id));
             !matches!(lookup, Some(Lookup::Unavailable(t)) if t.kind == TroubleKind::NotAsked)
         };
         let Some(first) = batch.voices.iter().position(|voice| !asked(voice)) else {
@@ -193,6 +254,77 @@ impl Tally {
             .collect()
     }
 
+    /// Counts a voice that could not be looked up while the provider answered other requests; `new` says that
+    /// this was not known of it. Returns the note of it, if it is clear that the reason lies in the voice.
+    pub(super) fn unanswerable(
+        &mut self,
+        note: Note,
+        trouble: &Trouble,
+        id: &ProviderVoiceId,
+        new: bool,
+    ) -> Option<Note> {
+        if !new {
+            self.counts.unanswerable += 1;
+            return Some(note);
+        }
+        let entry = self.unanswerable.entry(trouble.kind);
+        let example = || (0, format!("{id}: {}", trouble.detail));
+        entry.or_insert_with(example).0 += 1;
+        if self.any_answered {
+            return Some(note);
+        }
+        if self.undecided.len() < MOST_UNDECIDED {
+            self.undecided.push(note);
+            return None;
+        }
+        let seen = Seen::Unavailable(trouble.to_string());
+        Some(Note { seen, ..note })
+    }
+
+    /// Counts rows whose change the database refused. Returns whether the reason lies in the rows: not if they are
+    /// many, and the database changed no other.
+    pub(super) fn refused(&mut self, rows: &[(RowId, StoreError)]) -> bool {
+        let (all, first) = &mut self.refused;
+        *all += rows.len();
+        let example = rows.first();
+        *first = first
+            .take()
+            .or_else(|| example.map(|(_, error)| (error.exit(), error.to_string())));
+        self.any_applied || *all < OUTAGE_AFTER
+    }
+
+    /// Why the database refused to change any row, where it was asked to change many.
+    pub(super) fn refuses_all(&self) -> Option<Halt> {
+        let (rows, first) = &self.refused;
+        let (exit, error) = first.clone()?;
+        (!self.any_applied && *rows >= OUTAGE_AFTER)
+            .then(|| Halt::ChangesRefused(exit, format!("{rows} rows: {error}")))
+    }
+
+    /// Whether nothing was answered about any voice, though many were asked about by themselves.
+    pub(super) fn looks_like_an_outage(&self) -> bool {
+        !self.any_answered && self.undecided.len() >= OUTAGE_AFTER
+    }
+
+    /// Notes that were kept back until it was clear whether it is an outage.
+    pub(super) fn take_undecided(&mut self) -> Vec<Note> {
+        let is_outage = self.looks_like_an_outage();
+        let notes = std::mem::take(&mut self.undecided).into_iter();
+        let decide = |note: Note| match note.seen {
+            Seen::Unanswerable { reason, .. } if is_outage => Note {
+                seen: Seen::Unavailable(reason),
+                ..note
+            },
+            Seen::Unanswerable { .. }
+            | Seen::Processing { .. }
+            | Seen::Missing
+            | Seen::SetAside(_)
+            | Seen::Suspected(_)
+            | Seen::Unavailable(_) => note,
+        };
+        notes.map(decide).collect()
+    }
+
     pub(super) fn trouble(&mut self, trouble: &Trouble, id: &ProviderVoiceId) {
         let entry = self.troubles.entry(trouble.kind);
         entry
@@ -211,7 +343,8 @@ impl Tally {
 
     /// Counts a page that was claimed.
     pub(super) fn claimed(&mut self, page: &Page) {
-        self.counts.due += page.voices.len() as u64 + page.leased_elsewhere;
+        self.counts.due += page.voices.len() as u64 + page.leased_elsewhere + page.quarantined;
+        self.counts.unanswerable += page.quarantined;
         self.counts.leased_elsewhere += page.leased_elsewhere;
         self.resting += page.resting;
     }
@@ -255,6 +388,23 @@ impl Tally {
         for (kind, (voices, example)) in &self.troubles {
             warn!(%kind, voices, %example, "voices without an answer; the next run asks again");
         }
+        if self.counts.unanswerable > 0 {
+            let voices = self.counts.unanswerable;
+            info!(
+                voices,
+                "unanswerable voices stay in processing and are asked about less and less often; see `voice-sync status`"
+            );
+        }
+    }
+
+    /// One line for each kind of trouble with single voices, however many met it for the first time.
+    pub(super) fn log_unanswerable(&self) {
+        for (kind, (voices, example)) in &self.unanswerable {
+            warn!(
+                %kind, voices, %example,
+                "voices cannot be looked up, while the provider answers other requests; they stay in processing and are asked about one by one"
+            );
+        }
     }
 
     /// Counts transitions, and logs those that happened: a voice "is" or "would be" what.
@@ -273,6 +423,7 @@ impl Tally {
             if applied.locked.contains(row) {
                 continue;
             }
+            self.any_applied = true;
             if !applied.moved.contains(row) {
                 self.counts.superseded += 1;
                 debug!(voice.row = %row, voice.provider_id = %provider_id, "the application changed the row meanwhile, its change stays");

@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 use super::Pass;
 use super::closing::Ending;
 use super::progress::Progress;
-use crate::events::relay::{self, NotPublished, Relay};
+use crate::events::relay::{self, Publication, Relay};
 use crate::events::{OutboxEvent, backoff};
 use crate::store::{BusTurn, StoreError};
 
@@ -21,37 +21,51 @@ const POLL_OTHERS: Duration = Duration::from_millis(250);
 
 impl Pass<'_> {
     /// Publishes events that are leased to this pass, and marks what got out; the leases of the
-    /// others are given back. Once the bus failed, the rest of the pass only records: its end tries
-    /// again, and so does the next pass.
+    /// others are given back. Those that the bus refuses come after all others from then on. Once the bus failed,
+    /// the rest of the pass only records: its end tries again, and so does the next pass. Returns whether any
+    /// event got out.
     pub(super) async fn publish(
         &self,
         progress: &Progress,
         relay: &Relay,
         events: &[OutboxEvent],
-    ) -> Result<(), StoreError> {
-        let published = self.try_to_publish(progress, relay, events).await?;
-        let (out, rest): (Vec<i64>, Vec<i64>) = events
-            .iter()
-            .map(|event| event.id)
-            .partition(|id| published.contains(id));
-        self.store.mark_published(&out).await?;
+    ) -> Result<bool, StoreError> {
+        let Publication {
+            published,
+            refused,
+            refusal,
+            failure: _,
+        } = self.try_to_publish(progress, relay, events).await?;
+        let done: HashSet<i64> = published.iter().chain(&refused).copied().collect();
+        let ids = events.iter().map(|event| event.id);
+        let rest: Vec<i64> = ids.filter(|id| !done.contains(id)).collect();
+        self.store.mark_published(&published).await?;
+        self.store.put_events_last(&refused).await?;
         self.store.give_back_events(&rest).await?;
-        progress.tally().counts.events_published += out.len() as u64;
-        Ok(())
+        let mut tally = progress.tally();
+        tally.counts.events_published += published.len() as u64;
+        if let Some(reason) = refusal {
+            let events = refused.len();
+            warn!(
+                events, %reason,
+                "the event bus refuses events; they stay in the outbox, and others go on"
+            );
+            tally.bus_trouble.get_or_insert(reason);
+        }
+        Ok(!published.is_empty())
     }
 
-    /// Returns the outbox ids of those that got out. One batch at a time: where the bus hangs, the
-    /// others need not find out for themselves.
+    /// One batch at a time: where the bus hangs, the others need not find out for themselves.
     async fn try_to_publish(
         &self,
         progress: &Progress,
         relay: &Relay,
         events: &[OutboxEvent],
-    ) -> Result<HashSet<i64>, StoreError> {
+    ) -> Result<Publication, StoreError> {
         let mut failures = progress.bus_failures.lock().await;
         // A database that failed one batch here would fail the others in their turn.
         if progress.bus_is_down.load(Ordering::Relaxed) || self.has_no_database(progress) {
-            return Ok(HashSet::new());
+            return Ok(Publication::default());
         }
         let failures = match *failures {
             Some(ref mut failures) => failures,
@@ -62,12 +76,13 @@ impl Pass<'_> {
                     let pause_ms = pause.as_millis();
                     let says = format!("it failed lately and is left alone for {pause_ms} ms");
                     self.bus_fails(progress, says);
-                    return Ok(HashSet::new());
+                    return Ok(Publication::default());
                 }
             },
         };
-        match relay.publish(events).await {
-            Ok(()) => {
+        let publication = relay.publish(events).await;
+        match &publication.failure {
+            None => {
                 if std::mem::take(failures) > 0 {
                     if !self.scope.goes_on {
                         info!("the event bus works again");
@@ -77,16 +92,15 @@ impl Pass<'_> {
                         warn!(%error, "the other processes could not be told");
                     }
                 }
-                Ok(events.iter().map(|event| event.id).collect())
             }
-            Err(NotPublished { published, reason }) => {
-                self.bus_fails(progress, reason);
+            Some(reason) => {
+                self.bus_fails(progress, reason.clone());
                 let failures = failures.saturating_add(1);
                 let pause = backoff::pause(failures, fastrand::f64());
                 self.store.bus_failed(relay.bus(), failures, pause).await?;
-                Ok(published.into_iter().collect())
             }
         }
+        Ok(publication)
     }
 
     fn bus_fails(&self, progress: &Progress, reason: String) {
@@ -120,20 +134,26 @@ impl Pass<'_> {
         // Others may go on recording while this pass ends: those events are theirs.
         let ours = pending.newest;
         let patience = Instant::now() + OTHERS_EVENTS;
+        let mut fruitless = 0;
         // Even a pass that has to stop tries once.
         for round in 0.. {
             let others_only = pending.unleased == 0;
             if pending.all == 0
                 || progress.bus_is_down.load(Ordering::Relaxed)
                 || round > 0 && self.is_over(progress)
+                // The bus refuses all that is left.
+                || fruitless >= pending.all
                 || others_only && (self.scope.goes_on || Instant::now() >= patience)
             {
                 break;
             }
             let events = self.store.take_events(relay::BATCH as u32).await?;
-            match events.is_empty() {
-                true => sleep(POLL_OTHERS).await,
-                false => self.publish(progress, relay, &events).await?,
+            if events.is_empty() {
+                sleep(POLL_OTHERS).await;
+            } else if self.publish(progress, relay, &events).await? {
+                fruitless = 0;
+            } else {
+                fruitless += events.len() as u64;
             }
             pending = self.store.pending_events(ours).await?;
         }

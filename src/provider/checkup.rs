@@ -1,5 +1,6 @@
 //! What `voice-sync doctor` says of the provider.
 
+use super::liveness::NO_VOICE;
 use super::lookup::{Lookup, Lookups, Strategy};
 use super::{Patience, Provider};
 use crate::exit::Exit;
@@ -7,9 +8,6 @@ use crate::finding::Finding;
 use crate::missing::Fuse;
 use crate::voice::ProviderVoiceId;
 
-/// Asked about where there is no voice to ask about: whether the answer is "unknown" or "wrong", the
-/// key was taken. It has the form of an id, and is none.
-const NOBODY: &str = "voiceSyncDoctor00000";
 /// Voices that the list showed and that are asked about singly as well.
 const COMPARED: usize = 3;
 const KEY: &str = "provider";
@@ -24,7 +22,8 @@ impl Provider {
         strategy: Strategy,
         patience: Patience<'_>,
     ) -> Vec<Finding> {
-        let nobody = ProviderVoiceId::parse(NOBODY).expect("it has the form of an id");
+        // Whether the answer is "unknown" or "wrong", the key was taken.
+        let nobody = ProviderVoiceId::parse(NO_VOICE).expect("it has the form of an id");
         let asked = match ids.is_empty() {
             true => std::slice::from_ref(&nobody),
             false => ids,
@@ -39,7 +38,10 @@ impl Provider {
         }
         let trouble = lookups.values().find_map(|lookup| match lookup {
             Lookup::Unavailable(trouble) => Some(trouble),
-            Lookup::Found { .. } | Lookup::Missing | Lookup::Rejected(_) => None,
+            Lookup::Found { .. }
+            | Lookup::Missing
+            | Lookup::Rejected(_)
+            | Lookup::Unanswerable(_) => None,
         });
         if let Some(trouble) = trouble {
             let says = format!("{} does not answer: {trouble}", self.base);
@@ -53,6 +55,7 @@ impl Provider {
             format!("{} answers, and takes the key", self.base),
         )];
         if !ids.is_empty() {
+            findings.extend(unanswerable(&lookups));
             findings.extend(unknown(&lookups));
             findings.push(match singly {
                 true => Finding::fine(
@@ -78,7 +81,10 @@ impl Provider {
             match lookup {
                 Lookup::Found { listed: true, .. } => listed.push(id.clone()),
                 Lookup::Found { listed: false, .. } => unlisted += 1,
-                Lookup::Missing | Lookup::Rejected(_) | Lookup::Unavailable(_) => {}
+                Lookup::Missing
+                | Lookup::Rejected(_)
+                | Lookup::Unanswerable(_)
+                | Lookup::Unavailable(_) => {}
             }
         }
         listed.truncate(COMPARED);
@@ -115,6 +121,29 @@ impl Provider {
             format!("the list and single lookups say the same of {agreed} voices"),
         )
     }
+}
+
+fn unanswerable(lookups: &Lookups) -> Option<Finding> {
+    let bad: Vec<_> = lookups
+        .iter()
+        .filter_map(|(id, lookup)| match lookup {
+            Lookup::Unanswerable(trouble) => Some((id, trouble)),
+            Lookup::Found { .. }
+            | Lookup::Missing
+            | Lookup::Rejected(_)
+            | Lookup::Unavailable(_) => None,
+        })
+        .collect();
+    let (id, trouble) = bad.first()?;
+    Some(Finding::doubtful(
+        "unanswerable",
+        format!(
+            "{} of {} voices cannot be looked up, such as {id}: {trouble}",
+            bad.len(),
+            lookups.len()
+        ),
+        "they stay in processing and are asked about apart from the others; if it lasts, tell the provider their ids",
+    ))
 }
 
 /// A key of another workspace finds none of the voices, or few.

@@ -31,6 +31,10 @@ pub enum Refusal {
         /// What the provider asks for.
         told: Option<Duration>,
     },
+    /// The provider answers other requests, and not this one: the reason may lie in one of its voices.
+    /// Isolate that voice.
+    #[error("{0}")]
+    Unanswerable(Trouble),
     /// Anything else: ask again later.
     #[error("{0}")]
     Unavailable(Trouble),
@@ -84,6 +88,21 @@ impl std::fmt::Display for TroubleKind {
             Self::Throttled => "throttled",
             Self::NotAsked => "not_asked",
         })
+    }
+}
+
+impl TroubleKind {
+    /// Whether it may come of what the request asked for, rather than of the provider as a whole.
+    pub fn may_lie_in_a_voice(self) -> bool {
+        match self {
+            Self::Timeout
+            | Self::Broken
+            | Self::Internal
+            | Self::Status
+            | Self::Unreadable
+            | Self::TooLarge => true,
+            Self::Connect | Self::Throttled | Self::NotAsked => false,
+        }
     }
 }
 

@@ -1,16 +1,19 @@
 //! Finding out how far voices are: in batches where the list is there, singly where it is not.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::future::join;
 use futures_util::stream::FuturesUnordered;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::time::Instant;
 use tracing::warn;
 
-use super::error::{Refusal, Trouble, TroubleKind, printable};
-use super::{LIST, Patience, Provider, Sending, wire};
+use super::error::{Refusal, Trouble, TroubleKind};
+use super::{LIST, Patience, Provider, Purpose, wire};
+use crate::isolate::{self, Split, split};
+use crate::retry::{self, Cause};
 use crate::voice::{ProviderVoiceId, Voice};
 
 /// Most ids that one list request may name, and most voices on a page of its answer.
@@ -19,6 +22,8 @@ pub const BATCH: usize = 100;
 /// where the provider shows its default page size of 10.
 const MAX_PAGES: usize = 10;
 
+/// How long a list that is not there is passed over, before it is looked for again.
+const LIST_IS_GONE_FOR: Duration = Duration::from_secs(10 * 60);
 /// A list that rejected more requests than this and answered none is not asked again.
 const MAX_REJECTIONS: u32 = 8;
 
@@ -32,6 +37,21 @@ pub enum Strategy {
     Batch,
     /// Always singly.
     Single,
+}
+
+/// How one step of a lookup asks about its voices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// All at once.
+    Batch,
+    /// All at once, as a part of a batch that failed.
+    Part,
+    /// One by one.
+    Single,
+    /// One by one, because each of them may be what a part of a batch failed on.
+    OneByOne,
+    /// One by one, because they failed by themselves earlier.
+    Isolated,
 }
 
 /// What the provider answered for a voice.
@@ -48,12 +68,24 @@ pub enum Lookup {
     Missing,
     /// The provider takes this id for a wrong request.
     Rejected(String),
+    /// Asked for singly, it gets no answer, while the provider answers other requests.
+    Unanswerable(Trouble),
     /// No answer.
     Unavailable(Trouble),
 }
 
 /// Answers by provider id; every id that was asked about has one.
 pub type Lookups = HashMap<ProviderVoiceId, Lookup>;
+
+/// What came of one step of a lookup.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// Answers about voices.
+    pub lookups: Lookups,
+    /// The other voices: their request failed as a whole, perhaps on one of them. [`next_steps`] says what to
+    /// ask next.
+    pub failed: Vec<ProviderVoiceId>,
+}
 
 /// Voices that the list showed, by their ids.
 type Shown = Vec<(ProviderVoiceId, Voice)>;
@@ -64,117 +96,124 @@ enum Listed {
     /// Some pages came, then trouble: what they did not show is not to be taken for absent.
     Partly(Shown, Trouble),
     NotThere,
-    Rejected,
-    /// The provider failed on it: perhaps on one of the voices.
-    Suspect(Trouble),
+    /// Some pages came, then a failure that may lie in one of the other voices.
+    Failed(Shown),
 }
 
 impl Provider {
-    /// Asks about each of `ids`, which are all different, in their order, within `patience`.
+    /// Asks about each of `ids`, which are all different, within `patience`: step after step, until each has
+    /// an answer or is known to have none.
     pub async fn look_up(
         &self,
         ids: &[ProviderVoiceId],
         singly: bool,
         patience: Patience<'_>,
     ) -> Lookups {
-        let mut lookups = Lookups::with_capacity(ids.len());
-        self.probe(&mut lookups, ids, patience).await;
-        let mut batches = match singly || self.has_no_list() {
-            true => Vec::new(),
-            false => {
-                let open = ids.iter().filter(|id| !lookups.contains_key(*id));
-                let open: Vec<_> = open.cloned().collect();
-                open.chunks(BATCH).map(<[_]>::to_vec).collect()
-            }
+        let mode = match singly {
+            true => Mode::Single,
+            false => Mode::Batch,
         };
-        while let Some(batch) = batches.pop() {
-            match self.list(&batch, Sending::Usual, patience).await {
-                Listed::Answered(voices) => take(&mut lookups, voices),
-                Listed::Partly(voices, trouble) => {
-                    take(&mut lookups, voices);
-                    give_up(&mut lookups, batch, &trouble);
-                }
-                Listed::NotThere => {
-                    if !self.list_is_gone.swap(true, Ordering::Relaxed) {
-                        warn!(url = %self.base, "there is no list of voices at this URL; asking for each singly");
-                    }
-                    break;
-                }
-                // Somewhere in it is an id that the provider chokes on.
-                Listed::Rejected if batch.len() > 1 && !self.has_no_list() => {
-                    let (left, right) = batch.split_at(batch.len() / 2);
-                    batches.extend([left.to_vec(), right.to_vec()]);
-                }
-                Listed::Rejected => {}
-                Listed::Suspect(trouble) => {
-                    self.corner(&mut lookups, batch, &trouble, patience).await;
-                }
+        let batches = ids.chunks(BATCH).map(|batch| (mode, batch.to_vec()));
+        let mut queue: VecDeque<_> = batches.collect();
+        let mut lookups = Lookups::with_capacity(ids.len());
+        while let Some((mode, batch)) = queue.pop_front() {
+            let step = self.step(&batch, mode, patience).await;
+            lookups.extend(step.lookups);
+            if !step.failed.is_empty() {
+                queue.extend(next_steps(step.failed));
             }
         }
-        let mut singles: FuturesUnordered<_> = ids
-            .iter()
-            .filter(|id| !lookups.contains_key(*id))
-            .map(|id| async move { (id.clone(), self.single(id, patience).await) })
-            .collect();
-        let mut answers = Vec::with_capacity(singles.len());
-        while let Some(answer) = singles.next().await {
-            answers.push(answer);
-        }
-        drop(singles);
-        lookups.extend(answers);
         lookups
     }
 
-    /// Where the provider did not answer lately, asks about one voice first, and not always the same
-    /// one: a whole batch would fail on a single bad voice, and keep all others waiting for good.
-    async fn probe(&self, lookups: &mut Lookups, ids: &[ProviderVoiceId], patience: Patience<'_>) {
-        let _turn = self.probing.lock().await;
-        if let Some(id) = fastrand::choice(ids).filter(|_| self.traffic.is_probing()) {
-            match self.single(id, patience).await {
-                // The batch asks again, unless the breaker is open.
-                Lookup::Unavailable(_) => {}
-                answer @ (Lookup::Found { .. } | Lookup::Missing | Lookup::Rejected(_)) => {
-                    lookups.insert(id.clone(), answer);
+    /// One step: a list request for all of `ids`, or a request for each. Voices that the list does not show are
+    /// asked for singly. Where the provider did not answer lately, a liveness request comes first.
+    pub async fn step(&self, ids: &[ProviderVoiceId], mode: Mode, patience: Patience<'_>) -> Step {
+        let mut step = Step {
+            lookups: Lookups::with_capacity(ids.len()),
+            failed: Vec::new(),
+        };
+        if ids.is_empty() {
+            return step;
+        }
+        if !self.is_ready(patience).await {
+            let trouble = Trouble::new(TroubleKind::NotAsked, "the provider does not answer");
+            give_up(&mut step.lookups, ids, &trouble);
+            return step;
+        }
+        let purpose = match mode {
+            Mode::Batch => Some(Purpose::Batch),
+            Mode::Part => Some(Purpose::Isolation),
+            Mode::Single | Mode::OneByOne | Mode::Isolated => None,
+        };
+        if let Some(purpose) = purpose.filter(|_| !self.has_no_list()) {
+            match self.list(ids, purpose, patience).await {
+                Listed::Answered(voices) => take(&mut step.lookups, voices),
+                Listed::Partly(voices, trouble) => {
+                    take(&mut step.lookups, voices);
+                    give_up(&mut step.lookups, ids, &trouble);
+                }
+                Listed::Failed(voices) => {
+                    take(&mut step.lookups, voices);
+                    step.failed = unanswered(&step.lookups, ids);
+                    return step;
+                }
+                Listed::NotThere => {
+                    if !self.has_no_list() {
+                        warn!(url = %self.base, "there is no list of voices at this URL; asking for each singly");
+                    }
+                    self.pass_over_list(LIST_IS_GONE_FOR);
                 }
             }
         }
+        let rest = unanswered(&step.lookups, ids);
+        step.lookups.extend(match mode {
+            Mode::Batch | Mode::Part | Mode::Single => {
+                self.each(&rest, Purpose::Single, None, patience).await
+            }
+            Mode::OneByOne => self.one_by_one(&rest, patience).await,
+            Mode::Isolated => self.each(&rest, Purpose::Isolated, None, patience).await,
+        });
+        step
     }
 
-    /// Halves a batch that the provider failed on until the voice that it fails on is alone. Where
-    /// it fails on both halves, it is the provider that is in trouble, and no voice.
-    async fn corner(
+    /// Asks about voices one by one, side by side.
+    async fn each(
         &self,
-        lookups: &mut Lookups,
-        mut suspects: Vec<ProviderVoiceId>,
-        trouble: &Trouble,
+        ids: &[ProviderVoiceId],
+        purpose: Purpose,
+        since: Option<Instant>,
         patience: Patience<'_>,
-    ) {
-        while suspects.len() > 1 {
-            let others = suspects.split_off(suspects.len() / 2);
-            let halves = join(
-                self.list(&suspects, Sending::Suspecting, patience),
-                self.list(&others, Sending::Suspecting, patience),
-            );
-            suspects = match halves.await {
-                (Listed::Answered(some), Listed::Answered(rest)) => {
-                    take(lookups, some);
-                    take(lookups, rest);
-                    return;
-                }
-                (Listed::Answered(some), _) => {
-                    take(lookups, some);
-                    others
-                }
-                (_, Listed::Answered(some)) => {
-                    take(lookups, some);
-                    suspects
-                }
-                (_, _) => {
-                    suspects.extend(others);
-                    return give_up(lookups, suspects, trouble);
-                }
-            };
+    ) -> Lookups {
+        let singles: FuturesUnordered<_> = ids
+            .iter()
+            .map(|id| async move { (id.clone(), self.single(id, purpose, since, patience).await) })
+            .collect();
+        singles.collect().await
+    }
+
+    /// The same, and once more about those that failed, where that may have been an accident.
+    async fn one_by_one(&self, ids: &[ProviderVoiceId], patience: Patience<'_>) -> Lookups {
+        let begun = Instant::now();
+        let mut lookups = self.each(ids, Purpose::Isolation, None, patience).await;
+        let failed = lookups.iter().filter_map(|(id, lookup)| match lookup {
+            Lookup::Unanswerable(trouble) if trouble.kind != TroubleKind::Timeout => Some(id),
+            Lookup::Unanswerable(_)
+            | Lookup::Found { .. }
+            | Lookup::Missing
+            | Lookup::Rejected(_)
+            | Lookup::Unavailable(_) => None,
+        });
+        let failed: Vec<_> = failed.cloned().collect();
+        let pause = retry::pause(1, Cause::Trouble, None, fastrand::f64());
+        if !failed.is_empty()
+            && isolate::is_worth_repeating(failed.len(), ids.len())
+            && patience.sleep_until(Instant::now() + pause).await
+        {
+            let again = self.each(&failed, Purpose::Isolation, Some(begun), patience);
+            lookups.extend(again.await);
         }
+        lookups
     }
 
     /// `GET /v2/voices?voice_ids=…`, with the pages that follow. Page 0 may hold voices nobody asked
@@ -182,7 +221,7 @@ impl Provider {
     async fn list(
         &self,
         ids: &[ProviderVoiceId],
-        sending: Sending,
+        purpose: Purpose,
         patience: Patience<'_>,
     ) -> Listed {
         let mut query = format!("{LIST}?page_size={BATCH}&include_total_count=false");
@@ -200,9 +239,8 @@ impl Provider {
                 Some(token) => format!("{query}&next_page_token={}", encoded(token)),
             };
             let answer = self
-                .get(&path, sending, patience)
-                .await
-                .and_then(|body| wire::list_page(&body).map_err(|error| self.unreadable(&error)));
+                .get(&path, purpose, None, patience, wire::list_page)
+                .await;
             let next = match answer {
                 Ok(next) => next,
                 Err(refusal) => return self.not_listed(refusal, page, voices),
@@ -226,60 +264,47 @@ impl Provider {
     fn not_listed(&self, refusal: Refusal, page: usize, voices: Shown) -> Listed {
         match refusal {
             Refusal::NoSuchEndpoint(_) | Refusal::Forbidden(..) if page == 0 => Listed::NotThere,
-            Refusal::NotFound | Refusal::Rejected(..) if page == 0 => self.rejected(),
-            Refusal::Unavailable(trouble) => match trouble.kind {
-                TroubleKind::TooLarge | TroubleKind::Unreadable if page == 0 => Listed::Rejected,
-                TroubleKind::TooLarge | TroubleKind::Unreadable => Listed::Answered(voices),
-                TroubleKind::Internal if page == 0 && !self.is_down() => Listed::Suspect(trouble),
-                // A provider that answers other requests may fail on one voice in other ways, too.
-                TroubleKind::Status | TroubleKind::Timeout
-                    if page == 0 && !self.is_down() && self.was_answered() =>
-                {
-                    Listed::Suspect(trouble)
-                }
-                TroubleKind::Connect
-                | TroubleKind::Timeout
-                | TroubleKind::Broken
-                | TroubleKind::Internal
-                | TroubleKind::Status
-                | TroubleKind::Throttled
-                | TroubleKind::NotAsked => Listed::Partly(voices, trouble),
-            },
+            Refusal::NotFound | Refusal::Rejected(..) if page == 0 => self.rejected(voices),
+            Refusal::Unanswerable(_) => Listed::Failed(voices),
             Refusal::NotFound
             | Refusal::NoSuchEndpoint(_)
             | Refusal::Forbidden(..)
             | Refusal::Rejected(..)
             | Refusal::Throttled { .. }
-            | Refusal::Unauthorized(..) => Listed::Partly(voices, self.trouble(refusal)),
+            | Refusal::Unauthorized(..)
+            | Refusal::Unavailable(_) => Listed::Partly(voices, self.trouble(refusal)),
         }
     }
 
     /// A list that only ever rejects is as good as none.
-    fn rejected(&self) -> Listed {
+    fn rejected(&self, voices: Shown) -> Listed {
         let rejections = self.list_rejections.fetch_add(1, Ordering::Relaxed) + 1;
         match rejections > MAX_REJECTIONS && !self.list_answered.load(Ordering::Relaxed) {
             true => Listed::NotThere,
-            false => Listed::Rejected,
+            false => Listed::Failed(voices),
         }
     }
 
     /// `GET /v1/voices/{voice_id}`.
-    async fn single(&self, id: &ProviderVoiceId, patience: Patience<'_>) -> Lookup {
+    async fn single(
+        &self,
+        id: &ProviderVoiceId,
+        purpose: Purpose,
+        since: Option<Instant>,
+        patience: Patience<'_>,
+    ) -> Lookup {
         let path = format!("/v1/voices/{}", encoded(id.as_str()));
-        let answer = self
-            .get(&path, Sending::Usual, patience)
-            .await
-            .and_then(|body| wire::voice(&body).map_err(|error| self.unreadable(&error)));
-        match answer {
+        match self.get(&path, purpose, since, patience, wire::voice).await {
             Ok(voice) if voice.voice_id == id.as_str() => Lookup::Found {
                 voice,
                 listed: false,
             },
-            Ok(_) => Lookup::Unavailable(Trouble::new(
+            Ok(_) => Lookup::Unanswerable(Trouble::new(
                 TroubleKind::Unreadable,
                 "the answer is about another voice",
             )),
             Err(Refusal::NotFound) => Lookup::Missing,
+            Err(Refusal::Unanswerable(trouble)) => Lookup::Unanswerable(trouble),
             // Under a key that is good for other voices, it is about this one.
             Err(Refusal::Forbidden(status, said)) if self.was_answered() => {
                 Lookup::Rejected(format!("HTTP {status} {said}").trim_end().to_owned())
@@ -297,11 +322,6 @@ impl Provider {
         }
     }
 
-    fn unreadable(&self, error: &serde_json::Error) -> Refusal {
-        let detail = printable(&self.without_key(&error.to_string()));
-        Refusal::Unavailable(Trouble::new(TroubleKind::Unreadable, detail))
-    }
-
     /// What a refusal means for voices that it is not about. A refused key is remembered: nothing
     /// more is asked with it.
     fn trouble(&self, refusal: Refusal) -> Trouble {
@@ -316,11 +336,19 @@ impl Provider {
                 detail: text,
                 told,
             },
-            Refusal::Unavailable(trouble) => trouble,
+            Refusal::Unavailable(trouble) | Refusal::Unanswerable(trouble) => trouble,
             Refusal::NotFound | Refusal::NoSuchEndpoint(_) | Refusal::Rejected(..) => {
                 Trouble::new(TroubleKind::Status, text)
             }
         }
+    }
+}
+
+/// What to ask next about voices whose request failed.
+pub fn next_steps<T>(failed: Vec<T>) -> Vec<(Mode, Vec<T>)> {
+    match split(failed) {
+        Split::Parts(parts) => parts.into_iter().map(|part| (Mode::Part, part)).collect(),
+        Split::OneByOne(voices) => vec![(Mode::OneByOne, voices)],
     }
 }
 
@@ -337,10 +365,14 @@ fn take(lookups: &mut Lookups, voices: Shown) {
     }));
 }
 
-fn give_up(lookups: &mut Lookups, batch: Vec<ProviderVoiceId>, trouble: &Trouble) {
-    for id in batch {
-        lookups
-            .entry(id)
-            .or_insert_with(|| Lookup::Unavailable(trouble.clone()));
+/// Those without an answer.
+fn unanswered(lookups: &Lookups, ids: &[ProviderVoiceId]) -> Vec<ProviderVoiceId> {
+    let unanswered = ids.iter().filter(|id| !lookups.contains_key(*id));
+    unanswered.cloned().collect()
+}
+
+fn give_up(lookups: &mut Lookups, ids: &[ProviderVoiceId], trouble: &Trouble) {
+    for id in unanswered(lookups, ids) {
+        lookups.insert(id, Lookup::Unavailable(trouble.clone()));
     }
 }

@@ -4,27 +4,30 @@
 mod base_url;
 mod checkup;
 pub mod error;
+mod latency;
+mod liveness;
 pub mod lookup;
 mod patience;
 mod traffic;
 pub mod wire;
 
 use std::num::NonZeroU32;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Client, redirect};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, trace};
 use uuid::{Uuid, uuid};
 
 pub use base_url::BaseUrl;
-use error::{Refusal, Trouble, TroubleKind, refusal};
+use error::{Refusal, Trouble, TroubleKind, printable, refusal};
+use latency::Latencies;
 pub use patience::Patience;
-use traffic::{Outcome, Traffic};
+use traffic::{Admission, Outcome, Traffic};
 
 use crate::budget::Spent;
 use crate::limit::Plan;
@@ -36,8 +39,14 @@ use crate::standing::{News, Standing};
 const LIST: &str = "/v2/voices";
 /// Time for DNS, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for one request, its body included.
+/// Time for one request, its body included, while nothing shows that the provider is faster.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The shortest time for a request about one voice or few, however fast the provider is.
+const SHORTEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same for a whole batch, until one of them hung.
+const SHORTEST_BATCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a request that takes long looks whether other answers came meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long an answer is thought to take before there was one.
 const FIRST_GUESS: Duration = Duration::from_millis(300);
 /// Requests under way that are waited for when told to stop.
@@ -45,13 +54,38 @@ const GRACE: Duration = Duration::from_secs(20);
 /// Most bytes of an answer, decompressed: 100 voices have some 200 kB, and a gzip bomb has more.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 
-/// How a request is sent.
+/// What a request is for: this says how long it may take, and what its failure means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sending {
-    /// Repeated where that may help; trouble counts against the provider.
-    Usual,
-    /// Once, to find out which voice a request fails on; trouble is expected, and does not count.
-    Suspecting,
+enum Purpose {
+    /// It looks up a batch of voices.
+    Batch,
+    /// It looks up one voice.
+    Single,
+    /// It looks up voices of a batch that failed. It is never repeated from the retry budget.
+    Isolation,
+    /// It looks up a voice that failed by itself earlier. Outside the retry budget, it is repeated once.
+    Isolated,
+    /// It names no voice, and shows whether the provider works.
+    Liveness,
+}
+
+/// Why a try brought no answer.
+enum Attempt {
+    Refused(Refusal),
+    /// It was given up for a request that names no voice: nothing shows yet how long answers take.
+    GivenUp,
+}
+
+impl Attempt {
+    fn refusal(self) -> Refusal {
+        match self {
+            Self::Refused(refusal) => refusal,
+            Self::GivenUp => {
+                let says = format!("no answer within {} s", SHORTEST_TIMEOUT.as_secs());
+                Refusal::Unavailable(Trouble::new(TroubleKind::Timeout, says))
+            }
+        }
+    }
 }
 
 /// The provider, as one key sees it.
@@ -61,13 +95,18 @@ pub struct Provider {
     client: OnceLock<Client>,
     concurrency: NonZeroU32,
     traffic: Traffic,
-    /// One voice is asked about at a time while it is not known whether the provider answers.
-    probing: tokio::sync::Mutex<()>,
+    /// When a liveness request last failed. One is sent at a time.
+    liveness_failed_at: tokio::sync::Mutex<Option<Instant>>,
+    /// A request was given up to find out how long answers take.
+    is_measuring: AtomicBool,
+    /// A batch or a voice hung while the provider worked.
+    has_hung: AtomicBool,
     requests: AtomicU64,
     retries: AtomicU64,
-    /// Of answers with a 200, smoothed; 0 before the first.
-    latency_us: AtomicU64,
-    list_is_gone: AtomicBool,
+    /// Of answers with a 200.
+    latencies: Mutex<Latencies>,
+    /// Until when the list is taken for absent.
+    no_list_until: Mutex<Option<Instant>>,
     list_answered: AtomicBool,
     list_rejections: AtomicU32,
     key_refused: OnceLock<String>,
@@ -106,11 +145,13 @@ impl Provider {
             client: OnceLock::new(),
             concurrency,
             traffic: Traffic::new(concurrency.get()),
-            probing: tokio::sync::Mutex::default(),
+            liveness_failed_at: tokio::sync::Mutex::default(),
+            is_measuring: AtomicBool::new(false),
+            has_hung: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             retries: AtomicU64::new(0),
-            latency_us: AtomicU64::new(0),
-            list_is_gone: AtomicBool::new(false),
+            latencies: Mutex::default(),
+            no_list_until: Mutex::default(),
             list_answered: AtomicBool::new(false),
             list_rejections: AtomicU32::new(0),
             key_refused: OnceLock::new(),
@@ -144,29 +185,37 @@ impl Provider {
         self.retries.load(Ordering::Relaxed)
     }
 
-    /// How long an answer takes, smoothed over those that came; a guess before the first.
+    /// How long an answer takes: the mean of the last few, or a guess before the first.
     pub fn latency(&self) -> Duration {
-        match self.latency_us.load(Ordering::Relaxed) {
-            0 => FIRST_GUESS,
-            latency => Duration::from_micros(latency),
-        }
+        self.latencies().mean().unwrap_or(FIRST_GUESS)
     }
 
-    fn took(&self, latency: Duration) {
-        let latency = u64::try_from(latency.as_micros())
-            .unwrap_or(u64::MAX)
-            .max(1);
-        let before = self.latency_us.load(Ordering::Relaxed);
-        let smoothed = match before {
-            0 => latency,
-            before => before - before / 8 + latency / 8,
+    /// The longest that a request about one voice may take now.
+    pub fn single_timeout(&self) -> Duration {
+        self.timeout(Purpose::Single).unwrap_or(REQUEST_TIMEOUT)
+    }
+
+    fn latencies(&self) -> MutexGuard<'_, Latencies> {
+        self.latencies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long a request may take, by the answers that came lately; `None` before the first of them.
+    fn timeout(&self, purpose: Purpose) -> Option<Duration> {
+        let shortest = match purpose {
+            Purpose::Liveness => return Some(REQUEST_TIMEOUT),
+            Purpose::Batch if !self.has_hung.load(Ordering::Relaxed) => SHORTEST_BATCH_TIMEOUT,
+            Purpose::Batch | Purpose::Single | Purpose::Isolation | Purpose::Isolated => {
+                SHORTEST_TIMEOUT
+            }
         };
-        self.latency_us.store(smoothed.max(1), Ordering::Relaxed);
+        self.latencies().limit(shortest, REQUEST_TIMEOUT)
     }
 
     /// Whether anything was answered with a 200: then the key is not refused as such.
     fn was_answered(&self) -> bool {
-        self.latency_us.load(Ordering::Relaxed) > 0
+        self.latencies().mean().is_some()
     }
 
     /// Somebody else's text without our key, which some servers repeat when they refuse it.
@@ -181,9 +230,20 @@ impl Provider {
             })
     }
 
-    /// Whether it turned out that there is no list at this base URL.
+    /// Whether it turned out lately that there is no list at this base URL, or that it does not work.
     pub fn has_no_list(&self) -> bool {
-        self.list_is_gone.load(Ordering::Relaxed)
+        self.no_list_until()
+            .is_some_and(|until| Instant::now() < until)
+    }
+
+    fn no_list_until(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.no_list_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pass_over_list(&self, pause: Duration) {
+        *self.no_list_until() = Some(Instant::now() + pause);
     }
 
     /// Where it is.
@@ -255,97 +315,187 @@ impl Provider {
         self.traffic.passed();
     }
 
-    /// Sends a GET and repeats it as [`retry`] and the retry budget allow, within `patience`.
-    /// Returns the body of a 200.
-    async fn get(
+    /// Opens the breaker because lookups fail, whatever voices they are about, while the provider answers other
+    /// requests.
+    pub fn lookups_fail(&self) {
+        self.traffic.trip();
+    }
+
+    /// Sends a GET and repeats it as [`retry`] and the retry budget allow, within `patience`. A failure may lie
+    /// in a voice if anything was answered since the request began, or since another moment.
+    async fn get<T>(
         &self,
         path_and_query: &str,
-        sending: Sending,
+        purpose: Purpose,
+        mut since: Option<Instant>,
         patience: Patience<'_>,
-    ) -> Result<Vec<u8>, Refusal> {
+        read: fn(&[u8]) -> serde_json::Result<T>,
+    ) -> Result<T, Refusal> {
         let mut tried = 0;
         loop {
             tried += 1;
-            let refusal = match self
-                .try_once(path_and_query, sending, patience, tried > 1)
-                .await
-            {
-                Ok(body) => return Ok(body),
-                Err(refusal) => refusal,
+            // What is repeated outside the budget does not count as a retry.
+            let again = tried > 1 && purpose != Purpose::Isolated;
+            let place = match self.traffic.admit(patience, again).await {
+                Ok(place) => place,
+                Err(why) => return Err(not_asked(why)),
             };
+            let begun = *since.get_or_insert_with(Instant::now);
+            let attempt = self
+                .try_once(path_and_query, purpose, patience, again, read, &place)
+                .await;
+            let refusal = match attempt {
+                Ok(answer) => {
+                    self.traffic.release(place);
+                    return Ok(answer);
+                }
+                Err(Attempt::GivenUp) => {
+                    let works = self.works(begun, patience, &place).await;
+                    self.is_measuring.store(false, Ordering::Relaxed);
+                    if works == Some(true) {
+                        self.traffic.release(place);
+                        tried -= 1;
+                        continue;
+                    }
+                    self.traffic.learn(&place, Outcome::Trouble, None);
+                    Attempt::GivenUp.refusal()
+                }
+                Err(Attempt::Refused(refusal)) => {
+                    self.attribute(refusal, begun, patience, &place).await
+                }
+            };
+            self.traffic.release(place);
             let Some((cause, told)) = worth_repeating(&refusal) else {
                 return Err(refusal);
             };
             let pause = retry::pause(tried, cause, told, fastrand::f64());
-            if cause == Cause::Throttled || told.is_some() {
+            let is_about_a_voice = matches!(refusal, Refusal::Unanswerable(_));
+            if cause == Cause::Throttled || told.is_some() && !is_about_a_voice {
                 self.traffic.hold_for(told.unwrap_or(pause));
             }
-            let again = sending == Sending::Usual
-                && tried < retry::MAX_TRIES
-                && self.traffic.may_retry()
-                && patience.sleep_until(Instant::now() + pause).await;
-            if !again {
+            let may_repeat = match purpose {
+                Purpose::Batch if is_about_a_voice => false,
+                Purpose::Batch | Purpose::Single => {
+                    tried < retry::MAX_TRIES && self.traffic.may_retry()
+                }
+                Purpose::Isolated => is_about_a_voice && tried < 2,
+                Purpose::Isolation | Purpose::Liveness => false,
+            };
+            if !may_repeat || !patience.sleep_until(Instant::now() + pause).await {
                 return Err(refusal);
             }
             debug!(tried, pause_ms = pause.as_millis() as u64, "asking again");
         }
     }
 
-    async fn try_once(
+    /// Tells a failure that may lie in a voice from one of the provider, by whether anything else was
+    /// answered since the request began.
+    async fn attribute(
         &self,
-        path_and_query: &str,
-        sending: Sending,
+        refusal: Refusal,
+        begun: Instant,
         patience: Patience<'_>,
-        again: bool,
-    ) -> Result<Vec<u8>, Refusal> {
-        let not_asked = |why: &str| Refusal::Unavailable(Trouble::new(TroubleKind::NotAsked, why));
-        let admission = self
-            .traffic
-            .admit(patience, again)
-            .await
-            .map_err(not_asked)?;
-        let (answer, plan) = match (self.key_refused(), patience.left()) {
-            (Some(_), _) => (Err(not_asked("the key was refused")), None),
-            (None, None) => (Err(not_asked("no time left to ask")), None),
-            (None, Some(left)) => {
-                let begun = Instant::now();
-                let _in_flight = InFlight::new(&self.meters);
-                let sending = self.send(path_and_query, left.min(REQUEST_TIMEOUT), again);
-                let answered = tokio::select! {
-                    sent = sending => sent,
-                    () = patience.is_exhausted(GRACE) => (Err(not_asked("told to stop")), None),
-                };
-                let endpoint = match path_and_query.starts_with(LIST) {
-                    true => Endpoint::List,
-                    false => Endpoint::Single,
-                };
-                self.meters
-                    .ended(endpoint, class(&answered.0), begun.elapsed());
-                answered
+        place: &Admission<'_>,
+    ) -> Refusal {
+        match refusal {
+            Refusal::Unavailable(trouble) if trouble.kind.may_lie_in_a_voice() => {
+                match self.works(begun, patience, place).await {
+                    Some(true) => {
+                        if trouble.kind == TroubleKind::Timeout {
+                            self.has_hung.store(true, Ordering::Relaxed);
+                        }
+                        return Refusal::Unanswerable(trouble);
+                    }
+                    Some(false) => self.traffic.learn(place, Outcome::Trouble, None),
+                    None => {}
+                }
+                Refusal::Unavailable(trouble)
             }
-        };
-        let outcome = match (outcome(&answer), sending) {
-            (Outcome::Trouble, Sending::Suspecting) => Outcome::Abandoned,
-            (outcome, Sending::Usual | Sending::Suspecting) => outcome,
-        };
-        self.traffic.settle(admission, outcome, plan);
-        answer
+            Refusal::NotFound
+            | Refusal::NoSuchEndpoint(_)
+            | Refusal::Unauthorized(..)
+            | Refusal::Forbidden(..)
+            | Refusal::Rejected(..)
+            | Refusal::Throttled { .. }
+            | Refusal::Unanswerable(_)
+            | Refusal::Unavailable(_) => refusal,
+        }
     }
 
-    /// Sends one request. What the answer tells of the plan comes with it.
-    async fn send(
+    /// Sends a GET once, in a place that traffic gave. Returns what `read` makes of the body of a 200.
+    async fn try_once<T>(
+        &self,
+        path_and_query: &str,
+        purpose: Purpose,
+        patience: Patience<'_>,
+        again: bool,
+        read: fn(&[u8]) -> serde_json::Result<T>,
+        place: &Admission<'_>,
+    ) -> Result<T, Attempt> {
+        let left = match (self.key_refused(), patience.left()) {
+            (Some(_), _) => return Err(Attempt::Refused(not_asked("the key was refused"))),
+            (None, None) => return Err(Attempt::Refused(not_asked("no time left to ask"))),
+            (None, Some(left)) => left,
+        };
+        let begun = Instant::now();
+        let _in_flight = InFlight::new(&self.meters);
+        let _sending = self.traffic.sending();
+        let limit = self.timeout(purpose).unwrap_or(REQUEST_TIMEOUT);
+        let mut given_up = false;
+        let sending = self.send(path_and_query, limit, left, again, read);
+        let (answer, plan) = tokio::select! {
+            sent = sending => sent,
+            () = patience.is_exhausted(GRACE) => (Err(not_asked("told to stop")), None),
+            is_timeout = self.takes_too_long(begun, purpose) => {
+                given_up = !is_timeout;
+                (Err(Attempt::GivenUp.refusal()), None)
+            }
+        };
+        let endpoint = match path_and_query.starts_with(LIST) {
+            true => Endpoint::List,
+            false => Endpoint::Single,
+        };
+        self.meters.ended(endpoint, class(&answer), begun.elapsed());
+        self.traffic.learn(place, outcome(&answer, purpose), plan);
+        match given_up {
+            true => Err(Attempt::GivenUp),
+            false => answer.map_err(Attempt::Refused),
+        }
+    }
+
+    /// For a request that began before anything was answered, and so with the longest timeout: returns
+    /// whether it has taken too long by what was answered since. Where nothing was, one request is given up for
+    /// one that shows how long answers take (`false`).
+    async fn takes_too_long(&self, begun: Instant, purpose: Purpose) -> bool {
+        sleep_until(begun + SHORTEST_TIMEOUT).await;
+        loop {
+            if let Some(timeout) = self.timeout(purpose) {
+                sleep_until(begun + timeout).await;
+                return true;
+            }
+            if !self.is_measuring.swap(true, Ordering::Relaxed) {
+                return false;
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Sends one request, which may take until `limit`, and answers are of use until `left`. What the answer
+    /// tells of the plan comes with it.
+    async fn send<T>(
         &self,
         path_and_query: &str,
         limit: Duration,
+        left: Duration,
         again: bool,
-    ) -> (Result<Vec<u8>, Refusal>, Option<Plan>) {
+        read_body: fn(&[u8]) -> serde_json::Result<T>,
+    ) -> (Result<T, Refusal>, Option<Plan>) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         if again {
             self.retries.fetch_add(1, Ordering::Relaxed);
         }
         // An answer that we had no time for says nothing about the provider.
-        let no_answer = |error: reqwest::Error| match error.is_timeout() && limit < REQUEST_TIMEOUT
-        {
+        let no_answer = |error: reqwest::Error| match error.is_timeout() && left < limit {
             true => Refusal::Unavailable(Trouble::new(
                 TroubleKind::NotAsked,
                 "no time left for an answer",
@@ -359,7 +509,7 @@ impl Provider {
         let request = client
             .get(format!("{}{path_and_query}", self.base))
             .header("xi-api-key", self.key.clone())
-            .timeout(limit);
+            .timeout(limit.min(left));
         let begun = Instant::now();
         let response = match request.send().await {
             Ok(response) => response,
@@ -371,13 +521,22 @@ impl Provider {
         let body = read(response, no_answer).await;
         trace!(status, path = path_and_query, "answered");
         let answer = match status {
-            200 => body.inspect(|_| self.took(begun.elapsed())),
+            200 => body.and_then(|body| {
+                let answer = read_body(&body).map_err(|error| self.unreadable(&error))?;
+                self.latencies().add(begun.elapsed());
+                Ok(answer)
+            }),
             status => {
                 let body = String::from_utf8_lossy(&body.unwrap_or_default()).into_owned();
                 Err(refusal(status, self.without_key(&body).as_bytes(), told))
             }
         };
         (answer, plan)
+    }
+
+    fn unreadable(&self, error: &serde_json::Error) -> Refusal {
+        let detail = printable(&self.without_key(&error.to_string()));
+        Refusal::Unavailable(Trouble::new(TroubleKind::Unreadable, detail))
     }
 
     fn no_answer(&self, error: &reqwest::Error) -> Refusal {
@@ -421,6 +580,10 @@ impl Provider {
     }
 }
 
+fn not_asked(why: &str) -> Refusal {
+    Refusal::Unavailable(Trouble::new(TroubleKind::NotAsked, why))
+}
+
 /// Whether asking again may help, from which cause, and what the provider says about when.
 fn worth_repeating(refusal: &Refusal) -> Option<(Cause, Option<Duration>)> {
     match refusal {
@@ -433,6 +596,18 @@ fn worth_repeating(refusal: &Refusal) -> Option<(Cause, Option<Duration>)> {
             | TroubleKind::Status
             | TroubleKind::Throttled => Some((Cause::Trouble, trouble.told)),
             TroubleKind::NotAsked | TroubleKind::TooLarge | TroubleKind::Unreadable => None,
+        },
+        // A voice that hangs, or that nobody can read, will do so again.
+        Refusal::Unanswerable(trouble) => match trouble.kind {
+            TroubleKind::Broken | TroubleKind::Internal | TroubleKind::Status => {
+                Some((Cause::Trouble, trouble.told))
+            }
+            TroubleKind::Connect
+            | TroubleKind::Timeout
+            | TroubleKind::Throttled
+            | TroubleKind::NotAsked
+            | TroubleKind::TooLarge
+            | TroubleKind::Unreadable => None,
         },
         Refusal::NotFound
         | Refusal::NoSuchEndpoint(_)
@@ -458,14 +633,14 @@ impl Drop for InFlight<'_> {
     }
 }
 
-fn class(answer: &Result<Vec<u8>, Refusal>) -> Class {
+fn class<T>(answer: &Result<T, Refusal>) -> Class {
     match answer {
         Ok(_) => Class::Ok,
         Err(Refusal::NotFound | Refusal::NoSuchEndpoint(_)) => Class::NotFound,
         Err(Refusal::Unauthorized(..) | Refusal::Forbidden(..)) => Class::Refused,
         Err(Refusal::Rejected(..)) => Class::Rejected,
         Err(Refusal::Throttled { .. }) => Class::Throttled,
-        Err(Refusal::Unavailable(trouble)) => match trouble.kind {
+        Err(Refusal::Unavailable(trouble) | Refusal::Unanswerable(trouble)) => match trouble.kind {
             TroubleKind::Connect => Class::Connect,
             TroubleKind::Timeout => Class::Timeout,
             TroubleKind::Broken | TroubleKind::TooLarge | TroubleKind::Unreadable => Class::Broken,
@@ -476,7 +651,9 @@ fn class(answer: &Result<Vec<u8>, Refusal>) -> Class {
     }
 }
 
-fn outcome(answer: &Result<Vec<u8>, Refusal>) -> Outcome {
+/// What a try came to, as far as traffic is concerned. Of one that names voices, a failure that may lie in
+/// them counts once it is known that it does not.
+fn outcome<T>(answer: &Result<T, Refusal>, purpose: Purpose) -> Outcome {
     match answer {
         Ok(_)
         | Err(
@@ -490,14 +667,16 @@ fn outcome(answer: &Result<Vec<u8>, Refusal>) -> Outcome {
             Outcome::TooMany
         }
         Err(Refusal::Throttled { .. }) => Outcome::Busy,
-        Err(Refusal::Unavailable(trouble)) => match trouble.kind {
+        Err(Refusal::Unavailable(trouble) | Refusal::Unanswerable(trouble)) => match trouble.kind {
             TroubleKind::NotAsked => Outcome::Abandoned,
-            TroubleKind::TooLarge | TroubleKind::Unreadable => Outcome::Answered,
+            kind if kind.may_lie_in_a_voice() && purpose != Purpose::Liveness => Outcome::Abandoned,
             TroubleKind::Connect
             | TroubleKind::Timeout
             | TroubleKind::Broken
             | TroubleKind::Internal
             | TroubleKind::Status
+            | TroubleKind::Unreadable
+            | TroubleKind::TooLarge
             | TroubleKind::Throttled => Outcome::Trouble,
         },
     }

@@ -1,6 +1,7 @@
 //! Which requests may be sent, and when: the breaker, the retry budget, the adapted concurrency and
 //! the provider's own wishes, put together for one process.
 
+use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub(super) struct Traffic {
     state: Mutex<State>,
     /// Wakes whoever waits for news.
     news: Notify,
+    /// Wakes whoever waits for the end of requests under way.
+    settled: Notify,
 }
 
 struct State {
@@ -30,13 +33,15 @@ struct State {
     open_until: Option<Instant>,
     /// Nothing is sent before this, since the provider said so.
     hold_until: Option<Instant>,
-    /// When the last answer came.
+    /// When the last request was served.
     answered_at: Option<Instant>,
     budget: RetryBudget,
     limit: ConcurrencyLimit,
     /// Places that the gate has, taken ones included.
     places: u32,
     taken: u32,
+    /// Requests under way. A place may be taken by one that is over, and waits to know what that means.
+    sending: u32,
     /// Whether there is something that other processes should know: of the breaker, of a pause.
     breaker_changed: bool,
     pause_changed: bool,
@@ -46,6 +51,16 @@ struct State {
 pub(super) struct Admission<'a> {
     permit: SemaphorePermit<'a>,
     begun: Begun,
+}
+
+/// A request that is under way.
+pub(super) struct Sending<'a>(&'a Traffic);
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.0.state().sending -= 1;
+        self.0.settled.notify_waiters();
+    }
 }
 
 /// What a request came to, as far as traffic is concerned.
@@ -78,10 +93,12 @@ impl Traffic {
                 limit,
                 places,
                 taken: 0,
+                sending: 0,
                 breaker_changed: false,
                 pause_changed: false,
             }),
             news: Notify::new(),
+            settled: Notify::new(),
         }
     }
 
@@ -179,10 +196,9 @@ impl Traffic {
         }
     }
 
-    /// Whether it is to be found out whether the provider answers again.
-    pub(super) fn is_probing(&self) -> bool {
-        let is_closed = self.state().breaker.opened() == 0;
-        !is_closed && !self.is_open()
+    /// How often the breaker opened since the last answer.
+    pub(super) fn opened(&self) -> u32 {
+        self.state().breaker.opened()
     }
 
     /// Learns from the end of a pass.
@@ -207,6 +223,30 @@ impl Traffic {
         self.state()
             .open_until
             .is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Opens the breaker, unless it is open.
+    pub(super) fn trip(&self) {
+        let mut state = self.state();
+        if state.open_until.is_none_or(|until| Instant::now() >= until) {
+            let pause = state.breaker.trip();
+            self.open(&mut state, pause);
+        }
+    }
+
+    fn count_failure(&self, state: &mut State) {
+        let now = Instant::now();
+        // What was under way when the breaker opened does not open it again.
+        if state.open_until.is_none_or(|until| now >= until)
+            && let Some(pause) = state.breaker.failed(now.into_std())
+        {
+            self.open(state, pause);
+        }
+    }
+
+    /// When the last request was served.
+    pub(super) fn answered_at(&self) -> Option<Instant> {
+        self.state().answered_at
     }
 
     /// How long the provider asked not to be asked.
@@ -251,25 +291,34 @@ impl Traffic {
         Ok(Admission { permit, begun })
     }
 
-    /// Gives a place back, and learns from what came of it.
-    pub(super) fn settle(&self, admission: Admission<'_>, outcome: Outcome, plan: Option<Plan>) {
-        let Admission { permit, begun } = admission;
+    /// Counts a request as under way for as long as this lives.
+    pub(super) fn sending(&self) -> Sending<'_> {
+        self.state().sending += 1;
+        Sending(self)
+    }
+
+    /// Learns from what came of a request that was sent in this place.
+    pub(super) fn learn(&self, place: &Admission<'_>, outcome: Outcome, plan: Option<Plan>) {
         let now = Instant::now();
         let mut state = self.state();
         if let Some(plan) = plan {
             let ours = state.taken;
             state.limit.heed(plan, ours);
         }
-        state.taken = state.taken.saturating_sub(1);
         match outcome {
-            Outcome::Answered => state.limit.clean(),
-            Outcome::TooMany => state.limit.halve(begun),
-            Outcome::Trouble => state.limit.ease(),
+            Outcome::Answered => {
+                state.limit.clean();
+                state.answered_at = Some(now);
+            }
+            Outcome::TooMany => state.limit.halve(place.begun),
+            Outcome::Trouble => {
+                state.limit.ease();
+                self.count_failure(&mut state);
+            }
             Outcome::Busy | Outcome::Abandoned => {}
         }
         match outcome {
             Outcome::Answered | Outcome::TooMany | Outcome::Busy => {
-                state.answered_at = Some(now);
                 if state.breaker.answered(now.into_std()) {
                     info!("the provider answers again");
                     state.open_until = None;
@@ -277,20 +326,40 @@ impl Traffic {
                     self.news.notify_one();
                 }
             }
-            // What was under way when it opened does not open it again.
-            Outcome::Trouble if state.open_until.is_some_and(|until| now < until) => {}
-            Outcome::Trouble => {
-                if let Some(pause) = state.breaker.failed(now.into_std()) {
-                    self.open(&mut state, pause);
-                }
-            }
-            Outcome::Abandoned => {}
-        }
-        if state.places > wanted(&state) {
-            state.places -= 1;
-            permit.forget();
+            Outcome::Trouble | Outcome::Abandoned => {}
         }
         self.resize(&mut state);
+    }
+
+    /// Gives a place back.
+    pub(super) fn release(&self, place: Admission<'_>) {
+        let mut state = self.state();
+        state.taken = state.taken.saturating_sub(1);
+        if state.places > wanted(&state) {
+            state.places -= 1;
+            place.permit.forget();
+        }
+        self.resize(&mut state);
+    }
+
+    /// Waits for a request to be served since this moment, for as long as any is under way. Returns whether
+    /// one was.
+    pub(super) async fn is_served_since(&self, since: Instant) -> bool {
+        loop {
+            let mut settled = pin!(self.settled.notified());
+            settled.as_mut().enable();
+            let (answered_at, sending) = {
+                let state = self.state();
+                (state.answered_at, state.sending)
+            };
+            if answered_at.is_some_and(|at| at >= since) {
+                return true;
+            }
+            if sending == 0 {
+                return false;
+            }
+            settled.await;
+        }
     }
 
     /// Takes a repetition out of the budget. A probe is not repeated.

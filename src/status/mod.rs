@@ -241,7 +241,7 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
     }
     let hasty = BacklogKind::ALL
         .into_iter()
-        .filter(|kind| !kind.takes_its_time());
+        .filter(|kind| !kind.takes_its_time() && *kind != BacklogKind::Unanswerable);
     let oldest = hasty.filter_map(|kind| survey.backlog.oldest(kind)).max();
     if let Some(old) = oldest.filter(|old| old > age) {
         let days = "a voice that is neither in training nor waiting for its owner";
@@ -255,6 +255,19 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         tell(
             format!("{} set aside", number_of(aside, "voice is", "voices are")),
             "`voice-sync retry --set-aside --dry-run` says which, and why; without `--dry-run` they are tried again",
+        );
+    }
+    let unanswerable = survey.backlog.of(BacklogKind::Unanswerable);
+    if let Some(oldest) = survey.backlog.oldest(BacklogKind::Unanswerable) {
+        tell(
+            format!(
+                "{} unanswerable: the provider answers other requests, and none about {}; the oldest has been in processing for {}",
+                number_of(unanswerable, "voice is", "voices are"),
+                if unanswerable == 1 { "it" } else { "them" },
+                span(oldest)
+            ),
+            "they stay in processing and are asked about one by one; `voice-sync inspect` with an id from the list of \
+             the oldest shows the error, which the provider can explain",
         );
     }
     if let Some(waits) = survey.oldest_event.filter(|waits| waits > event_age) {

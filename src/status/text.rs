@@ -136,6 +136,11 @@ pub(super) fn waits_for(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
         let trouble = trouble.unwrap_or_default();
         return format!("set aside, tried again {}: {trouble}", ago(until, now));
     }
+    if let Some((times, _)) = voice.unanswered() {
+        let trouble = trouble.unwrap_or_default();
+        let times = number_of(times.into(), "try", "tries");
+        return format!("unanswerable, {times}: {trouble}");
+    }
     let stage = notes.stage.as_deref().map(|stage| stage.replace('_', " "));
     let kind = notes.kind.as_deref().unwrap_or("voice");
     let waits = match (notes.missing_count, stage) {
@@ -189,6 +194,7 @@ pub(super) fn did(entry: &LedgerEntry) -> String {
                 ("superseded", "superseded"),
                 ("leased_elsewhere", "leased elsewhere"),
                 ("unavailable", "without an answer"),
+                ("unanswerable", "of them unanswerable"),
             ]);
             let requests = number_of(entry.count("requests"), "request", "requests");
             format!("{} due: {voices}; {requests}", entry.count("due"))

@@ -94,10 +94,14 @@ fn by_sqlstate(error: &PgDatabaseError) -> StoreError {
         "42501" => StoreError::Config(format!("a privilege is missing: {message}")),
         "3D000" | "42P01" | "42703" | "3F000" => StoreError::Config(message),
         code => match code.get(..2).unwrap_or_default() {
-            "22" | "23" | "44" | "P0" => StoreError::Refused(message),
             "28" => StoreError::Config(format!("the login is refused: {message}")),
             "42" => StoreError::Config(message),
-            _ => StoreError::Unreachable(message),
+            // Connections, sessions, resources, locks, an operator and the system: the server as a whole.
+            "08" | "25" | "26" | "40" | "53" | "55" | "57" | "58" => {
+                StoreError::Unreachable(message)
+            }
+            // Whatever else: a value, or a trigger, which may raise any code.
+            _ => StoreError::Refused(message),
         },
     }
 }
@@ -108,6 +112,8 @@ fn by_sqlite_code(error: &dyn DatabaseError) -> StoreError {
     let message = said(error, &code);
     match code.parse::<u32>().map(|extended| extended & 0xff) {
         Ok(5 | 6) => StoreError::Contended(message),
+        // No memory, another process that opened or changed the file at this moment, too many open files.
+        Ok(7 | 9 | 14 | 15) => StoreError::Unreachable(message),
         Ok(10 | 11 | 13) => StoreError::Io(message),
         Ok(18..=20) => StoreError::Refused(message),
         Ok(_) | Err(_) => StoreError::Config(message),

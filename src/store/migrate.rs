@@ -37,6 +37,7 @@ fn for_postgres() -> Vec<Migration> {
         migration!(2, "completions", "postgres"),
         migration!(3, "schedule", "postgres"),
         migration!(4, "ledger", "postgres"),
+        migration!(5, "isolation", "postgres"),
     ]
 }
 
@@ -46,6 +47,7 @@ fn for_sqlite() -> Vec<Migration> {
         migration!(2, "completions", "sqlite"),
         migration!(3, "schedule", "sqlite"),
         migration!(4, "ledger", "sqlite"),
+        migration!(5, "isolation", "sqlite"),
     ]
 }
 

@@ -36,8 +36,9 @@ pub use survey::{
 };
 use values::Recorded;
 pub use values::{
-    Access, Agenda, Applied, BusTurn, Claimed, CommandRun, Memory, MissingVoice, NextPass, Note,
-    Overview, Page, Pending, Record, Run, Seen, Selection, Target, Transition, Upcoming,
+    Access, Agenda, Applied, BusTurn, Claimed, CommandRun, Isolated, Memory, MissingVoice,
+    NextPass, Note, Overview, Page, Pending, Record, Run, Seen, Selection, Target, Transition,
+    Upcoming,
 };
 
 use crate::events::OutboxEvent;
@@ -231,6 +232,12 @@ impl Store {
         on_either!(self.agenda(most))
     }
 
+    /// Voices that are asked about by themselves, at most so many, and not those that `run_id` found to be such
+    /// itself. Some may have left processing.
+    pub async fn isolated(&self, run_id: Uuid, most: u32) -> Result<Isolated, StoreError> {
+        on_either!(self.isolated(run_id, most))
+    }
+
     /// Voices in processing within a range, whether leased or not.
     pub async fn count(&self, selection: &Selection) -> Result<u64, StoreError> {
         on_either!(self.count(selection))
@@ -279,6 +286,22 @@ impl Store {
         Ok(applied)
     }
 
+    /// Whether the database refuses a change of some rows that it would make to others: it plans the statement
+    /// of [`Self::apply`], which needs the same tables, columns and privileges.
+    pub async fn refuses_rows(&self, error: &StoreError) -> Result<bool, StoreError> {
+        match error {
+            StoreError::Refused(_) => Ok(true),
+            StoreError::Config(_) | StoreError::Misfit(_) => {
+                match on_either!(self.explain_update()) {
+                    Ok(()) => Ok(true),
+                    Err(StoreError::Config(_) | StoreError::Misfit(_)) => Ok(false),
+                    Err(other) => Err(other),
+                }
+            }
+            StoreError::Unreachable(_) | StoreError::Contended(_) | StoreError::Io(_) => Ok(false),
+        }
+    }
+
     /// Notes what was seen of voices that made no transition, and gives their leases back. A voice
     /// that another run has claimed meanwhile is left alone.
     pub async fn note(
@@ -304,7 +327,8 @@ impl Store {
         on_either!(self.missing(run_id, account, after, limit))
     }
 
-    /// Leases unpublished events that no process is publishing, oldest first.
+    /// Leases unpublished events that no process is publishing: those first that were never tried, or whose last
+    /// try is longest ago, and of these the oldest.
     pub async fn take_events(&self, limit: u32) -> Result<Vec<OutboxEvent>, StoreError> {
         on_either!(self.take_events(limit))
     }
@@ -323,6 +347,14 @@ impl Store {
             return Ok(());
         }
         on_either!(self.give_back_events(ids))
+    }
+
+    /// Gives back the leases of events that the bus refuses, which come after all others from then on.
+    pub async fn put_events_last(&self, ids: &[i64]) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        on_either!(self.put_events_last(ids))
     }
 
     /// How many events wait, up to one of them or in all.

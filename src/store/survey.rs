@@ -136,6 +136,12 @@ impl VoiceRecord {
         until.filter(|until| *until > now)
     }
 
+    /// How often in a row it could not be looked up, and since when, if it cannot.
+    pub fn unanswered(&self) -> Option<(u32, Option<DateTime<Utc>>)> {
+        let notes = self.notes_about_it()?;
+        (notes.unanswered > 0).then_some((notes.unanswered, notes.unanswered_since))
+    }
+
     /// Whether a text that a person gave is its row or provider id.
     pub fn is_named(&self, name: &str) -> bool {
         let uuid = Uuid::try_parse(name);
@@ -214,6 +220,11 @@ pub struct Notes {
     pub failed_at: Option<DateTime<Utc>>,
     /// Why.
     pub failure: Option<String>,
+    /// How often in a row it could not be looked up, while the provider answered other requests.
+    pub unanswered: u32,
+    /// Since when it could not.
+    #[serde(serialize_with = "optional_time")]
+    pub unanswered_since: Option<DateTime<Utc>>,
 }
 
 /// Which rows of the application's table.

@@ -39,6 +39,10 @@ pub struct Claimed {
     pub unasked_for: Duration,
     /// Its kind, if it was ever looked up.
     pub kind: Option<String>,
+    /// Whether it is to be asked about by itself, after the others.
+    pub is_isolated: bool,
+    /// How often in a row it had no answer while the provider worked.
+    pub unanswered: u32,
 }
 
 impl Claimed {
@@ -57,6 +61,8 @@ pub struct Page {
     pub leased_elsewhere: u64,
     /// Left alone for a while, because they kept making trouble.
     pub resting: u64,
+    /// Not asked about now, because they cannot be looked up.
+    pub quarantined: u64,
     /// Taken over from a process whose lease ran out.
     pub reclaimed: u64,
     /// The last row seen, from which the next page goes on; `None` where there are no more.
@@ -72,6 +78,8 @@ pub struct Overview {
     pub oldest: Option<Duration>,
     /// Voices that are left alone since they kept being set aside.
     pub resting: i64,
+    /// Voices that cannot be looked up.
+    pub unanswerable: i64,
     /// Events that wait.
     pub outbox: i64,
     /// How long the oldest of them has.
@@ -132,6 +140,19 @@ pub struct Upcoming {
     pub kind: Option<String>,
     /// Whether it was found by the last lookup.
     pub was_found: bool,
+    /// Whether it is to be asked about by itself, after the others.
+    pub is_isolated: bool,
+}
+
+/// Voices that are asked about by themselves, after the others, as they were at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Isolated {
+    /// That moment, by the database's clock.
+    pub read_at: DateTime<Utc>,
+    /// Their rows. First those that were in a failed request and never asked about by themselves.
+    pub rows: Vec<RowId>,
+    /// How many these are.
+    pub new: usize,
 }
 
 impl Selection {
@@ -240,6 +261,15 @@ pub enum Seen {
     Missing,
     /// It cannot be asked about or stored, and why.
     SetAside(String),
+    /// It cannot be looked up, while the provider answers other requests.
+    Unanswerable {
+        /// Why.
+        reason: String,
+        /// How often in a row, this time included.
+        times: u32,
+    },
+    /// It was in a request that failed, perhaps because of it, and there was no time to find out.
+    Suspected(String),
     /// There was no answer, and why. This changes nothing that is known of the voice.
     Unavailable(String),
 }
@@ -253,6 +283,8 @@ impl Seen {
             }
             Self::Missing => ("missing", None, None, None),
             Self::SetAside(reason) => ("set_aside", None, None, Some(reason)),
+            Self::Unanswerable { reason, times: _ } => ("unanswerable", None, None, Some(reason)),
+            Self::Suspected(reason) => ("suspected", None, None, Some(reason)),
             Self::Unavailable(trouble) => ("unavailable", None, None, Some(trouble)),
         }
     }
@@ -349,6 +381,8 @@ pub struct Memory {
     pub resume_after: Option<Position>,
     /// Kinds of voices that the list is known to leave out.
     pub unlisted: HashSet<String>,
+    /// Whether any voice is isolated.
+    pub any_isolated: bool,
     /// How the account stands with the provider.
     pub standing: Standing,
     /// What the passes of the last two minutes spent of the retry budget.

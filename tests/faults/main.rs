@@ -15,6 +15,7 @@ mod provider;
 mod proxy;
 mod rivals;
 mod scene;
+mod shared_fate;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "some of it is for the other tests")]
 mod support;

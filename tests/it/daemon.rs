@@ -187,7 +187,7 @@ async fn what_is_in_flight_is_finished_and_another_goes_on() {
     for variant in BOTH {
         let app = migrated(variant).await;
         let slow = simulator_with(Options {
-            latency: Duration::from_secs(2),
+            latency: Duration::from_secs(1),
             ..Options::default()
         })
         .await;

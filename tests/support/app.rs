@@ -359,6 +359,7 @@ impl App {
                     "failed_at",
                     "next_due",
                     "scheduled_at",
+                    "unanswered_since",
                 ][..],
             ),
             // Not `occurred_at`: it is in the event itself, which is the same whenever it is published.

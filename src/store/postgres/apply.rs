@@ -183,7 +183,7 @@ impl PostgresStore {
 
     /// Has the database plan the update of a bulk, which it refuses to do where it would refuse the
     /// update itself, whatever the rows.
-    pub(super) async fn explain_update(&self) -> Result<(), StoreError> {
+    pub(in crate::store) async fn explain_update(&self) -> Result<(), StoreError> {
         let (answer, update) = (self.answer(), self.update("TRUE"));
         let sql = format!("EXPLAIN WITH {answer}, moved AS ({update}) SELECT FROM moved");
         let nothing: [&str; 0] = [];
@@ -273,24 +273,32 @@ impl PostgresStore {
             UPDATE voice_sync.voices w
             SET lease_until = NULL, scheduled_at = now(),
                 next_due = now() + make_interval(secs => n.again_in),
-                last_asked = CASE WHEN n.seen = 'unavailable' THEN w.last_asked ELSE now() END,
+                last_asked = CASE WHEN n.answered THEN now() ELSE w.last_asked END,
                 kind = COALESCE(n.kind, w.kind),
-                stage = CASE WHEN n.seen = 'unavailable' THEN w.stage ELSE n.stage END,
-                missing_account = CASE n.seen WHEN 'missing' THEN $9
-                                              WHEN 'unavailable' THEN w.missing_account END,
-                missing_count = CASE n.seen WHEN 'missing' THEN
-                                    CASE WHEN w.missing_account = $9 THEN w.missing_count ELSE 0 END + 1
-                                            WHEN 'unavailable' THEN w.missing_count ELSE 0 END,
-                missing_since = CASE n.seen WHEN 'missing' THEN
-                                    CASE WHEN w.missing_account = $9 THEN w.missing_since ELSE now() END
-                                            WHEN 'unavailable' THEN w.missing_since END,
-                strikes = CASE n.seen WHEN 'set_aside' THEN w.strikes + 1
-                                      WHEN 'unavailable' THEN w.strikes ELSE 0 END,
+                stage = CASE WHEN n.answered THEN n.stage ELSE w.stage END,
+                missing_account = CASE WHEN n.seen = 'missing' THEN $9
+                                       WHEN NOT n.answered THEN w.missing_account END,
+                missing_count = CASE WHEN n.seen = 'missing' THEN
+                                         CASE WHEN w.missing_account = $9 THEN w.missing_count ELSE 0 END + 1
+                                     WHEN n.answered THEN 0 ELSE w.missing_count END,
+                missing_since = CASE WHEN n.seen = 'missing' THEN
+                                         CASE WHEN w.missing_account = $9 THEN w.missing_since ELSE now() END
+                                     WHEN NOT n.answered THEN w.missing_since END,
+                strikes = CASE WHEN n.seen = 'set_aside' THEN w.strikes + 1
+                               WHEN n.answered THEN 0 ELSE w.strikes END,
+                isolated = n.seen IN ('unanswerable', 'suspected') OR w.isolated AND NOT n.answered,
+                unanswered = CASE WHEN n.answered THEN 0
+                                  ELSE w.unanswered + (n.seen = 'unanswerable')::int END,
+                unanswered_since = CASE WHEN NOT n.answered THEN
+                                            CASE WHEN n.seen = 'unanswerable'
+                                                 THEN COALESCE(w.unanswered_since, now())
+                                                 ELSE w.unanswered_since END END,
                 set_aside_until = CASE WHEN n.seen = 'set_aside' AND w.strikes + 1 >= $7
                                        THEN now() + make_interval(secs => $8) END,
                 trouble = n.trouble
-            FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $10::float8[])
-                     AS n (row_id, seen, kind, stage, trouble, again_in)
+            FROM (SELECT *, seen NOT IN ('unanswerable', 'suspected', 'unavailable') AS answered
+                  FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $10::float8[])
+                           AS n (row_id, seen, kind, stage, trouble, again_in)) n
             WHERE w.row_id = n.row_id AND w.run_id = $1 AND w.lease_until IS NOT NULL";
         let mut rows = Vec::with_capacity(notes.len());
         let mut seens = Vec::with_capacity(notes.len());

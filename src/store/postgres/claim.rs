@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{PostgresStore, seconds};
 use crate::store::{
-    Agenda, Claimed, LEASE, Overview, Page, Selection, StoreError, Upcoming, present,
+    Agenda, Claimed, Isolated, LEASE, Overview, Page, Selection, StoreError, Upcoming, present,
 };
 use crate::voice::{Position, RowId};
 
@@ -71,6 +71,10 @@ impl PostgresStore {
             ..
         } = self;
         let known = self.known();
+        let (same, quarantined) = (
+            "(w.row_id IS NOT NULL AND w.provider_id IS NOT DISTINCT FROM p.provider_id)",
+            QUARANTINED,
+        );
         format!(
             "SELECT p.*, w.row_id IS NOT NULL AS known, w.kind,
                     w.row_id IS NOT NULL AND (w.provider_id IS DISTINCT FROM p.provider_id
@@ -78,8 +82,9 @@ impl PostgresStore {
                     COALESCE(w.lease_until > now() AND w.run_id <> $5, FALSE) AS leased,
                     COALESCE(w.lease_until <= now() AND w.run_id <> $5, FALSE) AS abandoned,
                     extract(epoch FROM now() - w.last_asked)::float8 AS asked_ago,
-                    COALESCE(w.set_aside_until > now(), FALSE)
-                        AND w.provider_id IS NOT DISTINCT FROM p.provider_id AS resting,
+                    {same} AND COALESCE(w.set_aside_until > now(), FALSE) AS resting,
+                    {same} AND w.isolated AS isolated, {same} AND {quarantined} AS quarantined,
+                    CASE WHEN {same} THEN w.unanswered ELSE 0 END AS unanswered,
                     w.first_seen, w.restarted_at
              FROM (SELECT v.{id} AS id, v.{id}::text AS row_id, v.{provider_id} AS provider_id,
                           GREATEST({created_at}, {completed_before}) AS created_at
@@ -101,7 +106,9 @@ impl PostgresStore {
                          NULL::timestamptz AS missing_since, NULL::integer AS strikes,
                          NULL::timestamptz AS set_aside_until, NULL::text AS trouble,
                          NULL::timestamptz AS failed_at, NULL::text AS failure,
-                         NULL::timestamptz AS next_due, NULL::timestamptz AS scheduled_at)"
+                         NULL::timestamptz AS next_due, NULL::timestamptz AS scheduled_at,
+                         NULL::boolean AS isolated, NULL::integer AS unanswered,
+                         NULL::timestamptz AS unanswered_since)"
             }
         }
     }
@@ -118,6 +125,7 @@ impl PostgresStore {
         limit: u32,
     ) -> Result<Page, StoreError> {
         let (condition, [bounds, rows, names]) = self.condition(selection);
+        let skipped = skipped(selection);
         let sql = format!(
             "WITH p AS MATERIALIZED ({page}),
              -- A row that changed since the statement began is locked and not found again by its place:
@@ -130,7 +138,7 @@ impl PostgresStore {
                        AND (k.lease_until IS NULL OR k.lease_until <= now() OR k.run_id = $5)
                      FOR UPDATE SKIP LOCKED
                  ) w
-                 WHERE p.known AND (NOT p.resting OR $8)
+                 WHERE p.known AND NOT {skipped}
              ),
              renewed AS (
                  UPDATE voice_sync.voices w
@@ -143,6 +151,9 @@ impl PostgresStore {
                      strikes = CASE WHEN f.restarts THEN 0 ELSE w.strikes END,
                      set_aside_until = NULL,
                      kind = CASE WHEN f.restarts THEN NULL ELSE w.kind END,
+                     isolated = w.isolated AND NOT f.restarts,
+                     unanswered = CASE WHEN f.restarts THEN 0 ELSE w.unanswered END,
+                     unanswered_since = CASE WHEN f.restarts THEN NULL ELSE w.unanswered_since END,
                      failed_at = NULL, failure = NULL
                  FROM free f WHERE w.ctid = f.place
                  RETURNING w.row_id
@@ -154,8 +165,9 @@ impl PostgresStore {
                  ON CONFLICT (row_id) DO NOTHING
                  RETURNING row_id
              )
-             SELECT p.row_id, p.provider_id, p.kind, {age} AS age, p.abandoned, p.asked_ago,
-                    NOT p.resting AND c.row_id IS NULL AS leased,
+             SELECT p.row_id, p.provider_id, p.kind, {age} AS age, p.abandoned, p.asked_ago, p.isolated,
+                    p.unanswered, p.resting, p.quarantined,
+                    NOT {skipped} AND c.row_id IS NULL AS leased,
                     c.row_id IS NOT NULL AS claimed
              FROM p LEFT JOIN (TABLE renewed UNION ALL TABLE fresh) c USING (row_id)
              ORDER BY p.id",
@@ -172,7 +184,6 @@ impl PostgresStore {
             .bind(run_id)
             .bind(selection.read_at())
             .bind(LEASE.as_secs_f64())
-            .bind(matches!(selection, Selection::Named(_)))
             .fetch_all(&mut *session)
             .await?;
         session.keep().await?;
@@ -185,9 +196,11 @@ impl PostgresStore {
         limit: u32,
     ) -> Result<Page, StoreError> {
         let (condition, [bounds, rows, names]) = self.condition(selection);
+        let skipped = skipped(selection);
         let sql = format!(
-            "SELECT p.row_id, p.provider_id, p.kind, {age} AS age, p.abandoned, p.asked_ago, p.leased,
-                    NOT p.leased AND (NOT p.resting OR $7) AS claimed
+            "SELECT p.row_id, p.provider_id, p.kind, {age} AS age, p.abandoned, p.asked_ago, p.isolated,
+                    p.unanswered, p.resting, p.quarantined, p.leased,
+                    NOT p.leased AND NOT {skipped} AS claimed
              FROM ({page}) p ORDER BY p.id",
             page = self.page_sql(&condition),
             age = Self::AGE,
@@ -201,7 +214,6 @@ impl PostgresStore {
             .bind(i64::from(limit))
             .bind(Uuid::nil())
             .bind(selection.read_at())
-            .bind(matches!(selection, Selection::Named(_)))
             .fetch_all(&mut *session)
             .await?;
         session.keep().await?;
@@ -211,8 +223,9 @@ impl PostgresStore {
     pub(in crate::store) async fn count(&self, selection: &Selection) -> Result<u64, StoreError> {
         let (condition, [bounds, rows, names]) = self.condition(selection);
         let sql = format!(
-            "SELECT count(*) FROM ({}) p WHERE NOT p.resting",
-            self.page_sql(&condition)
+            "SELECT count(*) FROM ({}) p WHERE NOT {}",
+            self.page_sql(&condition),
+            skipped(selection)
         );
         let mut session = self.sessions.begin().await?;
         let row = session
@@ -244,6 +257,8 @@ impl PostgresStore {
                     extract(epoch FROM now() - min(COALESCE({created_at}, w.first_seen)))::float8 AS oldest,
                     count(*) FILTER (WHERE w.set_aside_until > now()
                                      AND w.provider_id IS NOT DISTINCT FROM v.{provider_id}) AS resting,
+                    count(*) FILTER (WHERE w.unanswered > 0
+                                     AND w.provider_id IS NOT DISTINCT FROM v.{provider_id}) AS unanswerable,
                     (SELECT count(*) FROM voice_sync.outbox WHERE published_at IS NULL) AS outbox,
                     (SELECT extract(epoch FROM now() - min(occurred_at))::float8
                      FROM voice_sync.outbox WHERE published_at IS NULL) AS oldest_event,
@@ -263,6 +278,7 @@ impl PostgresStore {
             processing: row.try_get("processing")?,
             oldest: age("oldest")?,
             resting: row.try_get("resting")?,
+            unanswerable: row.try_get("unanswerable")?,
             outbox: row.try_get("outbox")?,
             oldest_event: age("oldest_event")?,
             clock_ahead: row.try_get::<f64, _>("clock")? - present(),
@@ -286,13 +302,16 @@ impl PostgresStore {
              ),
              upcoming AS (
                  SELECT v.{id}::text AS row_id, w.kind,
+                        COALESCE(w.isolated, FALSE)
+                            AND w.provider_id IS NOT DISTINCT FROM v.{provider_id} AS isolated,
                         COALESCE(w.last_asked IS NOT NULL AND w.missing_count = 0
                                  AND w.trouble IS NULL, FALSE) AS was_found,
                         CASE WHEN w.provider_id IS DISTINCT FROM v.{provider_id}
                                   OR w.failed_at IS NOT NULL
                              THEN COALESCE(w.lease_until, now())
                              -- No schedule reaches further: the database's clock was set back.
-                             WHEN w.next_due > now() + interval '10 minutes'
+                             WHEN w.next_due > now() + CASE WHEN w.isolated THEN interval '2 hours'
+                                                            ELSE interval '10 minutes' END
                              THEN COALESCE(w.lease_until, now())
                              ELSE COALESCE(GREATEST(w.next_due, w.lease_until), now()) END AS due
                  FROM {table} v LEFT JOIN voice_sync.voices w ON w.row_id = v.{id}::text
@@ -301,7 +320,7 @@ impl PostgresStore {
                         AND w.provider_id IS NOT DISTINCT FROM v.{provider_id}) IS NOT TRUE
                  ORDER BY due LIMIT $1
              )
-             SELECT read_at, events_wait, row_id, kind, was_found,
+             SELECT read_at, events_wait, row_id, kind, was_found, isolated,
                     GREATEST(0, extract(epoch FROM due - read_at))::float8 AS due_in
              FROM present LEFT JOIN upcoming ON TRUE ORDER BY due"
         );
@@ -322,10 +341,39 @@ impl PostgresStore {
                     due_in: seconds(row.try_get("due_in")?),
                     kind: row.try_get("kind")?,
                     was_found: row.try_get("was_found")?,
+                    is_isolated: row.try_get("isolated")?,
                 });
             }
         }
         Ok(agenda)
+    }
+
+    pub(in crate::store) async fn isolated(
+        &self,
+        run_id: Uuid,
+        most: u32,
+    ) -> Result<Isolated, StoreError> {
+        let sql = format!(
+            "SELECT w.row_id, w.unanswered, now() AS read_at FROM voice_sync.voices w
+             WHERE w.isolated AND w.run_id <> $1 AND NOT {QUARANTINED}
+             ORDER BY w.unanswered, w.next_due LIMIT $2"
+        );
+        let mut session = self.sessions.begin().await?;
+        let rows = session
+            .query(AssertSqlSafe(sql))
+            .bind(run_id)
+            .bind(i64::from(most))
+            .fetch_all(&mut *session)
+            .await?;
+        session.keep().await?;
+        let mut isolated = Isolated::default();
+        for row in &rows {
+            isolated.read_at = row.try_get("read_at")?;
+            isolated.new += usize::from(row.try_get::<i32, _>("unanswered")? == 0);
+            let id: String = row.try_get("row_id")?;
+            isolated.rows.push(RowId::new(id));
+        }
+        Ok(isolated)
     }
 
     pub(in crate::store) async fn finished(
@@ -359,6 +407,20 @@ impl PostgresStore {
         session.keep().await?;
         let given = rows.iter().map(|row| row.try_get("given"));
         Ok(given.collect::<Result<_, _>>()?)
+    }
+}
+
+/// Whether a voice of `voice_sync.voices w` cannot be looked up and is not asked about yet. No schedule reaches
+/// further than two hours: if this one does, the database's clock was set back.
+const QUARANTINED: &str = "COALESCE(w.isolated AND w.unanswered > 1 AND w.next_due > now()
+                                    AND w.next_due <= now() + interval '2 hours', FALSE)";
+
+/// Which rows of a page are not taken by this selection. A walk leaves isolated voices to the end of the pass.
+fn skipped(selection: &Selection) -> &'static str {
+    match selection {
+        Selection::Range { .. } | Selection::Hinted { .. } => "(p.resting OR p.isolated)",
+        Selection::Due { .. } => "(p.resting OR p.quarantined)",
+        Selection::Named(_) => "FALSE",
     }
 }
 
@@ -397,11 +459,15 @@ fn page(rows: Vec<PgRow>, limit: u32) -> Result<Page, StoreError> {
                 age,
                 unasked_for: asked_ago.map_or(age, |ago| ago.min(age)),
                 kind: row.try_get("kind")?,
+                is_isolated: row.try_get("isolated")?,
+                unanswered: row.try_get::<i32, _>("unanswered")?.unsigned_abs(),
             });
         } else if row.try_get("leased")? {
             page.leased_elsewhere += 1;
-        } else {
+        } else if row.try_get("resting")? {
             page.resting += 1;
+        } else if row.try_get("quarantined")? {
+            page.quarantined += 1;
         }
     }
     if let (true, Some(last)) = (full, rows.last()) {

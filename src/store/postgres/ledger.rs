@@ -28,6 +28,7 @@ impl PostgresStore {
             "SELECT (SELECT resume_after FROM voice_sync.cursors WHERE table_name = $2) AS resume_after,
                     ARRAY(SELECT u.key FROM jsonb_each_text(p.unlisted) u
                           WHERE u.value::timestamptz > now()) AS unlisted,
+                    EXISTS (SELECT FROM voice_sync.voices WHERE isolated) AS any_isolated,
                     s.requests, s.retries, {STANDING}
              FROM (SELECT COALESCE(sum((counts ->> 'requests')::bigint), 0)::bigint AS requests,
                           COALESCE(sum((counts ->> 'retries')::bigint), 0)::bigint AS retries
@@ -52,6 +53,7 @@ impl PostgresStore {
                 .filter(|row| could_be(row, &self.id_type))
                 .map(Position::new),
             unlisted: unlisted.into_iter().collect(),
+            any_isolated: row.try_get("any_isolated")?,
             standing: standing(&row)?,
             spent: Spent::counted(row.try_get("requests")?, row.try_get("retries")?),
         })

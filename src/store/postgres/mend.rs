@@ -71,7 +71,8 @@ impl PostgresStore {
                  SET provider_id = EXCLUDED.provider_id, run_id = EXCLUDED.run_id,
                      restarted_at = EXCLUDED.restarted_at, lease_until = NULL, kind = NULL, stage = NULL,
                      missing_count = 0, missing_since = NULL, strikes = 0, set_aside_until = NULL,
-                     trouble = NULL, failed_at = NULL, failure = NULL, next_due = NULL
+                     trouble = NULL, failed_at = NULL, failure = NULL, next_due = NULL,
+                     isolated = FALSE, unanswered = 0, unanswered_since = NULL
              ),
              {ledger}
              SELECT row_id FROM changed
@@ -107,8 +108,9 @@ impl PostgresStore {
         let sql = format!(
             "WITH changed AS (
                  UPDATE voice_sync.voices
-                 SET set_aside_until = NULL, strikes = 0, trouble = NULL, next_due = NULL, run_id = $1
-                 WHERE row_id = ANY($4::text[]) AND set_aside_until > now() RETURNING row_id
+                 SET set_aside_until = NULL, strikes = 0, trouble = NULL, next_due = NULL, unanswered = 0, run_id = $1
+                 WHERE row_id = ANY($4::text[]) AND (set_aside_until > now() OR unanswered > 0)
+                 RETURNING row_id
              ),
              {ledger}
              SELECT row_id FROM changed

@@ -21,7 +21,7 @@ impl PostgresStore {
             WITH free AS (
                 SELECT id FROM voice_sync.outbox
                 WHERE published_at IS NULL AND (leased_until IS NULL OR leased_until <= now())
-                ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED
+                ORDER BY leased_until NULLS FIRST, id LIMIT $1 FOR UPDATE SKIP LOCKED
             ),
             taken AS (
                 UPDATE voice_sync.outbox o SET leased_until = now() + make_interval(secs => $2)
@@ -92,6 +92,18 @@ impl PostgresStore {
             .await?;
         session.keep().await?;
         Ok(())
+    }
+
+    pub(in crate::store) async fn put_events_last(&self, ids: &[i64]) -> Result<(), StoreError> {
+        const PUT_LAST: &str = "UPDATE voice_sync.outbox SET leased_until = now()
+                                WHERE id = ANY($1) AND published_at IS NULL";
+        let mut session = self.sessions.begin().await?;
+        session
+            .query(PUT_LAST)
+            .bind(ids)
+            .execute(&mut *session)
+            .await?;
+        session.keep().await
     }
 
     pub(in crate::store) async fn pending_events(

@@ -55,13 +55,15 @@ impl PostgresStore {
                                                   OR w.failed_at IS NOT NULL) AS restarts,
                         w.first_seen, w.restarted_at, w.last_asked, w.kind, w.stage, w.missing_count,
                         w.set_aside_until > now()
-                            AND w.provider_id IS NOT DISTINCT FROM v.{provider_id} AS is_set_aside
+                            AND w.provider_id IS NOT DISTINCT FROM v.{provider_id} AS is_set_aside,
+                        w.unanswered
                  FROM {table} v LEFT JOIN {known} w ON w.row_id = v.{id}::text
                  WHERE v.{status} = {processing} AND v.{id} IS NOT NULL
              ),
              aged AS (SELECT p.*, {age} AS age FROM joined p OFFSET 0),
              p AS MATERIALIZED (
                  SELECT CASE WHEN is_set_aside THEN 'set_aside'
+                             WHEN NOT restarts AND unanswered > 0 THEN 'unanswerable'
                              WHEN NOT restarts AND missing_count > 0 THEN 'missing'
                              WHEN NOT restarts AND kind = 'professional' AND stage <> 'preparing' THEN stage
                              WHEN age > $2::float8 THEN 'overdue'
@@ -193,7 +195,8 @@ impl PostgresStore {
                                                     OR w.failed_at IS NOT NULL) AS restarts,
                           w.provider_id, w.first_seen, w.restarted_at, w.last_asked, w.next_due,
                           w.lease_until, w.run_id, w.kind, w.stage, w.missing_count, w.missing_since,
-                          w.strikes, w.set_aside_until, w.trouble, w.failed_at, w.failure
+                          w.strikes, w.set_aside_until, w.trouble, w.failed_at, w.failure,
+                          w.unanswered, w.unanswered_since
                    FROM {table} v LEFT JOIN {known} w ON w.row_id = v.{id}::text
                    WHERE {wanted}
                    ORDER BY v.{id} LIMIT $2) p"
@@ -380,6 +383,8 @@ fn record(row: &PgRow) -> Result<VoiceRecord, sqlx::Error> {
                 trouble: row.try_get("trouble")?,
                 failed_at: row.try_get("failed_at")?,
                 failure: row.try_get("failure")?,
+                unanswered: count("unanswered")?,
+                unanswered_since: row.try_get("unanswered_since")?,
             }),
         },
     })

@@ -163,7 +163,7 @@ impl SqliteStore {
 
     /// Has SQLite compile the update of a bulk, which it refuses to do where it would refuse the
     /// update itself, whatever the rows.
-    pub(super) async fn explain_update(&self) -> Result<(), StoreError> {
+    pub(in crate::store) async fn explain_update(&self) -> Result<(), StoreError> {
         sqlx::query(AssertSqlSafe(format!("EXPLAIN {}", self.update())))
             .bind("[]")
             .fetch_all(&self.pool)
@@ -237,25 +237,33 @@ impl SqliteStore {
         let sql = format!(
             "UPDATE voice_sync_voices AS w
              SET lease_until = NULL, scheduled_at = {NOW}, next_due = {NOW} + n.again_in,
-                 last_asked = CASE WHEN n.seen = 'unavailable' THEN w.last_asked ELSE {NOW} END,
+                 last_asked = CASE WHEN n.answered THEN {NOW} ELSE w.last_asked END,
                  kind = COALESCE(n.kind, w.kind),
-                 stage = CASE WHEN n.seen = 'unavailable' THEN w.stage ELSE n.stage END,
-                 missing_account = CASE n.seen WHEN 'missing' THEN $5
-                                               WHEN 'unavailable' THEN w.missing_account END,
-                 missing_count = CASE n.seen WHEN 'missing' THEN
-                                     CASE WHEN w.missing_account = $5 THEN w.missing_count ELSE 0 END + 1
-                                             WHEN 'unavailable' THEN w.missing_count ELSE 0 END,
-                 missing_since = CASE n.seen WHEN 'missing' THEN
-                                     CASE WHEN w.missing_account = $5 THEN w.missing_since ELSE {NOW} END
-                                             WHEN 'unavailable' THEN w.missing_since END,
-                 strikes = CASE n.seen WHEN 'set_aside' THEN w.strikes + 1
-                                       WHEN 'unavailable' THEN w.strikes ELSE 0 END,
+                 stage = CASE WHEN n.answered THEN n.stage ELSE w.stage END,
+                 missing_account = CASE WHEN n.seen = 'missing' THEN $5
+                                        WHEN NOT n.answered THEN w.missing_account END,
+                 missing_count = CASE WHEN n.seen = 'missing' THEN
+                                          CASE WHEN w.missing_account = $5 THEN w.missing_count ELSE 0 END + 1
+                                      WHEN n.answered THEN 0 ELSE w.missing_count END,
+                 missing_since = CASE WHEN n.seen = 'missing' THEN
+                                          CASE WHEN w.missing_account = $5 THEN w.missing_since ELSE {NOW} END
+                                      WHEN NOT n.answered THEN w.missing_since END,
+                 strikes = CASE WHEN n.seen = 'set_aside' THEN w.strikes + 1
+                                WHEN n.answered THEN 0 ELSE w.strikes END,
+                 isolated = n.seen IN ('unanswerable', 'suspected') OR w.isolated AND NOT n.answered,
+                 unanswered = CASE WHEN n.answered THEN 0
+                                   ELSE w.unanswered + (n.seen = 'unanswerable') END,
+                 unanswered_since = CASE WHEN NOT n.answered THEN
+                                             CASE WHEN n.seen = 'unanswerable'
+                                                  THEN COALESCE(w.unanswered_since, {NOW})
+                                                  ELSE w.unanswered_since END END,
                  set_aside_until = CASE WHEN n.seen = 'set_aside' AND w.strikes + 1 >= $3
                                         THEN {NOW} + $4 END,
                  trouble = n.trouble
              FROM (SELECT value ->> 'row' AS row_id, value ->> 'seen' AS seen,
                           value ->> 'kind' AS kind, value ->> 'stage' AS stage,
-                          value ->> 'trouble' AS trouble, value ->> 'again_in' AS again_in
+                          value ->> 'trouble' AS trouble, value ->> 'again_in' AS again_in,
+                          value ->> 'seen' NOT IN ('unanswerable', 'suspected', 'unavailable') AS answered
                    FROM json_each($1)) n
              WHERE w.row_id = n.row_id AND w.run_id = $2 AND w.lease_until IS NOT NULL"
         );

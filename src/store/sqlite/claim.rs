@@ -12,7 +12,8 @@ use super::{NOW, SqliteStore, elapsed, milliseconds};
 use crate::store::adopt::{Dialect, adopted_name};
 use crate::store::survey::forms;
 use crate::store::{
-    Agenda, Claimed, LEASE, Overview, Page, Selection, StoreError, Upcoming, present, visit,
+    Agenda, Claimed, Isolated, LEASE, Overview, Page, Selection, StoreError, Upcoming, present,
+    visit,
 };
 use crate::voice::{Position, RowId};
 
@@ -60,7 +61,8 @@ impl SqliteStore {
                          NULL AS run_id, NULL AS lease_until, NULL AS last_asked, NULL AS kind, NULL AS stage,
                          NULL AS missing_count, NULL AS missing_since, NULL AS strikes,
                          NULL AS set_aside_until, NULL AS trouble, NULL AS failed_at, NULL AS failure,
-                         NULL AS next_due, NULL AS scheduled_at)"
+                         NULL AS next_due, NULL AS scheduled_at, NULL AS isolated, NULL AS unanswered,
+                         NULL AS unanswered_since)"
             }
         }
     }
@@ -87,16 +89,22 @@ impl SqliteStore {
             ..
         } = self;
         let (known, adopted) = (self.known(), self.adopted());
-        let named = matches!(selection, Selection::Named(_));
+        let (same, quarantined) = (
+            "(w.row_id IS NOT NULL AND w.provider_id IS p.provider_id)",
+            quarantined(),
+        );
+        let skipped = skipped(selection);
         format!(
-            "SELECT p.*, w.kind, {NOW} AS present, w.first_seen, w.restarted_at,
+            "SELECT p.*, {skipped} AS skipped FROM (
+             SELECT p.*, w.kind, {NOW} AS present, w.first_seen, w.restarted_at,
                     w.row_id IS NOT NULL AND (w.provider_id IS NOT p.provider_id
                                               OR w.failed_at IS NOT NULL) AS restarts,
                     COALESCE(w.lease_until > {NOW} AND w.run_id <> $3, 0) AS leased,
                     COALESCE(w.lease_until <= {NOW} AND w.run_id <> $3, 0) AS abandoned,
                     {NOW} - w.last_asked AS asked_ago,
-                    COALESCE(w.set_aside_until > {NOW}, 0) AND w.provider_id IS p.provider_id
-                        AND NOT {named} AS resting
+                    {same} AND COALESCE(w.set_aside_until > {NOW}, 0) AS resting,
+                    {same} AND w.isolated AS isolated, {same} AND {quarantined} AS quarantined,
+                    iif({same}, w.unanswered, 0) AS unanswered
              FROM (SELECT CAST(v.{id} AS TEXT) AS row_id,
                           v.{position} AS place, CAST(v.{position} AS TEXT) AS position,
                           CAST(v.{provider_id} AS TEXT) AS provider_id, {created_at} AS created_at,
@@ -106,7 +114,7 @@ impl SqliteStore {
              LEFT JOIN {known} w ON w.row_id = p.row_id
              WHERE ($1 ->> 'read_at') IS NULL OR w.scheduled_at IS NULL
                 OR w.scheduled_at <= ($1 ->> 'read_at')
-             ORDER BY p.place"
+             ) p ORDER BY p.place"
         )
     }
 
@@ -141,7 +149,8 @@ impl SqliteStore {
         const RESTART: &str = "
             UPDATE voice_sync_voices
             SET first_seen = $2, restarted_at = $2, missing_count = 0, missing_since = NULL,
-                strikes = 0, kind = NULL, failed_at = NULL, failure = NULL
+                strikes = 0, kind = NULL, failed_at = NULL, failure = NULL,
+                isolated = FALSE, unanswered = 0, unanswered_since = NULL
             WHERE row_id IN (SELECT value FROM json_each($1))";
         let (condition, parameter) = self.condition(selection);
         let sql = self.page_sql(selection, &condition);
@@ -200,7 +209,7 @@ impl SqliteStore {
     pub(in crate::store) async fn count(&self, selection: &Selection) -> Result<u64, StoreError> {
         let (condition, parameter) = self.condition(selection);
         let sql = format!(
-            "SELECT count(*) FROM ({}) p WHERE NOT p.resting",
+            "SELECT count(*) FROM ({}) p WHERE NOT p.skipped",
             self.page_sql(selection, &condition)
         );
         let count: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
@@ -228,6 +237,8 @@ impl SqliteStore {
                                          w.first_seen)) AS oldest,
                     count(*) FILTER (WHERE w.set_aside_until > {NOW}
                                      AND w.provider_id IS v.{provider_id}) AS resting,
+                    count(*) FILTER (WHERE w.unanswered > 0
+                                     AND w.provider_id IS v.{provider_id}) AS unanswerable,
                     (SELECT count(*) FROM voice_sync_outbox WHERE published_at IS NULL) AS outbox,
                     (SELECT {NOW} - min(occurred_at) FROM voice_sync_outbox
                      WHERE published_at IS NULL) AS oldest_event,
@@ -244,6 +255,7 @@ impl SqliteStore {
             processing: row.try_get("processing")?,
             oldest: age("oldest")?,
             resting: row.try_get("resting")?,
+            unanswerable: row.try_get("unanswerable")?,
             outbox: row.try_get("outbox")?,
             oldest_event: age("oldest_event")?,
             clock_ahead: row.try_get::<i64, _>("clock")? as f64 / 1000.0 - present(),
@@ -267,11 +279,12 @@ impl SqliteStore {
              ),
              upcoming AS (
                  SELECT CAST(v.{id} AS TEXT) AS row_id, w.kind,
+                        COALESCE(w.isolated, 0) AND w.provider_id IS v.{provider_id} AS isolated,
                         COALESCE(w.last_asked IS NOT NULL AND w.missing_count = 0
                                  AND w.trouble IS NULL, 0) AS was_found,
                         CASE WHEN w.provider_id IS NOT v.{provider_id} OR w.failed_at IS NOT NULL
                              THEN COALESCE(w.lease_until, {NOW})
-                             WHEN w.next_due > {NOW} + 600000
+                             WHEN w.next_due > {NOW} + iif(w.isolated, 7200000, 600000)
                              THEN COALESCE(w.lease_until, {NOW})
                              ELSE COALESCE(max(COALESCE(w.next_due, w.lease_until),
                                                COALESCE(w.lease_until, w.next_due)), {NOW})
@@ -281,7 +294,7 @@ impl SqliteStore {
                    AND NOT (COALESCE(w.set_aside_until > {NOW}, 0) AND w.provider_id IS v.{provider_id})
                  ORDER BY due LIMIT $1
              )
-             SELECT read_at, events_wait, row_id, kind, was_found, max(0, due - read_at) AS due_in
+             SELECT read_at, events_wait, row_id, kind, was_found, isolated, max(0, due - read_at) AS due_in
              FROM present LEFT JOIN upcoming ON TRUE ORDER BY due"
         );
         let rows = sqlx::query(AssertSqlSafe(sql))
@@ -299,10 +312,39 @@ impl SqliteStore {
                     due_in: elapsed(row.try_get("due_in")?),
                     kind: row.try_get("kind")?,
                     was_found: row.try_get("was_found")?,
+                    is_isolated: row.try_get("isolated")?,
                 });
             }
         }
         Ok(agenda)
+    }
+
+    pub(in crate::store) async fn isolated(
+        &self,
+        run_id: Uuid,
+        most: u32,
+    ) -> Result<Isolated, StoreError> {
+        let sql = format!(
+            "SELECT w.row_id, w.unanswered, {NOW} AS read_at FROM voice_sync_voices w
+             WHERE w.isolated AND w.run_id <> $1 AND NOT {}
+             ORDER BY w.unanswered, w.next_due LIMIT $2",
+            quarantined()
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(run_id.to_string())
+            .bind(most)
+            .fetch_all(&self.pool)
+            .await?;
+        let mut isolated = Isolated::default();
+        for row in &rows {
+            let read_at = DateTime::from_timestamp_millis(row.try_get("read_at")?);
+            isolated.read_at = read_at.unwrap_or_default();
+            isolated.new += usize::from(row.try_get::<i64, _>("unanswered")? == 0);
+            isolated
+                .rows
+                .push(RowId::new(row.try_get::<String, _>("row_id")?));
+        }
+        Ok(isolated)
     }
 
     pub(in crate::store) async fn finished(
@@ -332,6 +374,24 @@ impl SqliteStore {
     }
 }
 
+/// Whether a voice of `voice_sync_voices w` cannot be looked up and is not asked about yet. No schedule reaches
+/// further than two hours: if this one does, the clock was set back.
+fn quarantined() -> String {
+    format!(
+        "COALESCE(w.isolated AND w.unanswered > 1 AND w.next_due > {NOW}
+                  AND w.next_due <= {NOW} + 7200000, 0)"
+    )
+}
+
+/// Which rows of a page are not taken by this selection. A walk leaves isolated voices to the end of the pass.
+fn skipped(selection: &Selection) -> &'static str {
+    match selection {
+        Selection::Range { .. } | Selection::Hinted { .. } => "(p.resting OR p.isolated)",
+        Selection::Due { .. } => "(p.resting OR p.quarantined)",
+        Selection::Named(_) => "FALSE",
+    }
+}
+
 fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
     let mut page = Page::default();
     for row in rows {
@@ -339,9 +399,14 @@ fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
         if rows.len() >= limit as usize {
             page.last = Some(position.clone());
         }
-        if row.try_get("leased")? {
+        if row.try_get("skipped")? {
+            match row.try_get("resting")? {
+                true => page.resting += 1,
+                false => page.quarantined += u64::from(row.try_get::<bool, _>("quarantined")?),
+            }
+        } else if row.try_get("leased")? {
             page.leased_elsewhere += 1;
-        } else if !row.try_get::<bool, _>("resting")? {
+        } else {
             let age = age(row)?;
             let asked_ago = row.try_get::<Option<i64>, _>("asked_ago")?.map(elapsed);
             page.reclaimed += u64::from(row.try_get::<bool, _>("abandoned")?);
@@ -352,9 +417,9 @@ fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
                 age,
                 unasked_for: asked_ago.map_or(age, |ago| ago.min(age)),
                 kind: row.try_get("kind")?,
+                is_isolated: row.try_get("isolated")?,
+                unanswered: row.try_get("unanswered")?,
             });
-        } else {
-            page.resting += 1;
         }
     }
     Ok(page)

@@ -41,11 +41,14 @@ impl SqliteStore {
             .bind(milliseconds(WINDOW))
             .fetch_one(&self.pool)
             .await?;
+        const ISOLATED: &str = "SELECT EXISTS (SELECT 1 FROM voice_sync_voices WHERE isolated)";
+        let any_isolated = sqlx::query_scalar(ISOLATED).fetch_one(&self.pool).await?;
         Ok(Memory {
             resume_after: resume_after
                 .filter(|position| self.could_be_position(position))
                 .map(Position::new),
             unlisted: unlisted.into_iter().collect(),
+            any_isolated,
             standing: self.standing(account).await?,
             spent: Spent::counted(requests, retries),
         })

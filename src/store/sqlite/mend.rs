@@ -75,7 +75,8 @@ impl SqliteStore {
              SET provider_id = excluded.provider_id, run_id = excluded.run_id,
                  restarted_at = excluded.restarted_at, lease_until = NULL, kind = NULL, stage = NULL,
                  missing_count = 0, missing_since = NULL, strikes = 0, set_aside_until = NULL,
-                 trouble = NULL, failed_at = NULL, failure = NULL, next_due = NULL"
+                 trouble = NULL, failed_at = NULL, failure = NULL, next_due = NULL,
+                     isolated = FALSE, unanswered = 0, unanswered_since = NULL"
         );
         let wanted: Vec<_> = voices
             .iter()
@@ -110,8 +111,9 @@ impl SqliteStore {
     ) -> Result<HashSet<RowId>, StoreError> {
         let sql = format!(
             "UPDATE voice_sync_voices
-             SET set_aside_until = NULL, strikes = 0, trouble = NULL, next_due = NULL, run_id = $2
-             WHERE row_id IN (SELECT value FROM json_each($1)) AND set_aside_until > {NOW}"
+             SET set_aside_until = NULL, strikes = 0, trouble = NULL, next_due = NULL, unanswered = 0, run_id = $2
+             WHERE row_id IN (SELECT value FROM json_each($1)) 
+               AND (set_aside_until > {NOW} OR unanswered > 0)"
         );
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let done = sqlx::query(AssertSqlSafe(sql))

@@ -23,7 +23,7 @@ impl SqliteStore {
              WHERE id IN (SELECT id FROM voice_sync_outbox
                           WHERE published_at IS NULL
                             AND (leased_until IS NULL OR leased_until <= {NOW})
-                          ORDER BY id LIMIT $1)
+                          ORDER BY leased_until NULLS FIRST, id LIMIT $1)
              RETURNING id, event_id, event_type, voice_id, user_id, occurred_at"
         );
         let rows = sqlx::query(AssertSqlSafe(sql))
@@ -81,6 +81,18 @@ impl SqliteStore {
         const GIVE_BACK: &str = "UPDATE voice_sync_outbox SET leased_until = NULL
             WHERE id IN (SELECT value FROM json_each($1)) AND published_at IS NULL";
         sqlx::query(GIVE_BACK)
+            .bind(json!(ids).to_string())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    pub(in crate::store) async fn put_events_last(&self, ids: &[i64]) -> Result<(), StoreError> {
+        let sql = format!(
+            "UPDATE voice_sync_outbox SET leased_until = {NOW}
+             WHERE id IN (SELECT value FROM json_each($1)) AND published_at IS NULL"
+        );
+        sqlx::query(AssertSqlSafe(sql))
             .bind(json!(ids).to_string())
             .execute(&self.pool)
             .await?;

@@ -79,12 +79,13 @@ impl SqliteStore {
                                                   OR w.failed_at IS NOT NULL) AS restarts,
                         w.first_seen, w.restarted_at, w.last_asked, w.kind, w.stage, w.missing_count,
                         COALESCE(w.set_aside_until > {NOW}, 0)
-                            AND w.provider_id IS CAST(v.{provider_id} AS TEXT) AS is_set_aside
+                            AND w.provider_id IS CAST(v.{provider_id} AS TEXT) AS is_set_aside,
+                        w.unanswered
                  FROM {table} v LEFT JOIN {known} w ON w.row_id = CAST(v.{id} AS TEXT)
                  WHERE v.{status} = {processing} AND v.{id} IS NOT NULL
              ),
              past AS (
-                 SELECT row_id, restarts, first_seen, restarted_at, last_asked, kind, stage, missing_count, is_set_aside,
+                 SELECT row_id, restarts, first_seen, restarted_at, last_asked, kind, stage, missing_count, is_set_aside, unanswered,
                         CASE WHEN created <= {NOW} THEN created END AS created,
                         CASE WHEN completed <= {NOW} THEN completed END AS completed
                  FROM joined
@@ -108,6 +109,7 @@ impl SqliteStore {
         let groups = format!(
             "{backlog}
              SELECT CASE WHEN is_set_aside THEN 'set_aside'
+                         WHEN NOT restarts AND unanswered > 0 THEN 'unanswerable'
                          WHEN NOT restarts AND missing_count > 0 THEN 'missing'
                          WHEN NOT restarts AND kind = 'professional' AND stage <> 'preparing' THEN stage
                          WHEN age > $2 THEN 'overdue'
@@ -271,7 +273,7 @@ impl SqliteStore {
                                               OR w.failed_at IS NOT NULL) AS restarts,
                     w.provider_id, w.first_seen, w.restarted_at, w.last_asked, w.next_due, w.lease_until,
                     w.run_id, w.kind, w.stage, w.missing_count, w.missing_since, w.strikes,
-                    w.set_aside_until, w.trouble, w.failed_at, w.failure
+                    w.set_aside_until, w.trouble, w.failed_at, w.failure, w.unanswered, w.unanswered_since
              FROM {table} v LEFT JOIN {known} w ON w.row_id = CAST(v.{id} AS TEXT)
              WHERE {condition} AND v.{id} IS NOT NULL {after_it} ORDER BY v.{id} LIMIT $3"
         );
@@ -312,6 +314,8 @@ impl SqliteStore {
                 trouble: row.try_get("trouble")?,
                 failed_at: time(row, "failed_at")?,
                 failure: row.try_get("failure")?,
+                unanswered: row.try_get("unanswered")?,
+                unanswered_since: time(row, "unanswered_since")?,
             }),
         };
         Ok(VoiceRecord {

@@ -176,6 +176,8 @@ pub(super) async fn claim_by_hand(
         age: Duration::ZERO,
         unasked_for: Duration::ZERO,
         kind: None,
+        is_isolated: false,
+        unanswered: 0,
     });
     Ok(Page {
         voices: voices.collect(),

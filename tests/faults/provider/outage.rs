@@ -114,10 +114,19 @@ async fn half_of_all_answers(fails: impl Fn() -> bool + Send + Sync + 'static, v
         // A pause that is over is followed by the next run; in a longer one time passes faster.
         let pause_s = if asked.requests > 0 { 16 } else { 60 };
         runs.push(asked);
-        if run.code == 0 {
+        if scene.undecided().await == 0 {
             break;
         }
-        run.expect_code(75);
+        // Voices that failed alone twice, by accident, are asked about again after a minute.
+        let known = run.report()["unanswerable"].as_u64().unwrap_or(0);
+        if run.code != 0 {
+            run.expect_code(75);
+        }
+        assert!(
+            run.code == 75 || run.count("unavailable") == known,
+            "{}",
+            run.stdout
+        );
         assert!(runs.len() < 100 + voices, "it does not come to an end");
         scene.app.age_own_tables(pause_s).await;
         at_s += u64::from(pause_s);

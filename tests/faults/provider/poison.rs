@@ -27,8 +27,9 @@ async fn others_are_finished(answer: Answer, alone_first: bool) {
         ended
     };
     if alone_first {
-        for _ in 0..5 {
-            minute(&scene).await.expect_code(75);
+        minute(&scene).await.expect_code(75);
+        for _ in 0..4 {
+            minute(&scene).await.expect_code(0);
         }
     }
     scene.add(DECIDED, 40).await;

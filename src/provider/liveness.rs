@@ -1,0 +1,144 @@
+//! Whether the provider works, told by requests that name no voice of ours: a failure of one that does
+//! may lie in the voice.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+use super::error::{Refusal, TroubleKind};
+use super::traffic::Admission;
+use super::{Attempt, LIST, Patience, Provider, Purpose, wire};
+use crate::retry::{self, Cause};
+
+/// It has the form of an id, and no voice has it: "not found" is an answer, too.
+pub(super) const NO_VOICE: &str = "voiceSyncLiveness000";
+/// How long the failure of a liveness request speaks for other requests that fail.
+const FAILURE_HOLDS: Duration = Duration::from_secs(5);
+/// How long the answers of other requests are waited for.
+const SHORTEST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How long a list that fails where single lookups work is passed over.
+const LIST_FAILS_FOR: Duration = Duration::from_secs(60);
+
+impl Provider {
+    /// Whether the provider answered any request since this moment or, if there was none, answers one that
+    /// names no voice. `None` if that one could not be sent, or was throttled.
+    ///
+    /// It is sent in the place of a request that is over.
+    pub(super) async fn works(
+        &self,
+        since: Instant,
+        patience: Patience<'_>,
+        place: &Admission<'_>,
+    ) -> Option<bool> {
+        let mut failed_at = self.liveness_failed_at.lock().await;
+        let others = self.traffic.is_served_since(since);
+        if timeout(self.patience_with_others(), others).await == Ok(true) {
+            return Some(true);
+        }
+        let answered_at = self.traffic.answered_at();
+        let holds = |at: Instant| at >= since || at.elapsed() < FAILURE_HOLDS;
+        if self.is_down() || *failed_at > answered_at && failed_at.is_some_and(holds) {
+            return Some(false);
+        }
+        match self.liveness(patience, place).await {
+            Err(Refusal::Throttled { told, .. }) => {
+                let pause = retry::pause(1, Cause::Throttled, None, fastrand::f64());
+                self.traffic.hold_for(told.unwrap_or(pause));
+                None
+            }
+            Err(Refusal::Unavailable(trouble)) if trouble.kind == TroubleKind::NotAsked => None,
+            Err(Refusal::Unavailable(trouble)) => {
+                if let Some(pause) = trouble.told {
+                    self.traffic.hold_for(pause);
+                }
+                *failed_at = Some(Instant::now());
+                Some(false)
+            }
+            Ok(())
+            | Err(
+                Refusal::NotFound
+                | Refusal::NoSuchEndpoint(_)
+                | Refusal::Unauthorized(..)
+                | Refusal::Forbidden(..)
+                | Refusal::Rejected(..)
+                | Refusal::Unanswerable(_),
+            ) => Some(true),
+        }
+    }
+
+    /// Whether the provider may be asked about voices. Where it did not answer lately, one request that names no
+    /// voice decides: in turn the list and a single lookup, because only one of them may work.
+    pub(super) async fn is_ready(&self, patience: Patience<'_>) -> bool {
+        if self.traffic.opened() == 0 || self.is_down() {
+            return true;
+        }
+        let Ok(place) = self.traffic.admit(patience, false).await else {
+            return false;
+        };
+        let opened = self.traffic.opened();
+        // Another request may have found out meanwhile.
+        let is_ready = opened == 0
+            || match opened % 2 == 1 && !self.has_no_list() {
+                true => shows_life(&self.shortest_list(patience, &place).await),
+                false => shows_life(&self.nobodys_voice(patience, &place).await),
+            };
+        self.traffic.release(place);
+        is_ready
+    }
+
+    /// How long requests under way are waited for, whose answers may spare one.
+    fn patience_with_others(&self) -> Duration {
+        let usual = self.latency().saturating_mul(4);
+        usual.clamp(SHORTEST_WAIT, LONGEST_WAIT)
+    }
+
+    /// The cheapest list or, where there is none or it fails, a single lookup. A list that fails by itself is
+    /// passed over for a while.
+    async fn liveness(&self, patience: Patience<'_>, place: &Admission<'_>) -> Result<(), Refusal> {
+        if self.has_no_list() {
+            return self.nobodys_voice(patience, place).await;
+        }
+        match self.shortest_list(patience, place).await {
+            Err(Refusal::Unavailable(trouble)) if trouble.kind.may_lie_in_a_voice() => {}
+            other => return other,
+        }
+        let answer = self.nobodys_voice(patience, place).await;
+        if shows_life(&answer) {
+            warn!(url = %self.base, "the list of voices fails; asking for each singly");
+            self.pass_over_list(LIST_FAILS_FOR);
+        }
+        answer
+    }
+
+    async fn shortest_list(
+        &self,
+        patience: Patience<'_>,
+        place: &Admission<'_>,
+    ) -> Result<(), Refusal> {
+        let path = format!("{LIST}?page_size=1&include_total_count=false");
+        let purpose = Purpose::Liveness;
+        let attempt = self.try_once(&path, purpose, patience, false, wire::list_page, place);
+        attempt.await.map(drop).map_err(Attempt::refusal)
+    }
+
+    async fn nobodys_voice(
+        &self,
+        patience: Patience<'_>,
+        place: &Admission<'_>,
+    ) -> Result<(), Refusal> {
+        let path = format!("/v1/voices/{NO_VOICE}");
+        let purpose = Purpose::Liveness;
+        let attempt = self.try_once(&path, purpose, patience, false, wire::voice, place);
+        attempt.await.map(drop).map_err(Attempt::refusal)
+    }
+}
+
+/// Whether this is an answer, be it that there is no such voice.
+fn shows_life(answer: &Result<(), Refusal>) -> bool {
+    !matches!(
+        answer,
+        Err(Refusal::Unavailable(_) | Refusal::Throttled { .. })
+    )
+}
