@@ -6,7 +6,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use serde_json::{Value, json};
 use voice_sync::provider::wire;
-use voice_sync::verdict::{OnTimeout, Rules, judge};
+use voice_sync::verdict::{AgeFrom, OnTimeout, Rules, judge};
 use voice_sync_simulator::{Options, Simulator};
 
 const VOICES: u64 = 100;
@@ -46,6 +46,7 @@ fn main() -> anyhow::Result<()> {
     let plain = runtime.block_on(answer())?;
     let rules = Rules {
         fail_after: Some(Duration::from_secs(24 * 60 * 60)),
+        age_from: AgeFrom::default(),
         on_timeout: OnTimeout::default(),
         models: None,
     };

@@ -26,7 +26,7 @@ use voice_sync::report::Counts;
 use voice_sync::store::{
     Access, ColumnNames, Database, DatabaseUrl, Names, StatusValues, Store, TableName,
 };
-use voice_sync::verdict::{OnTimeout, Rules};
+use voice_sync::verdict::{AgeFrom, OnTimeout, Rules};
 use voice_sync_simulator::{Options, Simulator};
 
 const DIRECTORY: &str = "target/demo";
@@ -211,6 +211,7 @@ async fn pass(
         queue: None,
         rules: &Rules {
             fail_after: Some(Duration::from_secs(24 * 60 * 60)),
+            age_from: AgeFrom::default(),
             on_timeout: OnTimeout::Fail,
             models: None,
         },

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::{CommandFactory, FromArgMatches, Parser};
-use voice_sync_simulator::{Fate, Options, Outage, Simulator};
+use voice_sync_simulator::{ErrorFormat, Fate, Options, Outage, Simulator};
 
 /// Simulates the part of the ElevenLabs voices API that voice-sync uses.
 #[derive(Parser)]
@@ -38,7 +38,7 @@ struct Arguments {
     #[arg(long, value_name = "NUMBER")]
     rate_limit: Option<u32>,
 
-    /// Requests at once; beyond it, 429 too_many_concurrent_requests
+    /// Requests at once; beyond it, 429 concurrent_limit_exceeded
     #[arg(long, value_name = "NUMBER")]
     max_concurrent: Option<u32>,
 
@@ -49,6 +49,10 @@ struct Arguments {
     /// Answer 404 to GET /v2/voices, as gateways without it do
     #[arg(long)]
     no_list: bool,
+
+    /// Which form the bodies of errors have: legacy, current or both
+    #[arg(long, value_name = "FORMAT", default_value = "both")]
+    errors: ErrorFormat,
 
     /// How many premade voices page 0 of the list holds unasked
     #[arg(long, value_name = "NUMBER", default_value_t = 2)]
@@ -97,6 +101,7 @@ async fn main() -> anyhow::Result<()> {
         outages: arguments.outages,
         default_voices: arguments.default_voices,
         list_enabled: !arguments.no_list,
+        errors: arguments.errors,
         record_requests: false,
         seed: arguments.seed,
     };

@@ -2,7 +2,8 @@
 //!
 //! Absence is no verdict at once: a voice may not be visible yet right after its creation, and with
 //! a key of another workspace every voice is absent. So one voice's absence has to be confirmed, and
-//! a pass in which too many are absent changes none of them.
+//! where too many are absent none of them is changed: over one pass ([`Fuse`]) and, as a daemon makes many small
+//! ones, over all passes of a day ([`MassAbsence`]).
 
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use std::time::Duration;
 pub const CONFIRMATIONS: u32 = 3;
 /// Fewer missing voices than this never blow the fuse.
 const FUSE_FLOOR: u64 = 10;
+/// One missing of so many is not too many.
+const TOO_MANY: u64 = 5;
 /// So many voices asked, and not one known, are enough to stop asking.
 const HOPELESS_AFTER: u64 = 100;
 
@@ -61,6 +64,51 @@ pub fn is_confirmed(
     times >= CONFIRMATIONS && long_enough.is_some_and(|limit| lasting >= limit)
 }
 
+/// What an account has missed and found, over all passes and processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MassAbsence {
+    /// Voices in processing that are missing.
+    pub missing: u64,
+    /// Voices that failed within a day because they were missing.
+    pub failed: u64,
+    /// Voices that were found within a day, counted no further than it matters.
+    pub found: u64,
+    /// Whether it was there before, and is not over.
+    pub lasts: bool,
+}
+
+impl MassAbsence {
+    /// So many found voices are as good as any number, for so many that are missing.
+    pub fn enough_found(missing: u64) -> u64 {
+        missing.saturating_mul(TOO_MANY)
+    }
+
+    /// Whether no voice may fail for being missing: at least ten are missing, or were and failed, and more than a
+    /// fifth of all. Once that was so, it lasts until the missing ones are a fifth at the most: a few that arrive
+    /// one after the other are no reason to believe the key again.
+    pub fn forbids_failures(self) -> bool {
+        let Self {
+            missing,
+            failed,
+            found,
+            lasts,
+        } = self;
+        let is_large = |missing: u64| missing * TOO_MANY > missing + found;
+        match lasts {
+            true => is_large(missing),
+            false => missing + failed >= FUSE_FLOOR && is_large(missing + failed),
+        }
+    }
+
+    /// The same as one pass would have counted it.
+    pub fn as_fuse(self) -> Fuse {
+        Fuse {
+            answered: self.missing + self.failed + self.found,
+            missing: self.missing + self.failed,
+        }
+    }
+}
+
 /// Guards against a key of another workspace, over the voices asked in one pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Fuse {
@@ -102,7 +150,7 @@ impl Fuse {
 
     /// More than a fifth, and at least ten, are missing: none of them may fail by it.
     pub fn is_blown(&self) -> bool {
-        self.missing >= FUSE_FLOOR && self.missing * 5 > self.answered
+        self.missing >= FUSE_FLOOR && self.missing * TOO_MANY > self.answered
     }
 
     /// Not one of many was found: asking on would only waste requests.
@@ -183,6 +231,36 @@ mod tests {
             fuse.count(answered, missing);
             assert_eq!(fuse.is_blown(), blown, "{missing} of {answered}");
         }
+    }
+
+    #[test]
+    fn a_mass_absence_adds_up_over_passes_and_lasts_until_few_are_missing() {
+        let absence = |missing, failed, found, lasts| MassAbsence {
+            missing,
+            failed,
+            found,
+            lasts,
+        };
+        for (missing, failed, found, lasts, forbidden) in [
+            (0, 0, 0, false, false),
+            (9, 0, 0, false, false),
+            (10, 0, 0, false, true),
+            (10, 0, 40, false, false),
+            (10, 0, 39, false, true),
+            // Small passes: six failed already, and six more are missing.
+            (6, 6, 10, false, true),
+            (6, 6, 100, false, false),
+            // Once it is there, no floor ends it, but evidence does.
+            (6, 6, 10, true, true),
+            (1, 0, 3, true, true),
+            (1, 0, 4, true, false),
+            (0, 9, 0, true, false),
+        ] {
+            let absence = absence(missing, failed, found, lasts);
+            assert_eq!(absence.forbids_failures(), forbidden, "{absence:?}");
+        }
+        let enough = MassAbsence::enough_found(12);
+        assert!(!absence(12, 0, enough, false).forbids_failures());
     }
 
     #[test]

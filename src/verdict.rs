@@ -13,10 +13,45 @@ use crate::voice::{Category, FineTuning, FineTuningState, GatewayStatus, Voice};
 pub struct Rules {
     /// How long a voice may stand in processing; `None` is for ever.
     pub fail_after: Option<Duration>,
+    /// From when that counts.
+    pub age_from: AgeFrom,
     /// What becomes of a voice that stood longer than that.
     pub on_timeout: OnTimeout,
     /// The fine-tuning models that decide; `None` is all that appear.
     pub models: Option<BTreeSet<String>>,
+}
+
+/// From when the time that a voice may stand in processing counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum AgeFrom {
+    /// When voice-sync first saw this row in processing with this provider id.
+    #[default]
+    FirstSeen,
+    /// When the row was created, unless it is known to have been finished since.
+    Created,
+}
+
+/// For how long a voice has been in processing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Age {
+    /// Since its row was created, as far as that is known. A row may have been finished and cloned anew since, and
+    /// a timestamp without a zone may be read in another one: this is a guess.
+    pub created: Duration,
+    /// Since voice-sync first saw the row in processing with this provider id.
+    pub witnessed: Duration,
+    /// Whether the row has been finished before.
+    pub was_finished: bool,
+}
+
+impl Age {
+    /// The age by which a voice may time out.
+    pub fn counted(self, from: AgeFrom) -> Duration {
+        match from {
+            AgeFrom::FirstSeen => self.witnessed,
+            AgeFrom::Created if self.was_finished => self.witnessed,
+            AgeFrom::Created => self.created,
+        }
+    }
 }
 
 /// What becomes of a voice that was in processing for too long.
@@ -284,6 +319,7 @@ mod tests {
     fn rules() -> Rules {
         Rules {
             fail_after: Some(DAY),
+            age_from: AgeFrom::default(),
             on_timeout: OnTimeout::Fail,
             models: None,
         }
@@ -493,6 +529,7 @@ mod tests {
     #[test]
     fn a_timeout_completes_or_never_comes_where_the_user_says_so() {
         let complete = Rules {
+            age_from: AgeFrom::default(),
             on_timeout: OnTimeout::Complete,
             ..rules()
         };

@@ -49,7 +49,7 @@ def main() -> int:
             counts["requests"] += 1
             try:
                 found = client.get(f"/v1/voices/{voice.elevenlabs_voice_id}").raise_for_status().json()
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, ValueError) as error:
                 print(f"{voice.elevenlabs_voice_id}: {error!r}", file=sys.stderr)
                 unanswered += 1
                 continue

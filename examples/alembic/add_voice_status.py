@@ -11,9 +11,8 @@ No row is rewritten, and nobody waits for the table longer than two seconds: if 
 longer, the upgrade fails, changes nothing, and can be repeated. Where a column or the index is there
 already, it is left as it is.
 
-Voices that exist are in processing afterwards, until voice-sync has asked about each. Those that are
-older than `--fail-after` and have no preview would fail at that: make the first pass with
-`--fail-after never`, and look at what is left.
+Voices that exist are in processing afterwards, until voice-sync has asked about each. Those without a
+preview fail `--fail-after` later, counted from the first pass.
 """
 
 import sqlalchemy as sa

@@ -8,6 +8,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::options::ErrorFormat;
 
 /// A whole HTTP answer, for [`Simulator::script`](crate::Simulator::script).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -155,6 +158,34 @@ impl IntoResponse for Answer {
                 (StatusCode::INTERNAL_SERVER_ERROR, plain, text).into_response()
             })
     }
+}
+
+/// The body of an error in another form; what is no error of the API stays as it is.
+pub(crate) fn reformatted(body: &[u8], status: u16, format: ErrorFormat) -> Option<Vec<u8>> {
+    let legacy: Value = match format {
+        ErrorFormat::Legacy => return None,
+        ErrorFormat::Current | ErrorFormat::Both => serde_json::from_slice(body).ok()?,
+    };
+    let name = legacy["detail"]["status"].as_str()?;
+    let code = match name {
+        "too_many_concurrent_requests" => "concurrent_limit_exceeded",
+        other => other,
+    };
+    let kind = match status {
+        401 => "authentication_error",
+        403 => "authorization_error",
+        429 => "rate_limit_error",
+        500.. => "internal_error",
+        _ if name == "voice_not_found" => "not_found",
+        _ => "invalid_request",
+    };
+    let status = match format {
+        ErrorFormat::Legacy | ErrorFormat::Current => Value::Null,
+        ErrorFormat::Both => name.into(),
+    };
+    let detail = json!({"type": kind, "code": code, "message": legacy["detail"]["message"],
+                        "request_id": "0123456789abcdef0123456789abcdef", "param": null, "status": status});
+    serde_json::to_vec(&json!({"detail": detail})).ok()
 }
 
 fn body(bytes: Vec<u8>, delivery: Delivery) -> Body {

@@ -49,7 +49,7 @@ use tokio::task::JoinHandle;
 
 pub use answer::{Answer, Delivery};
 pub use fate::Fate;
-pub use options::{Options, Outage, OutageError};
+pub use options::{ErrorFormat, Options, Outage, OutageError};
 pub use plan::{FateError, Plan};
 pub use request::{Counts, Request};
 pub use seed::SeedError;

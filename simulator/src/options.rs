@@ -28,6 +28,8 @@ pub struct Options {
     pub default_voices: usize,
     /// Whether there is `GET /v2/voices`; gateways without it answer 404.
     pub list_enabled: bool,
+    /// Which form the bodies of errors have.
+    pub errors: ErrorFormat,
     /// Whether requests are kept for [`Simulator::requests`](crate::Simulator::requests). They
     /// are counted either way.
     pub record_requests: bool,
@@ -48,8 +50,34 @@ impl Default for Options {
             outages: Vec::new(),
             default_voices: 2,
             list_enabled: true,
+            errors: ErrorFormat::default(),
             record_requests: true,
             seed: 0,
+        }
+    }
+}
+
+/// Which form the bodies of errors have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ErrorFormat {
+    /// `{"detail": {"status", "message"}}`, with the names of codes from before.
+    Legacy,
+    /// `{"detail": {"type", "code", "message", "request_id", "param"}}`, as documented in 2026.
+    Current,
+    /// The current one, with the legacy `status` as well.
+    #[default]
+    Both,
+}
+
+impl FromStr for ErrorFormat {
+    type Err = &'static str;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word {
+            "legacy" => Ok(Self::Legacy),
+            "current" => Ok(Self::Current),
+            "both" => Ok(Self::Both),
+            _ => Err("the formats of errors are legacy, current and both"),
         }
     }
 }

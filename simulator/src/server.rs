@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{self, DefaultBodyLimit, State};
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::account::Account;
-use crate::answer::Answer;
+use crate::answer::{Answer, reformatted};
 use crate::faults::Faults;
-use crate::options::Options;
+use crate::options::{ErrorFormat, Options};
 use crate::request::{self, Log, Request};
 use crate::{listing, single};
 
@@ -29,6 +29,7 @@ pub(crate) struct Shared {
     pub(crate) list_enabled: bool,
     started: Instant,
     key: Option<String>,
+    errors: ErrorFormat,
     account: RwLock<Account>,
     faults: Faults,
     script: RwLock<Option<Arc<Script>>>,
@@ -59,6 +60,7 @@ impl Shared {
             account: RwLock::new(Account::new(started, options.default_voices, ids)),
             faults: Faults::new(&options, chance),
             key: options.key,
+            errors: options.errors,
             script: RwLock::default(),
             closing,
         }
@@ -147,9 +149,9 @@ async fn gate(
             Ok(_place) => {
                 let mut response = next.run(extract::Request::from_parts(parts, body)).await;
                 tell_concurrency(&shared, &mut response);
-                response
+                in_format(response, shared.errors).await
             }
-            Err(refusal) => refusal.into_response(),
+            Err(refusal) => in_format(refusal.into_response(), shared.errors).await,
         }
     };
     tell_concurrency(&shared, &mut response);
@@ -157,6 +159,25 @@ async fn gate(
         shared.log.answered(line, response.status().as_u16());
     }
     response
+}
+
+/// An error in the form that the options ask for.
+async fn in_format(response: Response, format: ErrorFormat) -> Response {
+    let status = response.status().as_u16();
+    if status < 400 {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let body = axum::body::to_bytes(body, usize::MAX)
+        .await
+        .unwrap_or_default();
+    match reformatted(&body, status, format) {
+        Some(other) => {
+            parts.headers.remove(header::CONTENT_LENGTH);
+            Response::from_parts(parts, other.into())
+        }
+        None => Response::from_parts(parts, body.into()),
+    }
 }
 
 fn tell_concurrency(shared: &Shared, response: &mut Response) {

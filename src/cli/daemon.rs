@@ -84,6 +84,7 @@ impl Daemon {
                     // The page makes no tables.
                     auto_migrate: None,
                     fail_after: rules.fail_after,
+                    age_from: rules.age_from,
                     limits: Limits::default(),
                     store: None,
                 }));

@@ -206,7 +206,9 @@ fn verdict(
             return ["none without an answer".to_owned(), why.to_owned()];
         }
     };
-    let (rule, verdict) = judge_by_rule(found, voice.age.unwrap_or_default(), rules);
+    let age = voice.in_processing().unwrap_or_default();
+    let counted = age.counted(rules.age_from);
+    let (rule, verdict) = judge_by_rule(found, counted, rules);
     let says = match verdict {
         Verdict::Completed {
             preview_url: Some(preview),

@@ -36,7 +36,7 @@ use crate::store::{
     StoreError, TableName,
 };
 use crate::telemetry::LogFormat;
-use crate::verdict::{OnTimeout, Rules};
+use crate::verdict::{AgeFrom, OnTimeout, Rules};
 
 /// More than the longest statement of a start, a migration that waits for another, needs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -176,6 +176,16 @@ struct Options {
     /// How long a voice may be in processing, or "never".
     #[arg(long, global = true, value_name = "DURATION", env = "VOICE_SYNC_FAIL_AFTER", default_value = "24h", value_parser = limit)]
     fail_after: Limit,
+
+    /// From when that counts: since voice-sync first saw the voice, or since its row was created.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        env = "VOICE_SYNC_AGE_FROM",
+        default_value_t
+    )]
+    age_from: AgeFrom,
 
     /// What becomes of a voice that took longer.
     #[arg(
@@ -366,6 +376,7 @@ impl Options {
             .collect();
         Rules {
             fail_after: self.fail_after.0,
+            age_from: self.age_from,
             on_timeout: self.on_timeout,
             models: (!models.is_empty()).then_some(models),
         }

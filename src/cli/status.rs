@@ -13,6 +13,7 @@ use super::{Options, Output, at, in_time, open, print, show, unwritten, width};
 use crate::exit::{Exit, Failed};
 use crate::status::{Limits, Status, text};
 use crate::store::{Access, DatabaseUrl, Names, Store};
+use crate::verdict::AgeFrom;
 use crate::words::{in_line, span};
 
 /// Show how things stand, and what needs attention.
@@ -79,6 +80,7 @@ impl StatusCommand {
             names,
             auto_migrate: options.auto_migrate,
             fail_after: options.rules().fail_after,
+            age_from: options.rules().age_from,
             limits: self.limits(),
             store: None,
         };
@@ -173,6 +175,7 @@ pub(super) struct Viewer {
     pub(super) names: Names,
     pub(super) auto_migrate: Option<bool>,
     pub(super) fail_after: Option<Duration>,
+    pub(super) age_from: AgeFrom,
     pub(super) limits: Limits,
     /// Opened when it looks, and again after trouble, or where voice-sync's tables may have been made meanwhile.
     pub(super) store: Option<Store>,
@@ -188,7 +191,9 @@ impl Viewer {
                 in_time(&self.url, opening).await?
             }
         };
-        let survey = store.survey(self.fail_after, OLDEST, RUNS_READ).await;
+        let survey = store
+            .survey(self.fail_after, self.age_from, OLDEST, RUNS_READ)
+            .await;
         let mut status = Status::new(survey.map_err(at(&self.url))?, &self.limits);
         status.survey.runs.truncate(RUNS);
         self.store = Some(store);

@@ -112,8 +112,12 @@ impl Pass<'_> {
     /// blame rather than they.
     async fn judge_missing(&self, progress: &Progress) -> Result<(), StoreError> {
         let fuse = progress.tally().fuse;
+        let account = self.provider.account();
         if fuse.is_blown() {
             progress.halt(Halt::OtherWorkspace(fuse));
+            if !self.scope.dry_run {
+                self.store.begin_mass_absence(account).await?;
+            }
         }
         if fuse.is_blown() || !fuse.missed_any() {
             return Ok(());
@@ -125,7 +129,14 @@ impl Pass<'_> {
             }
             return Ok(());
         }
-        let account = self.provider.account();
+        // Who names voices knows what became of them.
+        if !matches!(self.scope.which, Which::Named(_)) {
+            let absence = self.store.mass_absence(account).await?;
+            if absence.forbids_failures() {
+                progress.halt(Halt::OtherWorkspace(absence.as_fuse()));
+                return Ok(());
+            }
+        }
         let mut after = None;
         loop {
             let page = self

@@ -309,7 +309,7 @@ mod tests {
                 row: RowId::new(row.to_string()),
                 position: Position::new(row.to_string()),
                 provider_id: None,
-                age: std::time::Duration::ZERO,
+                age: crate::verdict::Age::default(),
                 unasked_for: std::time::Duration::ZERO,
                 kind: None,
                 is_isolated: false,

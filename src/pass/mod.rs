@@ -506,7 +506,8 @@ impl Pass<'_> {
                 .values()
                 .any(|lookup| matches!(lookup, Lookup::Found { .. }));
         for claimed in &batch.voices {
-            let age = claimed.age + held;
+            let age = claimed.age.created + held;
+            let counted = claimed.age.counted(self.rules.age_from) + held;
             let seen = match claimed.checked_id() {
                 Err(invalid) => {
                     self.meters.set_aside(Reason::ProviderId);
@@ -515,7 +516,7 @@ impl Pass<'_> {
                 Ok(provider_id) => match lookups.get(&provider_id) {
                     Some(Lookup::Found { voice, .. }) => {
                         answered += 1;
-                        match self.judge_one(voice, age) {
+                        match self.judge_one(voice, counted) {
                             Ok(target) => {
                                 let lag = claimed.unasked_for + held;
                                 self.meters.lag.observe(lag.as_secs_f64());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde_json::Value;
 
 /// A request that did not bring what was asked for. None of these is a verdict about a voice except
 /// [`Refusal::NotFound`], and that one has to be confirmed.
@@ -11,7 +11,7 @@ pub enum Refusal {
     /// 400 or 404 with `voice_not_found`: confirm it, then fail the voice.
     #[error("voice_not_found")]
     NotFound,
-    /// 404 or 405 without that code: this base URL has no such endpoint. Go another way.
+    /// 404 or 405 of the API with another code: this base URL has no such endpoint. Go another way.
     #[error("no such endpoint (HTTP {0})")]
     NoSuchEndpoint(u16),
     /// 401, or 403 because of the key's permissions: stop, the key is of no use.
@@ -26,7 +26,8 @@ pub enum Refusal {
     /// 429: wait, at least as long as told.
     #[error("throttled: {code}")]
     Throttled {
-        /// `too_many_concurrent_requests` or `system_busy`.
+        /// `concurrent_limit_exceeded`, `rate_limit_exceeded` or `system_busy`; the first was called
+        /// `too_many_concurrent_requests` before.
         code: String,
         /// What the provider asks for.
         told: Option<Duration>,
@@ -117,53 +118,74 @@ impl Trouble {
     }
 }
 
-/// The error body of ElevenLabs: `{"detail": {"status": "<code>", "message": "<text>"}}`.
-#[derive(Deserialize)]
+/// The error body of the API, as far as it is read. Its documentation has
+/// `{"detail": {"type", "code", "message", "request_id", "param", "status"}}`, where `status` is the name that
+/// `code` had before. `detail` may also be a text, or a list of what is wrong with a request.
 struct ErrorBody {
-    detail: Detail,
-}
-
-#[derive(Deserialize)]
-struct Detail {
-    #[serde(default)]
-    status: String,
-    #[serde(default)]
+    code: String,
     message: String,
+    request_id: String,
 }
 
-/// Whether this is an error of the API itself, rather than of something on the way to it.
-fn has_detail(body: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Any {
-        #[serde(rename = "detail")]
-        _detail: serde::de::IgnoredAny,
+impl ErrorBody {
+    /// Reads a body; `None` if it is not the API that speaks, but something on the way to it.
+    fn read(body: &[u8]) -> Option<Self> {
+        let body: Value = serde_json::from_slice(body).ok()?;
+        let detail = body.get("detail")?;
+        let text = |name: &str| {
+            let text = detail.get(name).and_then(Value::as_str);
+            text.unwrap_or_default().to_owned()
+        };
+        let code = match text("code") {
+            code if code.is_empty() => text("status"),
+            code => code,
+        };
+        let message = match detail {
+            Value::String(message) => message.clone(),
+            Value::Object(_) => text("message"),
+            Value::Array(_) | Value::Null | Value::Bool(_) | Value::Number(_) => String::new(),
+        };
+        Some(Self {
+            code,
+            message,
+            request_id: text("request_id"),
+        })
     }
-    serde_json::from_slice::<Any>(body).is_ok()
+
+    /// As one line, with the id by which the provider finds the request in its own logs.
+    fn says(&self) -> String {
+        let Self {
+            code,
+            message,
+            request_id,
+        } = self;
+        let mut says = format!("{code} {message}");
+        if !request_id.is_empty() {
+            says.push_str(&format!(" (request_id {request_id})"));
+        }
+        printable(&says)
+    }
 }
 
 /// Reads an answer that is not a 200. `told` is what its headers ask for.
+///
+/// Only an answer of the API itself says something about a voice, an endpoint or a key: what a proxy answers is
+/// trouble, whatever its status. The exceptions are the statuses for requests that are too large.
 pub fn refusal(status: u16, body: &[u8], told: Option<Duration>) -> Refusal {
-    let Detail {
-        status: code,
-        message,
-    } = serde_json::from_slice::<ErrorBody>(body).map_or(
-        Detail {
-            status: String::new(),
-            message: String::new(),
-        },
-        |body| body.detail,
-    );
-    let said = || printable(&format!("{code} {message}"));
+    let body = ErrorBody::read(body);
+    let code = body.as_ref().map_or("", |body| body.code.as_str());
+    let says = || body.as_ref().map(ErrorBody::says).unwrap_or_default();
+    let is_api = body.is_some();
     match status {
         400 | 404 if code == "voice_not_found" => Refusal::NotFound,
-        404 | 405 => Refusal::NoSuchEndpoint(status),
-        401 => Refusal::Unauthorized(status, said()),
-        403 if code == "missing_permissions" => Refusal::Unauthorized(status, said()),
-        402 | 403 => Refusal::Forbidden(status, said()),
-        400 | 422 if has_detail(body) => Refusal::Rejected(status, said()),
-        413 | 414 | 431 => Refusal::Rejected(status, said()),
+        404 | 405 if is_api => Refusal::NoSuchEndpoint(status),
+        401 if is_api => Refusal::Unauthorized(status, says()),
+        403 if code == "missing_permissions" => Refusal::Unauthorized(status, says()),
+        402 | 403 if is_api => Refusal::Forbidden(status, says()),
+        400 | 422 if is_api => Refusal::Rejected(status, says()),
+        413 | 414 | 431 => Refusal::Rejected(status, says()),
         429 => Refusal::Throttled {
-            code: printable(&code),
+            code: printable(code),
             told,
         },
         _ => Refusal::Unavailable(Trouble {
@@ -171,10 +193,18 @@ pub fn refusal(status: u16, body: &[u8], told: Option<Duration>) -> Refusal {
                 500 => TroubleKind::Internal,
                 _ => TroubleKind::Status,
             },
-            detail: format!("HTTP {status} {}", said()).trim_end().to_owned(),
+            detail: format!("HTTP {status} {}", says()).trim_end().to_owned(),
             told,
         }),
     }
+}
+
+/// Whether a 429 is about the number of requests at once, rather than in a time.
+pub fn is_about_concurrency(code: &str) -> bool {
+    matches!(
+        code,
+        "concurrent_limit_exceeded" | "too_many_concurrent_requests"
+    )
 }
 
 /// Somebody else's text, fit for a log line.
@@ -191,84 +221,125 @@ pub fn printable(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn body(code: &str) -> Vec<u8> {
-        format!(r#"{{"detail":{{"status":"{code}","message":"text"}}}}"#).into_bytes()
+    /// The same error in each form that the API has, or has had.
+    fn forms(code: &str) -> [Vec<u8>; 5] {
+        [
+            format!(r#"{{"detail":{{"status":"{code}","message":"text"}}}}"#),
+            format!(r#"{{"detail":{{"code":"{code}","message":"text"}}}}"#),
+            format!(
+                r#"{{"detail":{{"type":"t","code":"{code}","message":"text","request_id":null,"param":null,"status":null}}}}"#
+            ),
+            format!(r#"{{"detail":{{"code":null,"status":"{code}","message":"text"}}}}"#),
+            format!(r#"{{"detail":{{"code":"{code}","status":"legacy","message":"text","more":[1]}}}}"#),
+        ]
+        .map(String::into_bytes)
     }
 
     #[test]
-    fn each_status_says_what_to_do() {
+    fn each_status_says_what_to_do_in_each_form_of_the_body() {
         use Refusal::*;
 
-        let not_found = body("voice_not_found");
-        assert_eq!(refusal(400, &not_found, None), NotFound);
-        assert_eq!(refusal(404, &not_found, None), NotFound);
-        assert_eq!(refusal(404, b"<html>", None), NoSuchEndpoint(404));
-        assert_eq!(refusal(404, b"", None), NoSuchEndpoint(404));
-        assert_eq!(
-            refusal(404, &body("something_else"), None),
-            NoSuchEndpoint(404)
-        );
-        assert_eq!(refusal(405, b"", None), NoSuchEndpoint(405));
-        for code in ["invalid_api_key", "missing_permissions", "quota_exceeded"] {
+        let told = Some(Duration::from_secs(3));
+        for not_found in forms("voice_not_found") {
+            assert_eq!(refusal(400, &not_found, None), NotFound);
+            assert_eq!(refusal(404, &not_found, None), NotFound);
             assert_eq!(
-                refusal(401, &body(code), None),
-                Unauthorized(401, format!("{code} text"))
+                refusal(401, &not_found, None),
+                Unauthorized(401, "voice_not_found text".into())
+            );
+            assert!(matches!(
+                refusal(500, &not_found, None),
+                Unavailable(Trouble {
+                    kind: TroubleKind::Internal,
+                    ..
+                })
+            ));
+        }
+        for other in forms("something_else") {
+            assert_eq!(refusal(404, &other, None), NoSuchEndpoint(404));
+            assert_eq!(refusal(405, &other, None), NoSuchEndpoint(405));
+            for status in [402, 403] {
+                let forbidden = Forbidden(status, "something_else text".into());
+                assert_eq!(refusal(status, &other, None), forbidden);
+            }
+            for status in [400, 422] {
+                let rejected = Rejected(status, "something_else text".into());
+                assert_eq!(refusal(status, &other, None), rejected);
+            }
+        }
+        for code in ["invalid_api_key", "missing_permissions", "quota_exceeded"] {
+            for body in forms(code) {
+                let unauthorized = Unauthorized(401, format!("{code} text"));
+                assert_eq!(refusal(401, &body, None), unauthorized);
+            }
+        }
+        for body in forms("missing_permissions") {
+            assert_eq!(
+                refusal(403, &body, None),
+                Unauthorized(403, "missing_permissions text".into())
             );
         }
-        assert_eq!(
-            refusal(403, &body("missing_permissions"), None),
-            Unauthorized(403, "missing_permissions text".into())
-        );
-        assert_eq!(
-            refusal(401, &not_found, None),
-            Unauthorized(401, "voice_not_found text".into())
-        );
-        assert_eq!(refusal(403, b"", None), Forbidden(403, String::new()));
-        assert_eq!(refusal(402, b"", None), Forbidden(402, String::new()));
+        for code in [
+            "too_many_concurrent_requests",
+            "concurrent_limit_exceeded",
+            "rate_limit_exceeded",
+            "system_busy",
+        ] {
+            for body in forms(code) {
+                let code = code.to_owned();
+                assert_eq!(refusal(429, &body, told), Throttled { code, told });
+            }
+        }
         for status in [413, 414, 431] {
             assert_eq!(refusal(status, b"", None), Rejected(status, String::new()));
         }
-        for status in [400, 422] {
-            let rejected = Rejected(status, "odd text".into());
-            assert_eq!(refusal(status, &body("odd"), None), rejected);
-            assert!(matches!(refusal(status, b"<html>", None), Unavailable(_)));
-        }
-        assert_eq!(
-            refusal(
-                422,
-                br#"{"detail":[{"loc":["query"],"msg":"m","type":"t"}]}"#,
-                None
-            ),
-            Rejected(422, String::new())
-        );
-        let told = Some(Duration::from_secs(3));
-        for code in ["too_many_concurrent_requests", "system_busy"] {
-            assert_eq!(
-                refusal(429, &body(code), told),
-                Throttled {
-                    code: code.into(),
-                    told
-                }
-            );
-        }
-        for status in [
-            301, 302, 307, 304, 204, 406, 408, 409, 410, 425, 451, 502, 503, 504, 529, 599,
+    }
+
+    #[test]
+    fn a_detail_may_be_a_text_or_a_list() {
+        use Refusal::*;
+
+        let list = br#"{"detail":[{"loc":["query"],"msg":"m","type":"t"}]}"#;
+        assert_eq!(refusal(422, list, None), Rejected(422, String::new()));
+        let text = br#"{"detail":"Not Found"}"#;
+        assert_eq!(refusal(404, text, None), NoSuchEndpoint(404));
+        let null = br#"{"detail":null}"#;
+        assert_eq!(refusal(400, null, None), Rejected(400, String::new()));
+    }
+
+    #[test]
+    fn what_stands_between_says_nothing_about_voices_endpoints_or_keys() {
+        for body in [
+            &b"<html>"[..],
+            b"",
+            b"null",
+            b"[]",
+            b"{}",
+            br#"{"error":"no"}"#,
         ] {
-            assert!(
-                matches!(
-                    refusal(status, b"<html>", told),
-                    Unavailable(Trouble { kind: TroubleKind::Status, told: t, .. }) if t == told
-                ),
-                "{status}"
-            );
+            for status in [
+                301, 302, 307, 304, 204, 400, 401, 402, 403, 404, 405, 406, 408, 409, 410, 422,
+                425, 451, 502, 503, 504, 529, 599,
+            ] {
+                let told = Some(Duration::from_secs(3));
+                assert!(
+                    matches!(
+                        refusal(status, body, told),
+                        Refusal::Unavailable(Trouble { kind: TroubleKind::Status, told: t, .. }) if t == told
+                    ),
+                    "{status}"
+                );
+            }
         }
-        assert!(matches!(
-            refusal(500, &not_found, None),
-            Unavailable(Trouble {
-                kind: TroubleKind::Internal,
-                ..
-            })
-        ));
+    }
+
+    #[test]
+    fn the_id_of_a_refused_request_is_told() {
+        let body = br#"{"detail":{"code":"invalid_api_key","message":"no","request_id":"r1"}}"#;
+        assert_eq!(
+            refusal(401, body, None).to_string(),
+            "HTTP 401 invalid_api_key no (request_id r1)"
+        );
     }
 
     #[test]

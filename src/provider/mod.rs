@@ -663,7 +663,7 @@ fn outcome<T>(answer: &Result<T, Refusal>, purpose: Purpose) -> Outcome {
             | Refusal::Forbidden(..)
             | Refusal::Rejected(..),
         ) => Outcome::Answered,
-        Err(Refusal::Throttled { code, .. }) if code == "too_many_concurrent_requests" => {
+        Err(Refusal::Throttled { code, .. }) if error::is_about_concurrency(code) => {
             Outcome::TooMany
         }
         Err(Refusal::Throttled { .. }) => Outcome::Busy,

@@ -110,11 +110,12 @@ impl Status {
             json!({"failures": bus.failures, "left_alone_for_seconds": bus.left_alone_for.as_secs_f64()})
         });
         let accounts = accounts.iter().map(|account| {
-            let Account { account: id, standing, found_at, unlisted } = account;
+            let Account { account: id, standing, found_at, unlisted, mass_absence_since } = account;
             json!({"account": id, "breaker": Breaker::of(account).as_str(),
                    "open_for_seconds": standing.open_for.as_secs_f64(),
                    "not_before_seconds": standing.hold_for.as_secs_f64(), "limit": standing.concurrency,
-                   "last_found_at": found_at.map(rfc3339), "unlisted": unlisted})
+                   "last_found_at": found_at.map(rfc3339), "unlisted": unlisted,
+                   "mass_absence_since": mass_absence_since.map(rfc3339)})
         });
         let attention = attention
             .iter()
@@ -278,6 +279,17 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         );
     }
     for account in &survey.accounts {
+        if account.mass_absence_since.is_some() {
+            let missing = survey.backlog.of(BacklogKind::Missing);
+            tell(
+                format!(
+                    "too many voices are missing at the provider ({missing} in processing): the key is probably of another \
+                     workspace, and no voice fails for being missing"
+                ),
+                "check ELEVENLABS_API_KEY; if these voices were really deleted, name them with `voice-sync sync-once --voice`, \
+                 fewer than ten at a time",
+            );
+        }
         let left = account.standing.open_for.max(account.standing.hold_for);
         match Breaker::of(account) {
             Breaker::Open => tell(

@@ -44,6 +44,7 @@ fn account(standing: Standing) -> Vec<Account> {
         standing,
         found_at: None,
         unlisted: Vec::new(),
+        mass_absence_since: None,
     }]
 }
 

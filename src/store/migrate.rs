@@ -38,6 +38,7 @@ fn for_postgres() -> Vec<Migration> {
         migration!(3, "schedule", "postgres"),
         migration!(4, "ledger", "postgres"),
         migration!(5, "isolation", "postgres"),
+        migration!(6, "mass_absence", "postgres"),
     ]
 }
 
@@ -48,6 +49,7 @@ fn for_sqlite() -> Vec<Migration> {
         migration!(3, "schedule", "sqlite"),
         migration!(4, "ledger", "sqlite"),
         migration!(5, "isolation", "sqlite"),
+        migration!(6, "mass_absence", "sqlite"),
     ]
 }
 

@@ -43,7 +43,9 @@ pub use values::{
 
 use crate::events::OutboxEvent;
 use crate::failpoint;
+use crate::missing::MassAbsence;
 use crate::standing::Standing;
+use crate::verdict::AgeFrom;
 use crate::voice::RowId;
 
 /// How long a claimed voice is this process's alone, by the database's clock.
@@ -327,6 +329,21 @@ impl Store {
         on_either!(self.missing(run_id, account, after, limit))
     }
 
+    /// What the account has missed and found lately, over all passes; it is noted whether that forbids failures.
+    pub async fn mass_absence(&self, account: Uuid) -> Result<MassAbsence, StoreError> {
+        let absence = on_either!(self.mass_absence(account))?;
+        let forbidden = absence.forbids_failures();
+        if forbidden != absence.lasts {
+            on_either!(self.keep_mass_absence(account, forbidden))?;
+        }
+        Ok(absence)
+    }
+
+    /// Notes that a pass met a mass absence by itself.
+    pub async fn begin_mass_absence(&self, account: Uuid) -> Result<(), StoreError> {
+        on_either!(self.keep_mass_absence(account, true))
+    }
+
     /// Leases unpublished events that no process is publishing: those first that were never tried, or whose last
     /// try is longest ago, and of these the oldest.
     pub async fn take_events(&self, limit: u32) -> Result<Vec<OutboxEvent>, StoreError> {
@@ -437,10 +454,11 @@ impl Store {
     pub async fn survey(
         &self,
         fail_after: Option<Duration>,
+        age_from: AgeFrom,
         oldest: u32,
         runs: u32,
     ) -> Result<Survey, StoreError> {
-        on_either!(self.survey(fail_after, oldest, runs))
+        on_either!(self.survey(fail_after, age_from, oldest, runs))
     }
 
     /// Rows, and what is known of them, at most so many, in the order of keys.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::backlog::Backlog;
 use crate::sketch::Sketch;
 use crate::standing::Standing;
+use crate::verdict::Age;
 use crate::voice::RowId;
 
 /// How things stand, at one moment.
@@ -49,6 +50,8 @@ pub struct Account {
     pub found_at: Option<DateTime<Utc>>,
     /// Kinds of voices that the list is known to leave out.
     pub unlisted: Vec<String>,
+    /// Since when so many voices are missing that none of them fails by it.
+    pub mass_absence_since: Option<DateTime<Utc>>,
 }
 
 /// An event bus that is left alone.
@@ -117,6 +120,9 @@ pub struct VoiceRecord {
     /// How long it has been in processing, if it is.
     #[serde(rename = "age_seconds", serialize_with = "optional_seconds")]
     pub age: Option<Duration>,
+    /// For how long voice-sync has seen it in processing with this provider id, if it is.
+    #[serde(rename = "witnessed_seconds", serialize_with = "optional_seconds")]
+    pub witnessed: Option<Duration>,
     /// What voice-sync noted, if it ever saw it and did not complete it.
     pub notes: Option<Notes>,
 }
@@ -127,6 +133,15 @@ impl VoiceRecord {
         let is_back = self.state == RowState::Processing;
         self.notes.as_ref().filter(|notes| {
             notes.provider_id == self.provider_id && !(is_back && notes.failed_at.is_some())
+        })
+    }
+
+    /// How long it has been in processing, if it is.
+    pub fn in_processing(&self) -> Option<Age> {
+        Some(Age {
+            created: self.age?,
+            witnessed: self.witnessed?,
+            was_finished: self.completed_at.is_some(),
         })
     }
 

@@ -12,7 +12,7 @@ use crate::budget::Spent;
 use crate::events::{EventType, OutboxEvent, event_id};
 use crate::sketch::Sketch;
 use crate::standing::Standing;
-use crate::verdict::Stage;
+use crate::verdict::{Age, Stage};
 use crate::voice::{InvalidProviderId, Position, ProviderVoiceId, RowId};
 
 /// Whether anything may be written.
@@ -34,7 +34,7 @@ pub struct Claimed {
     /// The provider id, as it stands there.
     pub provider_id: Option<String>,
     /// How long it has been in processing.
-    pub age: Duration,
+    pub age: Age,
     /// Time since the lookup before, or else its age.
     pub unasked_for: Duration,
     /// Its kind, if it was ever looked up.

@@ -19,6 +19,7 @@ mod shared_fate;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "some of it is for the other tests")]
 mod support;
+mod weeks;
 
 use std::env;
 

@@ -111,6 +111,8 @@ async fn ages_count_from_where_a_pass_counts_them() {
         let old = format!("UPDATE voices SET created_at = {past} WHERE name = 'sim-nopreview-1'");
         site.app.execute(&old).await;
         let status = json(site.run(&["status"])).await;
+        assert_eq!(status["backlog"]["overdue"], 0, "nobody saw it for so long");
+        let status = json(site.run(&["status", "--age-from", "created"])).await;
         assert_eq!(status["backlog"]["overdue"], 1, "{variant:?}: {status:#}");
         assert_eq!(
             status["backlog"]["ages"][6]["voices"], 1,
@@ -120,11 +122,13 @@ async fn ages_count_from_where_a_pass_counts_them() {
         assert_eq!(oldest["provider_id"], "sim-nopreview-1", "{variant:?}");
         let age = oldest["age_seconds"].as_f64().expect("a number");
         assert!((172_800.0..172_900.0).contains(&age), "{variant:?}: {age}");
-        let never = json(site.run(&["status", "--fail-after", "never"])).await;
+        let never = ["status", "--fail-after", "never", "--age-from", "created"];
+        let never = json(site.run(&never)).await;
         assert_eq!(never["backlog"]["overdue"], 0, "{variant:?}");
 
         // It fails, and is put back: its age begins anew.
-        site.sync_once().run().await.expect_code(0);
+        let created = ["--age-from", "created"];
+        site.sync_once().args(&created).run().await.expect_code(0);
         let retried = json(site.run(&["retry", "sim-nopreview-1"])).await;
         assert_eq!(
             retried["put_back"].as_array().map(Vec::len),

@@ -2,15 +2,22 @@
 
 use std::process::Command;
 
-use voice_sync_simulator::Options;
+use voice_sync_simulator::{ErrorFormat, Options};
 
 use crate::support::fates::simulator_with;
 use crate::support::from_scripts;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_official_sdk_lists_gets_adds_and_deletes_voices() {
+    for errors in [ErrorFormat::Legacy, ErrorFormat::Current, ErrorFormat::Both] {
+        the_official_sdk_works(errors).await;
+    }
+}
+
+async fn the_official_sdk_works(errors: ErrorFormat) {
     let provider = simulator_with(Options {
         key: Some("right".into()),
+        errors,
         ..Options::default()
     })
     .await;

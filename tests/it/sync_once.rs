@@ -468,9 +468,16 @@ async fn a_voice_that_takes_too_long_fails_by_a_fresh_answer_only() {
     .map(str::to_owned);
     let app = app_with(Variant::A, &ids).await;
     migrate(&app).await;
-    app.execute("UPDATE voices SET created_at = created_at - interval '25 hours'")
-        .await;
+    app.age_application(25 * 60 * 60).await;
     let provider = simulator().await;
+    // Nothing times out by an age that voice-sync did not witness.
+    let first = sync_once(&app.url, &provider.url())
+        .args(&["--limit", "2", "--voice", "sim-nopreview-1"])
+        .run()
+        .await;
+    first.expect_code(0);
+    assert_eq!(app.row("sim-nopreview-1").await.status, "processing");
+    app.age_own_tables(25 * 60 * 60).await;
     let ended = sync_once(&app.url, &provider.url()).run().await;
     ended.expect_code(75);
     assert_eq!(app.row("sim-nopreview-1").await.status, "failed");
@@ -486,19 +493,28 @@ async fn a_voice_that_takes_too_long_fails_by_a_fresh_answer_only() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_list_single_lookups_do_the_whole_job() {
-    for status in [403, 404, 405] {
+    let of_the_api = |status| Answer::error(status, "not_here", "There is no such endpoint.");
+    let of_a_proxy = |status| Answer::html(status, "no");
+    // What stands in between says nothing about the endpoint; one more request shows that the provider works.
+    for (status, answer, singles) in [403, 404, 405]
+        .map(|status| {
+            [
+                (status, of_the_api(status), 48),
+                (status, of_a_proxy(status), 49),
+            ]
+        })
+        .concat()
+    {
         let ids = mixed(48, &["malformed"]);
         let app = app_with(Variant::E36, &ids).await;
         let provider = simulator().await;
-        provider.script(move |request| {
-            (request.path == "/v2/voices").then(|| Answer::html(status, "no"))
-        });
+        provider.script(move |request| (request.path == "/v2/voices").then(|| answer.clone()));
         let ended = sync_once(&app.url, &provider.url()).run().await;
         ended.expect_code(0);
         for (id, row) in &app.rows().await {
             check_row(id, row);
         }
-        assert_eq!(provider.counts().single, 48, "HTTP {status}");
+        assert_eq!(provider.counts().single, singles, "HTTP {status}");
     }
 }
 

@@ -29,7 +29,7 @@ def refused(call, status, code):
     except ApiError as error:
         equal(error.status_code, status, f"status of {code}")
         detail = error.body.detail if hasattr(error.body, "detail") else error.body["detail"]
-        equal(detail["status"], code, "code")
+        equal(detail.get("code") or detail["status"], code, "code")
         check(detail["message"], f"message of {code}")
     else:
         sys.exit(f"failed: nothing raised {code}")

@@ -394,6 +394,27 @@ impl App {
         }
     }
 
+    /// Lets time pass for the application's own table.
+    pub(crate) async fn age_application(&self, seconds: u32) {
+        let columns: &[&str] = match self.variant {
+            Variant::B => &["completed_at"],
+            Variant::A | Variant::D | Variant::Pooled | Variant::E32 | Variant::E36 => {
+                &["created_at", "completed_at"]
+            }
+        };
+        let changes: Vec<_> = columns
+            .iter()
+            .map(|column| match self.pool {
+                Pool::Postgres(_) => format!("{column} = {column} - interval '{seconds} seconds'"),
+                Pool::Sqlite(_) => format!(
+                    "{column} = strftime('%Y-%m-%d %H:%M:%f000', {column}, '-{seconds} seconds')"
+                ),
+            })
+            .collect();
+        self.execute(&format!("UPDATE voices SET {}", changes.join(", ")))
+            .await;
+    }
+
     /// Lets time pass for the schedule alone.
     pub(crate) async fn age_schedule(&self, seconds: u32) {
         let (voices, past) = (

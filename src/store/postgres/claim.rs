@@ -8,6 +8,7 @@ use super::{PostgresStore, seconds};
 use crate::store::{
     Agenda, Claimed, Isolated, LEASE, Overview, Page, Selection, StoreError, Upcoming, present,
 };
+use crate::verdict::Age;
 use crate::voice::{Position, RowId};
 
 impl PostgresStore {
@@ -87,7 +88,8 @@ impl PostgresStore {
                     CASE WHEN {same} THEN w.unanswered ELSE 0 END AS unanswered,
                     w.first_seen, w.restarted_at
              FROM (SELECT v.{id} AS id, v.{id}::text AS row_id, v.{provider_id} AS provider_id,
-                          GREATEST({created_at}, {completed_before}) AS created_at
+                          GREATEST({created_at}, {completed_before}) AS created_at,
+                          ({completed_before}) IS NOT NULL AS was_finished
                    FROM {table} v WHERE {condition} ORDER BY v.{id} LIMIT $4) p
              LEFT JOIN LATERAL (SELECT * FROM {known} k WHERE k.row_id = p.row_id OFFSET 0) w ON TRUE
              WHERE $6::timestamptz IS NULL OR w.scheduled_at IS NULL OR w.scheduled_at <= $6"
@@ -117,6 +119,11 @@ impl PostgresStore {
     pub(super) const AGE: &str =
         "GREATEST(0, date_part('epoch', now() - CASE WHEN p.restarts THEN now()
         ELSE COALESCE(GREATEST(p.created_at, p.restarted_at), p.first_seen, now()) END))";
+
+    /// Seconds since the row was first seen in processing with this provider id.
+    pub(super) const WITNESSED: &str =
+        "GREATEST(0, date_part('epoch', now() - CASE WHEN p.restarts THEN now()
+        ELSE COALESCE(GREATEST(p.first_seen, p.restarted_at), now()) END))";
 
     pub(in crate::store) async fn claim(
         &self,
@@ -165,14 +172,15 @@ impl PostgresStore {
                  ON CONFLICT (row_id) DO NOTHING
                  RETURNING row_id
              )
-             SELECT p.row_id, p.provider_id, p.kind, {age} AS age, p.abandoned, p.asked_ago, p.isolated,
-                    p.unanswered, p.resting, p.quarantined,
+             SELECT p.row_id, p.provider_id, p.kind, {age} AS age, {witnessed} AS witnessed, p.was_finished,
+                    p.abandoned, p.asked_ago, p.isolated, p.unanswered, p.resting, p.quarantined,
                     NOT {skipped} AND c.row_id IS NULL AS leased,
                     c.row_id IS NOT NULL AS claimed
              FROM p LEFT JOIN (TABLE renewed UNION ALL TABLE fresh) c USING (row_id)
              ORDER BY p.id",
             page = self.page_sql(&condition),
             age = Self::AGE,
+            witnessed = Self::WITNESSED,
         );
         let mut session = self.sessions.begin().await?;
         let rows = session
@@ -198,12 +206,13 @@ impl PostgresStore {
         let (condition, [bounds, rows, names]) = self.condition(selection);
         let skipped = skipped(selection);
         let sql = format!(
-            "SELECT p.row_id, p.provider_id, p.kind, {age} AS age, p.abandoned, p.asked_ago, p.isolated,
-                    p.unanswered, p.resting, p.quarantined, p.leased,
+            "SELECT p.row_id, p.provider_id, p.kind, {age} AS age, {witnessed} AS witnessed, p.was_finished,
+                    p.abandoned, p.asked_ago, p.isolated, p.unanswered, p.resting, p.quarantined, p.leased,
                     NOT p.leased AND NOT {skipped} AS claimed
              FROM ({page}) p ORDER BY p.id",
             page = self.page_sql(&condition),
             age = Self::AGE,
+            witnessed = Self::WITNESSED,
         );
         let mut session = self.sessions.begin().await?;
         let rows = session
@@ -448,7 +457,11 @@ fn page(rows: Vec<PgRow>, limit: u32) -> Result<Page, StoreError> {
     let mut page = Page::default();
     for row in &rows {
         if row.try_get("claimed")? {
-            let age = seconds(row.try_get("age")?);
+            let age = Age {
+                created: seconds(row.try_get("age")?),
+                witnessed: seconds(row.try_get("witnessed")?),
+                was_finished: row.try_get("was_finished")?,
+            };
             let asked_ago = row.try_get::<Option<f64>, _>("asked_ago")?.map(seconds);
             page.reclaimed += u64::from(row.try_get::<bool, _>("abandoned")?);
             let id: String = row.try_get("row_id")?;
@@ -457,7 +470,7 @@ fn page(rows: Vec<PgRow>, limit: u32) -> Result<Page, StoreError> {
                 row: RowId::new(id),
                 provider_id: row.try_get("provider_id")?,
                 age,
-                unasked_for: asked_ago.map_or(age, |ago| ago.min(age)),
+                unasked_for: asked_ago.map_or(age.created, |ago| ago.min(age.created)),
                 kind: row.try_get("kind")?,
                 is_isolated: row.try_get("isolated")?,
                 unanswered: row.try_get::<i32, _>("unanswered")?.unsigned_abs(),

@@ -9,8 +9,10 @@ use uuid::Uuid;
 use super::claim::could_be;
 use super::{PostgresStore, seconds};
 use crate::budget::{Spent, WINDOW};
+use crate::missing::MassAbsence;
 use crate::standing::Standing;
 use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, RUNS_KEPT, Run, StoreError};
+use crate::verdict::Failure;
 use crate::voice::Position;
 
 /// What [`standing`] reads, of `voice_sync.provider p`.
@@ -153,6 +155,68 @@ impl PostgresStore {
             .await?;
         session.keep().await?;
         Ok(done.rows_affected() > 0)
+    }
+
+    pub(in crate::store) async fn mass_absence(
+        &self,
+        account: Uuid,
+    ) -> Result<MassAbsence, StoreError> {
+        const MISSING: &str = "
+            SELECT count(*) FILTER (WHERE failed_at IS NULL) AS missing,
+                   count(*) FILTER (WHERE failure = $2 AND failed_at > now() - interval '1 day') AS failed,
+                   (SELECT mass_absence_since IS NOT NULL FROM voice_sync.provider
+                    WHERE account = $1) AS lasts
+            FROM voice_sync.voices WHERE missing_account = $1 AND missing_count > 0";
+        const FOUND: &str = "
+            SELECT (SELECT count(*) FROM (
+                        SELECT FROM voice_sync.voices
+                        WHERE missing_count = 0 AND unanswered = 0 AND failed_at IS NULL
+                          AND last_asked > now() - interval '1 day' AND kind IS NOT NULL LIMIT $2) w)
+                 + (SELECT COALESCE(sum((counts ->> 'completed')::bigint), 0)::bigint FROM voice_sync.runs
+                    WHERE account = $1 AND finished_at > now() - interval '1 day') AS found";
+        let mut session = self.sessions.begin().await?;
+        let row = session
+            .query(MISSING)
+            .bind(account)
+            .bind(Failure::Missing.to_string())
+            .fetch_one(&mut *session)
+            .await?;
+        let count = |column| Ok::<_, sqlx::Error>(row.try_get::<i64, _>(column)?.unsigned_abs());
+        let (missing, failed) = (count("missing")?, count("failed")?);
+        let enough = MassAbsence::enough_found(missing + failed);
+        let found = session
+            .query(FOUND)
+            .bind(account)
+            .bind(i64::try_from(enough).unwrap_or(i64::MAX))
+            .fetch_one(&mut *session)
+            .await?;
+        session.keep().await?;
+        Ok(MassAbsence {
+            missing,
+            failed,
+            found: found.try_get::<i64, _>("found")?.unsigned_abs(),
+            lasts: row.try_get::<Option<bool>, _>("lasts")?.unwrap_or(false),
+        })
+    }
+
+    pub(in crate::store) async fn keep_mass_absence(
+        &self,
+        account: Uuid,
+        lasts: bool,
+    ) -> Result<(), StoreError> {
+        const KEEP: &str = "
+            INSERT INTO voice_sync.provider AS p (account, mass_absence_since)
+            VALUES ($1, CASE WHEN $2 THEN now() END)
+            ON CONFLICT (account) DO UPDATE
+            SET mass_absence_since = CASE WHEN $2 THEN COALESCE(p.mass_absence_since, now()) END";
+        let mut session = self.sessions.begin().await?;
+        session
+            .query(KEEP)
+            .bind(account)
+            .bind(lasts)
+            .execute(&mut *session)
+            .await?;
+        session.keep().await
     }
 
     pub(in crate::store) async fn record_run(&self, run: &Run) -> Result<(), StoreError> {

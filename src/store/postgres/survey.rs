@@ -17,6 +17,7 @@ use crate::store::survey::{
     VoiceRecord, Wanted,
 };
 use crate::store::{NEWEST_RUNS, StoreError};
+use crate::verdict::AgeFrom;
 use crate::voice::RowId;
 
 /// Which events, by four parameters of which the first has this number: see [`EventFilter`].
@@ -32,8 +33,8 @@ pub(super) fn wanted_events(first: u8) -> String {
 
 impl PostgresStore {
     /// The voices in processing, counted by kind and band of age, and then the oldest of them. `$1` has the ends
-    /// of the bands, `$2` is from which age on one is overdue, and `$3` how many are the oldest; ages are in
-    /// seconds.
+    /// of the bands, `$2` is from which age on one is overdue, `$4` whether that counts since the row was created,
+    /// and `$3` how many are the oldest; ages are in seconds.
     ///
     /// What both need of each voice is worked out once: of a million, joining them takes longest.
     fn backlog_sql(&self) -> String {
@@ -47,7 +48,7 @@ impl PostgresStore {
             processing,
             ..
         } = self;
-        let (known, age) = (self.known(), Self::AGE);
+        let (known, age, witnessed) = (self.known(), Self::AGE, Self::WITNESSED);
         format!(
             "WITH joined AS (
                  SELECT v.{id}::text AS row_id, GREATEST({created_at}, {completed_before}) AS created_at,
@@ -56,17 +57,18 @@ impl PostgresStore {
                         w.first_seen, w.restarted_at, w.last_asked, w.kind, w.stage, w.missing_count,
                         w.set_aside_until > now()
                             AND w.provider_id IS NOT DISTINCT FROM v.{provider_id} AS is_set_aside,
-                        w.unanswered
+                        w.unanswered, ({completed_before}) IS NOT NULL AS was_finished
                  FROM {table} v LEFT JOIN {known} w ON w.row_id = v.{id}::text
                  WHERE v.{status} = {processing} AND v.{id} IS NOT NULL
              ),
-             aged AS (SELECT p.*, {age} AS age FROM joined p OFFSET 0),
+             aged AS (SELECT p.*, {age} AS age, {witnessed} AS witnessed FROM joined p OFFSET 0),
              p AS MATERIALIZED (
                  SELECT CASE WHEN is_set_aside THEN 'set_aside'
                              WHEN NOT restarts AND unanswered > 0 THEN 'unanswerable'
                              WHEN NOT restarts AND missing_count > 0 THEN 'missing'
                              WHEN NOT restarts AND kind = 'professional' AND stage <> 'preparing' THEN stage
-                             WHEN age > $2::float8 THEN 'overdue'
+                             WHEN CASE WHEN $4 AND NOT was_finished THEN age ELSE witnessed END > $2::float8
+                             THEN 'overdue'
                              WHEN NOT restarts AND stage IN ('training', 'waiting_for_owner') THEN stage
                              ELSE 'young' END AS kind,
                         age, LEAST(age, date_part('epoch', now() - last_asked)) AS unasked, row_id
@@ -83,6 +85,7 @@ impl PostgresStore {
     pub(in crate::store) async fn survey(
         &self,
         fail_after: Option<Duration>,
+        age_from: AgeFrom,
         oldest: u32,
         runs: u32,
     ) -> Result<Survey, StoreError> {
@@ -102,6 +105,7 @@ impl PostgresStore {
             .bind(ends.as_slice())
             .bind(fail_after.map(|limit| limit.as_secs_f64()))
             .bind(i64::from(oldest))
+            .bind(age_from == AgeFrom::Created)
             .fetch_all(&mut *session)
             .await?;
         let mut ids = Vec::new();
@@ -181,9 +185,10 @@ impl PostgresStore {
             format!("(CASE WHEN {time} BETWEEN '0001-01-01Z' AND '9999-12-31Z' THEN {time} END)")
         };
         let (made_at, completed_at) = (shown(created_at), shown(completed_before));
-        let (known, age) = (self.known(), Self::AGE);
+        let (known, age, witnessed) = (self.known(), Self::AGE, Self::WITNESSED);
         let sql = format!(
-            "SELECT p.*, CASE WHEN p.state = 'processing' THEN {age} END AS age
+            "SELECT p.*, CASE WHEN p.state = 'processing' THEN {age} END AS age,
+                    CASE WHEN p.state = 'processing' THEN {witnessed} END AS witnessed
              FROM (SELECT v.{id}::text AS row_id, {user_id} AS user_id, v.{provider_id} AS row_provider_id,
                           v.{status}::text AS status,
                           CASE v.{status} WHEN {processing} THEN 'processing' WHEN {completed} THEN 'completed'
@@ -302,7 +307,7 @@ async fn read_own(session: &mut Session, survey: &mut Survey) -> Result<(), Stor
         SELECT t.key::int AS bucket, LEAST(sum(t.value::numeric), 9e18)::bigint AS voices
         FROM voice_sync.runs, jsonb_each_text(completion_times) t GROUP BY 1";
     const ACCOUNTS: &str = "
-        SELECT p.account, p.opened, p.concurrency, p.found_at,
+        SELECT p.account, p.opened, p.concurrency, p.found_at, p.mass_absence_since,
                extract(epoch FROM GREATEST(p.open_until - now(), interval '0'))::float8 AS open_for,
                extract(epoch FROM GREATEST(p.hold_until - now(), interval '0'))::float8 AS hold_for,
                ARRAY(SELECT u.key FROM jsonb_each_text(p.unlisted) u
@@ -336,6 +341,7 @@ async fn read_own(session: &mut Session, survey: &mut Survey) -> Result<(), Stor
             },
             found_at: row.try_get("found_at")?,
             unlisted: row.try_get("unlisted")?,
+            mass_absence_since: row.try_get("mass_absence_since")?,
         });
     }
     for row in session.query(BUSES).fetch_all(&mut **session).await? {
@@ -364,6 +370,7 @@ fn record(row: &PgRow) -> Result<VoiceRecord, sqlx::Error> {
         created_at: row.try_get("made_at")?,
         completed_at: row.try_get("completed_at")?,
         age: row.try_get::<Option<f64>, _>("age")?.map(seconds),
+        witnessed: row.try_get::<Option<f64>, _>("witnessed")?.map(seconds),
         notes: match known {
             false => None,
             true => Some(Notes {

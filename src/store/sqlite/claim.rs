@@ -15,6 +15,7 @@ use crate::store::{
     Agenda, Claimed, Isolated, LEASE, Overview, Page, Selection, StoreError, Upcoming, present,
     visit,
 };
+use crate::verdict::Age;
 use crate::voice::{Position, RowId};
 
 impl SqliteStore {
@@ -407,7 +408,13 @@ fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
         } else if row.try_get("leased")? {
             page.leased_elsewhere += 1;
         } else {
-            let age = age(row)?;
+            let age = Age {
+                created: age(row)?,
+                witnessed: witnessed(row)?,
+                was_finished: row
+                    .try_get::<Option<String>, _>("completed_before")?
+                    .is_some(),
+            };
             let asked_ago = row.try_get::<Option<i64>, _>("asked_ago")?.map(elapsed);
             page.reclaimed += u64::from(row.try_get::<bool, _>("abandoned")?);
             page.voices.push(Claimed {
@@ -415,7 +422,7 @@ fn page(rows: &[SqliteRow], limit: u32) -> Result<Page, StoreError> {
                 position,
                 provider_id: lossy(row, "provider_id")?,
                 age,
-                unasked_for: asked_ago.map_or(age, |ago| ago.min(age)),
+                unasked_for: asked_ago.map_or(age.created, |ago| ago.min(age.created)),
                 kind: row.try_get("kind")?,
                 is_isolated: row.try_get("isolated")?,
                 unanswered: row.try_get("unanswered")?,
@@ -451,6 +458,18 @@ pub(super) fn age(row: &SqliteRow) -> Result<Duration, sqlx::Error> {
     let restarted: Option<i64> = row.try_get("restarted_at")?;
     let first_seen: Option<i64> = row.try_get("first_seen")?;
     let since = created.max(restarted).or(first_seen).unwrap_or(present);
+    Ok(elapsed(present - since))
+}
+
+/// Time since the row was first seen in processing with this provider id.
+pub(super) fn witnessed(row: &SqliteRow) -> Result<Duration, sqlx::Error> {
+    let present: i64 = row.try_get("present")?;
+    let restarted: Option<i64> = row.try_get("restarted_at")?;
+    let first_seen: Option<i64> = row.try_get("first_seen")?;
+    let since = match row.try_get("restarts")? {
+        true => present,
+        false => first_seen.max(restarted).unwrap_or(present),
+    };
     Ok(elapsed(present - since))
 }
 

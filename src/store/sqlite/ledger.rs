@@ -8,8 +8,10 @@ use uuid::Uuid;
 
 use super::{NOW, SqliteStore, elapsed, milliseconds};
 use crate::budget::{Spent, WINDOW};
+use crate::missing::MassAbsence;
 use crate::standing::Standing;
 use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, RUNS_KEPT, Run, StoreError};
+use crate::verdict::Failure;
 use crate::voice::Position;
 
 impl SqliteStore {
@@ -151,6 +153,64 @@ impl SqliteStore {
             .execute(&self.pool)
             .await?;
         Ok(done.rows_affected() > 0)
+    }
+
+    pub(in crate::store) async fn mass_absence(
+        &self,
+        account: Uuid,
+    ) -> Result<MassAbsence, StoreError> {
+        let missing = format!(
+            "SELECT count(*) FILTER (WHERE failed_at IS NULL),
+                    count(*) FILTER (WHERE failure = $2 AND failed_at > {NOW} - 86400000),
+                    COALESCE((SELECT mass_absence_since IS NOT NULL FROM voice_sync_provider
+                              WHERE account = $1), 0)
+             FROM voice_sync_voices WHERE missing_account = $1 AND missing_count > 0"
+        );
+        let found = format!(
+            "SELECT (SELECT count(*) FROM (
+                         SELECT 1 FROM voice_sync_voices
+                         WHERE missing_count = 0 AND unanswered = 0 AND failed_at IS NULL
+                           AND last_asked > {NOW} - 86400000 AND kind IS NOT NULL LIMIT $2))
+                  + (SELECT COALESCE(sum(counts ->> 'completed'), 0) FROM voice_sync_runs
+                     WHERE account = $1 AND finished_at > {NOW} - 86400000)"
+        );
+        let (missing, failed, lasts): (i64, i64, bool) = sqlx::query_as(AssertSqlSafe(missing))
+            .bind(account.to_string())
+            .bind(Failure::Missing.to_string())
+            .fetch_one(&self.pool)
+            .await?;
+        let (missing, failed) = (missing.unsigned_abs(), failed.unsigned_abs());
+        let enough = MassAbsence::enough_found(missing + failed);
+        let found: i64 = sqlx::query_scalar(AssertSqlSafe(found))
+            .bind(account.to_string())
+            .bind(i64::try_from(enough).unwrap_or(i64::MAX))
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(MassAbsence {
+            missing,
+            failed,
+            found: found.unsigned_abs(),
+            lasts,
+        })
+    }
+
+    pub(in crate::store) async fn keep_mass_absence(
+        &self,
+        account: Uuid,
+        lasts: bool,
+    ) -> Result<(), StoreError> {
+        let sql = format!(
+            "INSERT INTO voice_sync_provider (account, mass_absence_since)
+             VALUES ($1, CASE WHEN $2 THEN {NOW} END)
+             ON CONFLICT (account) DO UPDATE
+             SET mass_absence_since = CASE WHEN $2 THEN COALESCE(mass_absence_since, {NOW}) END"
+        );
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(account.to_string())
+            .bind(lasts)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
     }
 
     pub(in crate::store) async fn record_run(&self, run: &Run) -> Result<(), StoreError> {

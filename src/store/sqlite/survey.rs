@@ -8,7 +8,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::claim::{age, lossy, timestamp};
+use super::claim::{age, lossy, timestamp, witnessed};
 use super::{NOW, SqliteStore, elapsed, milliseconds};
 use crate::backlog::{BAND_ENDS, Backlog, BacklogKind};
 use crate::sketch::Sketch;
@@ -18,6 +18,7 @@ use crate::store::survey::{
     VoiceRecord, Wanted, forms,
 };
 use crate::store::{NEWEST_RUNS, StoreError};
+use crate::verdict::AgeFrom;
 use crate::voice::RowId;
 
 /// Which events, by the JSON object `$1`: see [`EventFilter`].
@@ -71,6 +72,7 @@ impl SqliteStore {
         let (created, completed) = (moment(created_at), moment(completed_before));
         let made = later("created", "completed");
         let since = later("made", "restarted_at");
+        let seen = later("first_seen", "restarted_at");
         format!(
             "WITH joined AS (
                  SELECT CAST(v.{id} AS TEXT) AS row_id,
@@ -93,7 +95,9 @@ impl SqliteStore {
              made AS (SELECT *, {made} AS made FROM past),
              p AS (
                  SELECT *, CASE WHEN restarts THEN 0
-                           ELSE max(0, {NOW} - COALESCE({since}, first_seen, {NOW})) END AS age
+                           ELSE max(0, {NOW} - COALESCE({since}, first_seen, {NOW})) END AS age,
+                        CASE WHEN restarts THEN 0
+                             ELSE max(0, {NOW} - COALESCE({seen}, {NOW})) END AS witnessed
                  FROM made
              )"
         )
@@ -102,6 +106,7 @@ impl SqliteStore {
     pub(in crate::store) async fn survey(
         &self,
         fail_after: Option<Duration>,
+        age_from: AgeFrom,
         oldest: u32,
         runs: u32,
     ) -> Result<Survey, StoreError> {
@@ -112,7 +117,7 @@ impl SqliteStore {
                          WHEN NOT restarts AND unanswered > 0 THEN 'unanswerable'
                          WHEN NOT restarts AND missing_count > 0 THEN 'missing'
                          WHEN NOT restarts AND kind = 'professional' AND stage <> 'preparing' THEN stage
-                         WHEN age > $2 THEN 'overdue'
+                         WHEN iif($3 AND completed IS NULL, age, witnessed) > $2 THEN 'overdue'
                          WHEN NOT restarts AND stage IN ('training', 'waiting_for_owner') THEN stage
                          ELSE 'young' END AS kind,
                     (SELECT count(*) FROM json_each($1) e WHERE e.value <= age) AS band,
@@ -131,6 +136,7 @@ impl SqliteStore {
         let rows = sqlx::query(AssertSqlSafe(groups))
             .bind(json!(BAND_ENDS.map(milliseconds)).to_string())
             .bind(fail_after.map(milliseconds))
+            .bind(age_from == AgeFrom::Created)
             .fetch_all(&self.pool)
             .await?;
         survey.backlog = counted(&rows)?;
@@ -157,7 +163,7 @@ impl SqliteStore {
             SELECT CAST(t.key AS INTEGER) AS bucket, sum(t.value) AS voices
             FROM voice_sync_runs r, json_each(r.completion_times) t GROUP BY 1";
         let accounts = format!(
-            "SELECT p.account, p.opened, p.concurrency, p.found_at,
+            "SELECT p.account, p.opened, p.concurrency, p.found_at, p.mass_absence_since,
                     COALESCE(p.open_until - {NOW}, 0) AS open_for,
                     COALESCE(p.hold_until - {NOW}, 0) AS hold_for,
                     (SELECT json_group_array(u.key) FROM json_each(p.unlisted) u WHERE u.value > {NOW})
@@ -196,6 +202,7 @@ impl SqliteStore {
                 },
                 found_at: time(&row, "found_at")?,
                 unlisted: serde_json::from_str(&unlisted).unwrap_or_default(),
+                mass_absence_since: time(&row, "mass_absence_since")?,
             });
         }
         for row in sqlx::query(AssertSqlSafe(buses))
@@ -294,6 +301,7 @@ impl SqliteStore {
             let text: Option<String> = row.try_get(column)?;
             Ok::<_, sqlx::Error>(text.as_deref().and_then(timestamp))
         };
+        let in_processing = state == RowState::Processing;
         let user: Option<String> = row.try_get("user_id")?;
         let notes = match row.try_get("known")? {
             false => None,
@@ -328,10 +336,8 @@ impl SqliteStore {
             preview_url: lossy(row, "preview_url")?,
             created_at: written("created_at")?,
             completed_at: written("completed_before")?,
-            age: match state {
-                RowState::Processing => Some(age(row)?),
-                RowState::Completed | RowState::Failed | RowState::Other => None,
-            },
+            age: in_processing.then(|| age(row)).transpose()?,
+            witnessed: in_processing.then(|| witnessed(row)).transpose()?,
             notes,
         })
     }

@@ -6,6 +6,7 @@ use sqlx::SqlitePool;
 use uuid::Uuid;
 use voice_sync::events::{OutboxEvent, event_id};
 use voice_sync::store::{Applied, Claimed, Page, Target, Transition};
+use voice_sync::verdict::Age;
 use voice_sync::voice::{Position, RowId};
 
 use super::Fate;
@@ -173,7 +174,7 @@ pub(super) async fn claim_by_hand(
         position: Position::new(row.clone()),
         row: RowId::new(row),
         provider_id: Some(provider_id),
-        age: Duration::ZERO,
+        age: Age::default(),
         unasked_for: Duration::ZERO,
         kind: None,
         is_isolated: false,

@@ -1,0 +1,351 @@
+//! Weeks of an application's life, in simulated time: it clones, clones anew and loses voices, the provider changes the
+//! form of its errors, a proxy in between answers in its place, and the key is of another workspace for a while.
+//!
+//! The oracle knows the truth at the provider: a voice that exists there and is not failed is never failed, except by an
+//! age that voice-sync witnessed, or as one of the nine missing voices a day that are too few to blame the key for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fastrand::Rng;
+use serde_json::json;
+use voice_sync_simulator::{Answer, Request};
+
+use crate::support::app::{App, NewVoice, Variant};
+use crate::support::binary::{KEY, sync_once};
+use crate::support::fates::simulator;
+use crate::{budget, dice};
+
+const DAY_S: u64 = 24 * 60 * 60;
+/// Missing voices that may fail within a day without the key being blamed.
+const FLOOR: usize = 9;
+const OTHER_KEY: &str = "a key of another workspace";
+
+/// How errors of the API look.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    Legacy,
+    Current,
+    Both,
+}
+
+/// What answers in the provider's place, if anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Between {
+    Nothing,
+    Proxy(u16),
+}
+
+/// The truth at the provider.
+struct Truth {
+    form: Form,
+    between: Between,
+    /// Voices that no longer exist.
+    lost: BTreeSet<String>,
+    /// Voices that the other workspace has as well.
+    shared: BTreeSet<String>,
+    in_other_workspace: bool,
+}
+
+impl Truth {
+    fn knows(&self, id: &str) -> bool {
+        !self.lost.contains(id) && (!self.in_other_workspace || self.shared.contains(id))
+    }
+
+    fn voice(id: &str) -> serde_json::Value {
+        match id.split('-').nth(1) {
+            Some("ready") => {
+                json!({"voice_id": id, "category": "cloned", "preview_url": "https://x/p"})
+            }
+            Some("nopreview") => json!({"voice_id": id, "category": "cloned"}),
+            _ => json!({"voice_id": id, "category": "professional",
+                        "fine_tuning": {"state": {"m": "fine_tuning"}}}),
+        }
+    }
+
+    fn not_found(&self, id: &str) -> Answer {
+        let code = "voice_not_found";
+        let message = format!("A voice with the voice_id {id} was not found.");
+        let detail = match self.form {
+            Form::Legacy => json!({"status": code, "message": message}),
+            Form::Current => json!({"type": "not_found", "code": code, "message": message,
+                                    "request_id": "r", "param": null, "status": null}),
+            Form::Both => json!({"code": code, "status": code, "message": message}),
+        };
+        let status = if matches!(self.form, Form::Legacy) {
+            400
+        } else {
+            404
+        };
+        Answer::json(status, json!({"detail": detail}).to_string())
+    }
+
+    fn answer(&self, request: &Request) -> Answer {
+        if let Between::Proxy(status) = self.between {
+            return Answer::html(status, "Blocked");
+        }
+        if request.path == "/v2/voices" {
+            let known = request.voice_ids.iter().filter(|id| self.knows(id));
+            let voices: Vec<_> = known.map(|id| Self::voice(id)).collect();
+            return Answer::json(
+                200,
+                json!({"voices": voices, "has_more": false}).to_string(),
+            );
+        }
+        match request.voice_ids.first() {
+            Some(id) if id.starts_with("sim-") && self.knows(id) => {
+                Answer::json(200, Self::voice(id).to_string())
+            }
+            id => self.not_found(id.map_or("", String::as_str)),
+        }
+    }
+}
+
+/// A voice of the application, by its provider id.
+struct Known {
+    /// When a pass was first made while the row stood in processing with this id.
+    witnessed_s: Option<u64>,
+}
+
+struct World {
+    app: App,
+    truth: Arc<Mutex<Truth>>,
+    provider: voice_sync_simulator::Simulator,
+    voices: BTreeMap<String, Known>,
+    now_s: u64,
+    number: usize,
+    log: Vec<String>,
+}
+
+impl World {
+    async fn new(variant: Variant) -> Self {
+        let app = App::new(variant).await;
+        drop(app.store().await);
+        let provider = simulator().await;
+        let truth = Arc::new(Mutex::new(Truth {
+            form: Form::Legacy,
+            between: Between::Nothing,
+            lost: BTreeSet::new(),
+            shared: BTreeSet::new(),
+            in_other_workspace: false,
+        }));
+        let told = Arc::clone(&truth);
+        provider.script(move |request| {
+            Some(
+                told.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .answer(request),
+            )
+        });
+        Self {
+            app,
+            truth,
+            provider,
+            voices: BTreeMap::new(),
+            now_s: 0,
+            number: 0,
+            log: Vec::new(),
+        }
+    }
+
+    fn new_id(&mut self, dice: &mut Rng) -> String {
+        self.number += 1;
+        let fate = ["ready", "ready", "nopreview", "pvctraining"][dice.usize(..4)];
+        let id = format!("sim-{fate}-{:05}", self.number);
+        let mut truth = self.truth.lock().unwrap_or_else(PoisonError::into_inner);
+        if dice.u8(..6) == 0 {
+            truth.shared.insert(id.clone());
+        }
+        self.voices.insert(id.clone(), Known { witnessed_s: None });
+        id
+    }
+
+    async fn clone_voices(&mut self, dice: &mut Rng) {
+        let ids: Vec<_> = (0..dice.usize(1..12)).map(|_| self.new_id(dice)).collect();
+        let rows: Vec<_> = ids.iter().map(NewVoice::processing).collect();
+        self.app.insert(&rows).await;
+    }
+
+    /// The application clones a finished voice anew, and clears when it was completed, or does not.
+    async fn clone_anew(&mut self, dice: &mut Rng) {
+        let rows = self.app.rows().await;
+        let finished: Vec<_> = rows
+            .iter()
+            .filter(|(_, row)| row.status != "processing")
+            .collect();
+        let Some((old, _)) = dice.choice(finished.iter()).copied() else {
+            return;
+        };
+        let new = self.new_id(dice);
+        let cleared = if dice.bool() {
+            ", completed_at = NULL"
+        } else {
+            ""
+        };
+        self.app
+            .execute(&format!(
+                "UPDATE voices SET elevenlabs_voice_id = '{new}', status = 'processing'{cleared}
+                 WHERE elevenlabs_voice_id = '{old}'"
+            ))
+            .await;
+    }
+
+    fn change_provider(&mut self, dice: &mut Rng) {
+        let ids: Vec<_> = self.voices.keys().cloned().collect();
+        let mut truth = self.truth.lock().unwrap_or_else(PoisonError::into_inner);
+        match dice.u8(..8) {
+            0 => truth.form = Form::Legacy,
+            1 => truth.form = Form::Current,
+            2 => truth.form = Form::Both,
+            3 => truth.between = Between::Proxy([401, 403, 404, 405, 407, 503][dice.usize(..6)]),
+            4 => truth.in_other_workspace = true,
+            5 => {
+                let lost = dice.choice(ids.iter());
+                truth.lost.extend(lost.cloned());
+            }
+            _ => {
+                truth.between = Between::Nothing;
+                truth.in_other_workspace = false;
+            }
+        }
+    }
+
+    /// A pass of any kind. Returns those that failed in it.
+    async fn pass(&mut self, dice: &mut Rng) {
+        let before = self.app.rows().await;
+        let (other, between) = {
+            let truth = self.truth.lock().unwrap_or_else(PoisonError::into_inner);
+            (truth.in_other_workspace, truth.between)
+        };
+        let kind: &[&str] = match dice.u8(..4) {
+            0 => &["--due"],
+            1 => &["--due", "--lookup=single"],
+            2 => &["--lookup=single"],
+            _ => &[],
+        };
+        let key = if other { OTHER_KEY } else { KEY };
+        let ended = sync_once(&self.app.url, &self.provider.url())
+            .args(kind)
+            .env("ELEVENLABS_API_KEY", key)
+            .run()
+            .await;
+        self.log.push(format!(
+            "{} s: {kind:?}, other workspace {other}, {between:?}: {} {}",
+            self.now_s,
+            ended.code,
+            ended.stdout.trim()
+        ));
+        assert!(
+            [0, 75, 77].contains(&ended.code),
+            "{ended:?}\n{}",
+            self.log.join("\n")
+        );
+        for (id, row) in &before {
+            if row.status == "processing"
+                && let Some(known) = self.voices.get_mut(id)
+            {
+                known.witnessed_s.get_or_insert(self.now_s);
+            }
+        }
+    }
+
+    async fn sleep(&mut self, seconds: u32) {
+        self.app.age_own_tables(seconds).await;
+        self.app.age_application(seconds).await;
+        self.now_s += u64::from(seconds);
+    }
+
+    /// Healthy voices that are failed now, and were not before.
+    async fn wrongly_failed(&self, before: &BTreeSet<String>) -> Vec<String> {
+        let truth = self
+            .truth
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .lost
+            .clone();
+        let rows = self.app.rows().await;
+        let failed = rows.iter().filter(|(_, row)| row.status == "failed");
+        let is_wrong = |id: &&String| {
+            let witnessed = self.voices.get(*id).and_then(|known| known.witnessed_s);
+            let age = witnessed.map_or(0, |at| self.now_s - at);
+            let timed_out = id.starts_with("sim-nopreview") && age >= DAY_S;
+            !truth.contains(*id) && !timed_out && !before.contains(*id)
+        };
+        failed.map(|(id, _)| id).filter(is_wrong).cloned().collect()
+    }
+}
+
+async fn weeks(variant: Variant, steps: u64, dice: &mut Rng) {
+    let mut world = World::new(variant).await;
+    // Healthy voices that were failed as missing, each with the time.
+    let mut failed: Vec<(u64, String)> = Vec::new();
+    for _ in 0..steps {
+        match dice.u8(..10) {
+            0..=2 => world.clone_voices(dice).await,
+            3..=4 => world.clone_anew(dice).await,
+            5..=6 => world.change_provider(dice),
+            _ => {}
+        }
+        for _ in 0..dice.usize(1..4) {
+            let before = failed.iter().map(|(_, id)| id.clone()).collect();
+            world.pass(dice).await;
+            let wrong = world.wrongly_failed(&before).await;
+            failed.extend(wrong.into_iter().map(|id| (world.now_s, id)));
+            let today = failed.iter().filter(|(at, _)| at + DAY_S > world.now_s);
+            assert!(
+                today.clone().count() <= FLOOR,
+                "healthy voices were failed: {:?}\n{}",
+                today.collect::<Vec<_>>(),
+                world.log.join("\n")
+            );
+            world.sleep(dice.u32(60..1200)).await;
+        }
+        if dice.u8(..4) == 0 {
+            world.sleep(dice.u32(3600..30 * 3600)).await;
+        }
+    }
+    for (_, id) in &failed {
+        let failure = format!(
+            "SELECT count(*) FROM {} WHERE provider_id = '{id}' AND failure = 'missing'",
+            world.app.own("voices")
+        );
+        let known = format!(
+            "SELECT count(*) FROM {} WHERE provider_id = '{id}'",
+            world.app.own("voices")
+        );
+        let (missing, known) = (
+            world.app.number(&failure).await,
+            world.app.number(&known).await,
+        );
+        assert_eq!(
+            missing,
+            known,
+            "{id} failed for another reason\n{}",
+            world.log.join("\n")
+        );
+    }
+    println!(
+        "{variant:?}: {} days, {} voices, {} healthy ones failed as missing",
+        world.now_s / DAY_S,
+        world.voices.len(),
+        failed.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn healthy_voices_are_not_failed_in_weeks_of_trouble_on_sqlite() {
+    let mut dice = dice();
+    for _ in 0..budget(2, 200) {
+        weeks(Variant::E32, 60, &mut dice).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn healthy_voices_are_not_failed_in_weeks_of_trouble_on_postgresql() {
+    let mut dice = dice();
+    for variant in [Variant::A, Variant::D] {
+        for _ in 0..budget(1, 50) {
+            weeks(variant, 60, &mut dice).await;
+        }
+    }
+}
