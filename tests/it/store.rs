@@ -863,7 +863,9 @@ async fn age_counts_from_creation_or_first_sight_or_restart(variant: Variant) {
     );
     match variant {
         Variant::B => assert_eq!(witnessed, created),
-        _ => assert!(witnessed < Duration::from_secs(60), "{witnessed:?}"),
+        Variant::A | Variant::D | Variant::Pooled | Variant::E32 | Variant::E36 => {
+            assert!(witnessed < Duration::from_secs(60), "{witnessed:?}");
+        }
     }
 
     app.execute("UPDATE voices SET elevenlabs_voice_id = 'replaced'")
