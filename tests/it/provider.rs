@@ -126,6 +126,33 @@ async fn an_answer_that_cannot_be_read_is_no_answer() {
     }
 }
 
+/// What a proxy says is forgotten when it is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_refuses_for_a_while_changes_nothing_for_later() {
+    for status in [401, 403, 404, 405, 407] {
+        let simulator = always(Answer::html(status, "Blocked")).await;
+        let provider = client(&simulator.url());
+        let lookups = look_up(&provider, &["sim-ready-1", "sim-ready-2"], false).await;
+        assert_eq!(kinds(&lookups), BTreeSet::from(["status".to_owned()]));
+        assert!(
+            !provider.has_no_list(),
+            "HTTP {status} says nothing of the list"
+        );
+        assert_eq!(provider.key_refused(), None, "HTTP {status}");
+        simulator.script(|_| None);
+        simulator.forget_requests();
+        // As a later pass of the same process.
+        provider.resume(Default::default());
+        let lookups = look_up(&provider, &["sim-ready-1", "sim-ready-2"], false).await;
+        assert_eq!(kinds(&lookups), BTreeSet::from(["found".to_owned()]));
+        assert_eq!(
+            (simulator.counts().list, simulator.counts().single),
+            (1, 0),
+            "HTTP {status}"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redirect_is_not_followed() {
     let elsewhere = simulator().await;

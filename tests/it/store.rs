@@ -11,8 +11,8 @@ use voice_sync::events::{EventType, event_id};
 use voice_sync::sketch::Sketch;
 use voice_sync::standing::Standing;
 use voice_sync::store::{
-    BusTurn, Claimed, NextPass, Note, Record, Run, Seen, Selection, Store, StoreError, Target,
-    Transition,
+    BusTurn, Claimed, Isolated, NextPass, Note, Record, Run, Seen, Selection, Store, StoreError,
+    Target, Transition,
 };
 use voice_sync::verdict::{Age, Stage};
 use voice_sync::voice::{ProviderVoiceId, RowId};
@@ -538,6 +538,161 @@ async fn absences_are_counted_for_each_key(variant: Variant) {
         assert!(missing[0].lasting >= Duration::from_secs(10) * times);
         assert!(missing[0].lasting < Duration::from_secs(10) * (times + 1));
     }
+}
+
+async fn the_absence_of_a_voice_that_is_cloned_anew_begins_anew(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["gone"]).await;
+    let store = app.store().await;
+    for clone in ["gone", "gone2", "gone3"] {
+        app.execute(&format!(
+            "UPDATE voices SET elevenlabs_voice_id = '{clone}'"
+        ))
+        .await;
+        for times in 1..=2 {
+            let run_id = Uuid::new_v4();
+            claim(&store, run_id).await;
+            let notes = [note(&app, "gone", Seen::Missing)];
+            store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+            app.age_own_tables(10).await;
+            let missing = store.missing(run_id, ACCOUNT, None, 10).await;
+            let missing = missing.expect("lists");
+            assert_eq!((missing.len(), missing[0].times), (1, times), "{clone}");
+            let lasting = Duration::from_secs(10) * times;
+            assert!(missing[0].lasting >= lasting, "{clone}: {missing:?}");
+            assert!(
+                missing[0].lasting < lasting + Duration::from_secs(9),
+                "{clone}: {missing:?}"
+            );
+        }
+    }
+}
+
+async fn voices_without_an_answer_are_isolated_and_then_quarantined(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["good", "bad", "suspect"]).await;
+    let store = app.store().await;
+    let isolated = async || store.isolated(Uuid::nil(), 10).await.expect("reads");
+    let unanswerable = |times| Seen::Unanswerable {
+        reason: "HTTP 500".into(),
+        times,
+    };
+    let run_id = Uuid::new_v4();
+    assert_eq!(claim(&store, run_id).await.len(), 3);
+    let notes = [
+        note(&app, "good", Seen::Unavailable("HTTP 500".into())),
+        note(&app, "bad", unanswerable(1)),
+        note(&app, "suspect", Seen::Suspected("no time left".into())),
+    ];
+    store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+    let memory = store.remember(ACCOUNT).await.expect("reads");
+    assert!(memory.any_isolated, "the next pass is told");
+    assert_eq!(
+        claim(&store, Uuid::new_v4()).await.len(),
+        1,
+        "a walk leaves them out"
+    );
+    app.age_own_tables(61).await;
+    let Isolated { rows, new, read_at } = isolated().await;
+    assert_eq!((rows.len(), new), (2, 1));
+    assert_eq!(
+        rows[0],
+        RowId::new(app.stored(row_id("suspect"))),
+        "the new one first"
+    );
+    assert_eq!(
+        store.isolated(run_id, 10).await.expect("reads").rows.len(),
+        0,
+        "not again in the same pass"
+    );
+
+    // One is answered, the other one is not, again.
+    let rows: Vec<_> = rows.iter().map(|row| row.as_str().to_owned()).collect();
+    let due = Selection::Due { rows, read_at };
+    let second = Uuid::new_v4();
+    let page = store.claim(second, &due, 10).await.expect("claims");
+    let unanswered: Vec<_> = page
+        .voices
+        .iter()
+        .map(|voice| (voice.is_isolated, voice.unanswered))
+        .collect();
+    assert_eq!(
+        unanswered
+            .iter()
+            .map(|(isolated, _)| *isolated)
+            .collect::<Vec<_>>(),
+        [true, true]
+    );
+    assert_eq!(unanswered.iter().map(|(_, times)| times).sum::<u32>(), 1);
+    let processing = Seen::Processing {
+        kind: "cloned".into(),
+        stage: Stage::Preparing,
+    };
+    let mut notes = [
+        note(&app, "suspect", processing),
+        note(&app, "bad", unanswerable(2)),
+    ];
+    notes[1].again_in = Duration::from_secs(60);
+    store.note(second, ACCOUNT, &notes).await.expect("notes");
+    assert!(isolated().await.rows.is_empty(), "quarantined");
+    let everyone = Selection::Range {
+        after: None,
+        up_to: None,
+        except: Vec::new(),
+    };
+    let page = store
+        .claim(Uuid::new_v4(), &everyone, 10)
+        .await
+        .expect("claims");
+    assert_eq!((page.voices.len(), page.quarantined), (2, 1));
+    app.age_own_tables(61).await;
+    assert_eq!(isolated().await.rows.len(), 1, "its time is over");
+
+    // A new clone is another voice.
+    app.execute("UPDATE voices SET elevenlabs_voice_id = 'new' WHERE elevenlabs_voice_id = 'bad'")
+        .await;
+    let page = store
+        .claim(Uuid::new_v4(), &everyone, 10)
+        .await
+        .expect("claims");
+    assert_eq!(page.voices.len(), 3);
+    assert!(
+        page.voices
+            .iter()
+            .all(|voice| !voice.is_isolated && voice.unanswered == 0),
+        "{page:?}"
+    );
+}
+
+async fn events_that_the_bus_refuses_come_last(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["a", "b", "c"]).await;
+    let store = app.store().await;
+    let run_id = Uuid::new_v4();
+    claim(&store, run_id).await;
+    let all = [
+        completed(&app, "a"),
+        completed(&app, "b"),
+        completed(&app, "c"),
+    ];
+    store
+        .apply(run_id, &all, Record::ForAnyone)
+        .await
+        .expect("applies");
+    app.age_own_tables(10).await;
+    let first = store.take_events(1).await.expect("takes");
+    store
+        .put_events_last(&[first[0].id])
+        .await
+        .expect("puts it last");
+    let rest = store.take_events(2).await.expect("takes");
+    assert_eq!(rest.len(), 2);
+    assert!(
+        rest.iter().all(|event| event.id != first[0].id),
+        "the others come first"
+    );
+    app.age_own_tables(1).await;
+    assert_eq!(store.take_events(10).await.expect("takes"), first);
 }
 
 async fn a_row_that_is_cloned_anew_is_young_again(variant: Variant) {
@@ -1240,6 +1395,9 @@ contract!(
     a_transition_that_is_given_twice_happens_once,
     what_was_seen_is_remembered,
     absences_are_counted_for_each_key,
+    the_absence_of_a_voice_that_is_cloned_anew_begins_anew,
+    voices_without_an_answer_are_isolated_and_then_quarantined,
+    events_that_the_bus_refuses_come_last,
     a_row_that_is_cloned_anew_is_young_again,
     one_process_probes_for_all,
     a_voice_that_keeps_making_trouble_is_left_alone_for_a_day,

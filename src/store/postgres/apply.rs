@@ -282,7 +282,8 @@ impl PostgresStore {
                                          CASE WHEN w.missing_account = $9 THEN w.missing_count ELSE 0 END + 1
                                      WHEN n.answered THEN 0 ELSE w.missing_count END,
                 missing_since = CASE WHEN n.seen = 'missing' THEN
-                                         CASE WHEN w.missing_account = $9 THEN w.missing_since ELSE now() END
+                                         CASE WHEN w.missing_account = $9 THEN COALESCE(w.missing_since, now())
+                                              ELSE now() END
                                      WHEN NOT n.answered THEN w.missing_since END,
                 strikes = CASE WHEN n.seen = 'set_aside' THEN w.strikes + 1
                                WHEN n.answered THEN 0 ELSE w.strikes END,

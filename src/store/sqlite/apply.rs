@@ -246,7 +246,8 @@ impl SqliteStore {
                                           CASE WHEN w.missing_account = $5 THEN w.missing_count ELSE 0 END + 1
                                       WHEN n.answered THEN 0 ELSE w.missing_count END,
                  missing_since = CASE WHEN n.seen = 'missing' THEN
-                                          CASE WHEN w.missing_account = $5 THEN w.missing_since ELSE {NOW} END
+                                          CASE WHEN w.missing_account = $5 THEN COALESCE(w.missing_since, {NOW})
+                                               ELSE {NOW} END
                                       WHEN NOT n.answered THEN w.missing_since END,
                  strikes = CASE WHEN n.seen = 'set_aside' THEN w.strikes + 1
                                 WHEN n.answered THEN 0 ELSE w.strikes END,
