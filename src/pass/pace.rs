@@ -100,7 +100,7 @@ impl Pass<'_> {
             }
         };
         let at_once = self.provider.concurrency();
-        let in_flight = self.askers();
+        let in_flight = self.lookup_workers();
         let latency = latency.as_secs_f64().max(0.001);
         let in_time = ASKING_TIME.as_secs_f64() / latency * at_once as f64 / in_flight as f64;
         ((in_time / requests_a_voice.max(0.001)) as usize).clamp(1, BATCH)
@@ -108,7 +108,7 @@ impl Pass<'_> {
 
     /// Until the batches are done, tells other processes at once what this one learns of the
     /// provider, and heeds what they learned.
-    pub(super) async fn keep_in_touch(
+    pub(super) async fn sync_state(
         &self,
         progress: &Progress,
         done: &CancellationToken,

@@ -38,8 +38,8 @@ pub(super) struct Progress {
     pub(super) deadline: Option<Instant>,
     pub(super) claims: tokio::sync::Mutex<Claims>,
     pub(super) isolation: Isolation,
-    /// Askers without a batch.
-    pub(super) hungry: AtomicUsize,
+    /// Lookup workers without a batch.
+    pub(super) idle: AtomicUsize,
     /// Batches that a writer may apply at once.
     pub(super) bulk: AtomicUsize,
     /// Kinds of voices that an earlier pass found the list to leave out.
@@ -148,7 +148,7 @@ impl Progress {
                 apart,
             }),
             isolation: Isolation::default(),
-            hungry: AtomicUsize::new(0),
+            idle: AtomicUsize::new(0),
             bulk: AtomicUsize::new(1),
             unlisted,
             bus_is_down: AtomicBool::new(false),

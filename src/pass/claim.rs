@@ -1,0 +1,178 @@
+//! Claiming: which voices a worker looks up next, and their leases.
+
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+
+use tokio::task::yield_now;
+use tokio::time::Instant;
+
+use super::cursor::Place;
+use super::isolation::UnderWay;
+use super::progress::{Apart, Claims, Progress};
+use super::{BATCHES_AT_ONCE, Batch, ISOLATED_AT_ONCE, ISOLATED_TIME, Pass, SHORT_ISOLATED_TIME};
+use crate::provider::lookup::Mode;
+use crate::store::{Claimed, StoreError};
+
+/// What a worker does next.
+enum Next {
+    LookUp(Batch),
+    /// Wait: what others have under way may come back in parts.
+    Wait,
+    Nothing,
+}
+
+impl Pass<'_> {
+    /// Leases the next voices, those of other workers that wait included; `None` where there are no
+    /// more, or the pass has to stop.
+    pub(super) async fn claim<'p>(
+        &self,
+        progress: &'p Progress,
+    ) -> Result<Option<(Batch, UnderWay<'p>)>, StoreError> {
+        progress.idle.fetch_add(1, Ordering::Relaxed);
+        // So that the first claim is one for all.
+        yield_now().await;
+        let claimed = loop {
+            let mut changed = pin!(progress.isolation.changed());
+            changed.as_mut().enable();
+            let mut claims = progress.claims.lock().await;
+            match self.claim_next(progress, &mut claims).await {
+                Ok(Next::LookUp(batch)) => break Ok(Some((batch, progress.isolation.begin()))),
+                Ok(Next::Wait) => {
+                    drop(claims);
+                    changed.await;
+                }
+                Ok(Next::Nothing) => break Ok(None),
+                Err(error) => break Err(error),
+            }
+        };
+        progress.idle.fetch_sub(1, Ordering::Relaxed);
+        claimed
+    }
+
+    async fn claim_next(
+        &self,
+        progress: &Progress,
+        claims: &mut Claims,
+    ) -> Result<Next, StoreError> {
+        loop {
+            if self.has_no_database(progress) {
+                return Ok(Next::Nothing);
+            }
+            let (is_unclear, is_outage) = {
+                let tally = progress.tally();
+                (!tally.any_answered, tally.looks_like_an_outage())
+            };
+            if progress.isolation.is_pressing()
+                && !is_outage
+                && let Some(part) = progress.isolation.pop(is_unclear)
+            {
+                return Ok(Next::LookUp(part));
+            }
+            if let Some(batch) = claims.ready.pop_front() {
+                return Ok(Next::LookUp(batch));
+            }
+            let mode = match claims.is_isolated() {
+                true => Mode::Isolated,
+                false => Mode::Batch,
+            };
+            let size = self.batch_size(progress, mode);
+            let idle = progress.idle.load(Ordering::Relaxed);
+            let next = claims.cursor.next(size * idle.clamp(1, BATCHES_AT_ONCE));
+            let has_parts = !progress.isolation.is_empty();
+            if next.is_none() && is_outage {
+                // Of all that was asked about, nothing was answered.
+                self.provider.lookups_fail();
+            }
+            if let Some(halt) = self.reason_to_halt(progress)
+                && (next.is_some() || has_parts || halt.is_about_the_key())
+            {
+                progress.halt(halt);
+            }
+            let halted = progress.tally().halt.is_some();
+            let Some((selection, limit)) = next.filter(|_| !halted && !claims.is_over()) else {
+                // Where the pass has to stop, they are given back.
+                if let Some(part) = progress.isolation.pop(is_unclear) {
+                    return Ok(Next::LookUp(part));
+                }
+                if !progress.isolation.is_idle() {
+                    return Ok(Next::Wait);
+                }
+                match halted || !self.begin_isolated(progress, claims).await? {
+                    true => return Ok(Next::Nothing),
+                    false => continue,
+                }
+            };
+            let claimed_at = Instant::now();
+            let page = match self.scope.dry_run {
+                true => self.store.peek(&selection, limit).await,
+                false => self.store.claim(progress.run_id, &selection, limit).await,
+            };
+            // A database that fails here would fail the other workers in their turn, each after
+            // its own patience.
+            let page = page.inspect_err(|error| progress.database_failed(error))?;
+            let place = claims.cursor.advance(&selection, &page);
+            progress.tally().claimed(&page);
+            self.meters.reclaimed.inc_by(page.reclaimed);
+            claims
+                .ready
+                .extend(cut(page.voices, size, place, claimed_at, mode));
+        }
+    }
+
+    /// Goes on with the voices that earlier passes isolated, when all others have been asked about. Returns
+    /// whether there are any.
+    async fn begin_isolated(
+        &self,
+        progress: &Progress,
+        claims: &mut Claims,
+    ) -> Result<bool, StoreError> {
+        let isolated = match std::mem::replace(&mut claims.apart, Apart::Nothing) {
+            Apart::Nothing => return Ok(false),
+            begun @ Apart::Begun { .. } => {
+                claims.apart = begun;
+                return Ok(false);
+            }
+            Apart::Known(isolated) => isolated,
+            Apart::Unread => {
+                let isolated = self.store.isolated(progress.run_id, ISOLATED_AT_ONCE).await;
+                isolated.inspect_err(|error| progress.database_failed(error))?
+            }
+        };
+        if isolated.rows.is_empty() {
+            return Ok(false);
+        }
+        let longest = match self.scope.goes_on {
+            true => SHORT_ISOLATED_TIME,
+            false => ISOLATED_TIME,
+        };
+        claims.apart = Apart::Begun {
+            until: Instant::now() + longest,
+            all: isolated.rows.len(),
+            new: isolated.new,
+        };
+        claims.cursor.go_on_with(isolated.rows, isolated.read_at);
+        Ok(true)
+    }
+}
+
+/// A page in batches of one size, but for the last one.
+fn cut(
+    mut voices: Vec<Claimed>,
+    size: usize,
+    mut place: Option<Place>,
+    claimed_at: Instant,
+    mode: Mode,
+) -> Vec<Batch> {
+    let mut batches = Vec::with_capacity(voices.len().div_ceil(size));
+    while !voices.is_empty() {
+        let rest = voices.split_off(size.min(voices.len()));
+        let next = place.as_ref().map(|place| place.behind(&voices));
+        batches.push(Batch {
+            place: std::mem::replace(&mut place, next),
+            voices: std::mem::replace(&mut voices, rest),
+            claimed_at,
+            mode,
+        });
+    }
+    batches
+}
