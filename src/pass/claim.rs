@@ -80,7 +80,10 @@ impl Pass<'_> {
             let next = claims.cursor.next(size * idle.clamp(1, BATCHES_AT_ONCE));
             let has_parts = !progress.isolation.is_empty();
             if next.is_none() && is_outage {
-                // Of all that was asked about, nothing was answered.
+                // Voices that earlier passes isolated may still be answered.
+                if self.begin_isolated(progress, claims).await? {
+                    continue;
+                }
                 self.provider.lookups_fail();
             }
             if let Some(halt) = self.reason_to_halt(progress)

@@ -51,11 +51,11 @@ impl Pass<'_> {
     async fn end(&self, progress: &Progress, ending: &mut Ending) -> Result<(), StoreError> {
         self.note_undecided(progress).await?;
         self.left_undone(progress, ending).await?;
+        self.judge_missing(progress).await?;
         let refused = progress.tally().refuses_all();
         if let Some(halt) = refused {
             progress.halt(halt);
         }
-        self.judge_missing(progress).await?;
         if self.scope.dry_run {
             return Ok(());
         }
@@ -118,6 +118,10 @@ impl Pass<'_> {
             if !self.scope.dry_run {
                 self.store.begin_mass_absence(account).await?;
             }
+        }
+        if !fuse.is_blown() && !fuse.missed_any() && progress.mass_absence {
+            // Without a missing voice in this pass it may be over.
+            self.store.mass_absence(account).await?;
         }
         if fuse.is_blown() || !fuse.missed_any() {
             return Ok(());

@@ -28,6 +28,7 @@ impl Pass<'_> {
             || lookups
                 .values()
                 .any(|lookup| matches!(lookup, Lookup::Found { .. }));
+        let is_outage = progress.tally().looks_like_an_outage();
         for claimed in &batch.voices {
             let age = claimed.age.created + held;
             let counted = claimed.age.counted(self.rules.age_from) + held;
@@ -85,6 +86,9 @@ impl Pass<'_> {
                     }
                     Some(Lookup::Unavailable(trouble)) => match batch.mode {
                         Mode::Batch | Mode::Single => Seen::Unavailable(trouble.to_string()),
+                        Mode::Part | Mode::OneByOne | Mode::Isolated if is_outage => {
+                            Seen::Unavailable(trouble.to_string())
+                        }
                         Mode::Part | Mode::OneByOne | Mode::Isolated => {
                             Seen::Suspected(trouble.to_string())
                         }

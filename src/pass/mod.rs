@@ -174,7 +174,7 @@ impl Pass<'_> {
             Which::All | Which::Named(_) => Apart::Nothing,
             Which::Due(agenda) => Apart::Known(isolated(agenda)),
         };
-        let progress = Progress::new(
+        let mut progress = Progress::new(
             Uuid::new_v4(),
             started,
             (self.provider.requests(), self.provider.retries()),
@@ -183,6 +183,7 @@ impl Pass<'_> {
             isolated,
             memory.unlisted,
         );
+        progress.mass_absence = memory.mass_absence;
         let outcome = match unreadable {
             Some(error) => Err(error),
             None => {
@@ -242,7 +243,11 @@ impl Pass<'_> {
     ) -> Result<(), StoreError> {
         while let Some((mut batch, _under_way)) = self.claim(progress).await? {
             let step = self.look_up(progress, &batch).await;
-            progress.isolation.push(batch.take_failed(&step.failed));
+            // In an outage the walk goes on, and what fails is left to the next pass once many voices wait.
+            let is_outage = progress.tally().looks_like_an_outage();
+            if !is_outage || !progress.isolation.is_pressing() {
+                progress.isolation.push(batch.take_failed(&step.failed));
+            }
             let answers = self.judge(progress, &batch, step.lookups);
             // Nobody takes it where all writers failed, which they have said.
             if judged.send(answers).await.is_err() {

@@ -44,6 +44,8 @@ pub(super) struct Progress {
     pub(super) bulk: AtomicUsize,
     /// Kinds of voices that an earlier pass found the list to leave out.
     pub(super) unlisted: HashSet<String>,
+    /// Whether earlier passes met a mass absence.
+    pub(super) mass_absence: bool,
     pub(super) bus_is_down: AtomicBool,
     /// How often in a row the event bus failed, once the database was asked.
     pub(super) bus_failures: tokio::sync::Mutex<Option<u32>>,
@@ -151,6 +153,7 @@ impl Progress {
             idle: AtomicUsize::new(0),
             bulk: AtomicUsize::new(1),
             unlisted,
+            mass_absence: false,
             bus_is_down: AtomicBool::new(false),
             bus_failures: tokio::sync::Mutex::default(),
             queue_is_down: AtomicBool::new(false),

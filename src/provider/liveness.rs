@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::error::{Refusal, TroubleKind};
 use super::traffic::Admission;
-use super::{Attempt, LIST, Patience, Provider, Purpose, wire};
+use super::{Attempt, LIST, Patience, Provider, Purpose, Try, wire};
 use crate::retry::{self, Cause};
 
 /// It has the form of an id, and no voice has it: "not found" is an answer, too.
@@ -119,7 +119,7 @@ impl Provider {
     ) -> Result<(), Refusal> {
         let path = format!("{LIST}?page_size=1&include_total_count=false");
         let purpose = Purpose::Liveness;
-        let attempt = self.try_once(&path, purpose, patience, false, wire::list_page, place);
+        let attempt = self.try_once(&path, purpose, patience, Try::First, wire::list_page, place);
         attempt.await.map(drop).map_err(Attempt::refusal)
     }
 
@@ -130,7 +130,7 @@ impl Provider {
     ) -> Result<(), Refusal> {
         let path = format!("/v1/voices/{NO_VOICE}");
         let purpose = Purpose::Liveness;
-        let attempt = self.try_once(&path, purpose, patience, false, wire::voice, place);
+        let attempt = self.try_once(&path, purpose, patience, Try::First, wire::voice, place);
         attempt.await.map(drop).map_err(Attempt::refusal)
     }
 }

@@ -69,6 +69,16 @@ enum Purpose {
     Liveness,
 }
 
+/// Which try of a request it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Try {
+    First,
+    /// The one before was given up.
+    Second,
+    /// It counts as a retry.
+    Again,
+}
+
 /// Why a try brought no answer.
 enum Attempt {
     Refused(Refusal),
@@ -332,17 +342,21 @@ impl Provider {
         read: fn(&[u8]) -> serde_json::Result<T>,
     ) -> Result<T, Refusal> {
         let mut tried = 0;
+        let mut first = Try::First;
         loop {
             tried += 1;
             // What is repeated outside the budget does not count as a retry.
-            let again = tried > 1 && purpose != Purpose::Isolated;
-            let place = match self.traffic.admit(patience, again).await {
+            let which = match tried > 1 && purpose != Purpose::Isolated {
+                true => Try::Again,
+                false => first,
+            };
+            let place = match self.traffic.admit(patience, which == Try::Again).await {
                 Ok(place) => place,
                 Err(why) => return Err(not_asked(why)),
             };
             let begun = *since.get_or_insert_with(Instant::now);
             let attempt = self
-                .try_once(path_and_query, purpose, patience, again, read, &place)
+                .try_once(path_and_query, purpose, patience, which, read, &place)
                 .await;
             let refusal = match attempt {
                 Ok(answer) => {
@@ -355,6 +369,7 @@ impl Provider {
                     if works == Some(true) {
                         self.traffic.release(place);
                         tried -= 1;
+                        first = Try::Second;
                         continue;
                     }
                     self.traffic.learn(&place, Outcome::Trouble, None);
@@ -428,7 +443,7 @@ impl Provider {
         path_and_query: &str,
         purpose: Purpose,
         patience: Patience<'_>,
-        again: bool,
+        which: Try,
         read: fn(&[u8]) -> serde_json::Result<T>,
         place: &Admission<'_>,
     ) -> Result<T, Attempt> {
@@ -442,11 +457,11 @@ impl Provider {
         let _sending = self.traffic.sending();
         let limit = self.timeout(purpose).unwrap_or(REQUEST_TIMEOUT);
         let mut given_up = false;
-        let sending = self.send(path_and_query, limit, left, again, read);
+        let sending = self.send(path_and_query, limit, left, which == Try::Again, read);
         let (answer, plan) = tokio::select! {
             sent = sending => sent,
             () = patience.is_exhausted(GRACE) => (Err(not_asked("told to stop")), None),
-            is_timeout = self.takes_too_long(begun, purpose) => {
+            is_timeout = self.takes_too_long(begun, purpose, which) => {
                 given_up = !is_timeout;
                 (Err(Attempt::GivenUp.refusal()), None)
             }
@@ -466,14 +481,14 @@ impl Provider {
     /// For a request that began before anything was answered, and so with the longest timeout: returns
     /// whether it has taken too long by what was answered since. Where nothing was, one request is given up for
     /// one that shows how long answers take (`false`).
-    async fn takes_too_long(&self, begun: Instant, purpose: Purpose) -> bool {
+    async fn takes_too_long(&self, begun: Instant, purpose: Purpose, which: Try) -> bool {
         sleep_until(begun + SHORTEST_TIMEOUT).await;
         loop {
             if let Some(timeout) = self.timeout(purpose) {
                 sleep_until(begun + timeout).await;
                 return true;
             }
-            if !self.is_measuring.swap(true, Ordering::Relaxed) {
+            if which == Try::First && !self.is_measuring.swap(true, Ordering::Relaxed) {
                 return false;
             }
             sleep(LOOK_AGAIN).await;

@@ -383,6 +383,8 @@ pub struct Memory {
     pub unlisted: HashSet<String>,
     /// Whether any voice is isolated.
     pub any_isolated: bool,
+    /// Whether so many voices were missing that none may fail by it.
+    pub mass_absence: bool,
     /// How the account stands with the provider.
     pub standing: Standing,
     /// What the passes of the last two minutes spent of the retry budget.

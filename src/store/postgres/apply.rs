@@ -300,7 +300,8 @@ impl PostgresStore {
             FROM (SELECT *, seen NOT IN ('unanswerable', 'suspected', 'unavailable') AS answered
                   FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $10::float8[])
                            AS n (row_id, seen, kind, stage, trouble, again_in)) n
-            WHERE w.row_id = n.row_id AND w.run_id = $1 AND w.lease_until IS NOT NULL";
+            WHERE w.row_id = n.row_id AND w.run_id = $1
+              AND (w.lease_until IS NOT NULL OR n.seen = 'set_aside')";
         let mut rows = Vec::with_capacity(notes.len());
         let mut seens = Vec::with_capacity(notes.len());
         let mut kinds = Vec::with_capacity(notes.len());

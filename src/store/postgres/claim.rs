@@ -73,7 +73,7 @@ impl PostgresStore {
         } = self;
         let known = self.known();
         let (same, quarantined) = (
-            "(w.row_id IS NOT NULL AND w.provider_id IS NOT DISTINCT FROM p.provider_id)",
+            "(w.row_id IS NOT NULL AND w.failed_at IS NULL AND w.provider_id IS NOT DISTINCT FROM p.provider_id)",
             QUARANTINED,
         );
         format!(
@@ -364,8 +364,8 @@ impl PostgresStore {
     ) -> Result<Isolated, StoreError> {
         let sql = format!(
             "SELECT w.row_id, w.unanswered, now() AS read_at FROM voice_sync.voices w
-             WHERE w.isolated AND w.run_id <> $1 AND NOT {QUARANTINED}
-             ORDER BY w.unanswered, w.next_due LIMIT $2"
+             WHERE w.isolated AND w.failed_at IS NULL AND w.run_id <> $1 AND NOT {QUARANTINED}
+             ORDER BY w.unanswered, w.next_due NULLS FIRST LIMIT $2"
         );
         let mut session = self.sessions.begin().await?;
         let rows = session

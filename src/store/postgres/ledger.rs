@@ -30,7 +30,8 @@ impl PostgresStore {
             "SELECT (SELECT resume_after FROM voice_sync.cursors WHERE table_name = $2) AS resume_after,
                     ARRAY(SELECT u.key FROM jsonb_each_text(p.unlisted) u
                           WHERE u.value::timestamptz > now()) AS unlisted,
-                    EXISTS (SELECT FROM voice_sync.voices WHERE isolated) AS any_isolated,
+                    p.mass_absence_since IS NOT NULL AS mass_absence,
+                    EXISTS (SELECT FROM voice_sync.voices WHERE isolated AND failed_at IS NULL) AS any_isolated,
                     s.requests, s.retries, {STANDING}
              FROM (SELECT COALESCE(sum((counts ->> 'requests')::bigint), 0)::bigint AS requests,
                           COALESCE(sum((counts ->> 'retries')::bigint), 0)::bigint AS retries
@@ -56,6 +57,7 @@ impl PostgresStore {
                 .map(Position::new),
             unlisted: unlisted.into_iter().collect(),
             any_isolated: row.try_get("any_isolated")?,
+            mass_absence: row.try_get("mass_absence")?,
             standing: standing(&row)?,
             spent: Spent::counted(row.try_get("requests")?, row.try_get("retries")?),
         })
@@ -161,12 +163,23 @@ impl PostgresStore {
         &self,
         account: Uuid,
     ) -> Result<MassAbsence, StoreError> {
-        const MISSING: &str = "
-            SELECT count(*) FILTER (WHERE failed_at IS NULL) AS missing,
-                   count(*) FILTER (WHERE failure = $2 AND failed_at > now() - interval '1 day') AS failed,
-                   (SELECT mass_absence_since IS NOT NULL FROM voice_sync.provider
-                    WHERE account = $1) AS lasts
-            FROM voice_sync.voices WHERE missing_account = $1 AND missing_count > 0";
+        let Self {
+            table,
+            id,
+            id_type,
+            status,
+            processing,
+            ..
+        } = self;
+        let missing = format!(
+            "SELECT count(*) FILTER (WHERE failed_at IS NULL AND EXISTS (
+                        SELECT FROM {table} v
+                        WHERE v.{id} = w.row_id::{id_type} AND v.{status} = {processing})) AS missing,
+                    count(*) FILTER (WHERE failure = $2 AND failed_at > now() - interval '1 day') AS failed,
+                    (SELECT mass_absence_since IS NOT NULL FROM voice_sync.provider
+                     WHERE account = $1) AS lasts
+             FROM voice_sync.voices w WHERE missing_account = $1 AND missing_count > 0"
+        );
         const FOUND: &str = "
             SELECT (SELECT count(*) FROM (
                         SELECT FROM voice_sync.voices
@@ -176,7 +189,7 @@ impl PostgresStore {
                     WHERE account = $1 AND finished_at > now() - interval '1 day') AS found";
         let mut session = self.sessions.begin().await?;
         let row = session
-            .query(MISSING)
+            .query(AssertSqlSafe(missing))
             .bind(account)
             .bind(Failure::Missing.to_string())
             .fetch_one(&mut *session)

@@ -266,7 +266,8 @@ impl SqliteStore {
                           value ->> 'trouble' AS trouble, value ->> 'again_in' AS again_in,
                           value ->> 'seen' NOT IN ('unanswerable', 'suspected', 'unavailable') AS answered
                    FROM json_each($1)) n
-             WHERE w.row_id = n.row_id AND w.run_id = $2 AND w.lease_until IS NOT NULL"
+             WHERE w.row_id = n.row_id AND w.run_id = $2
+              AND (w.lease_until IS NOT NULL OR n.seen = 'set_aside')"
         );
         sqlx::query(AssertSqlSafe(sql))
             .bind(json!(notes).to_string())

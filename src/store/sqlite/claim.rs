@@ -91,7 +91,7 @@ impl SqliteStore {
         } = self;
         let (known, adopted) = (self.known(), self.adopted());
         let (same, quarantined) = (
-            "(w.row_id IS NOT NULL AND w.provider_id IS p.provider_id)",
+            "(w.row_id IS NOT NULL AND w.failed_at IS NULL AND w.provider_id IS p.provider_id)",
             quarantined(),
         );
         let skipped = skipped(selection);
@@ -327,7 +327,7 @@ impl SqliteStore {
     ) -> Result<Isolated, StoreError> {
         let sql = format!(
             "SELECT w.row_id, w.unanswered, {NOW} AS read_at FROM voice_sync_voices w
-             WHERE w.isolated AND w.run_id <> $1 AND NOT {}
+             WHERE w.isolated AND w.failed_at IS NULL AND w.run_id <> $1 AND NOT {}
              ORDER BY w.unanswered, w.next_due LIMIT $2",
             quarantined()
         );

@@ -43,14 +43,23 @@ impl SqliteStore {
             .bind(milliseconds(WINDOW))
             .fetch_one(&self.pool)
             .await?;
-        const ISOLATED: &str = "SELECT EXISTS (SELECT 1 FROM voice_sync_voices WHERE isolated)";
+        const ISOLATED: &str =
+            "SELECT EXISTS (SELECT 1 FROM voice_sync_voices WHERE isolated AND failed_at IS NULL)";
         let any_isolated = sqlx::query_scalar(ISOLATED).fetch_one(&self.pool).await?;
+        const ABSENCE: &str = "
+            SELECT EXISTS (SELECT 1 FROM voice_sync_provider
+                           WHERE account = $1 AND mass_absence_since IS NOT NULL)";
+        let mass_absence = sqlx::query_scalar(ABSENCE)
+            .bind(account.to_string())
+            .fetch_one(&self.pool)
+            .await?;
         Ok(Memory {
             resume_after: resume_after
                 .filter(|position| self.could_be_position(position))
                 .map(Position::new),
             unlisted: unlisted.into_iter().collect(),
             any_isolated,
+            mass_absence,
             standing: self.standing(account).await?,
             spent: Spent::counted(requests, retries),
         })
@@ -159,12 +168,20 @@ impl SqliteStore {
         &self,
         account: Uuid,
     ) -> Result<MassAbsence, StoreError> {
+        let Self {
+            table,
+            id,
+            status,
+            processing,
+            ..
+        } = self;
         let missing = format!(
-            "SELECT count(*) FILTER (WHERE failed_at IS NULL),
+            "SELECT count(*) FILTER (WHERE failed_at IS NULL AND EXISTS (
+                        SELECT 1 FROM {table} v WHERE v.{id} = w.row_id AND v.{status} = {processing})),
                     count(*) FILTER (WHERE failure = $2 AND failed_at > {NOW} - 86400000),
                     COALESCE((SELECT mass_absence_since IS NOT NULL FROM voice_sync_provider
                               WHERE account = $1), 0)
-             FROM voice_sync_voices WHERE missing_account = $1 AND missing_count > 0"
+             FROM voice_sync_voices w WHERE missing_account = $1 AND missing_count > 0"
         );
         let found = format!(
             "SELECT (SELECT count(*) FROM (
