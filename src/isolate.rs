@@ -20,6 +20,16 @@ pub enum Split<T> {
     OneByOne(Vec<T>),
 }
 
+impl<T> Split<T> {
+    /// The items of each request that follows.
+    pub fn requests(self) -> Vec<Vec<T>> {
+        match self {
+            Self::Parts(parts) => parts,
+            Self::OneByOne(items) => items.into_iter().map(|item| vec![item]).collect(),
+        }
+    }
+}
+
 /// Splits the items of a request that failed.
 pub fn split<T>(mut items: Vec<T>) -> Split<T> {
     if items.len() <= ONE_BY_ONE {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Options, Output, at, confirm, in_time, open, print};
 use crate::exit::{Exit, Failed};
-use crate::isolate::{Split, split};
+use crate::isolate::split;
 use crate::store::{
     Access, CommandRun, DatabaseUrl, RowState, Store, StoreError, VoiceRecord, Wanted,
 };
@@ -346,10 +346,7 @@ async fn put_back(
             match store.put_back(run, &bulk).await {
                 Ok(rows) => moved.extend(rows),
                 Err(error) if !store.refuses_rows(&error).await? => return Err(error),
-                Err(_) if bulk.len() > 1 => match split(bulk) {
-                    Split::Parts(parts) => bulks.extend(parts),
-                    Split::OneByOne(rows) => bulks.extend(rows.into_iter().map(|row| vec![row])),
-                },
+                Err(_) if bulk.len() > 1 => bulks.extend(split(bulk).requests()),
                 Err(error) => {
                     if let Some(voice) = bulk.pop() {
                         warn!(voice.row = %voice.row, %error, "the database refuses to put the voice back");

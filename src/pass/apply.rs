@@ -10,7 +10,7 @@ use super::judge::note;
 use super::progress::Progress;
 use super::{Judged, Pass};
 use crate::events::OutboxEvent;
-use crate::isolate::{Split, split};
+use crate::isolate::split;
 use crate::meters::Reason;
 use crate::provider::error::printable;
 use crate::store::{Applied, LEASE, Note, Record, Seen, StoreError, Transition};
@@ -86,10 +86,7 @@ impl Pass<'_> {
                     events.extend(applied.events);
                 }
                 Err(error) if !self.store.refuses_rows(&error).await? => return Err(error),
-                Err(_) if bulk.len() > 1 => match split(bulk) {
-                    Split::Parts(parts) => bulks.extend(parts),
-                    Split::OneByOne(rows) => bulks.extend(rows.into_iter().map(|row| vec![row])),
-                },
+                Err(_) if bulk.len() > 1 => bulks.extend(split(bulk).requests()),
                 Err(error) => refused.extend(bulk.pop().map(|one| (one.row, error))),
             }
         }
