@@ -14,7 +14,8 @@ const AT_LEAST: usize = 10;
 const WINDOW: Duration = Duration::from_secs(30);
 /// The first pause; it doubles with each probe that fails.
 const FIRST_PAUSE: Duration = Duration::from_secs(15);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// No pause is longer.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 
 /// Counts what came of tries, and says when there were too many failures.
 #[derive(Debug, Clone, Default)]

@@ -33,6 +33,7 @@ pub mod breaker;
 pub mod budget;
 pub mod cli;
 pub mod daemon;
+pub mod deadline;
 pub mod events;
 pub mod exit;
 mod failpoint;

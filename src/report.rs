@@ -232,6 +232,9 @@ pub struct Report {
     /// What kept voices or events from getting through.
     #[serde(skip)]
     pub obstacles: Vec<Obstacle>,
+    /// Whether the key found voices within a day: many that are missing are then no reason to stop asking.
+    #[serde(skip)]
+    pub key_works: bool,
 }
 
 impl Report {
@@ -247,6 +250,7 @@ impl Report {
             exit_code,
             reason,
             obstacles,
+            key_works,
         } = later;
         self.finished_at = finished_at;
         let lasted = finished_at - self.started_at;
@@ -255,6 +259,7 @@ impl Report {
         self.exit_code = exit_code;
         self.reason = reason;
         self.obstacles = obstacles;
+        self.key_works = key_works;
     }
 
     /// The same, but that it came to an end before its time.
@@ -411,6 +416,7 @@ mod tests {
             exit_code: Exit::Success,
             reason: None,
             obstacles: Vec::new(),
+            key_works: false,
         };
         let json = serde_json::to_string(&report).expect("serialises");
         assert_eq!(

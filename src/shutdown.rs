@@ -1,17 +1,24 @@
 //! Being told to stop.
 
 use std::process;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::deadline::Deadline;
 use crate::exit::Exit;
+use crate::failpoint;
+
+/// Told to stop, a command ends within this time, whatever hangs. Kubernetes waits for 30 s.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Cancels `stop` on SIGTERM or SIGINT, after which a pass claims no more and finishes what is under
-/// way. A second signal ends the process at once; leases then expire by themselves. Signals are caught
+/// way, until `deadline` at the latest. A second signal ends the process at once; leases then expire by themselves. Signals are caught
 /// from when this returns.
-pub fn on_signal(stop: CancellationToken) {
+pub fn on_signal(stop: CancellationToken, deadline: Deadline) {
     let (Ok(mut terminate), Ok(mut interrupt)) = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
@@ -30,6 +37,8 @@ pub fn on_signal(stop: CancellationToken) {
             }
             info!("told to stop: finishing what is under way; a second signal ends it at once");
             stop.cancel();
+            let limit = failpoint::limit("shutdown.timeout", SHUTDOWN_TIMEOUT);
+            deadline.bring_forward(Instant::now() + limit);
         }
     });
 }

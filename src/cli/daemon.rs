@@ -8,13 +8,13 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::status::Viewer;
-use super::{Options, in_time, open};
-use crate::daemon::{self, Lookout, Supervisor, Watch};
+use super::{Options, UNFINISHED, in_time, open};
+use crate::daemon::{self, AllowedHosts, Lookout, Supervisor, Watch};
+use crate::deadline::Deadline;
 use crate::exit::{Exit, Failed};
 use crate::metrics::Metrics;
 use crate::pass::{Pass, Scope};
@@ -36,10 +36,11 @@ pub(super) struct Daemon {
     /// Serve the status as a page, /livez, /readyz and /metrics there: a port of this host alone, or an address and a port.
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     listen: Option<SocketAddr>,
-}
 
-/// Told to stop, it ends within this time, whatever hangs.
-const LONGEST_FAREWELL: Duration = Duration::from_secs(25);
+    /// Host names under which browsers may open the page, beside localhost and addresses.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "listen")]
+    allowed_hosts: Vec<String>,
+}
 
 fn address(text: &str) -> Result<SocketAddr, String> {
     let port = text.strip_prefix(':').unwrap_or(text).parse::<u16>();
@@ -69,7 +70,8 @@ impl Daemon {
         let (relay, queue) = (options.relay()?, options.queue()?);
         let (watch, supervisor) = (Arc::new(Watch::default()), Supervisor::default());
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
-        shutdown::on_signal(stop.clone());
+        let deadline = Deadline::never();
+        shutdown::on_signal(stop.clone(), deadline.clone());
         let serving = match self.listen {
             None => None,
             Some(address) => {
@@ -100,6 +102,7 @@ impl Daemon {
                     watch.clone(),
                     metrics.clone(),
                     Arc::new(lookout),
+                    AllowedHosts::new(self.allowed_hosts),
                     stopped.clone(),
                 );
                 Some(tokio::spawn(serving))
@@ -111,7 +114,8 @@ impl Daemon {
         };
         let opening = async || {
             let opening = open(&url, &names, options.auto_migrate, Access::ReadWrite);
-            in_time(&url, opening).await
+            let store = in_time(&url, opening).await?;
+            Ok(store.until(deadline.clone()))
         };
         let turn = async |store: &_| {
             let pass = Pass {
@@ -133,7 +137,7 @@ impl Daemon {
         let stopping = async {
             stop.cancelled().await;
             supervisor.stopping();
-            sleep(LONGEST_FAREWELL).await;
+            deadline.passed().await;
         };
         let served = async {
             match serving {
@@ -146,10 +150,7 @@ impl Daemon {
             biased;
             () = stopping => Err(Failed {
                 exit: Exit::Temporary,
-                message: anyhow!(
-                    "what was under way did not come to its end within {} s; leases expire by themselves, and \
-                     others go on", LONGEST_FAREWELL.as_secs()
-                ),
+                message: anyhow!(UNFINISHED),
             }),
             ended = working => ended,
             // Nobody would see any more how it is.

@@ -488,6 +488,9 @@ fn confirm(question: &str) -> Result<bool, Failed> {
     })
 }
 
+/// Why a command that has to end ends without what was under way.
+const UNFINISHED: &str = "what was under way did not come to its end in time; leases expire by themselves, and the next run goes on";
+
 /// A database error, with which database it is.
 fn at(url: &DatabaseUrl) -> impl Fn(StoreError) -> Failed + '_ {
     move |error| Failed {

@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use clap::Args;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::{Options, Output, at, in_time, open, print};
+use super::{Options, Output, UNFINISHED, at, in_time, open, print};
 use crate::daemon::{self, DUE_AT_ONCE};
+use crate::deadline::Deadline;
 use crate::exit::{Exit, Failed};
 use crate::metrics::Metrics;
 use crate::pass::{Pass, Scope, Which};
@@ -57,18 +59,47 @@ pub(super) struct SyncOnce {
     metrics_file: Option<PathBuf>,
 }
 
+/// After `--max-runtime`, a pass has so long to write down what it knows.
+const CLOSING_TIME: Duration = Duration::from_secs(5);
+/// And after that, so long to say what it did.
+const REPORTING_TIME: Duration = Duration::from_secs(1);
+
 impl SyncOnce {
     pub(super) async fn run(self, options: Options) -> Result<Exit, Failed> {
+        let longest = self.wait.into_iter().chain(self.max_runtime).min();
+        let until = longest.and_then(|longest| Instant::now().checked_add(longest));
+        let deadline = Deadline::never();
+        if let Some(until) = until {
+            deadline.bring_forward(until + CLOSING_TIME);
+        }
+        let hanging = async {
+            deadline.passed().await;
+            sleep(REPORTING_TIME).await;
+        };
+        tokio::select! {
+            exit = self.sync(options, until, &deadline) => exit,
+            () = hanging => Err(Failed {
+                exit: Exit::Temporary,
+                message: anyhow!(UNFINISHED),
+            }),
+        }
+    }
+
+    async fn sync(
+        self,
+        options: Options,
+        until: Option<Instant>,
+        deadline: &Deadline,
+    ) -> Result<Exit, Failed> {
         let Self {
             dry_run,
             voice,
             limit,
             due,
             wait,
-            max_runtime,
+            max_runtime: _,
             metrics_file,
         } = self;
-        let begun = Instant::now();
         let (url, names, rules) = (options.database_url()?, options.names()?, options.rules());
         let metrics = Metrics::default();
         let provider = options.provider()?.counting_in(metrics.provider.clone());
@@ -79,10 +110,9 @@ impl SyncOnce {
             Access::ReadWrite
         };
         let opening = open(&url, &names, options.auto_migrate, access);
-        let store = in_time(&url, opening).await?;
+        let store = in_time(&url, opening).await?.until(deadline.clone());
         let stop = CancellationToken::new();
-        shutdown::on_signal(stop.clone());
-        let longest = wait.into_iter().chain(max_runtime).min();
+        shutdown::on_signal(stop.clone(), deadline.clone());
         let scope = Scope {
             which: match (voice.is_empty(), due) {
                 (false, _) => Which::Named(voice),
@@ -90,7 +120,7 @@ impl SyncOnce {
                 (true, false) => Which::All,
             },
             limit,
-            max_runtime: longest,
+            until,
             dry_run,
             goes_on: false,
         };
@@ -131,8 +161,7 @@ impl SyncOnce {
             );
         }
         if wait.is_some() {
-            let deadline = longest.and_then(|longest| begun.checked_add(longest));
-            report = daemon::until_nothing_waits(pass, &metrics, report, deadline).await;
+            report = daemon::until_nothing_waits(pass, &metrics, report, until).await;
         }
         if let Some(path) = metrics_file {
             metrics.press(provider.pressure());
@@ -184,7 +213,7 @@ fn is_one_of_many(which: &Which) -> bool {
 async fn due_now(url: &DatabaseUrl, store: &Store) -> Result<Which, Failed> {
     match store.has_own_tables() {
         true => Ok(Which::Due(
-            store.agenda(DUE_AT_ONCE).await.map_err(at(url))?,
+            store.agenda(DUE_AT_ONCE, None).await.map_err(at(url))?,
         )),
         false => Ok(Which::All),
     }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{Lookout, Watch};
+use super::{AllowedHosts, Lookout, Watch, connections};
 use crate::metrics::Metrics;
 use crate::status::{Nonce, page};
 
@@ -21,6 +21,9 @@ const REFRESH: Duration = Duration::from_secs(10);
 /// The media type of OpenMetrics' exposition format.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+const NOT_THIS_HOST: &str =
+    "this page is not served under that name; allow the name with --allowed-hosts\n";
+
 /// Serves `/` (the status, for people), `/livez` (the loop moves), `/readyz` (database and schema) and
 /// `/metrics` until `stop`. All of it is read-only.
 pub async fn serve(
@@ -28,21 +31,23 @@ pub async fn serve(
     watch: Arc<Watch>,
     metrics: Arc<Metrics>,
     lookout: Arc<Lookout>,
+    hosts: AllowedHosts,
     stop: CancellationToken,
-) -> std::io::Result<()> {
+) {
+    let page = Router::new()
+        .route("/", get(status))
+        .with_state((lookout, Arc::new(hosts)));
     let router = Router::new()
         .route("/livez", get(alive))
         .route("/readyz", get(ready))
         .with_state(watch)
-        .merge(Router::new().route("/", get(status)).with_state(lookout))
+        .merge(page)
         .merge(
             Router::new()
                 .route("/metrics", get(show))
                 .with_state(metrics),
         );
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    connections::serve(listener, router, stop).await;
 }
 
 async fn alive(State(watch): State<Arc<Watch>>) -> impl IntoResponse {
@@ -63,7 +68,16 @@ async fn show(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, OPENMETRICS)], metrics.text())
 }
 
-async fn status(State(lookout): State<Arc<Lookout>>) -> impl IntoResponse {
+async fn status(
+    State((lookout, hosts)): State<(Arc<Lookout>, Arc<AllowedHosts>)>,
+    headers: HeaderMap,
+) -> Response {
+    let host = headers.get(header::HOST).map(HeaderValue::to_str);
+    if let Some(host) = host
+        && !host.is_ok_and(|host| hosts.allow(host))
+    {
+        return (StatusCode::MISDIRECTED_REQUEST, NOT_THIS_HOST).into_response();
+    }
     let seen = lookout.status().await;
     let (code, status) = match seen.as_ref() {
         Ok(status) => (StatusCode::OK, Ok(status)),
@@ -78,5 +92,5 @@ async fn status(State(lookout): State<Arc<Lookout>>) -> impl IntoResponse {
         (header::CACHE_CONTROL, "no-store".to_owned()),
         (header::REFRESH, REFRESH.as_secs().to_string()),
     ];
-    (code, headers, page(status, nonce))
+    (code, headers, page(status, nonce)).into_response()
 }

@@ -3,6 +3,8 @@
 //! A [`tick()`] asks about what is due, if anything is, and says what came of it; the loop only opens
 //! the database, sleeps and starts over. Nothing that voice-sync depends on ends it by being away.
 
+mod allowed_hosts;
+mod connections;
 mod health;
 mod lookout;
 mod notify;
@@ -15,6 +17,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+pub use allowed_hosts::AllowedHosts;
 pub use health::serve;
 pub use lookout::{Lookout, Seen};
 pub use notify::Supervisor;
@@ -24,7 +27,7 @@ pub use watch::Watch;
 
 use crate::exit::{Exit, Failed};
 use crate::failpoint;
-use crate::report::{Obstacle, Part};
+use crate::report::{Obstacle, Part, Report};
 use crate::store::Store;
 
 /// The pause after a turn, even if more is due already.
@@ -84,12 +87,9 @@ pub async fn run(
             }
             Tick::Passed(report) => {
                 watch.passed(report);
-                // Where some voices were answered, those that were not, or a bus that is away, must
-                // not keep the others waiting.
-                let is_in_part = report.exit_code == Exit::Temporary && report.counts.looked_up > 0;
-                match is_in_part {
-                    true => (Exit::Success, String::new(), FIRST_PAUSE),
-                    false => (report.exit_code, reason(&report.obstacles), Duration::ZERO),
+                match pause_after(report, interval) {
+                    Some(pause) => (Exit::Success, String::new(), pause),
+                    None => (report.exit_code, reason(&report.obstacles), Duration::ZERO),
                 }
             }
         };
@@ -119,6 +119,19 @@ pub async fn run(
     Ok(())
 }
 
+/// How long to pause after a pass; `None` if it failed as a whole. What went wrong with some voices, or with the
+/// event bus, must not keep the others waiting.
+fn pause_after(report: &Report, interval: Duration) -> Option<Duration> {
+    match report.exit_code {
+        Exit::Success => Some(Duration::ZERO),
+        Exit::Temporary if report.counts.looked_up > 0 => Some(FIRST_PAUSE),
+        Exit::Temporary if report.counts.due == 0 => Some(interval),
+        Exit::Key if report.key_works => Some(FIRST_PAUSE),
+        Exit::Temporary | Exit::Key => None,
+        Exit::Usage | Exit::Database | Exit::Io | Exit::Config => None,
+    }
+}
+
 fn again_in(failures: &mut u32) -> Duration {
     *failures = failures.saturating_add(1);
     let doubled = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(*failures - 1));
@@ -133,4 +146,53 @@ fn reason(obstacles: &[Obstacle]) -> String {
         .map(|obstacle| obstacle.says.as_str())
         .collect();
     said.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::Utc;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::report::Counts;
+
+    #[test]
+    fn what_fails_in_part_keeps_nobody_waiting() {
+        const INTERVAL: Duration = Duration::from_secs(5);
+        let pause = |exit_code, due, looked_up, key_works| {
+            let report = Report {
+                run_id: Uuid::nil(),
+                started_at: Utc::now(),
+                finished_at: Utc::now(),
+                duration_ms: 0,
+                dry_run: false,
+                counts: Counts {
+                    due,
+                    looked_up,
+                    ..Counts::default()
+                },
+                exit_code,
+                reason: None,
+                obstacles: Vec::new(),
+                key_works,
+            };
+            pause_after(&report, INTERVAL)
+        };
+        assert_eq!(pause(Exit::Success, 9, 9, false), Some(Duration::ZERO));
+        assert_eq!(pause(Exit::Temporary, 9, 1, false), Some(FIRST_PAUSE));
+        assert_eq!(
+            pause(Exit::Temporary, 0, 0, false),
+            Some(INTERVAL),
+            "only the event bus failed"
+        );
+        assert_eq!(pause(Exit::Key, 9, 9, true), Some(FIRST_PAUSE));
+        for (exit, due, looked_up) in [
+            (Exit::Temporary, 9, 0),
+            (Exit::Key, 9, 9),
+            (Exit::Database, 9, 9),
+            (Exit::Config, 9, 9),
+        ] {
+            assert_eq!(pause(exit, due, looked_up, false), None, "{exit:?}");
+        }
+    }
 }

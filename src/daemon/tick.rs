@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::events::relay::Relay;
 use crate::exit::Exit;
 use crate::metrics::Metrics;
 use crate::pass::{Pass, Scope, Which};
@@ -33,7 +34,8 @@ pub enum Tick {
 /// Asks about the voices that are due, if there are any, and publishes events that wait. The pass's
 /// own scope says how; which voices, the agenda says.
 pub async fn tick(pass: Pass<'_>, metrics: &Metrics) -> Tick {
-    let agenda = match pass.store.agenda(DUE_AT_ONCE).await {
+    let bus = pass.relay.map(Relay::bus);
+    let agenda = match pass.store.agenda(DUE_AT_ONCE, bus).await {
         Ok(agenda) => agenda,
         Err(error) => {
             return Tick::Unreadable {

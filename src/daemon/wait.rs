@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{BREATH, Tick, Watch, again_in, tick};
+use super::{BREATH, Tick, Watch, again_in, pause_after, tick};
 use crate::exit::Exit;
 use crate::metrics::Metrics;
 use crate::pass::{Pass, Scope};
@@ -38,7 +38,7 @@ pub async fn until_nothing_waits(
             return report.halted(&halt);
         }
         let scope = Scope {
-            max_runtime: left,
+            until: deadline,
             goes_on: true,
             ..Scope::default()
         };
@@ -53,18 +53,14 @@ pub async fn until_nothing_waits(
             } => next_in.min(INTERVAL),
             Tick::Passed(later) => {
                 watch.passed(&later);
+                let pause = pause_after(&later, INTERVAL);
                 report.goes_on_with(*later);
-                match report.exit_code {
-                    Exit::Success => {
+                match pause {
+                    Some(pause) => {
                         failures = 0;
-                        BREATH
+                        pause
                     }
-                    Exit::Usage
-                    | Exit::Database
-                    | Exit::Io
-                    | Exit::Temporary
-                    | Exit::Key
-                    | Exit::Config => again_in(&mut failures),
+                    None => again_in(&mut failures),
                 }
             }
             Tick::Unreadable { says, .. } => {

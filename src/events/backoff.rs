@@ -5,7 +5,7 @@ use std::time::Duration;
 /// The first pause at the longest.
 const FIRST: Duration = Duration::from_secs(1);
 /// A bus that works again is found out within this, and a run of cron.
-const LONGEST: Duration = Duration::from_secs(60);
+pub const LONGEST: Duration = Duration::from_secs(60);
 
 /// The pause after so many failures in a row: between half and the whole of a limit that doubles.
 /// `dice` is uniform in 0..1.

@@ -92,7 +92,9 @@ impl Pass<'_> {
                 progress.halt(halt);
             }
             let halted = progress.tally().halt.is_some();
-            let Some((selection, limit)) = next.filter(|_| !halted && !claims.is_over()) else {
+            let Some((selection, limit)) =
+                next.filter(|_| !halted && !claims.is_over(progress.claims_until))
+            else {
                 // Where the pass has to stop, they are given back.
                 if let Some(part) = progress.isolation.pop(is_unclear) {
                     return Ok(Next::LookUp(part));

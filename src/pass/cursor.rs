@@ -27,6 +27,8 @@ pub(super) struct Cursor {
     hints: Vec<String>,
     /// Voices that may still be claimed.
     left: Option<u64>,
+    /// Of the limit, what is kept for the rows that it will go on with.
+    reserved: u64,
     /// Voices claimed.
     claimed: u64,
 }
@@ -102,6 +104,7 @@ impl Cursor {
             way,
             hints: Vec::new(),
             left: limit,
+            reserved: 0,
             claimed: 0,
         }
     }
@@ -122,8 +125,18 @@ impl Cursor {
         self.hints = hints;
     }
 
+    /// Keeps a part of the limit for the rows that it will go on with.
+    pub(super) fn reserve(&mut self, voices: u64) {
+        if let Some(left) = &mut self.left {
+            self.reserved = voices.min(*left);
+            *left -= self.reserved;
+        }
+    }
+
     /// Goes on with these rows. For a cursor that is at its end.
     pub(super) fn go_on_with(&mut self, rows: Vec<RowId>, read_at: DateTime<Utc>) {
+        let reserved = std::mem::take(&mut self.reserved);
+        self.left = self.left.map(|left| left + reserved);
         self.way = Self::over_due(None, rows, read_at).way;
     }
 
@@ -276,7 +289,7 @@ impl Cursor {
 
     /// Voices that may still be claimed, where there is a limit.
     pub(super) fn left(&self) -> Option<u64> {
-        self.left
+        self.left.map(|left| left + self.reserved)
     }
 }
 

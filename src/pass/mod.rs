@@ -59,6 +59,10 @@ const ISOLATED_AT_ONCE: u32 = 10_000;
 const ISOLATED_TIME: Duration = Duration::from_secs(20);
 /// The same where other voices may come due meanwhile.
 const SHORT_ISOLATED_TIME: Duration = Duration::from_secs(2);
+/// How long a pass claims voices where others may come due meanwhile, new ones above all.
+const POLL_TIME: Duration = Duration::from_secs(3);
+/// Part of a limit that is kept for isolated voices, which come after all others.
+const ISOLATED_SHARE: f64 = 0.1;
 /// Part of the lease that is kept for writing the answers down.
 const LEASE_RESERVE: Duration = Duration::from_secs(10);
 
@@ -69,8 +73,8 @@ pub struct Scope {
     pub which: Which,
     /// At most so many voices.
     pub limit: Option<u64>,
-    /// No longer than this.
-    pub max_runtime: Option<Duration>,
+    /// Nothing is claimed or asked about after this.
+    pub until: Option<Instant>,
     /// Read and ask, but write nothing.
     pub dry_run: bool,
     /// The process goes on after this pass: what others hold is left to a later one.
@@ -157,11 +161,11 @@ impl Pass<'_> {
         let Scope {
             which,
             limit,
-            max_runtime,
+            until,
             dry_run: _,
             goes_on: _,
         } = self.scope;
-        let cursor = match which {
+        let mut cursor = match which {
             Which::All => Cursor::over_all(*limit, memory.resume_after),
             Which::Named(names) => Cursor::over_names(*limit, names.clone()),
             Which::Due(agenda) => {
@@ -174,16 +178,24 @@ impl Pass<'_> {
             Which::All | Which::Named(_) => Apart::Nothing,
             Which::Due(agenda) => Apart::Known(isolated(agenda)),
         };
+        if !matches!(isolated, Apart::Nothing) {
+            // A small limit has room for one now and then.
+            let share = limit.map(|limit| limit as f64 * ISOLATED_SHARE + fastrand::f64());
+            cursor.reserve(share.map_or(0, |share| share as u64));
+        }
         let mut progress = Progress::new(
             Uuid::new_v4(),
             started,
             (self.provider.requests(), self.provider.retries()),
-            max_runtime.and_then(|longest| started.checked_add(longest)),
+            *until,
             cursor,
             isolated,
             memory.unlisted,
         );
         progress.mass_absence = memory.mass_absence;
+        if self.scope.goes_on {
+            progress.claims_until = Some(started + POLL_TIME);
+        }
         let outcome = match unreadable {
             Some(error) => Err(error),
             None => {

@@ -15,6 +15,8 @@ use crate::store::StoreError;
 
 /// Part of the lease in which the voices of a batch should have been asked about.
 pub(super) const ASKING_TIME: Duration = Duration::from_secs(15);
+/// The same where others may come due meanwhile.
+const SHORT_ASKING_TIME: Duration = Duration::from_secs(2);
 /// A pause that the provider asks for is waited out, unless it is longer: then the next run goes on.
 pub(crate) const LONGEST_HOLD: Duration = Duration::from_secs(10);
 /// How often the database is asked what other processes learned of the provider.
@@ -102,7 +104,11 @@ impl Pass<'_> {
         let at_once = self.provider.concurrency();
         let in_flight = self.lookup_workers();
         let latency = latency.as_secs_f64().max(0.001);
-        let in_time = ASKING_TIME.as_secs_f64() / latency * at_once as f64 / in_flight as f64;
+        let time = match self.scope.goes_on {
+            true => SHORT_ASKING_TIME,
+            false => ASKING_TIME,
+        };
+        let in_time = time.as_secs_f64() / latency * at_once as f64 / in_flight as f64;
         ((in_time / requests_a_voice.max(0.001)) as usize).clamp(1, BATCH)
     }
 

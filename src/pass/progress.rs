@@ -36,6 +36,8 @@ pub(super) struct Progress {
     /// Requests and repetitions of earlier passes.
     pub(super) requests_before: (u64, u64),
     pub(super) deadline: Option<Instant>,
+    /// Voices that are not claimed by then are left to the next pass; isolated ones have a time of their own.
+    pub(super) claims_until: Option<Instant>,
     pub(super) claims: tokio::sync::Mutex<Claims>,
     pub(super) isolation: Isolation,
     /// Lookup workers without a batch.
@@ -82,9 +84,14 @@ impl Claims {
         matches!(self.apart, Apart::Begun { .. })
     }
 
-    /// Whether there is no time left for isolated voices.
-    pub(super) fn is_over(&self) -> bool {
-        matches!(self.apart, Apart::Begun { until, .. } if Instant::now() >= until)
+    /// Whether there is no time left for more of the voices that it is at: those that are isolated, or the others,
+    /// which are claimed `until` a time.
+    pub(super) fn is_over(&self, until: Option<Instant>) -> bool {
+        let until = match self.apart {
+            Apart::Begun { until, .. } => Some(until),
+            Apart::Unread | Apart::Known(_) | Apart::Nothing => until,
+        };
+        until.is_some_and(|until| Instant::now() >= until)
     }
 
     /// Of the isolated voices that the cursor did not get to, those that are not known to be unanswerable.
@@ -144,6 +151,7 @@ impl Progress {
             started,
             requests_before,
             deadline,
+            claims_until: None,
             claims: tokio::sync::Mutex::new(Claims {
                 cursor,
                 ready: VecDeque::new(),

@@ -17,6 +17,11 @@ use crate::store::{BusTurn, StoreError};
 /// How long a pass waits for events that another process is publishing, or was before it crashed.
 const OTHERS_EVENTS: Duration = Duration::from_secs(17);
 
+/// How long a pass publishes what is left where voices may come due meanwhile.
+const OUTBOX_TIME: Duration = Duration::from_secs(1);
+/// A pass offers no more events to a bus that refuses all of them, one after the other.
+const MOST_REFUSED: u64 = 5 * relay::BATCH as u64;
+
 const POLL_OTHERS: Duration = Duration::from_millis(250);
 
 impl Pass<'_> {
@@ -133,17 +138,20 @@ impl Pass<'_> {
         let mut pending = self.store.pending_events(None).await?;
         // Others may go on recording while this pass ends: those events are theirs.
         let ours = pending.newest;
-        let patience = Instant::now() + OTHERS_EVENTS;
-        let mut fruitless = 0;
+        let began = Instant::now();
+        let (mut refused_in_a_row, mut is_counted) = (0, true);
         // Even a pass that has to stop tries once.
         for round in 0.. {
             let others_only = pending.unleased == 0;
+            let is_over = match self.scope.goes_on {
+                true => self.is_over(progress) || began.elapsed() >= OUTBOX_TIME,
+                false => self.is_over(progress),
+            };
             if pending.all == 0
                 || progress.bus_is_down.load(Ordering::Relaxed)
-                || round > 0 && self.is_over(progress)
-                // The bus refuses all that is left.
-                || fruitless >= pending.all
-                || others_only && (self.scope.goes_on || Instant::now() >= patience)
+                || round > 0 && is_over
+                || refused_in_a_row >= pending.all.min(MOST_REFUSED)
+                || others_only && (self.scope.goes_on || began.elapsed() >= OTHERS_EVENTS)
             {
                 break;
             }
@@ -151,15 +159,27 @@ impl Pass<'_> {
             if events.is_empty() {
                 sleep(POLL_OTHERS).await;
             } else if self.publish(progress, relay, &events).await? {
-                fruitless = 0;
+                refused_in_a_row = 0;
             } else {
-                fruitless += events.len() as u64;
+                refused_in_a_row += events.len() as u64;
             }
+            (self.observe)(&progress.tally().counts);
+            // Counting them takes the longer the more there are: not again while there are many.
+            is_counted = events.len() < relay::BATCH;
+            if is_counted {
+                pending = self.store.pending_events(ours).await?;
+            } else {
+                let taken = events.len() as u64;
+                pending.all = pending.all.saturating_sub(taken);
+                pending.unleased = pending.unleased.saturating_sub(taken);
+            }
+        }
+        if !is_counted {
             pending = self.store.pending_events(ours).await?;
         }
         progress.tally().counts.events_pending = pending.all;
         ending.events_stuck = match self.scope.goes_on {
-            true => pending.unleased > 0,
+            true => pending.unleased > 0 && progress.bus_is_down.load(Ordering::Relaxed),
             false => pending.all > 0,
         };
         if ending.events_stuck && !self.scope.goes_on {

@@ -53,6 +53,8 @@ const FIRST_GUESS: Duration = Duration::from_millis(300);
 const GRACE: Duration = Duration::from_secs(20);
 /// Most bytes of an answer, decompressed: 100 voices have some 200 kB, and a gzip bomb has more.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
+/// Most bytes of any answer but a 200: the API's errors have some 200 bytes, a proxy's page has a few kB.
+const MAX_ERROR_BYTES: usize = 64 * 1024;
 
 /// What a request is for: this says how long it may take, and what its failure means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -533,7 +535,11 @@ impl Provider {
         let status = response.status().as_u16();
         let told = told_to_wait(response.headers());
         let plan = plan(response.headers());
-        let body = read(response, no_answer).await;
+        let longest = match status {
+            200 => MAX_BODY_BYTES,
+            _ => MAX_ERROR_BYTES,
+        };
+        let body = read(response, longest, no_answer).await;
         trace!(status, path = path_and_query, "answered");
         let answer = match status {
             200 => body.and_then(|body| {
@@ -714,14 +720,15 @@ fn told_to_wait(headers: &HeaderMap) -> Option<Duration> {
 
 async fn read(
     mut response: reqwest::Response,
+    longest: usize,
     no_answer: impl Fn(reqwest::Error) -> Refusal,
 ) -> Result<Vec<u8>, Refusal> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(&no_answer)? {
-        if body.len() + chunk.len() > MAX_BODY_BYTES {
+        if body.len() + chunk.len() > longest {
             return Err(Refusal::Unavailable(Trouble::new(
                 TroubleKind::TooLarge,
-                format!("the answer has more than {MAX_BODY_BYTES} bytes"),
+                format!("the answer has more than {longest} bytes"),
             )));
         }
         body.extend_from_slice(&chunk);

@@ -132,7 +132,9 @@ impl Database {
         match self {
             Self::Postgres(sessions) => {
                 let mut transaction = sessions.transaction().await?;
-                let impatient = format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; {statements}");
+                let impatient = format!(
+                    "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; {statements}"
+                );
                 let done = transaction
                     .execute(sqlx::raw_sql(AssertSqlSafe(impatient)))
                     .await?;

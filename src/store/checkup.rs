@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::table::{Names, literal};
-use super::{Database, Store, StoreError, sqlite};
+use super::{Backend, Database, Store, StoreError, sqlite};
 use crate::finding::Finding;
 
 /// Clocks that are further apart than this are said to be.
@@ -30,9 +30,9 @@ impl Store {
             let says = format!("there is no {name}: {}", column.consequence());
             Finding::doubtful("columns", says, column.advice())
         }));
-        match self {
-            Self::Postgres(store) => store.checkup(names, findings).await,
-            Self::Sqlite(store) => store.checkup(names, findings).await,
+        match &self.backend {
+            Backend::Postgres(store) => store.checkup(names, findings).await,
+            Backend::Sqlite(store) => store.checkup(names, findings).await,
         }
     }
 

@@ -202,7 +202,8 @@ impl Database {
             Self::Postgres(sessions) => {
                 let mut transaction = sessions.transaction().await?;
                 let lock = format!(
-                    "SELECT set_config('lock_timeout', '30s', TRUE), pg_advisory_xact_lock({LOCK_KEY})"
+                    "SELECT set_config('statement_timeout', '0', TRUE), set_config('lock_timeout', '30s', TRUE);
+                     SELECT pg_advisory_xact_lock({LOCK_KEY})"
                 );
                 transaction
                     .execute(sqlx::raw_sql(AssertSqlSafe(lock)))

@@ -41,7 +41,8 @@ pub use values::{
     Upcoming,
 };
 
-use crate::events::OutboxEvent;
+use crate::deadline::Deadline;
+use crate::events::{OutboxEvent, backoff};
 use crate::failpoint;
 use crate::missing::MassAbsence;
 use crate::standing::Standing;
@@ -50,6 +51,8 @@ use crate::voice::RowId;
 
 /// How long a claimed voice is this process's alone, by the database's clock.
 pub const LEASE: Duration = Duration::from_secs(60);
+/// An event that the event bus refuses is no reason for a pass within this time.
+const REFUSED: Duration = Duration::from_secs(15);
 /// How long a freshly recorded event is its recorder's alone to publish.
 const OUTBOX_LEASE: Duration = Duration::from_secs(15);
 /// A voice that could not be asked about or stored so often is left alone for [`SET_ASIDE`].
@@ -71,6 +74,13 @@ const NEWEST_RUNS: u32 = 200;
 const PROBE: Duration = Duration::from_secs(35);
 /// Likewise for an event bus: the time limits of the relay, and some.
 const BUS_PROBE: Duration = Duration::from_secs(10);
+/// Kinds of voices that the list leaves out are remembered for so long.
+const UNLISTED: Duration = Duration::from_secs(60 * 60);
+/// No voice is scheduled further ahead, and no isolated one.
+const LONGEST_SCHEDULE: Duration = Duration::from_secs(10 * 60);
+const LONGEST_ISOLATED_SCHEDULE: Duration = Duration::from_secs(2 * 60 * 60);
+/// The longest pause of an event bus, its probe included.
+const LONGEST_BUS_PAUSE: Duration = backoff::LONGEST;
 /// Connecting included.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -95,24 +105,30 @@ impl Database {
 }
 
 /// The application's table and voice-sync's own, found to fit.
-pub enum Store {
-    /// On PostgreSQL.
+pub struct Store {
+    backend: Backend,
+    /// No operation goes on after it.
+    deadline: Deadline,
+}
+
+enum Backend {
     Postgres(postgres::PostgresStore),
-    /// On SQLite.
     Sqlite(sqlite::SqliteStore),
 }
 
 /// Runs the same method on whichever database it is: within a time limit, and again where the
-/// trouble is of the kind that passes, until that limit is over. Every operation may be repeated
+/// trouble is of the kind that passes, until that limit or the store's deadline is over. Every operation may be repeated
 /// after a lost reply: claims, probes and ledger entries are recognised by their run, transitions are
 /// guarded and found again by their events, notes and marks say the same twice.
 macro_rules! on_either {
     ($store:tt . $operation:ident ( $($argument:expr),* $(,)? )) => {{
         let once = || async {
             visit(concat!("store.", stringify!($operation), ".before")).await?;
-            let limited = match $store {
-                Store::Postgres(s) => timeout(OPERATION_TIMEOUT, s.$operation($($argument),*)).await,
-                Store::Sqlite(s) => timeout(OPERATION_TIMEOUT, s.$operation($($argument),*)).await,
+            let limit = operation_timeout();
+            let limit = $store.deadline.left().map_or(limit, |left| left.min(limit));
+            let limited = match &$store.backend {
+                Backend::Postgres(s) => timeout(limit, s.$operation($($argument),*)).await,
+                Backend::Sqlite(s) => timeout(limit, s.$operation($($argument),*)).await,
             };
             let done = limited
                 .unwrap_or_else(|_| Err(StoreError::Unreachable("no answer in time".to_owned())))?;
@@ -120,10 +136,16 @@ macro_rules! on_either {
             Ok(done)
         };
         let begun = Instant::now();
-        let is_worth_it = |error: &StoreError| error.is_passing() && begun.elapsed() < OPERATION_TIMEOUT;
+        let is_worth_it = |error: &StoreError| {
+            error.is_passing() && begun.elapsed() < operation_timeout() && !$store.deadline.is_over()
+        };
         let retry = once.retry(patience()).when(is_worth_it);
         retry.notify(|_, _| $store.doubt_connections()).await
     }};
+}
+
+fn operation_timeout() -> Duration {
+    failpoint::limit("store.timeout", OPERATION_TIMEOUT)
 }
 
 /// Where a test makes the database fail; see [`failpoint`].
@@ -158,54 +180,60 @@ impl Store {
         own_tables: bool,
         access: Access,
     ) -> Result<Self, StoreError> {
-        match database {
-            Database::Postgres(sessions) => {
-                postgres::PostgresStore::open(sessions, names, own_tables, access)
-                    .await
-                    .map(Self::Postgres)
+        let backend = match database {
+            Database::Postgres(sessions) => Backend::Postgres(
+                postgres::PostgresStore::open(sessions, names, own_tables, access).await?,
+            ),
+            Database::Sqlite(pool) => {
+                Backend::Sqlite(sqlite::SqliteStore::open(pool, names, own_tables).await?)
             }
-            Database::Sqlite(pool) => sqlite::SqliteStore::open(pool, names, own_tables)
-                .await
-                .map(Self::Sqlite),
-        }
+        };
+        let deadline = Deadline::never();
+        Ok(Self { backend, deadline })
+    }
+
+    /// The same, but that no operation goes on after this deadline.
+    #[must_use]
+    pub fn until(self, deadline: Deadline) -> Self {
+        Self { deadline, ..self }
     }
 
     /// Gives the connection back.
     pub fn into_database(self) -> Database {
-        match self {
-            Self::Postgres(store) => Database::Postgres(store.into_sessions()),
-            Self::Sqlite(store) => Database::Sqlite(store.into_pool()),
+        match self.backend {
+            Backend::Postgres(store) => Database::Postgres(store.into_sessions()),
+            Backend::Sqlite(store) => Database::Sqlite(store.into_pool()),
         }
     }
 
     fn doubt_connections(&self) {
-        match self {
-            Self::Postgres(store) => store.doubt_connections(),
-            Self::Sqlite(_) => {}
+        match &self.backend {
+            Backend::Postgres(store) => store.doubt_connections(),
+            Backend::Sqlite(_) => {}
         }
     }
 
     /// Whether voice-sync's own tables are there.
     pub fn has_own_tables(&self) -> bool {
-        match self {
-            Self::Postgres(store) => store.has_own_tables(),
-            Self::Sqlite(store) => store.has_own_tables(),
+        match &self.backend {
+            Backend::Postgres(store) => store.has_own_tables(),
+            Backend::Sqlite(store) => store.has_own_tables(),
         }
     }
 
     /// Columns that the application's table could have, and does not.
     pub fn absent(&self) -> &[Absent] {
-        match self {
-            Self::Postgres(store) => store.absent(),
-            Self::Sqlite(store) => store.absent(),
+        match &self.backend {
+            Backend::Postgres(store) => store.absent(),
+            Backend::Sqlite(store) => store.absent(),
         }
     }
 
     /// How many characters a preview may have; `None` is any number.
     pub fn preview_room(&self) -> Option<usize> {
-        match self {
-            Self::Postgres(store) => store.preview_room(),
-            Self::Sqlite(store) => store.preview_room(),
+        match &self.backend {
+            Backend::Postgres(store) => store.preview_room(),
+            Backend::Sqlite(store) => store.preview_room(),
         }
     }
 
@@ -229,9 +257,10 @@ impl Store {
         on_either!(self.overview())
     }
 
-    /// The voices that are due, or will be next: at most so many, in the order in which they are.
-    pub async fn agenda(&self, most: u32) -> Result<Agenda, StoreError> {
-        on_either!(self.agenda(most))
+    /// The voices that are due, or will be next: at most so many, in the order in which they are; those that were
+    /// never asked about come first. Events wait if the `bus` may be tried, and has not refused them just now.
+    pub async fn agenda(&self, most: u32, bus: Option<Uuid>) -> Result<Agenda, StoreError> {
+        on_either!(self.agenda(most, bus))
     }
 
     /// Voices that are asked about by themselves, at most so many, and not those that `run_id` found to be such

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::backlog::Backlog;
 use crate::sketch::Sketch;
 use crate::standing::Standing;
+use crate::store::SET_ASIDE;
 use crate::verdict::Age;
 use crate::voice::RowId;
 
@@ -148,7 +149,7 @@ impl VoiceRecord {
     /// Until when it is set aside, if it is at that moment.
     pub fn set_aside_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let until = self.notes_about_it()?.set_aside_until;
-        until.filter(|until| *until > now)
+        until.filter(|until| *until > now && *until <= now + SET_ASIDE)
     }
 
     /// How often in a row it could not be looked up, and since when, if it cannot.

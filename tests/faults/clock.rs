@@ -6,6 +6,11 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tempfile::TempDir;
 
+use uuid::Uuid;
+use voice_sync::store::Selection;
+use voice_sync_simulator::{Answer, Request};
+
+use crate::proxy::{Proxy, Weather};
 use crate::scene::{DECIDED, Scene};
 use crate::support::app::{App, Variant};
 use crate::support::binary::end;
@@ -54,5 +59,60 @@ async fn a_clock_that_jumps_moves_nothing() {
         assert_eq!(asked, 2000, "no lease ended early, nobody asked twice");
         scene.recover().await;
         scene.check().await;
+    }
+}
+
+/// Whatever waits for a moment, by the database's clock: leases, a pause that the provider asked for, an open
+/// breaker, its probe, a bus that is left alone, events that are leased, and schedules.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_clock_that_is_set_back_holds_nothing_up() {
+    const HOUR: i64 = 60 * 60;
+    for variant in [Variant::A, Variant::E32] {
+        for (set_back, failure) in [(HOUR, 503), (HOUR, 429), (400 * 24 * HOUR, 503)] {
+            for due in [false, true] {
+                let mut scene = Scene::new(variant, DECIDED, 10).await;
+                let proxy = Proxy::to(&scene.bus.url, 6379).await;
+                let redis = proxy.through(&scene.bus.url);
+                let command = |scene: &Scene| {
+                    let command = scene.command().env("REDIS_URL", &redis);
+                    match due {
+                        true => command.arg("--due"),
+                        false => command,
+                    }
+                };
+                proxy.set(Weather::Cut);
+                command(&scene).run().await.expect_code(75);
+                assert_eq!(scene.undecided().await, 0);
+                // A publisher that crashed.
+                let store = scene.app.store().await;
+                assert!(store.take_events(3).await.expect("leases").len() == 3);
+                scene.add(DECIDED, 20).await;
+                scene.provider.script(move |_: &Request| {
+                    Some(Answer::html(failure, "Trouble").with_header("retry-after", "250"))
+                });
+                command(&scene).run().await.expect_code(75);
+                scene.provider.script(|_: &Request| None);
+                // A lookup that crashed.
+                scene.add(DECIDED, 20).await;
+                let everyone = Selection::Range {
+                    after: None,
+                    up_to: None,
+                    except: Vec::new(),
+                };
+                let claimed = store.claim(Uuid::new_v4(), &everyone, 30).await;
+                assert!(!claimed.expect("claims").voices.is_empty());
+                proxy.set(Weather::Fair);
+                let held_up = command(&scene).run().await;
+                held_up.expect_code(75);
+                assert_eq!(held_up.count("looked_up"), 0, "the control");
+
+                scene.app.age_own_tables(-set_back).await;
+                let label = format!("{variant:?} {set_back} s, HTTP {failure}, --due: {due}");
+                let run = command(&scene).run().await;
+                assert_eq!(run.code, 0, "{label}: {}\n{}", run.stdout, run.stderr);
+                assert_eq!(scene.undecided().await, 0, "{label}");
+                scene.check().await;
+            }
+        }
     }
 }

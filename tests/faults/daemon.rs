@@ -1,5 +1,7 @@
 //! The daemon while what it depends on is away: it stays, says so once, and goes on by itself.
 
+use std::io::{ErrorKind, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -275,6 +277,88 @@ async fn nothing_grows_however_long_it_runs() {
     // A week of rounds is kept: before that, rows only gather.
     if rounds > 1000 {
         assert!(late.rows <= early.rows * 5 / 4, "rows: {sizes:?}");
+    }
+    daemon.stop().await;
+}
+
+/// Connections that hang, in each way that a client can, and more of them than the daemon may open files: it
+/// goes on, and a health check is answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_hang_keep_nobody_out() {
+    const FILES: u64 = 256;
+    for variant in [Variant::A, Variant::E32] {
+        let (app, provider) = (App::new(variant).await, simulator().await);
+        let mut daemon = Daemon::start(daemon(&app.url, &provider.url()).arg("--auto-migrate"));
+        daemon.wait_until_answers("/readyz", 200).await;
+        let pid = rustix::process::Pid::from_raw(i32::try_from(daemon.id()).expect("a number"));
+        let limit = rustix::process::Rlimit {
+            current: Some(FILES),
+            maximum: Some(FILES),
+        };
+        rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit).expect("limited");
+        let address = daemon.address().await;
+        let whole = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(50);
+        let mut held = Vec::new();
+        for (round, sent) in [
+            "",
+            "GET / HTTP/1.1\r\nhost: loc",
+            "GET / HTTP/1.1\r\ncontent-length: 999999\r\nhost: localhost\r\n\r\nxxx",
+            &whole,
+        ]
+        .iter()
+        .enumerate()
+        {
+            for number in 0..FILES * 2 {
+                let mut stream = TcpStream::connect(address).expect("connects");
+                // It may be told to go already.
+                match stream.write_all(sent.as_bytes()) {
+                    Ok(()) => {}
+                    Err(error) => assert!(
+                        matches!(
+                            error.kind(),
+                            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+                        ),
+                        "{number}: {error}"
+                    ),
+                }
+                held.push(stream);
+                if number % 100 == 0 {
+                    assert_eq!(daemon.get("/livez").await.0, 200);
+                }
+            }
+            app.insert_processing(&[&format!("sim-ready-{round}")])
+                .await;
+            let completed = i64::try_from(round + 1).expect("few");
+            daemon.wait_until(&app, "completed", completed).await;
+            daemon.wait_until_answers("/livez", 200).await;
+            held.truncate(1000);
+        }
+        assert_eq!(daemon.said("WARN").len(), 0, "{}", daemon.log());
+        daemon.stop().await;
+    }
+}
+
+/// A site that gives its own name this address reads nothing (DNS rebinding).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_is_shown_under_known_names_only() {
+    let (app, provider) = (migrated().await, simulator().await);
+    let command =
+        daemon(&app.url, &provider.url()).arg("--allowed-hosts=voices.example,other.example");
+    let mut daemon = Daemon::start(command);
+    daemon.wait_until_answers("/readyz", 200).await;
+    let own = daemon.address().await.to_string();
+    for host in ["localhost", "voices.example:9090", "OTHER.example", &own] {
+        assert_eq!(daemon.get_at(host, "/").await.0, 200, "{host}");
+    }
+    for host in [
+        "evil.example",
+        "voices.example.evil.example",
+        "127.0.0.1.evil.example:80",
+    ] {
+        let (code, body) = daemon.get_at(host, "/").await;
+        assert_eq!(code, 421, "{host}");
+        assert!(!body.contains("<html"), "{body}");
+        assert_eq!(daemon.get_at(host, "/livez").await.0, 200);
     }
     daemon.stop().await;
 }

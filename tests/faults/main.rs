@@ -11,6 +11,7 @@ mod crashes;
 mod daemon;
 mod database;
 mod model;
+mod overload;
 mod provider;
 mod proxy;
 mod rivals;

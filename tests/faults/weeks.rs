@@ -13,6 +13,7 @@ use voice_sync_simulator::{Answer, Request};
 
 use crate::support::app::{App, NewVoice, Variant};
 use crate::support::binary::{KEY, sync_once};
+use crate::support::daemon::{Daemon, daemon};
 use crate::support::fates::simulator;
 use crate::{budget, dice};
 
@@ -436,6 +437,40 @@ async fn voices_that_arrive_in_small_numbers_do_not_escape_the_guard_of_the_key(
     let all = [(Variant::A, 1), (Variant::A, 20), (Variant::E32, 6)];
     for (variant, minutes) in all {
         voices_arrive_in_sixes(variant, minutes).await;
+    }
+}
+
+/// Many voices that are missing hold up no others: the daemon fails none of them, says so, and goes on, while its key
+/// finds voices. A key that finds none ends it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_goes_on_beside_a_mass_absence() {
+    for (variant, missing) in [(Variant::A, 12), (Variant::E32, 12), (Variant::A, 150)] {
+        let app = App::new(variant).await;
+        drop(app.store().await);
+        let provider = simulator().await;
+        let mut ids: Vec<_> = (0..missing).map(|n| format!("sim-missing-{n}")).collect();
+        ids.push("sim-nopreview-1".to_owned());
+        let rows: Vec<_> = ids.iter().map(NewVoice::processing).collect();
+        app.insert(&rows).await;
+        let mut running = Daemon::start(daemon(&app.url, &provider.url()));
+        running.wait_until_said("of another workspace").await;
+        for round in 1..=4 {
+            // The missing ones are due by themselves, too.
+            app.age_schedule(600).await;
+            app.insert_processing(&[&format!("sim-ready-{round}")])
+                .await;
+            running.wait_until(&app, "completed", round).await;
+            app.age_own_tables(600).await;
+        }
+        running.wait_until(&app, "failed", 0).await;
+        running.stop().await;
+
+        app.execute("DELETE FROM voices WHERE CAST(status AS text) = 'completed' OR name LIKE '%nopreview%'")
+            .await;
+        app.age_own_tables(2 * 24 * 60 * 60).await;
+        let mut hopeless = Daemon::start(daemon(&app.url, &provider.url()));
+        assert_eq!(hopeless.ended().await, 77, "{}", hopeless.log());
+        hopeless.wait_until(&app, "failed", 0).await;
     }
 }
 

@@ -695,6 +695,63 @@ async fn events_that_the_bus_refuses_come_last(variant: Variant) {
     assert_eq!(store.take_events(10).await.expect("takes"), first);
 }
 
+/// What a daemon makes a pass for: events that can be published now, and voices that are due, those first that were
+/// never asked about.
+async fn what_waits_is_what_can_be_done_now(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["a", "b", "c"]).await;
+    let store = app.store().await;
+    let (run_id, bus) = (Uuid::new_v4(), Uuid::new_v4());
+    let agenda = async || store.agenda(10, Some(bus)).await.expect("reads");
+    assert!(!agenda().await.events_wait);
+    claim(&store, run_id).await;
+    let record = Record::ForAnyone;
+    store
+        .apply(run_id, &[completed(&app, "a")], record)
+        .await
+        .expect("applies");
+    assert!(!agenda().await.events_wait, "its recorder publishes it");
+    app.age_own_tables(31).await;
+    assert!(agenda().await.events_wait);
+    let taken = store.take_events(1).await.expect("takes");
+    assert!(!agenda().await.events_wait, "somebody publishes it");
+    store.put_events_last(&[taken[0].id]).await.expect("is put");
+    assert!(!agenda().await.events_wait, "it was refused just now");
+    app.age_own_tables(16).await;
+    assert!(agenda().await.events_wait);
+    let pause = Duration::from_secs(30);
+    store.bus_failed(bus, 1, pause).await.expect("is told");
+    assert!(!agenda().await.events_wait, "the bus is left alone");
+    let other = store.agenda(10, Some(Uuid::new_v4())).await;
+    assert!(other.expect("reads").events_wait, "another bus is not");
+    app.age_own_tables(31).await;
+    assert!(agenda().await.events_wait);
+
+    // Both were claimed, and their leases are over; then one is asked about, and overdue; and a third one comes.
+    app.age_own_tables(61).await;
+    let all = claim(&store, run_id).await;
+    assert_eq!(all.len(), 2);
+    let notes = [note(
+        &app,
+        "b",
+        Seen::Processing {
+            kind: "cloned".into(),
+            stage: Stage::Preparing,
+        },
+    )];
+    store
+        .note(run_id, Uuid::nil(), &notes)
+        .await
+        .expect("notes");
+    app.age_own_tables(600).await;
+    app.insert_processing(&["d"]).await;
+    let due = agenda().await.voices;
+    assert_eq!(due.len(), 3);
+    assert!(due.iter().all(|voice| voice.due_in.is_zero()), "{due:?}");
+    let asked = RowId::new(app.stored(row_id("b")));
+    assert_eq!(due[2].row, asked, "who was asked about comes last");
+}
+
 async fn a_row_that_is_cloned_anew_is_young_again(variant: Variant) {
     if variant == Variant::B {
         return; // has no created_at that could make it old
@@ -1398,6 +1455,7 @@ contract!(
     the_absence_of_a_voice_that_is_cloned_anew_begins_anew,
     voices_without_an_answer_are_isolated_and_then_quarantined,
     events_that_the_bus_refuses_come_last,
+    what_waits_is_what_can_be_done_now,
     a_row_that_is_cloned_anew_is_young_again,
     one_process_probes_for_all,
     a_voice_that_keeps_making_trouble_is_left_alone_for_a_day,

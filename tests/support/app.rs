@@ -344,8 +344,10 @@ impl App {
         }
     }
 
-    /// Lets time pass for voice-sync's own tables: every moment in them moves into the past.
-    pub(crate) async fn age_own_tables(&self, seconds: u32) {
+    /// Lets time pass for voice-sync's own tables: every moment in them moves into the past; or into the future,
+    /// as if the database's clock had been set back.
+    pub(crate) async fn age_own_tables(&self, seconds: impl Into<i64>) {
+        let seconds = seconds.into();
         for (table, columns) in [
             (
                 "voices",

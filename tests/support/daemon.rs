@@ -111,23 +111,33 @@ impl Daemon {
 
     /// Status and body of a path.
     pub(crate) async fn get(&mut self, path: &str) -> (u16, String) {
-        if self.address.is_none() {
-            self.wait_until_said("listening").await;
-            let said = self.said("listening");
-            let address = said[0]["address"].as_str().expect("an address");
-            self.address = Some(address.parse().expect("an address"));
-        }
-        let mut stream = TcpStream::connect(self.address.expect("found")).expect("connects");
+        self.get_at("localhost", path).await
+    }
+
+    /// The same, under the name of a host.
+    pub(crate) async fn get_at(&mut self, host: &str, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.address().await).expect("connects");
         stream
             .set_read_timeout(Some(PATIENCE))
             .expect("has a time limit");
-        let request = format!("GET {path} HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).expect("is sent");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("is answered");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
         let code = head.split(' ').nth(1).expect("a status");
         (code.parse().expect("a number"), body.to_owned())
+    }
+
+    /// Where it listens.
+    pub(crate) async fn address(&mut self) -> SocketAddr {
+        if self.address.is_none() {
+            self.wait_until_said("listening").await;
+            let said = self.said("listening");
+            let address = said[0]["address"].as_str().expect("an address");
+            self.address = Some(address.parse().expect("an address"));
+        }
+        self.address.expect("found")
     }
 
     pub(crate) fn id(&self) -> u32 {

@@ -4,9 +4,11 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::{PostgresStore, seconds};
+use super::{PostgresStore, is_ahead, seconds};
 use crate::store::{
-    Agenda, Claimed, Isolated, LEASE, Overview, Page, Selection, StoreError, Upcoming, present,
+    Agenda, Claimed, Isolated, LEASE, LONGEST_BUS_PAUSE, LONGEST_ISOLATED_SCHEDULE,
+    LONGEST_SCHEDULE, OUTBOX_LEASE, Overview, Page, REFUSED, SET_ASIDE, Selection, StoreError,
+    Upcoming, present,
 };
 use crate::verdict::Age;
 use crate::voice::{Position, RowId};
@@ -72,18 +74,20 @@ impl PostgresStore {
             ..
         } = self;
         let known = self.known();
-        let (same, quarantined) = (
-            "(w.row_id IS NOT NULL AND w.failed_at IS NULL AND w.provider_id IS NOT DISTINCT FROM p.provider_id)",
-            QUARANTINED,
+        let same = "(w.row_id IS NOT NULL AND w.failed_at IS NULL AND w.provider_id IS NOT DISTINCT FROM p.provider_id)";
+        let (leased, set_aside, quarantined) = (
+            is_ahead("w.lease_until", LEASE),
+            is_ahead("w.set_aside_until", SET_ASIDE),
+            quarantined(),
         );
         format!(
             "SELECT p.*, w.row_id IS NOT NULL AS known, w.kind,
                     w.row_id IS NOT NULL AND (w.provider_id IS DISTINCT FROM p.provider_id
                                               OR w.failed_at IS NOT NULL) AS restarts,
-                    COALESCE(w.lease_until > now() AND w.run_id <> $5, FALSE) AS leased,
-                    COALESCE(w.lease_until <= now() AND w.run_id <> $5, FALSE) AS abandoned,
+                    COALESCE({leased} AND w.run_id <> $5, FALSE) AS leased,
+                    COALESCE(w.lease_until IS NOT NULL AND NOT {leased} AND w.run_id <> $5, FALSE) AS abandoned,
                     extract(epoch FROM now() - w.last_asked)::float8 AS asked_ago,
-                    {same} AND COALESCE(w.set_aside_until > now(), FALSE) AS resting,
+                    {same} AND {set_aside} AS resting,
                     {same} AND w.isolated AS isolated, {same} AND {quarantined} AS quarantined,
                     CASE WHEN {same} THEN w.unanswered ELSE 0 END AS unanswered,
                     w.first_seen, w.restarted_at
@@ -92,7 +96,8 @@ impl PostgresStore {
                           ({completed_before}) IS NOT NULL AS was_finished
                    FROM {table} v WHERE {condition} ORDER BY v.{id} LIMIT $4) p
              LEFT JOIN LATERAL (SELECT * FROM {known} k WHERE k.row_id = p.row_id OFFSET 0) w ON TRUE
-             WHERE $6::timestamptz IS NULL OR w.scheduled_at IS NULL OR w.scheduled_at <= $6"
+             WHERE $6::timestamptz IS NULL OR w.scheduled_at IS NULL OR w.scheduled_at <= $6
+                OR w.scheduled_at > now()"
         )
     }
 
@@ -142,7 +147,7 @@ impl PostgresStore {
                  FROM p CROSS JOIN LATERAL (
                      SELECT k.ctid AS place FROM voice_sync.voices k
                      WHERE k.row_id = p.row_id
-                       AND (k.lease_until IS NULL OR k.lease_until <= now() OR k.run_id = $5)
+                       AND (NOT {leased} OR k.run_id = $5)
                      FOR UPDATE SKIP LOCKED
                  ) w
                  WHERE p.known AND NOT {skipped}
@@ -179,6 +184,7 @@ impl PostgresStore {
              FROM p LEFT JOIN (TABLE renewed UNION ALL TABLE fresh) c USING (row_id)
              ORDER BY p.id",
             page = self.page_sql(&condition),
+            leased = is_ahead("k.lease_until", LEASE),
             age = Self::AGE,
             witnessed = Self::WITNESSED,
         );
@@ -264,7 +270,7 @@ impl PostgresStore {
         let sql = format!(
             "SELECT count(*) AS processing,
                     extract(epoch FROM now() - min(COALESCE({created_at}, w.first_seen)))::float8 AS oldest,
-                    count(*) FILTER (WHERE w.set_aside_until > now()
+                    count(*) FILTER (WHERE {set_aside}
                                      AND w.provider_id IS NOT DISTINCT FROM v.{provider_id}) AS resting,
                     count(*) FILTER (WHERE w.unanswered > 0
                                      AND w.provider_id IS NOT DISTINCT FROM v.{provider_id}) AS unanswerable,
@@ -273,7 +279,8 @@ impl PostgresStore {
                      FROM voice_sync.outbox WHERE published_at IS NULL) AS oldest_event,
                     extract(epoch FROM clock_timestamp())::float8 AS clock
              FROM {table} v LEFT JOIN voice_sync.voices w ON w.row_id = v.{id}::text
-             WHERE v.{status} = {processing}"
+             WHERE v.{status} = {processing}",
+            set_aside = is_ahead("w.set_aside_until", SET_ASIDE),
         );
         let mut session = self.sessions.begin().await?;
         let row = session
@@ -294,7 +301,11 @@ impl PostgresStore {
         })
     }
 
-    pub(in crate::store) async fn agenda(&self, most: u32) -> Result<Agenda, StoreError> {
+    pub(in crate::store) async fn agenda(
+        &self,
+        most: u32,
+        bus: Option<Uuid>,
+    ) -> Result<Agenda, StoreError> {
         let Self {
             table,
             id,
@@ -306,8 +317,10 @@ impl PostgresStore {
         let sql = format!(
             "WITH present AS (
                  SELECT now() AS read_at,
-                        EXISTS (SELECT FROM voice_sync.outbox WHERE published_at IS NULL
-                                AND (leased_until IS NULL OR leased_until <= now())) AS events_wait
+                        NOT EXISTS (SELECT FROM voice_sync.buses WHERE bus = $2 AND {bus_is_left_alone})
+                        AND EXISTS (SELECT FROM voice_sync.outbox WHERE published_at IS NULL AND NOT {is_leased}
+                                    AND (leased_until IS NULL OR leased_until > now()
+                                         OR leased_until <= now() - make_interval(secs => $3))) AS events_wait
              ),
              upcoming AS (
                  SELECT v.{id}::text AS row_id, w.kind,
@@ -315,28 +328,32 @@ impl PostgresStore {
                             AND w.provider_id IS NOT DISTINCT FROM v.{provider_id} AS isolated,
                         COALESCE(w.last_asked IS NOT NULL AND w.missing_count = 0
                                  AND w.trouble IS NULL, FALSE) AS was_found,
-                        CASE WHEN w.provider_id IS DISTINCT FROM v.{provider_id}
-                                  OR w.failed_at IS NOT NULL
-                             THEN COALESCE(w.lease_until, now())
-                             -- No schedule reaches further: the database's clock was set back.
-                             WHEN w.next_due > now() + CASE WHEN w.isolated THEN interval '2 hours'
-                                                            ELSE interval '10 minutes' END
-                             THEN COALESCE(w.lease_until, now())
-                             ELSE COALESCE(GREATEST(w.next_due, w.lease_until), now()) END AS due
+                        COALESCE(CASE WHEN w.provider_id IS DISTINCT FROM v.{provider_id} OR w.failed_at IS NOT NULL
+                                      THEN CASE WHEN {is_claimed} THEN w.lease_until END
+                                      ELSE GREATEST(CASE WHEN {is_scheduled} OR w.next_due <= now()
+                                                         THEN w.next_due END,
+                                                    CASE WHEN {is_claimed} THEN w.lease_until END)
+                                 END, '-infinity') AS due
                  FROM {table} v LEFT JOIN voice_sync.voices w ON w.row_id = v.{id}::text
                  WHERE v.{status} = {processing}
-                   AND (w.set_aside_until > now()
-                        AND w.provider_id IS NOT DISTINCT FROM v.{provider_id}) IS NOT TRUE
+                   AND NOT ({is_set_aside} AND w.provider_id IS NOT DISTINCT FROM v.{provider_id})
                  ORDER BY due LIMIT $1
              )
              SELECT read_at, events_wait, row_id, kind, was_found, isolated,
-                    GREATEST(0, extract(epoch FROM due - read_at))::float8 AS due_in
-             FROM present LEFT JOIN upcoming ON TRUE ORDER BY due"
+                    GREATEST(0, extract(epoch FROM GREATEST(due, read_at) - read_at))::float8 AS due_in
+             FROM present LEFT JOIN upcoming ON TRUE ORDER BY due",
+            bus_is_left_alone = is_ahead("retry_at", LONGEST_BUS_PAUSE),
+            is_leased = is_ahead("leased_until", OUTBOX_LEASE),
+            is_claimed = is_ahead("w.lease_until", LEASE),
+            is_set_aside = is_ahead("w.set_aside_until", SET_ASIDE),
+            is_scheduled = is_scheduled(),
         );
         let mut session = self.sessions.begin().await?;
         let rows = session
             .query(AssertSqlSafe(sql))
             .bind(i64::from(most))
+            .bind(bus)
+            .bind(REFUSED.as_secs_f64())
             .fetch_all(&mut *session)
             .await?;
         session.keep().await?;
@@ -364,8 +381,9 @@ impl PostgresStore {
     ) -> Result<Isolated, StoreError> {
         let sql = format!(
             "SELECT w.row_id, w.unanswered, now() AS read_at FROM voice_sync.voices w
-             WHERE w.isolated AND w.failed_at IS NULL AND w.run_id <> $1 AND NOT {QUARANTINED}
-             ORDER BY w.unanswered, w.next_due NULLS FIRST LIMIT $2"
+             WHERE w.isolated AND w.failed_at IS NULL AND w.run_id <> $1 AND NOT {}
+             ORDER BY w.unanswered, w.next_due NULLS FIRST LIMIT $2",
+            quarantined()
         );
         let mut session = self.sessions.begin().await?;
         let rows = session
@@ -419,10 +437,20 @@ impl PostgresStore {
     }
 }
 
-/// Whether a voice of `voice_sync.voices w` cannot be looked up and is not asked about yet. No schedule reaches
-/// further than two hours: if this one does, the database's clock was set back.
-const QUARANTINED: &str = "COALESCE(w.isolated AND w.unanswered > 1 AND w.next_due > now()
-                                    AND w.next_due <= now() + interval '2 hours', FALSE)";
+/// Whether a voice of `voice_sync.voices w` is due later.
+fn is_scheduled() -> String {
+    format!(
+        "CASE WHEN w.isolated THEN {} ELSE {} END",
+        is_ahead("w.next_due", LONGEST_ISOLATED_SCHEDULE),
+        is_ahead("w.next_due", LONGEST_SCHEDULE)
+    )
+}
+
+/// Whether a voice of `voice_sync.voices w` cannot be looked up and is not asked about yet.
+fn quarantined() -> String {
+    let is_scheduled = is_ahead("w.next_due", LONGEST_ISOLATED_SCHEDULE);
+    format!("COALESCE(w.isolated AND w.unanswered > 1 AND {is_scheduled}, FALSE)")
+}
 
 /// Which rows of a page are not taken by this selection. A walk leaves isolated voices to the end of the pass.
 fn skipped(selection: &Selection) -> &'static str {

@@ -7,32 +7,43 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::claim::could_be;
-use super::{PostgresStore, seconds};
+use super::{PostgresStore, is_ahead, seconds, seconds_until};
+use crate::breaker;
 use crate::budget::{Spent, WINDOW};
 use crate::missing::MassAbsence;
+use crate::retry;
 use crate::standing::Standing;
-use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, RUNS_KEPT, Run, StoreError};
+use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, RUNS_KEPT, Run, StoreError, UNLISTED};
 use crate::verdict::Failure;
 use crate::voice::Position;
 
 /// What [`standing`] reads, of `voice_sync.provider p`.
-const STANDING: &str = "
-    p.opened, p.concurrency,
-    extract(epoch FROM GREATEST(p.open_until - now(), interval '0'))::float8 AS open_for,
-    extract(epoch FROM GREATEST(p.hold_until - now(), interval '0'))::float8 AS hold_for";
+pub(super) fn standing_sql() -> String {
+    let open_for = seconds_until("p.open_until", breaker::LONGEST_PAUSE);
+    let hold_for = seconds_until("p.hold_until", retry::LONGEST_TOLD);
+    format!("p.opened, p.concurrency, {open_for} AS open_for, {hold_for} AS hold_for")
+}
+
+/// The later one of two moments, unless the first is over.
+fn later(moment: &str, other: &str, longest: Duration) -> String {
+    let is_ahead = is_ahead(moment, longest);
+    format!("CASE WHEN {is_ahead} THEN GREATEST({moment}, {other}) ELSE {other} END")
+}
 
 impl PostgresStore {
     pub(in crate::store) async fn remember(&self, account: Uuid) -> Result<Memory, StoreError> {
         if !self.own_tables {
             return Ok(Memory::default());
         }
+        let standing_sql = standing_sql();
+        let is_unlisted = is_ahead("u.value::timestamptz", UNLISTED);
         let sql = format!(
             "SELECT (SELECT resume_after FROM voice_sync.cursors WHERE table_name = $2) AS resume_after,
                     ARRAY(SELECT u.key FROM jsonb_each_text(p.unlisted) u
-                          WHERE u.value::timestamptz > now()) AS unlisted,
+                          WHERE {is_unlisted}) AS unlisted,
                     p.mass_absence_since IS NOT NULL AS mass_absence,
                     EXISTS (SELECT FROM voice_sync.voices WHERE isolated AND failed_at IS NULL) AS any_isolated,
-                    s.requests, s.retries, {STANDING}
+                    s.requests, s.retries, {standing_sql}
              FROM (SELECT COALESCE(sum((counts ->> 'requests')::bigint), 0)::bigint AS requests,
                           COALESCE(sum((counts ->> 'retries')::bigint), 0)::bigint AS retries
                    FROM (SELECT * FROM voice_sync.runs ORDER BY id DESC LIMIT $3) r
@@ -64,7 +75,10 @@ impl PostgresStore {
     }
 
     pub(in crate::store) async fn standing(&self, account: Uuid) -> Result<Standing, StoreError> {
-        let sql = format!("SELECT {STANDING} FROM voice_sync.provider p WHERE account = $1");
+        let sql = format!(
+            "SELECT {} FROM voice_sync.provider p WHERE account = $1",
+            standing_sql()
+        );
         let mut session = self.sessions.begin().await?;
         let row = session
             .query(AssertSqlSafe(sql))
@@ -82,19 +96,27 @@ impl PostgresStore {
         run_id: Uuid,
         standing: Standing,
     ) -> Result<(), StoreError> {
-        const KEEP: &str = "
-            INSERT INTO voice_sync.provider AS p (account, opened, open_until, hold_until, concurrency)
+        let (open_until, hold_until) = (
+            later(
+                "p.open_until",
+                "EXCLUDED.open_until",
+                breaker::LONGEST_PAUSE,
+            ),
+            later("p.hold_until", "EXCLUDED.hold_until", retry::LONGEST_TOLD),
+        );
+        let sql = format!(
+            "INSERT INTO voice_sync.provider AS p (account, opened, open_until, hold_until, concurrency)
             VALUES ($1, $2, CASE WHEN $2 > 0 THEN now() + make_interval(secs => $3) END,
                     CASE WHEN $4 > 0 THEN now() + make_interval(secs => $4) END, $5)
             ON CONFLICT (account) DO UPDATE
             SET opened = CASE EXCLUDED.opened WHEN 0 THEN 0
                                               ELSE GREATEST(p.opened, EXCLUDED.opened) END,
-                open_until = CASE EXCLUDED.opened WHEN 0 THEN NULL
-                                  ELSE GREATEST(p.open_until, EXCLUDED.open_until) END,
+                open_until = CASE EXCLUDED.opened WHEN 0 THEN NULL ELSE {open_until} END,
                 probe_until = CASE WHEN EXCLUDED.opened > 0 AND p.probed_by <> $6
                                    THEN p.probe_until END,
-                hold_until = GREATEST(p.hold_until, EXCLUDED.hold_until),
-                concurrency = COALESCE(EXCLUDED.concurrency, p.concurrency)";
+                hold_until = {hold_until},
+                concurrency = COALESCE(EXCLUDED.concurrency, p.concurrency)"
+        );
         let Standing {
             opened,
             open_for,
@@ -103,7 +125,7 @@ impl PostgresStore {
         } = standing;
         let mut session = self.sessions.begin().await?;
         session
-            .query(KEEP)
+            .query(AssertSqlSafe(sql))
             .bind(account)
             .bind(i32::try_from(opened).unwrap_or(i32::MAX))
             .bind(open_for.as_secs_f64())
@@ -120,15 +142,17 @@ impl PostgresStore {
         account: Uuid,
         standing: Standing,
     ) -> Result<(), StoreError> {
-        const KEEP: &str = "
-            INSERT INTO voice_sync.provider AS p (account, hold_until, concurrency)
+        let hold_until = later("p.hold_until", "EXCLUDED.hold_until", retry::LONGEST_TOLD);
+        let sql = format!(
+            "INSERT INTO voice_sync.provider AS p (account, hold_until, concurrency)
             VALUES ($1, now() + make_interval(secs => $2), $3)
             ON CONFLICT (account) DO UPDATE
-            SET hold_until = GREATEST(p.hold_until, EXCLUDED.hold_until),
-                concurrency = COALESCE(EXCLUDED.concurrency, p.concurrency)";
+            SET hold_until = {hold_until},
+                concurrency = COALESCE(EXCLUDED.concurrency, p.concurrency)"
+        );
         let mut session = self.sessions.begin().await?;
         session
-            .query(KEEP)
+            .query(AssertSqlSafe(sql))
             .bind(account)
             .bind(standing.hold_for.as_secs_f64())
             .bind(standing.concurrency)
@@ -142,14 +166,16 @@ impl PostgresStore {
         account: Uuid,
         run_id: Uuid,
     ) -> Result<bool, StoreError> {
-        const PROBE_IT: &str = "
-            UPDATE voice_sync.provider
-            SET probe_until = now() + make_interval(secs => $2), probed_by = $3
-            WHERE account = $1 AND opened > 0 AND open_until <= now()
-              AND (probe_until IS NULL OR probe_until <= now() OR probed_by = $3)";
+        let is_open = is_ahead("open_until", breaker::LONGEST_PAUSE);
+        let is_probed = is_ahead("probe_until", PROBE);
+        let sql = format!(
+            "UPDATE voice_sync.provider
+             SET probe_until = now() + make_interval(secs => $2), probed_by = $3
+             WHERE account = $1 AND opened > 0 AND NOT {is_open} AND (NOT {is_probed} OR probed_by = $3)"
+        );
         let mut session = self.sessions.begin().await?;
         let done = session
-            .query(PROBE_IT)
+            .query(AssertSqlSafe(sql))
             .bind(account)
             .bind(PROBE.as_secs_f64())
             .bind(run_id)

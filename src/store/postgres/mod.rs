@@ -23,8 +23,23 @@ pub(super) use catalog::shape;
 pub(super) use index::make_index;
 pub(super) use session::{Sessions, lacks_privilege};
 
+/// Whether a moment that was set this far ahead at the most is still to come. One that is further ahead was set
+/// before the database's clock was set back, and is over.
+fn is_ahead(moment: &str, longest: Duration) -> String {
+    let longest = longest.as_secs();
+    format!(
+        "COALESCE({moment} > now() AND {moment} <= now() + interval '{longest} seconds', FALSE)"
+    )
+}
+
+/// Seconds until such a moment; 0 if it is over.
+fn seconds_until(moment: &str, longest: Duration) -> String {
+    let is_ahead = is_ahead(moment, longest);
+    format!("CASE WHEN {is_ahead} THEN extract(epoch FROM {moment} - now()) ELSE 0 END::float8")
+}
+
 /// The application's table as SQL needs it: names quoted, values quoted and cast.
-pub struct PostgresStore {
+pub(super) struct PostgresStore {
     sessions: Sessions,
     table: String,
     id: String,

@@ -3,24 +3,25 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::{PostgresStore, seconds};
+use super::{PostgresStore, is_ahead, seconds, seconds_until};
 use crate::events::{EventType, OutboxEvent};
 use crate::store::values::Recorded;
-use crate::store::{BUS_PROBE, BusTurn, OUTBOX_LEASE, Pending, StoreError};
+use crate::store::{BUS_PROBE, BusTurn, LONGEST_BUS_PAUSE, OUTBOX_LEASE, Pending, StoreError};
 
 impl PostgresStore {
     pub(in crate::store) async fn take_events(
         &self,
         limit: u32,
     ) -> Result<Vec<OutboxEvent>, StoreError> {
-        const TAKE: &str = "
-            WITH free AS (
+        let is_leased = is_ahead("leased_until", OUTBOX_LEASE);
+        let sql = format!(
+            "WITH free AS (
                 SELECT id FROM voice_sync.outbox
-                WHERE published_at IS NULL AND (leased_until IS NULL OR leased_until <= now())
+                WHERE published_at IS NULL AND NOT {is_leased}
                 ORDER BY leased_until NULLS FIRST, id LIMIT $1 FOR UPDATE SKIP LOCKED
             ),
             taken AS (
@@ -28,10 +29,11 @@ impl PostgresStore {
                 FROM free WHERE o.id = free.id
                 RETURNING o.id, o.event_id, o.event_type, o.voice_id, o.user_id, o.occurred_at
             )
-            SELECT * FROM taken ORDER BY id";
+            SELECT * FROM taken ORDER BY id"
+        );
         let mut session = self.sessions.begin().await?;
         let rows = session
-            .query(TAKE)
+            .query(AssertSqlSafe(sql))
             .bind(i64::from(limit))
             .bind(OUTBOX_LEASE.as_secs_f64())
             .fetch_all(&mut *session)
@@ -110,13 +112,14 @@ impl PostgresStore {
         &self,
         up_to: Option<i64>,
     ) -> Result<Pending, StoreError> {
-        const PENDING: &str = "
-            SELECT count(*), count(*) FILTER (WHERE leased_until IS NULL OR leased_until <= now()),
-                   max(id)
-            FROM voice_sync.outbox WHERE published_at IS NULL AND id <= $1";
+        let sql = format!(
+            "SELECT count(*), count(*) FILTER (WHERE NOT {}), max(id)
+             FROM voice_sync.outbox WHERE published_at IS NULL AND id <= $1",
+            is_ahead("leased_until", OUTBOX_LEASE)
+        );
         let mut session = self.sessions.begin().await?;
         let row = session
-            .query(PENDING)
+            .query(AssertSqlSafe(sql))
             .bind(up_to.unwrap_or(i64::MAX))
             .fetch_one(&mut *session)
             .await?;
@@ -133,19 +136,21 @@ impl PostgresStore {
         bus: Uuid,
         run_id: Uuid,
     ) -> Result<BusTurn, StoreError> {
-        const TURN: &str = "
-            WITH probe AS (
+        let is_left_alone = is_ahead("retry_at", LONGEST_BUS_PAUSE);
+        let left_alone = seconds_until("retry_at", LONGEST_BUS_PAUSE);
+        let sql = format!(
+            "WITH probe AS (
                 UPDATE voice_sync.buses
                 SET retry_at = now() + make_interval(secs => $2), probed_by = $3
-                WHERE bus = $1 AND (retry_at <= now() OR probed_by = $3)
+                WHERE bus = $1 AND (NOT {is_left_alone} OR probed_by = $3)
                 RETURNING failures
             )
-            SELECT (SELECT failures FROM probe) AS failures,
-                   extract(epoch FROM GREATEST(retry_at - now(), interval '0'))::float8 AS left_alone
-            FROM voice_sync.buses WHERE bus = $1";
+            SELECT (SELECT failures FROM probe) AS failures, {left_alone} AS left_alone
+            FROM voice_sync.buses WHERE bus = $1"
+        );
         let mut session = self.sessions.begin().await?;
         let row = session
-            .query(TURN)
+            .query(AssertSqlSafe(sql))
             .bind(bus)
             .bind(BUS_PROBE.as_secs_f64())
             .bind(run_id)

@@ -15,13 +15,13 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions};
 use sqlx::query::Query;
 use sqlx::{
-    ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Row, SqlSafeStr,
-    Transaction,
+    AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Row,
+    SqlSafeStr, Transaction, raw_sql,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use crate::store::{ACQUIRE_TIMEOUT, StoreError};
+use crate::store::{ACQUIRE_TIMEOUT, StoreError, operation_timeout};
 
 /// Connections: enough to claim, apply and relay at once, few enough for any server.
 const POOL_SIZE: u32 = 4;
@@ -75,14 +75,20 @@ impl Sessions {
             .clone()
             .disable_statement_logging()
             .extra_float_digits(None);
-        let straight = pool(options.clone().options([MARK]));
+        let limited = PgPoolOptions::new().after_connect(|connection, _| {
+            Box::pin(async {
+                let limit = raw_sql(AssertSqlSafe(limit_statements(Scope::Session)));
+                connection.execute(limit).await.map(drop)
+            })
+        });
+        let straight = pool(limited, options.clone().options([MARK]));
         match first_straight(&straight, &options).await {
             Ok(Some(connection)) => return Ok(Self::new(straight, false, vec![connection])),
             Ok(None) => straight.close().await,
             Err(error) if refuses_settings(&error) => {}
             Err(error) => return Err(error.into()),
         }
-        let pooled = pool(options.clone());
+        let pooled = pool(PgPoolOptions::new(), options.clone());
         first(&pooled, &options).await?;
         Ok(Self::new(pooled, true, Vec::new()))
     }
@@ -172,7 +178,12 @@ impl Sessions {
     pub(in crate::store) async fn transaction(
         &self,
     ) -> Result<Transaction<'static, Postgres>, StoreError> {
-        Ok(Transaction::begin(self.acquire().await?, None).await?)
+        let begin = match self.pooler {
+            true => format!("BEGIN; {}", limit_statements(Scope::Transaction)),
+            false => "BEGIN".to_owned(),
+        };
+        let begin = AssertSqlSafe(begin).into_sql_str();
+        Ok(Transaction::begin(self.acquire().await?, Some(begin)).await?)
     }
 }
 
@@ -244,11 +255,28 @@ pub(in crate::store) fn lacks_privilege(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| code == "42501")
 }
 
-fn pool(options: PgConnectOptions) -> PgPool {
+/// What a setting is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Session,
+    Transaction,
+}
+
+/// Has the server end a statement before its operation is given up, and begun again on another connection: else it
+/// would go on there, behind a lock for instance, and so would each that follows. A limit that the role has stays.
+fn limit_statements(scope: Scope) -> String {
+    let limit = operation_timeout().mul_f64(5.0 / 6.0).as_millis();
+    let is_local = scope == Scope::Transaction;
+    format!(
+        "SELECT set_config('statement_timeout', '{limit}', {is_local})
+         WHERE current_setting('statement_timeout') = '0'"
+    )
+}
+
+fn pool(pool: PgPoolOptions, options: PgConnectOptions) -> PgPool {
     // A ping before each statement would double the round trips; a dead connection shows itself by
     // an error that is tried again.
-    PgPoolOptions::new()
-        .max_connections(POOL_SIZE)
+    pool.max_connections(POOL_SIZE)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
         // Without them the pool has no task that looks after idle connections. That of sqlx 0.9.0 may count
@@ -283,7 +311,7 @@ async fn first_straight(
 ) -> Result<Option<PoolConnection<Postgres>>, sqlx::Error> {
     let mut connection = first(pool, options).await?;
     // As text, since that needs no prepared statement.
-    let ask = sqlx::raw_sql("SELECT current_setting('voice_sync.straight', TRUE)");
+    let ask = raw_sql("SELECT current_setting('voice_sync.straight', TRUE)");
     let row = connection.fetch_one(ask).await?;
     let mark: Option<String> = row.try_get(0)?;
     Ok((mark.as_deref() == Some(MARK.1)).then_some(connection))

@@ -7,8 +7,9 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::claim::could_be;
+use super::ledger::standing_sql;
 use super::session::Session;
-use super::{PostgresStore, seconds};
+use super::{PostgresStore, is_ahead, seconds, seconds_until};
 use crate::backlog::{BAND_ENDS, Backlog, BacklogKind};
 use crate::sketch::Sketch;
 use crate::standing::Standing;
@@ -16,7 +17,7 @@ use crate::store::survey::{
     Account, EventFilter, EventRecord, FailingBus, LedgerEntry, Notes, RowState, Survey,
     VoiceRecord, Wanted,
 };
-use crate::store::{NEWEST_RUNS, StoreError};
+use crate::store::{LONGEST_BUS_PAUSE, NEWEST_RUNS, SET_ASIDE, StoreError, UNLISTED};
 use crate::verdict::AgeFrom;
 use crate::voice::RowId;
 
@@ -49,13 +50,14 @@ impl PostgresStore {
             ..
         } = self;
         let (known, age, witnessed) = (self.known(), Self::AGE, Self::WITNESSED);
+        let is_set_aside = is_ahead("w.set_aside_until", SET_ASIDE);
         format!(
             "WITH joined AS (
                  SELECT v.{id}::text AS row_id, GREATEST({created_at}, {completed_before}) AS created_at,
                         w.row_id IS NOT NULL AND (w.provider_id IS DISTINCT FROM v.{provider_id}
                                                   OR w.failed_at IS NOT NULL) AS restarts,
                         w.first_seen, w.restarted_at, w.last_asked, w.kind, w.stage, w.missing_count,
-                        w.set_aside_until > now()
+                        {is_set_aside}
                             AND w.provider_id IS NOT DISTINCT FROM v.{provider_id} AS is_set_aside,
                         w.unanswered, ({completed_before}) IS NOT NULL AS was_finished
                  FROM {table} v LEFT JOIN {known} w ON w.row_id = v.{id}::text
@@ -174,8 +176,9 @@ impl PostgresStore {
             Wanted::Failed(row) => (format!("v.{status} = {failed} AND {after}"), of(row)),
             Wanted::SetAside(row) => (
                 format!(
-                    "v.{status} = {processing} AND {after} AND w.set_aside_until > now()
-                     AND w.provider_id IS NOT DISTINCT FROM v.{provider_id}"
+                    "v.{status} = {processing} AND {after} AND {}
+                     AND w.provider_id IS NOT DISTINCT FROM v.{provider_id}",
+                    is_ahead("w.set_aside_until", SET_ASIDE)
                 ),
                 of(row),
             ),
@@ -306,18 +309,20 @@ async fn read_own(session: &mut Session, survey: &mut Survey) -> Result<(), Stor
     const TIMES: &str = "
         SELECT t.key::int AS bucket, LEAST(sum(t.value::numeric), 9e18)::bigint AS voices
         FROM voice_sync.runs, jsonb_each_text(completion_times) t GROUP BY 1";
-    const ACCOUNTS: &str = "
-        SELECT p.account, p.opened, p.concurrency, p.found_at, p.mass_absence_since,
-               extract(epoch FROM GREATEST(p.open_until - now(), interval '0'))::float8 AS open_for,
-               extract(epoch FROM GREATEST(p.hold_until - now(), interval '0'))::float8 AS hold_for,
-               ARRAY(SELECT u.key FROM jsonb_each_text(p.unlisted) u
-                     WHERE u.value::timestamptz > now() ORDER BY 1) AS unlisted
+    let accounts = format!(
+        "SELECT p.account, p.found_at, p.mass_absence_since, {},
+               ARRAY(SELECT u.key FROM jsonb_each_text(p.unlisted) u WHERE {} ORDER BY 1) AS unlisted
         FROM voice_sync.provider p
         WHERE p.account = (SELECT account FROM (SELECT * FROM voice_sync.runs ORDER BY id DESC LIMIT $1) r
-                           WHERE account IS NOT NULL ORDER BY id DESC LIMIT 1)";
-    const BUSES: &str = "
-        SELECT failures, extract(epoch FROM GREATEST(retry_at - now(), interval '0'))::float8 AS left_alone
-        FROM voice_sync.buses WHERE retry_at > now() - interval '1 hour' ORDER BY retry_at";
+                           WHERE account IS NOT NULL ORDER BY id DESC LIMIT 1)",
+        standing_sql(),
+        is_ahead("u.value::timestamptz", UNLISTED),
+    );
+    let buses = format!(
+        "SELECT failures, {} AS left_alone
+        FROM voice_sync.buses WHERE retry_at > now() - interval '1 hour' ORDER BY retry_at",
+        seconds_until("retry_at", LONGEST_BUS_PAUSE)
+    );
     let outbox = session.query(OUTBOX).fetch_one(&mut **session).await?;
     survey.pending_events = outbox.try_get::<i64, _>(0)?.unsigned_abs();
     survey.oldest_event = outbox.try_get::<Option<f64>, _>(1)?.map(seconds);
@@ -329,7 +334,9 @@ async fn read_own(session: &mut Session, survey: &mut Survey) -> Result<(), Stor
         );
     }
     survey.completion_times = times;
-    let accounts = session.query(ACCOUNTS).bind(i64::from(NEWEST_RUNS));
+    let accounts = session
+        .query(AssertSqlSafe(accounts))
+        .bind(i64::from(NEWEST_RUNS));
     for row in accounts.fetch_all(&mut **session).await? {
         survey.accounts.push(Account {
             account: row.try_get("account")?,
@@ -344,7 +351,11 @@ async fn read_own(session: &mut Session, survey: &mut Survey) -> Result<(), Stor
             mass_absence_since: row.try_get("mass_absence_since")?,
         });
     }
-    for row in session.query(BUSES).fetch_all(&mut **session).await? {
+    for row in session
+        .query(AssertSqlSafe(buses))
+        .fetch_all(&mut **session)
+        .await?
+    {
         survey.failing_buses.push(FailingBus {
             failures: row.try_get::<i32, _>("failures")?.unsigned_abs(),
             left_alone_for: seconds(row.try_get("left_alone")?),

@@ -8,12 +8,13 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::{NOW, SqliteStore, elapsed, milliseconds};
+use super::{NOW, SqliteStore, elapsed, is_ahead, milliseconds};
 use crate::store::adopt::{Dialect, adopted_name};
 use crate::store::survey::forms;
 use crate::store::{
-    Agenda, Claimed, Isolated, LEASE, Overview, Page, Selection, StoreError, Upcoming, present,
-    visit,
+    Agenda, Claimed, Isolated, LEASE, LONGEST_BUS_PAUSE, LONGEST_ISOLATED_SCHEDULE,
+    LONGEST_SCHEDULE, OUTBOX_LEASE, Overview, Page, REFUSED, SET_ASIDE, Selection, StoreError,
+    Upcoming, present, visit,
 };
 use crate::verdict::Age;
 use crate::voice::{Position, RowId};
@@ -90,8 +91,11 @@ impl SqliteStore {
             ..
         } = self;
         let (known, adopted) = (self.known(), self.adopted());
-        let (same, quarantined) = (
-            "(w.row_id IS NOT NULL AND w.failed_at IS NULL AND w.provider_id IS p.provider_id)",
+        let same =
+            "(w.row_id IS NOT NULL AND w.failed_at IS NULL AND w.provider_id IS p.provider_id)";
+        let (leased, set_aside, quarantined) = (
+            is_ahead("w.lease_until", LEASE),
+            is_ahead("w.set_aside_until", SET_ASIDE),
             quarantined(),
         );
         let skipped = skipped(selection);
@@ -100,10 +104,10 @@ impl SqliteStore {
              SELECT p.*, w.kind, {NOW} AS present, w.first_seen, w.restarted_at,
                     w.row_id IS NOT NULL AND (w.provider_id IS NOT p.provider_id
                                               OR w.failed_at IS NOT NULL) AS restarts,
-                    COALESCE(w.lease_until > {NOW} AND w.run_id <> $3, 0) AS leased,
-                    COALESCE(w.lease_until <= {NOW} AND w.run_id <> $3, 0) AS abandoned,
+                    COALESCE({leased} AND w.run_id <> $3, 0) AS leased,
+                    COALESCE(w.lease_until IS NOT NULL AND NOT {leased} AND w.run_id <> $3, 0) AS abandoned,
                     {NOW} - w.last_asked AS asked_ago,
-                    {same} AND COALESCE(w.set_aside_until > {NOW}, 0) AS resting,
+                    {same} AND {set_aside} AS resting,
                     {same} AND w.isolated AS isolated, {same} AND {quarantined} AS quarantined,
                     iif({same}, w.unanswered, 0) AS unanswered
              FROM (SELECT CAST(v.{id} AS TEXT) AS row_id,
@@ -114,7 +118,7 @@ impl SqliteStore {
                    FROM {table} v WHERE {condition} ORDER BY v.{position} LIMIT $2) p
              LEFT JOIN {known} w ON w.row_id = p.row_id
              WHERE ($1 ->> 'read_at') IS NULL OR w.scheduled_at IS NULL
-                OR w.scheduled_at <= ($1 ->> 'read_at')
+                OR w.scheduled_at <= ($1 ->> 'read_at') OR w.scheduled_at > {NOW}
              ) p ORDER BY p.place"
         )
     }
@@ -236,7 +240,7 @@ impl SqliteStore {
             "SELECT count(*) AS processing,
                     {NOW} - min(COALESCE(CAST(unixepoch({created_at}, 'subsec') * 1000 AS INTEGER),
                                          w.first_seen)) AS oldest,
-                    count(*) FILTER (WHERE w.set_aside_until > {NOW}
+                    count(*) FILTER (WHERE {set_aside}
                                      AND w.provider_id IS v.{provider_id}) AS resting,
                     count(*) FILTER (WHERE w.unanswered > 0
                                      AND w.provider_id IS v.{provider_id}) AS unanswerable,
@@ -245,7 +249,8 @@ impl SqliteStore {
                      WHERE published_at IS NULL) AS oldest_event,
                     {NOW} AS clock
              FROM {table} v LEFT JOIN voice_sync_voices w ON w.row_id = CAST(v.{id} AS TEXT)
-             WHERE v.{status} = {processing}"
+             WHERE v.{status} = {processing}",
+            set_aside = is_ahead("w.set_aside_until", SET_ASIDE)
         );
         let row = sqlx::query(AssertSqlSafe(sql))
             .fetch_one(&self.pool)
@@ -263,7 +268,11 @@ impl SqliteStore {
         })
     }
 
-    pub(in crate::store) async fn agenda(&self, most: u32) -> Result<Agenda, StoreError> {
+    pub(in crate::store) async fn agenda(
+        &self,
+        most: u32,
+        bus: Option<Uuid>,
+    ) -> Result<Agenda, StoreError> {
         let Self {
             table,
             id,
@@ -275,31 +284,37 @@ impl SqliteStore {
         let sql = format!(
             "WITH present AS MATERIALIZED (
                  SELECT {NOW} AS read_at,
-                        EXISTS (SELECT 1 FROM voice_sync_outbox WHERE published_at IS NULL
-                                AND (leased_until IS NULL OR leased_until <= {NOW})) AS events_wait
+                        NOT EXISTS (SELECT 1 FROM voice_sync_buses WHERE bus = $2 AND {bus_is_left_alone})
+                        AND EXISTS (SELECT 1 FROM voice_sync_outbox WHERE published_at IS NULL AND NOT {is_leased}
+                                    AND (leased_until IS NULL OR leased_until > {NOW}
+                                         OR leased_until <= {NOW} - $3)) AS events_wait
              ),
              upcoming AS (
                  SELECT CAST(v.{id} AS TEXT) AS row_id, w.kind,
                         COALESCE(w.isolated, 0) AND w.provider_id IS v.{provider_id} AS isolated,
                         COALESCE(w.last_asked IS NOT NULL AND w.missing_count = 0
                                  AND w.trouble IS NULL, 0) AS was_found,
-                        CASE WHEN w.provider_id IS NOT v.{provider_id} OR w.failed_at IS NOT NULL
-                             THEN COALESCE(w.lease_until, {NOW})
-                             WHEN w.next_due > {NOW} + iif(w.isolated, 7200000, 600000)
-                             THEN COALESCE(w.lease_until, {NOW})
-                             ELSE COALESCE(max(COALESCE(w.next_due, w.lease_until),
-                                               COALESCE(w.lease_until, w.next_due)), {NOW})
-                        END AS due
+                        -- 0 is first: it was never asked about.
+                        max(iif(w.provider_id IS v.{provider_id} AND w.failed_at IS NULL
+                                AND ({is_scheduled} OR w.next_due <= {NOW}), w.next_due, 0),
+                            iif({is_claimed}, w.lease_until, 0)) AS due
                  FROM {table} v LEFT JOIN voice_sync_voices w ON w.row_id = CAST(v.{id} AS TEXT)
                  WHERE v.{status} = {processing}
-                   AND NOT (COALESCE(w.set_aside_until > {NOW}, 0) AND w.provider_id IS v.{provider_id})
+                   AND NOT ({is_set_aside} AND w.provider_id IS v.{provider_id})
                  ORDER BY due LIMIT $1
              )
              SELECT read_at, events_wait, row_id, kind, was_found, isolated, max(0, due - read_at) AS due_in
-             FROM present LEFT JOIN upcoming ON TRUE ORDER BY due"
+             FROM present LEFT JOIN upcoming ON TRUE ORDER BY due",
+            bus_is_left_alone = is_ahead("retry_at", LONGEST_BUS_PAUSE),
+            is_leased = is_ahead("leased_until", OUTBOX_LEASE),
+            is_claimed = is_ahead("w.lease_until", LEASE),
+            is_set_aside = is_ahead("w.set_aside_until", SET_ASIDE),
+            is_scheduled = is_scheduled(),
         );
         let rows = sqlx::query(AssertSqlSafe(sql))
             .bind(most)
+            .bind(bus.map(|bus| bus.to_string()))
+            .bind(milliseconds(REFUSED))
             .fetch_all(&self.pool)
             .await?;
         let mut agenda = Agenda::default();
@@ -375,13 +390,19 @@ impl SqliteStore {
     }
 }
 
-/// Whether a voice of `voice_sync_voices w` cannot be looked up and is not asked about yet. No schedule reaches
-/// further than two hours: if this one does, the clock was set back.
-fn quarantined() -> String {
+/// Whether a voice of `voice_sync_voices w` is due later.
+fn is_scheduled() -> String {
     format!(
-        "COALESCE(w.isolated AND w.unanswered > 1 AND w.next_due > {NOW}
-                  AND w.next_due <= {NOW} + 7200000, 0)"
+        "iif(w.isolated, {}, {})",
+        is_ahead("w.next_due", LONGEST_ISOLATED_SCHEDULE),
+        is_ahead("w.next_due", LONGEST_SCHEDULE)
     )
+}
+
+/// Whether a voice of `voice_sync_voices w` cannot be looked up and is not asked about yet.
+fn quarantined() -> String {
+    let is_scheduled = is_ahead("w.next_due", LONGEST_ISOLATED_SCHEDULE);
+    format!("COALESCE(w.isolated AND w.unanswered > 1 AND {is_scheduled}, 0)")
 }
 
 /// Which rows of a page are not taken by this selection. A walk leaves isolated voices to the end of the pass.

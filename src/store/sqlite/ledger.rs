@@ -6,13 +6,21 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::{NOW, SqliteStore, elapsed, milliseconds};
+use super::{NOW, SqliteStore, elapsed, is_ahead, milliseconds, milliseconds_until};
+use crate::breaker;
 use crate::budget::{Spent, WINDOW};
 use crate::missing::MassAbsence;
+use crate::retry;
 use crate::standing::Standing;
-use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, RUNS_KEPT, Run, StoreError};
+use crate::store::{KEPT, Memory, NEWEST_RUNS, PROBE, RUNS_KEPT, Run, StoreError, UNLISTED};
 use crate::verdict::Failure;
 use crate::voice::Position;
+
+/// The later one of two moments, unless the first is over.
+fn later(moment: &str, other: &str, longest: Duration) -> String {
+    let is_ahead = is_ahead(moment, longest);
+    format!("iif({is_ahead}, max({moment}, COALESCE({other}, 0)), {other})")
+}
 
 impl SqliteStore {
     pub(in crate::store) async fn remember(&self, account: Uuid) -> Result<Memory, StoreError> {
@@ -26,7 +34,8 @@ impl SqliteStore {
             .await?;
         let sql = format!(
             "SELECT u.key FROM voice_sync_provider p, json_each(p.unlisted) u
-             WHERE p.account = $1 AND u.value > {NOW}"
+             WHERE p.account = $1 AND {}",
+            is_ahead("u.value", UNLISTED)
         );
         let unlisted: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql))
             .bind(account.to_string())
@@ -67,9 +76,10 @@ impl SqliteStore {
 
     pub(in crate::store) async fn standing(&self, account: Uuid) -> Result<Standing, StoreError> {
         let sql = format!(
-            "SELECT opened, concurrency, COALESCE(open_until - {NOW}, 0) AS open_for,
-                    COALESCE(hold_until - {NOW}, 0) AS hold_for
-             FROM voice_sync_provider WHERE account = $1"
+            "SELECT opened, concurrency, {} AS open_for, {} AS hold_for
+             FROM voice_sync_provider WHERE account = $1",
+            milliseconds_until("open_until", breaker::LONGEST_PAUSE),
+            milliseconds_until("hold_until", retry::LONGEST_TOLD)
         );
         let row = sqlx::query(AssertSqlSafe(sql))
             .bind(account.to_string())
@@ -92,18 +102,20 @@ impl SqliteStore {
         run_id: Uuid,
         standing: Standing,
     ) -> Result<(), StoreError> {
+        let (open_until, hold_until) = (
+            later("open_until", "excluded.open_until", breaker::LONGEST_PAUSE),
+            later("hold_until", "excluded.hold_until", retry::LONGEST_TOLD),
+        );
         let sql = format!(
             "INSERT INTO voice_sync_provider (account, opened, open_until, hold_until, concurrency)
              VALUES ($1, $2, CASE WHEN $2 > 0 THEN {NOW} + $3 END,
                      CASE WHEN $4 > 0 THEN {NOW} + $4 END, $5)
              ON CONFLICT (account) DO UPDATE
              SET opened = CASE excluded.opened WHEN 0 THEN 0 ELSE max(opened, excluded.opened) END,
-                 open_until = CASE excluded.opened WHEN 0 THEN NULL
-                                   ELSE max(COALESCE(open_until, 0), excluded.open_until) END,
+                 open_until = CASE excluded.opened WHEN 0 THEN NULL ELSE {open_until} END,
                  probe_until = CASE WHEN excluded.opened > 0 AND probed_by <> $6
                                     THEN probe_until END,
-                 hold_until = COALESCE(max(hold_until, excluded.hold_until), hold_until,
-                                       excluded.hold_until),
+                 hold_until = {hold_until},
                  concurrency = COALESCE(excluded.concurrency, concurrency)"
         );
         let Standing {
@@ -129,11 +141,12 @@ impl SqliteStore {
         account: Uuid,
         standing: Standing,
     ) -> Result<(), StoreError> {
+        let hold_until = later("hold_until", "excluded.hold_until", retry::LONGEST_TOLD);
         let sql = format!(
             "INSERT INTO voice_sync_provider (account, hold_until, concurrency)
              VALUES ($1, {NOW} + $2, $3)
              ON CONFLICT (account) DO UPDATE
-             SET hold_until = max(COALESCE(hold_until, 0), excluded.hold_until),
+             SET hold_until = {hold_until},
                  concurrency = COALESCE(excluded.concurrency, concurrency)"
         );
         sqlx::query(AssertSqlSafe(sql))
@@ -152,8 +165,9 @@ impl SqliteStore {
     ) -> Result<bool, StoreError> {
         let sql = format!(
             "UPDATE voice_sync_provider SET probe_until = {NOW} + $2, probed_by = $3
-             WHERE account = $1 AND opened > 0 AND open_until <= {NOW}
-               AND (probe_until IS NULL OR probe_until <= {NOW} OR probed_by = $3)"
+             WHERE account = $1 AND opened > 0 AND NOT {} AND (NOT {} OR probed_by = $3)",
+            is_ahead("open_until", breaker::LONGEST_PAUSE),
+            is_ahead("probe_until", PROBE)
         );
         let done = sqlx::query(AssertSqlSafe(sql))
             .bind(account.to_string())

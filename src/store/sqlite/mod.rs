@@ -31,6 +31,18 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The present in whole milliseconds since 1970.
 pub(super) const NOW: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
 
+/// Whether a moment that was set this far ahead at the most is still to come. One that is further ahead was set
+/// before the clock was set back, and is over.
+fn is_ahead(moment: &str, longest: Duration) -> String {
+    let longest = longest.as_millis();
+    format!("COALESCE({moment} > {NOW} AND {moment} <= {NOW} + {longest}, 0)")
+}
+
+/// Milliseconds until such a moment; 0 if it is over.
+fn milliseconds_until(moment: &str, longest: Duration) -> String {
+    format!("iif({}, {moment} - {NOW}, 0)", is_ahead(moment, longest))
+}
+
 pub(super) async fn connect(path: &Path, access: Access) -> Result<SqlitePool, StoreError> {
     if !path.exists() {
         return Err(StoreError::Config(
@@ -75,7 +87,7 @@ enum KeyForm {
 }
 
 /// The application's table as SQL needs it: names quoted, values quoted.
-pub struct SqliteStore {
+pub(super) struct SqliteStore {
     pool: SqlitePool,
     name: TableName,
     table: String,

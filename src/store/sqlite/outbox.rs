@@ -8,21 +8,21 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::{NOW, SqliteStore, elapsed, milliseconds};
+use super::{NOW, SqliteStore, elapsed, is_ahead, milliseconds, milliseconds_until};
 use crate::events::{EventType, OutboxEvent};
 use crate::store::values::Recorded;
-use crate::store::{BUS_PROBE, BusTurn, OUTBOX_LEASE, Pending, StoreError};
+use crate::store::{BUS_PROBE, BusTurn, LONGEST_BUS_PAUSE, OUTBOX_LEASE, Pending, StoreError};
 
 impl SqliteStore {
     pub(in crate::store) async fn take_events(
         &self,
         limit: u32,
     ) -> Result<Vec<OutboxEvent>, StoreError> {
+        let is_leased = is_ahead("leased_until", OUTBOX_LEASE);
         let sql = format!(
             "UPDATE voice_sync_outbox SET leased_until = {NOW} + $2
              WHERE id IN (SELECT id FROM voice_sync_outbox
-                          WHERE published_at IS NULL
-                            AND (leased_until IS NULL OR leased_until <= {NOW})
+                          WHERE published_at IS NULL AND NOT {is_leased}
                           ORDER BY leased_until NULLS FIRST, id LIMIT $1)
              RETURNING id, event_id, event_type, voice_id, user_id, occurred_at"
         );
@@ -104,9 +104,9 @@ impl SqliteStore {
         up_to: Option<i64>,
     ) -> Result<Pending, StoreError> {
         let sql = format!(
-            "SELECT count(*), count(*) FILTER (WHERE leased_until IS NULL OR leased_until <= {NOW}),
-                    max(id)
-             FROM voice_sync_outbox WHERE published_at IS NULL AND id <= $1"
+            "SELECT count(*), count(*) FILTER (WHERE NOT {}), max(id)
+             FROM voice_sync_outbox WHERE published_at IS NULL AND id <= $1",
+            is_ahead("leased_until", OUTBOX_LEASE)
         );
         let (all, unleased, newest): (i64, i64, Option<i64>) = sqlx::query_as(AssertSqlSafe(sql))
             .bind(up_to.unwrap_or(i64::MAX))
@@ -124,7 +124,10 @@ impl SqliteStore {
         bus: Uuid,
         run_id: Uuid,
     ) -> Result<BusTurn, StoreError> {
-        let sql = format!("SELECT max(0, retry_at - {NOW}) FROM voice_sync_buses WHERE bus = $1");
+        let sql = format!(
+            "SELECT {} FROM voice_sync_buses WHERE bus = $1",
+            milliseconds_until("retry_at", LONGEST_BUS_PAUSE)
+        );
         let left_alone: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
             .bind(bus.to_string())
             .fetch_optional(&self.pool)
@@ -134,7 +137,8 @@ impl SqliteStore {
         };
         let sql = format!(
             "UPDATE voice_sync_buses SET retry_at = {NOW} + $2, probed_by = $3
-             WHERE bus = $1 AND (retry_at <= {NOW} OR probed_by = $3) RETURNING failures"
+             WHERE bus = $1 AND (NOT {} OR probed_by = $3) RETURNING failures",
+            is_ahead("retry_at", LONGEST_BUS_PAUSE)
         );
         let failures: Option<u32> = sqlx::query_scalar(AssertSqlSafe(sql))
             .bind(bus.to_string())

@@ -9,15 +9,17 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::claim::{age, lossy, timestamp, witnessed};
-use super::{NOW, SqliteStore, elapsed, milliseconds};
+use super::{NOW, SqliteStore, elapsed, is_ahead, milliseconds, milliseconds_until};
 use crate::backlog::{BAND_ENDS, Backlog, BacklogKind};
+use crate::breaker;
+use crate::retry;
 use crate::sketch::Sketch;
 use crate::standing::Standing;
 use crate::store::survey::{
     Account, EventFilter, EventRecord, FailingBus, LedgerEntry, Notes, RowState, Survey,
     VoiceRecord, Wanted, forms,
 };
-use crate::store::{NEWEST_RUNS, StoreError};
+use crate::store::{LONGEST_BUS_PAUSE, NEWEST_RUNS, SET_ASIDE, StoreError, UNLISTED};
 use crate::verdict::AgeFrom;
 use crate::voice::RowId;
 
@@ -69,6 +71,7 @@ impl SqliteStore {
             ..
         } = self;
         let (known, adopted) = (self.known(), self.adopted());
+        let is_set_aside = is_ahead("w.set_aside_until", SET_ASIDE);
         let (created, completed) = (moment(created_at), moment(completed_before));
         let made = later("created", "completed");
         let since = later("made", "restarted_at");
@@ -80,7 +83,7 @@ impl SqliteStore {
                         w.row_id IS NOT NULL AND (w.provider_id IS NOT CAST(v.{provider_id} AS TEXT)
                                                   OR w.failed_at IS NOT NULL) AS restarts,
                         w.first_seen, w.restarted_at, w.last_asked, w.kind, w.stage, w.missing_count,
-                        COALESCE(w.set_aside_until > {NOW}, 0)
+                        {is_set_aside}
                             AND w.provider_id IS CAST(v.{provider_id} AS TEXT) AS is_set_aside,
                         w.unanswered
                  FROM {table} v LEFT JOIN {known} w ON w.row_id = CAST(v.{id} AS TEXT)
@@ -164,17 +167,19 @@ impl SqliteStore {
             FROM voice_sync_runs r, json_each(r.completion_times) t GROUP BY 1";
         let accounts = format!(
             "SELECT p.account, p.opened, p.concurrency, p.found_at, p.mass_absence_since,
-                    COALESCE(p.open_until - {NOW}, 0) AS open_for,
-                    COALESCE(p.hold_until - {NOW}, 0) AS hold_for,
-                    (SELECT json_group_array(u.key) FROM json_each(p.unlisted) u WHERE u.value > {NOW})
-                        AS unlisted
+                    {} AS open_for, {} AS hold_for,
+                    (SELECT json_group_array(u.key) FROM json_each(p.unlisted) u WHERE {}) AS unlisted
              FROM voice_sync_provider p
              WHERE p.account = (SELECT account FROM (SELECT * FROM voice_sync_runs ORDER BY id DESC LIMIT $1)
-                                WHERE account IS NOT NULL ORDER BY id DESC LIMIT 1)"
+                                WHERE account IS NOT NULL ORDER BY id DESC LIMIT 1)",
+            milliseconds_until("p.open_until", breaker::LONGEST_PAUSE),
+            milliseconds_until("p.hold_until", retry::LONGEST_TOLD),
+            is_ahead("u.value", UNLISTED)
         );
         let buses = format!(
-            "SELECT failures, retry_at - {NOW} AS left_alone FROM voice_sync_buses
-             WHERE retry_at > {NOW} - 3600000 ORDER BY retry_at"
+            "SELECT failures, {} AS left_alone FROM voice_sync_buses
+             WHERE retry_at > {NOW} - 3600000 ORDER BY retry_at",
+            milliseconds_until("retry_at", LONGEST_BUS_PAUSE)
         );
         let row = sqlx::query(AssertSqlSafe(outbox))
             .fetch_one(&self.pool)
@@ -257,8 +262,9 @@ impl SqliteStore {
             Wanted::Failed(row) => (format!("v.{status} = {failed}"), Vec::new(), row.as_ref()),
             Wanted::SetAside(row) => (
                 format!(
-                    "v.{status} = {processing} AND w.set_aside_until > {NOW}
-                     AND w.provider_id IS CAST(v.{provider_id} AS TEXT)"
+                    "v.{status} = {processing} AND {}
+                     AND w.provider_id IS CAST(v.{provider_id} AS TEXT)",
+                    is_ahead("w.set_aside_until", SET_ASIDE)
                 ),
                 Vec::new(),
                 row.as_ref(),

@@ -1,10 +1,13 @@
 //! A provider whose answers are wrong: lists that lie, and bodies that are none.
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::process::Child;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use voice_sync_simulator::{Answer, Request};
 
@@ -14,6 +17,7 @@ use crate::scene::{DECIDED, Scene};
 use crate::support::app::{App, NewVoice, Variant};
 use crate::support::binary::{Ended, end, sync_once};
 use crate::support::fates::simulator;
+use crate::support::from_scripts;
 
 const BATCH: usize = 100;
 /// Pages of one list that are followed at the most.
@@ -197,4 +201,43 @@ async fn a_list_crowded_with_strangers_does_not_fill_the_memory() {
     ended.expect_code(0);
     assert_eq!(ended.count("completed"), 400);
     assert!(peak <= MOST_KIB, "{peak} KiB");
+}
+
+/// Error bodies of 8 MiB, plain and as a bomb, four at once: they are not kept, and mean what they would without.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_error_bodies_take_no_memory() {
+    const LARGE: usize = 8 << 20;
+    const MOST_KIB: u64 = 60 * 1024;
+    const MEASURED: &str = "import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print('KiB', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
+sys.exit(code)";
+    let python = from_scripts("VOICE_SYNC_TEST_PYTHON");
+    for (status, zipped) in [(404, false), (500, false), (429, false), (404, true)] {
+        let (app, provider) = (App::new(Variant::E32).await, simulator().await);
+        app.insert_processing(&["sim-ready-1", "sim-ready-2", "sim-ready-3", "sim-ready-4"])
+            .await;
+        let body = vec![b'x'; LARGE];
+        let mut answer = Answer::json(status, body.clone());
+        if zipped {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(&body).expect("is written");
+            answer = Answer::json(status, encoder.finish().expect("is zipped"))
+                .with_header("content-encoding", "gzip");
+        }
+        provider.script(move |_: &Request| Some(answer.clone()));
+        let run = sync_once(&app.url, &provider.url())
+            .args(&["--lookup=single", "--max-runtime=5s"])
+            .through(&[&python, "-c", MEASURED])
+            .run()
+            .await;
+        run.expect_code(75);
+        assert_eq!(run.count("looked_up"), 0, "{}", run.stdout);
+        let measured = run
+            .stderr
+            .lines()
+            .find_map(|line| line.strip_prefix("KiB "));
+        let kib: u64 = measured.expect("measured").parse().expect("a number");
+        assert!(kib < MOST_KIB, "{status}: {kib} KiB");
+    }
 }

@@ -411,3 +411,37 @@ async fn unanswerable_voices_are_shown_to_operators_and_can_be_retried() {
     let retried = scene.command().run().await;
     assert_eq!(retried.count("completed"), 1, "{}", retried.stdout);
 }
+
+/// A `--limit` that is always used up leaves some of it to voices that were isolated: they may work again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_leaves_room_for_isolated_voices() {
+    for (variant, bad, limit) in [
+        (Variant::A, 1, "5"),
+        (Variant::E32, 2, "5"),
+        (Variant::E32, 20, "50"),
+    ] {
+        let app = App::new(variant).await;
+        let mut scene = Scene::within(app, &["nopreview"], 200, Duration::ZERO).await;
+        scene.add(&["ready"], bad).await;
+        scene.provider.script(|request| {
+            let is_bad = |id: &String| id.starts_with("sim-ready");
+            let answer = Answer::html(500, "Internal Server Error");
+            request.voice_ids.iter().any(is_bad).then_some(answer)
+        });
+        scene.command().run().await.expect_code(75);
+        scene.provider.script(|_| None);
+        let mut passes = 0;
+        while scene.undecided().await > 0 {
+            scene.app.age_own_tables(3 * 60).await;
+            let run = scene.command().args(&["--limit", limit]).run().await;
+            run.expect_code(0);
+            passes += 1;
+            assert!(
+                passes < 60,
+                "{bad} bad ones, --limit {limit}: {}",
+                run.stdout
+            );
+        }
+        println!("{bad} isolated voices, --limit {limit}: {passes} passes");
+    }
+}

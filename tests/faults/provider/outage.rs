@@ -112,7 +112,7 @@ async fn half_of_all_answers(fails: impl Fn() -> bool + Send + Sync + 'static, v
             retries: run.count("retries"),
         };
         // A pause that is over is followed by the next run; in a longer one time passes faster.
-        let pause_s = if asked.requests > 0 { 16 } else { 60 };
+        let pause_s: u32 = if asked.requests > 0 { 16 } else { 60 };
         runs.push(asked);
         if scene.undecided().await == 0 {
             break;

@@ -1,0 +1,77 @@
+//! Accepting HTTP connections: few at once, and none for long, so that no client uses up what the passes need.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// Connections at once. A further one takes the place of the oldest, so that clients that hang do not keep a
+/// health check out.
+const MAX_CONNECTIONS: usize = 64;
+/// A request's headers have to arrive within this time.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection, which serves one request, ends after this time.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Requests here have no body and few headers.
+const MAX_BUFFER_BYTES: usize = 16 * 1024;
+/// The pause after a connection could not be accepted: too many files may be open.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Serves each connection until `stop`.
+pub(super) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let mut connections = VecDeque::with_capacity(MAX_CONNECTIONS);
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, _)) => {
+                make_room(&mut connections).await;
+                connections.push_back(tokio::spawn(answer(stream, router.clone())));
+            }
+            Err(error) if is_about_the_client(&error) => {}
+            Err(error) => {
+                warn!(%error, "a connection to --listen could not be accepted");
+                stop.run_until_cancelled(sleep(ACCEPT_PAUSE)).await;
+            }
+        }
+    }
+}
+
+async fn make_room(connections: &mut VecDeque<JoinHandle<()>>) {
+    connections.retain(|connection| !connection.is_finished());
+    while connections.len() >= MAX_CONNECTIONS
+        && let Some(oldest) = connections.pop_front()
+    {
+        oldest.abort();
+        // Its file is closed only then.
+        let _aborted = oldest.await;
+    }
+}
+
+async fn answer(stream: TcpStream, router: Router) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .keep_alive(false)
+        .max_buf_size(MAX_BUFFER_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    // What goes wrong with a connection is the client's to say.
+    let _ended = timeout(CONNECTION_TIMEOUT, connection).await;
+}
+
+fn is_about_the_client(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
