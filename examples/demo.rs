@@ -24,7 +24,7 @@ use voice_sync::provider::lookup::Strategy;
 use voice_sync::provider::{BaseUrl, Provider};
 use voice_sync::report::Counts;
 use voice_sync::store::{
-    Access, ColumnNames, Database, DatabaseUrl, Names, StatusValues, Store, TableName,
+    Access, ColumnNames, Database, DatabaseUrl, NaiveZone, Names, StatusValues, Store, TableName,
 };
 use voice_sync::verdict::{AgeFrom, OnTimeout, Rules};
 use voice_sync_simulator::{Options, Simulator};
@@ -83,6 +83,7 @@ async fn main() -> anyhow::Result<()> {
         table: TableName::parse("voices")?,
         columns: ColumnNames::parse("")?,
         statuses: StatusValues::parse("")?,
+        zone: NaiveZone::default(),
     };
     let store = Store::open(database, &names, true, Access::ReadWrite).await?;
     let key = "any key will do".to_owned().into();

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::report::Counts;
+use crate::words;
 
 /// The bar that is shown, if any is.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
@@ -71,10 +72,12 @@ pub struct Lines;
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let text = one_line(&String::from_utf8_lossy(line));
         match shown {
-            Some(bar) => bar.suspend(|| io::stderr().write(line)),
-            None => io::stderr().write(line),
+            Some(bar) => bar.suspend(|| io::stderr().write_all(text.as_bytes()))?,
+            None => io::stderr().write_all(text.as_bytes())?,
         }
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -82,10 +85,48 @@ impl Write for Lines {
     }
 }
 
+/// What is logged at once, as one line: ids and messages of others could forge further ones. Terminal codes in them
+/// are escaped where the line is made, which has some of its own.
+fn one_line(logged: &str) -> String {
+    const ESCAPE: char = '\u{1b}';
+    let (line, end) = match logged.strip_suffix('\n') {
+        Some(line) => (line, "\n"),
+        None => (logged, ""),
+    };
+    let mut text = String::with_capacity(logged.len());
+    for c in line.chars() {
+        match c {
+            ESCAPE => text.push(c),
+            c if words::breaks_lines(c) => text.extend(c.escape_default()),
+            c => text.push(c),
+        }
+    }
+    text.push_str(end);
+    text
+}
+
 impl MakeWriter<'_> for Lines {
     type Writer = Self;
 
     fn make_writer(&self) -> Self {
         Self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_logged_is_one_line() {
+        assert_eq!(
+            one_line("a \u{1b}[31mb\u{1b}[0m c\n"),
+            "a \u{1b}[31mb\u{1b}[0m c\n"
+        );
+        assert_eq!(
+            one_line("a\nb\r\n\tc\u{2028}\u{202e}d\0\n"),
+            "a\\nb\\r\\n\\tc\\u{2028}\\u{202e}d\\u{0}\n"
+        );
+        assert_eq!(one_line(""), "");
     }
 }

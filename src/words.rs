@@ -7,10 +7,13 @@ use chrono::{DateTime, Utc};
 /// Names and messages of others may hold line ends and terminal codes, with which they could write lines of
 /// their own.
 pub fn in_line(text: &str) -> String {
-    text.replace(
-        |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'),
-        " ",
-    )
+    text.replace(breaks_lines, " ")
+}
+
+/// Whether a character ends a line, controls a terminal, or changes the direction of what follows.
+pub fn breaks_lines(c: char) -> bool {
+    let is_direction = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || is_direction || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
 /// A span in its two largest units: `45 s`, `3 min 20 s`, `2 d 4 h`.

@@ -6,8 +6,8 @@ use anyhow::Context;
 use sqlx::{Connection, Row};
 use uuid::Uuid;
 use voice_sync::store::{
-    Access, ColumnNames, Database, DatabaseUrl, Names, Record, Selection, StatusValues, Store,
-    TableName, Target, Transition,
+    Access, ColumnNames, Database, DatabaseUrl, NaiveZone, Names, Record, Selection, StatusValues,
+    Store, TableName, Target, Transition,
 };
 
 use crate::contender::{Contender, Lookup, migrate};
@@ -116,6 +116,7 @@ pub(crate) async fn by_operations(engine: Engine, voices: u64) -> anyhow::Result
         table: TableName::parse("voices")?,
         columns: ColumnNames::parse("")?,
         statuses: StatusValues::parse("")?,
+        zone: NaiveZone::default(),
     };
     let store = Store::open(database, &names, true, Access::ReadWrite).await?;
     let run_id = Uuid::new_v4();

@@ -19,12 +19,14 @@ CREATE ROLE voice_sync_runtime LOGIN;
 GRANT voice_sync_owner TO CURRENT_USER;
 CREATE SCHEMA voice_sync AUTHORIZATION voice_sync_owner;
 GRANT USAGE ON SCHEMA voice_sync TO voice_sync_runtime;
--- Of tables that are made later as well: no migration needs another GRANT.
+-- Of tables that are made later as well: no migration needs another GRANT. Migrations take back what it does not
+-- need: to write the tables `migrations` and `adoptions`, and to delete from `completions`.
 ALTER DEFAULT PRIVILEGES FOR ROLE voice_sync_owner IN SCHEMA voice_sync
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO voice_sync_runtime;
 REVOKE voice_sync_owner FROM CURRENT_USER;
 
--- Of the application's table it reads all, and writes three columns.
-GRANT SELECT, UPDATE (status, preview_url, completed_at) ON voices TO voice_sync_runtime;
+-- Of the application's table it reads seven columns, and writes three.
+GRANT SELECT (id, user_id, elevenlabs_voice_id, status, preview_url, created_at, completed_at),
+      UPDATE (status, preview_url, completed_at) ON voices TO voice_sync_runtime;
 
 COMMIT;

@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::status::Viewer;
 use super::{Options, UNFINISHED, in_time, open};
-use crate::daemon::{self, AllowedHosts, Lookout, Supervisor, Watch};
+use crate::daemon::{self, AllowedHosts, Lookout, Looks, Supervisor, Watch};
 use crate::deadline::Deadline;
 use crate::exit::{Exit, Failed};
 use crate::metrics::Metrics;
@@ -97,14 +97,13 @@ impl Daemon {
                         seen.map_err(|failed| failed.to_string())
                     })
                 });
-                let serving = daemon::serve(
-                    listener,
+                let router = daemon::router(
                     watch.clone(),
                     metrics.clone(),
                     Arc::new(lookout),
                     AllowedHosts::new(self.allowed_hosts),
-                    stopped.clone(),
                 );
+                let serving = daemon::serve(listener, router, stopped.clone());
                 Some(tokio::spawn(serving))
             }
         };
@@ -117,6 +116,7 @@ impl Daemon {
             let store = in_time(&url, opening).await?;
             Ok(store.until(deadline.clone()))
         };
+        let mut looks = Looks::default();
         let turn = async |store: &_| {
             let pass = Pass {
                 store,
@@ -131,7 +131,7 @@ impl Daemon {
                 meters: &metrics.pass,
                 observe: &|_| watch.moves(),
             };
-            daemon::tick(pass, &metrics).await
+            daemon::tick(pass, &metrics, &mut looks).await
         };
         let working = daemon::run(opening, turn, self.interval, &stop, &watch, &supervisor);
         let stopping = async {

@@ -32,8 +32,8 @@ use crate::provider::lookup::Strategy;
 use crate::provider::{BaseUrl, Provider};
 use crate::settings::{self, DATABASE_URL, REDIS_URL};
 use crate::store::{
-    Access, ColumnNames, Database, DatabaseUrl, MigrationState, Names, StatusValues, Store,
-    StoreError, TableName,
+    Access, ColumnNames, Database, DatabaseUrl, MigrationState, NaiveZone, Names, StatusValues,
+    Store, StoreError, TableName,
 };
 use crate::telemetry::LogFormat;
 use crate::verdict::{AgeFrom, OnTimeout, Rules};
@@ -243,6 +243,16 @@ struct Options {
     )]
     status_values: String,
 
+    /// The time zone of created_at and completed_at, where these columns have none (PostgreSQL).
+    #[arg(
+        long,
+        global = true,
+        value_name = "ZONE",
+        env = "VOICE_SYNC_NAIVE_TIMEZONE",
+        default_value = "UTC"
+    )]
+    naive_timezone: String,
+
     /// The key in Redis under which the application notes the voices that wait: a set of row ids, or
     /// a list of JSON jobs [default: none].
     #[arg(long, global = true, value_name = "KEY", env = "VOICE_SYNC_QUEUE")]
@@ -362,6 +372,7 @@ impl Options {
                 table: TableName::parse(&self.table).context("--table")?,
                 columns: ColumnNames::parse(&self.columns).context("--columns")?,
                 statuses: StatusValues::parse(&self.status_values).context("--status-values")?,
+                zone: NaiveZone::parse(&self.naive_timezone).context("--naive-timezone")?,
             })
         };
         parse().map_err(Failed::config)

@@ -212,9 +212,12 @@ fn is_one_of_many(which: &Which) -> bool {
 /// Where voice-sync has no tables of its own, everything is due.
 async fn due_now(url: &DatabaseUrl, store: &Store) -> Result<Which, Failed> {
     match store.has_own_tables() {
-        true => Ok(Which::Due(
-            store.agenda(DUE_AT_ONCE, None).await.map_err(at(url))?,
-        )),
+        true => {
+            let mut agenda = store.agenda(DUE_AT_ONCE, None).await.map_err(at(url))?;
+            let unscheduled = store.unscheduled(DUE_AT_ONCE).await.map_err(at(url))?;
+            agenda.begin_with(unscheduled, DUE_AT_ONCE);
+            Ok(Which::Due(agenda))
+        }
         false => Ok(Which::All),
     }
 }

@@ -8,10 +8,8 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
-use super::{AllowedHosts, Lookout, Watch, connections};
+use super::{AllowedHosts, Lookout, Watch};
 use crate::metrics::Metrics;
 use crate::status::{Nonce, page};
 
@@ -24,20 +22,18 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 const NOT_THIS_HOST: &str =
     "this page is not served under that name; allow the name with --allowed-hosts\n";
 
-/// Serves `/` (the status, for people), `/livez` (the loop moves), `/readyz` (database and schema) and
-/// `/metrics` until `stop`. All of it is read-only.
-pub async fn serve(
-    listener: TcpListener,
+/// Routes of `/` (the status, for people), `/livez` (the loop moves), `/readyz` (database and schema) and
+/// `/metrics`. All of it is read-only.
+pub fn router(
     watch: Arc<Watch>,
     metrics: Arc<Metrics>,
     lookout: Arc<Lookout>,
     hosts: AllowedHosts,
-    stop: CancellationToken,
-) {
+) -> Router {
     let page = Router::new()
         .route("/", get(status))
         .with_state((lookout, Arc::new(hosts)));
-    let router = Router::new()
+    Router::new()
         .route("/livez", get(alive))
         .route("/readyz", get(ready))
         .with_state(watch)
@@ -46,8 +42,7 @@ pub async fn serve(
             Router::new()
                 .route("/metrics", get(show))
                 .with_state(metrics),
-        );
-    connections::serve(listener, router, stop).await;
+        )
 }
 
 async fn alive(State(watch): State<Arc<Watch>>) -> impl IntoResponse {

@@ -8,6 +8,7 @@ mod connections;
 mod health;
 mod lookout;
 mod notify;
+mod share;
 mod tick;
 mod wait;
 mod watch;
@@ -18,10 +19,11 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 pub use allowed_hosts::AllowedHosts;
-pub use health::serve;
+pub use connections::{answer, serve};
+pub use health::router;
 pub use lookout::{Lookout, Seen};
 pub use notify::Supervisor;
-pub use tick::{DUE_AT_ONCE, Tick, tick};
+pub use tick::{DUE_AT_ONCE, Looks, Tick, tick};
 pub use wait::until_nothing_waits;
 pub use watch::Watch;
 
@@ -40,7 +42,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// between. Returns an error where going on makes no sense: wrong configuration, schema or key.
 pub async fn run(
     open: impl AsyncFn() -> Result<Store, Failed>,
-    turn: impl AsyncFn(&Store) -> Tick,
+    mut turn: impl AsyncFnMut(&Store) -> Tick,
     interval: Duration,
     stop: &CancellationToken,
     watch: &Watch,

@@ -1,13 +1,14 @@
 //! One turn of the daemon.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::share::Share;
 use crate::events::relay::Relay;
 use crate::exit::Exit;
 use crate::metrics::Metrics;
 use crate::pass::{Pass, Scope, Which};
 use crate::report::Report;
-use crate::store::{Agenda, Overview, Upcoming};
+use crate::store::{Agenda, Overview, StoreError, Upcoming};
 
 /// Voices that are looked at together. If more are due, they have their turn afterwards.
 pub const DUE_AT_ONCE: u32 = 10_000;
@@ -31,11 +32,26 @@ pub enum Tick {
     },
 }
 
+/// What turns do at a bounded cost to the database, where there are many voices.
+#[derive(Debug)]
+pub struct Looks {
+    unscheduled: Share,
+    overview: Share,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self {
+            unscheduled: Share::one_of(20),
+            overview: Share::one_of(100),
+        }
+    }
+}
+
 /// Asks about the voices that are due, if there are any, and publishes events that wait. The pass's
 /// own scope says how; which voices, the agenda says.
-pub async fn tick(pass: Pass<'_>, metrics: &Metrics) -> Tick {
-    let bus = pass.relay.map(Relay::bus);
-    let agenda = match pass.store.agenda(DUE_AT_ONCE, bus).await {
+pub async fn tick(pass: Pass<'_>, metrics: &Metrics, looks: &mut Looks) -> Tick {
+    let agenda = match agenda(&pass, looks).await {
         Ok(agenda) => agenda,
         Err(error) => {
             return Tick::Unreadable {
@@ -66,11 +82,29 @@ pub async fn tick(pass: Pass<'_>, metrics: &Metrics) -> Tick {
     .await;
     metrics.passed(&report);
     metrics.press(pass.provider.pressure());
+    let began = Instant::now();
     // Not worth failing for: the next turn finds out by itself what is wrong.
-    if let Ok(overview) = pass.store.overview().await {
+    if looks.overview.is_due(began)
+        && let Ok(overview) = pass.store.overview().await
+    {
         metrics.stand(&overview);
+        looks.overview.took(began.elapsed(), Instant::now());
     }
     Tick::Passed(Box::new(report))
+}
+
+/// What is due and what comes next. Voices without a schedule are not looked for each time where there are many
+/// others, except if nothing else is there.
+async fn agenda(pass: &Pass<'_>, looks: &mut Looks) -> Result<Agenda, StoreError> {
+    let bus = pass.relay.map(Relay::bus);
+    let mut agenda = pass.store.agenda(DUE_AT_ONCE, bus).await?;
+    let began = Instant::now();
+    if agenda.voices.is_empty() || looks.unscheduled.is_due(began) {
+        let unscheduled = pass.store.unscheduled(DUE_AT_ONCE).await?;
+        looks.unscheduled.took(began.elapsed(), Instant::now());
+        agenda.begin_with(unscheduled, DUE_AT_ONCE);
+    }
+    Ok(agenda)
 }
 
 fn is_due(voice: &Upcoming) -> bool {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{BREATH, Tick, Watch, again_in, pause_after, tick};
+use super::{BREATH, Looks, Tick, Watch, again_in, pause_after, tick};
 use crate::exit::Exit;
 use crate::metrics::Metrics;
 use crate::pass::{Pass, Scope};
@@ -22,7 +22,7 @@ pub async fn until_nothing_waits(
     deadline: Option<Instant>,
 ) -> Report {
     let watch = Watch::default();
-    let mut failures = 0;
+    let (mut failures, mut looks) = (0, Looks::default());
     loop {
         match report.exit_code {
             Exit::Success | Exit::Database | Exit::Io | Exit::Temporary => {}
@@ -46,7 +46,7 @@ pub async fn until_nothing_waits(
             scope: &scope,
             ..pass
         };
-        let pause = match tick(turn, metrics).await {
+        let pause = match tick(turn, metrics, &mut looks).await {
             Tick::Idle { next_in: None } => return report,
             Tick::Idle {
                 next_in: Some(next_in),

@@ -151,7 +151,7 @@ impl Members<'_> {
 }
 
 /// The voice that a job names, by its row or else by its provider id.
-fn named_by(job: &[u8]) -> Option<String> {
+pub fn named_by(job: &[u8]) -> Option<String> {
     let job: Value = serde_json::from_slice(job).ok()?;
     let id = |field| {
         let id = &job[field];

@@ -2,12 +2,18 @@
 
 use std::time::Duration;
 
-use super::table::{Names, literal};
+use super::table::{NaiveZone, Names, literal};
 use super::{Backend, Database, Store, StoreError, sqlite};
 use crate::finding::Finding;
 
 /// Clocks that are further apart than this are said to be.
 pub(super) const CLOCKS_APART: Duration = Duration::from_secs(2);
+/// Rows that are made so far in the future are of another zone, or of another clock.
+const CLOCKS_AHEAD: Duration = Duration::from_secs(60);
+/// No two zones are closer together that are not the same.
+const ZONES_APART: Duration = Duration::from_secs(15 * 60);
+/// So many rows, first seen later than others, tell how soon they are seen.
+pub(super) const TELLING: u32 = 3;
 /// A table with fewer rows needs no index to find the voices in processing.
 pub(super) const SMALL_TABLE: u32 = 10_000;
 
@@ -106,6 +112,60 @@ pub(super) fn backlog(voices: u64, oldest: Option<Duration>) -> Finding {
     });
     let says = format!("{voices} voices in processing{}", since.unwrap_or_default());
     Finding::fine("backlog", says)
+}
+
+/// What tells in which time zone the application writes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Times {
+    /// The zone of the database's or a role's settings, where `created_at` has none and its default is the present.
+    pub(super) default_in: Option<String>,
+    /// How far in the future the newest row of the backlog was made.
+    pub(super) ahead: Option<Duration>,
+    /// How long rows of the backlog had been there, at least, when voice-sync first saw them.
+    pub(super) behind: Option<Duration>,
+}
+
+pub(super) fn times(times: &Times, zone: &NaiveZone) -> Finding {
+    const CHECK: &str = "time zone";
+    const ADVICE: &str = "if the application writes times of another zone without saying so, name it with --naive-timezone (PostgreSQL), or \
+                          let it write UTC; ages in `status`, and how soon a voice is looked up again, are wrong until then, and verdicts are not";
+    let about =
+        |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs() / 60 * 60));
+    let says = match times {
+        Times {
+            default_in: Some(other),
+            ..
+        } => format!(
+            "the default of created_at is the present in {other}, and it is read as one in {}",
+            zone.as_str()
+        ),
+        Times {
+            ahead: Some(ahead), ..
+        } if *ahead >= CLOCKS_AHEAD => {
+            format!(
+                "the newest voice in processing was made {} in the future",
+                about(*ahead)
+            )
+        }
+        Times {
+            behind: Some(behind),
+            ..
+        } if *behind >= ZONES_APART => format!(
+            "every voice was there for {} or longer when voice-sync first saw it",
+            about(*behind)
+        ),
+        Times {
+            default_in: None,
+            ahead: _,
+            behind: _,
+        } => {
+            return Finding::fine(
+                CHECK,
+                format!("times without one are read as {}", zone.as_str()),
+            );
+        }
+    };
+    Finding::doubtful(CHECK, says, ADVICE)
 }
 
 /// `None` where no event was recorded lately, with which completions could be compared.

@@ -39,6 +39,7 @@ fn for_postgres() -> Vec<Migration> {
         migration!(4, "ledger", "postgres"),
         migration!(5, "isolation", "postgres"),
         migration!(6, "mass_absence", "postgres"),
+        migration!(7, "due", "postgres"),
     ]
 }
 
@@ -50,6 +51,7 @@ fn for_sqlite() -> Vec<Migration> {
         migration!(4, "ledger", "sqlite"),
         migration!(5, "isolation", "sqlite"),
         migration!(6, "mass_absence", "sqlite"),
+        migration!(7, "due", "sqlite"),
     ]
 }
 

@@ -27,7 +27,8 @@ pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
 pub use error::StoreError;
 pub use migrate::{MigrationState, PendingMigration};
 pub use table::{
-    Absent, ColumnNames, Identifier, InvalidName, Misfit, Names, StatusValues, TableName,
+    Absent, ColumnNames, Identifier, InvalidName, InvalidZone, Misfit, NaiveZone, Names,
+    StatusValues, TableName,
 };
 
 pub use survey::{
@@ -76,6 +77,8 @@ const PROBE: Duration = Duration::from_secs(35);
 const BUS_PROBE: Duration = Duration::from_secs(10);
 /// Kinds of voices that the list leaves out are remembered for so long.
 const UNLISTED: Duration = Duration::from_secs(60 * 60);
+/// Voices that are due later, and may be looked up along with those that are due: as many as a list request carries.
+const NEXT: u32 = 100;
 /// No voice is scheduled further ahead, and no isolated one.
 const LONGEST_SCHEDULE: Duration = Duration::from_secs(10 * 60);
 const LONGEST_ISOLATED_SCHEDULE: Duration = Duration::from_secs(2 * 60 * 60);
@@ -257,10 +260,16 @@ impl Store {
         on_either!(self.overview())
     }
 
-    /// The voices that are due, or will be next: at most so many, in the order in which they are; those that were
-    /// never asked about come first. Events wait if the `bus` may be tried, and has not refused them just now.
+    /// The voices that have a schedule and are due, at most so many, and some that will be next, in the order in which
+    /// they are. It looks at no others. Events wait if the `bus` may be tried, and has not refused them just now.
     pub async fn agenda(&self, most: u32, bus: Option<Uuid>) -> Result<Agenda, StoreError> {
         on_either!(self.agenda(most, bus))
+    }
+
+    /// The voices that have no schedule, at most so many: they are new, cloned anew, or their lookup came to no end.
+    /// It goes through the voices in processing, by their index.
+    pub async fn unscheduled(&self, most: u32) -> Result<Vec<Upcoming>, StoreError> {
+        on_either!(self.unscheduled(most))
     }
 
     /// Voices that are asked about by themselves, at most so many, and not those that `run_id` found to be such

@@ -224,7 +224,61 @@ pub struct Names {
     pub columns: ColumnNames,
     /// The values in its status column.
     pub statuses: StatusValues,
+    /// The zone of its times that have none.
+    pub zone: NaiveZone,
 }
+
+/// The time zone of columns without one, by its name in PostgreSQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NaiveZone(String);
+
+impl NaiveZone {
+    /// Reads a name; whether PostgreSQL knows it, the database says.
+    pub fn parse(text: &str) -> Result<Self, InvalidZone> {
+        let is_part =
+            |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '/' | '+' | '-' | ':');
+        match !text.is_empty() && text.chars().all(is_part) {
+            true => Ok(Self(text.to_owned())),
+            false => Err(InvalidZone),
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub(super) fn is_utc(&self) -> bool {
+        is_utc(&self.0)
+    }
+}
+
+impl Default for NaiveZone {
+    /// UTC.
+    fn default() -> Self {
+        Self("UTC".to_owned())
+    }
+}
+
+/// Whether a name of a time zone is one of UTC's.
+pub(super) fn is_utc(zone: &str) -> bool {
+    [
+        "UTC",
+        "Etc/UTC",
+        "GMT",
+        "Etc/GMT",
+        "Zulu",
+        "UCT",
+        "Universal",
+    ]
+    .iter()
+    .any(|name| name.eq_ignore_ascii_case(zone))
+}
+
+/// A text that is no name of a time zone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is no time zone; an example is America/Los_Angeles")]
+pub struct InvalidZone;
 
 /// A text in single quotes, for SQLite.
 pub(super) fn literal(text: &str) -> String {

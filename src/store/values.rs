@@ -123,7 +123,7 @@ pub enum Selection {
 pub struct Agenda {
     /// That moment, by the database's clock.
     pub read_at: DateTime<Utc>,
-    /// Voices in processing, those that are due first; not necessarily all of them.
+    /// Voices in processing, those that are due first; not all of them.
     pub voices: Vec<Upcoming>,
     /// Whether events wait that no process is publishing.
     pub events_wait: bool,
@@ -142,6 +142,28 @@ pub struct Upcoming {
     pub was_found: bool,
     /// Whether it is to be asked about by itself, after the others.
     pub is_isolated: bool,
+}
+
+impl Upcoming {
+    /// A voice that has no schedule, and is due for that.
+    pub(super) fn unscheduled(row: RowId, is_isolated: bool) -> Self {
+        Self {
+            row,
+            due_in: Duration::ZERO,
+            kind: None,
+            was_found: false,
+            is_isolated,
+        }
+    }
+}
+
+impl Agenda {
+    /// Puts voices first that have no schedule. Of all, no more than so many stay.
+    pub fn begin_with(&mut self, mut unscheduled: Vec<Upcoming>, most: u32) {
+        unscheduled.append(&mut self.voices);
+        unscheduled.truncate(most as usize);
+        self.voices = unscheduled;
+    }
 }
 
 /// Voices that are asked about by themselves, after the others, as they were at one moment.

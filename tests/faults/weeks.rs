@@ -1,17 +1,21 @@
 //! Weeks of an application's life, in simulated time: it clones, clones anew and loses voices, the provider changes the
 //! form of its errors, a proxy in between answers in its place, and the key is of another workspace for a while.
 //!
+//! Passes are of every kind, the daemon's included; naive times are of five zones; rows stand in statuses of the
+//! application's own.
+//!
 //! The oracle knows the truth at the provider: a voice that exists there and is not failed is never failed, except by an
 //! age that voice-sync witnessed, or as one of the nine missing voices a day that are too few to blame the key for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use fastrand::Rng;
 use serde_json::json;
 use voice_sync_simulator::{Answer, Request};
 
-use crate::support::app::{App, NewVoice, Variant};
+use crate::support::app::{App, NewVoice, Pool, Variant};
 use crate::support::binary::{KEY, sync_once};
 use crate::support::daemon::{Daemon, daemon};
 use crate::support::fates::simulator;
@@ -115,6 +119,8 @@ struct World {
     truth: Arc<Mutex<Truth>>,
     provider: voice_sync_simulator::Simulator,
     voices: BTreeMap<String, Known>,
+    /// Rows in a status of the application's own.
+    drafts: BTreeSet<String>,
     now_s: u64,
     number: usize,
     log: Vec<String>,
@@ -145,6 +151,7 @@ impl World {
             truth,
             provider,
             voices: BTreeMap::new(),
+            drafts: BTreeSet::new(),
             now_s: 0,
             number: 0,
             log: Vec::new(),
@@ -165,8 +172,54 @@ impl World {
 
     async fn clone_voices(&mut self, dice: &mut Rng) {
         let ids: Vec<_> = (0..dice.usize(1..12)).map(|_| self.new_id(dice)).collect();
-        let rows: Vec<_> = ids.iter().map(NewVoice::processing).collect();
+        let is_draft = self.app.variant == Variant::E32 && dice.u8(..4) == 0;
+        let status = if is_draft { "draft" } else { "processing" };
+        let rows: Vec<_> = ids
+            .iter()
+            .map(|id| NewVoice {
+                status,
+                ..NewVoice::processing(id)
+            })
+            .collect();
         self.app.insert(&rows).await;
+        let listed = format!("'{}'", ids.join("', '"));
+        // A host that writes naive times in its own zone.
+        let minutes = [-8 * 60, -3 * 60, 0, 5 * 60 + 30, 9 * 60][dice.usize(..5)];
+        let moved = match (self.app.variant, &self.app.pool) {
+            (Variant::D, _) => "created_at".to_owned(),
+            (_, Pool::Postgres(_)) => format!("created_at + interval '{minutes} minutes'"),
+            (_, Pool::Sqlite(_)) => {
+                format!("strftime('%Y-%m-%d %H:%M:%f000', created_at, '{minutes} minutes')")
+            }
+        };
+        self.app
+            .execute(&format!(
+                "UPDATE voices SET created_at = {moved} WHERE elevenlabs_voice_id IN ({listed})"
+            ))
+            .await;
+        if is_draft {
+            self.drafts.extend(ids);
+        }
+    }
+
+    /// The application has some drafts cloned after all.
+    async fn clone_drafts(&mut self) {
+        let drafts = std::mem::take(&mut self.drafts);
+        for id in drafts {
+            self.app
+                .execute(&format!(
+                    "UPDATE voices SET status = 'processing' WHERE elevenlabs_voice_id = '{id}' AND status = 'draft'"
+                ))
+                .await;
+        }
+    }
+
+    /// What is none of voice-sync's business stays as it is.
+    async fn check_drafts(&self) {
+        let rows = self.app.rows().await;
+        for id in &self.drafts {
+            assert_eq!(rows[id].status, "draft", "{id}\n{}", self.log.join("\n"));
+        }
     }
 
     /// The application clones a finished voice anew, and clears when it was completed, or does not.
@@ -174,7 +227,7 @@ impl World {
         let rows = self.app.rows().await;
         let finished: Vec<_> = rows
             .iter()
-            .filter(|(_, row)| row.status != "processing")
+            .filter(|(_, row)| ["completed", "failed"].contains(&row.status.as_str()))
             .collect();
         let Some((old, _)) = dice.choice(finished.iter()).copied() else {
             return;
@@ -220,29 +273,32 @@ impl World {
             let truth = self.truth.lock().unwrap_or_else(PoisonError::into_inner);
             (truth.in_other_workspace, truth.between)
         };
-        let kind: &[&str] = match dice.u8(..4) {
+        let kind: &[&str] = match dice.u8(..7) {
             0 => &["--due"],
             1 => &["--due", "--lookup=single"],
             2 => &["--lookup=single"],
+            3 => &["--wait=300ms"],
+            4 => &["daemon"],
             _ => &[],
         };
         let key = if other { OTHER_KEY } else { KEY };
-        let ended = sync_once(&self.app.url, &self.provider.url())
-            .args(kind)
-            .env("ELEVENLABS_API_KEY", key)
-            .run()
-            .await;
+        let (code, said) = match kind {
+            ["daemon"] => self.daemon(key).await,
+            _ => {
+                let ended = sync_once(&self.app.url, &self.provider.url())
+                    .args(kind)
+                    .env("ELEVENLABS_API_KEY", key)
+                    .run()
+                    .await;
+                (ended.code, format!("{}{}", ended.stdout, ended.stderr))
+            }
+        };
         self.log.push(format!(
-            "{} s: {kind:?}, other workspace {other}, {between:?}: {} {}",
+            "{} s: {kind:?}, other workspace {other}, {between:?}: {code} {}",
             self.now_s,
-            ended.code,
-            ended.stdout.trim()
+            said.trim()
         ));
-        assert!(
-            [0, 75, 77].contains(&ended.code),
-            "{ended:?}\n{}",
-            self.log.join("\n")
-        );
+        assert!([0, 75, 77].contains(&code), "{}", self.log.join("\n"));
         for (id, row) in &before {
             if row.status == "processing"
                 && let Some(known) = self.voices.get_mut(id)
@@ -250,6 +306,23 @@ impl World {
                 known.witnessed_s.get_or_insert(self.now_s);
             }
         }
+    }
+
+    /// A daemon, until it has made a pass or ended by itself, or has nothing to do.
+    async fn daemon(&self, key: &str) -> (i32, String) {
+        let command = daemon(&self.app.url, &self.provider.url()).env("ELEVENLABS_API_KEY", key);
+        let mut running = Daemon::start(command);
+        for _ in 0..40 {
+            if !running.is_running() || !running.said("pass finished").is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        if running.is_running() {
+            running.signal("-TERM");
+        }
+        let code = running.ended().await;
+        (code, running.log())
     }
 
     async fn sleep(&mut self, seconds: u32) {
@@ -288,6 +361,7 @@ impl World {
             truth.form = Form::Current;
             truth.lost.extend(GONE.map(str::to_owned));
         }
+        self.clone_drafts().await;
         self.app.insert(&GONE.map(NewVoice::processing)).await;
         // Found beside the lost ones, so that these are believed to be lost.
         let others: Vec<_> = (0..200)
@@ -321,8 +395,9 @@ async fn weeks(variant: Variant, steps: u64, dice: &mut Rng) {
     // Healthy voices that were failed as missing, each with the time.
     let mut failed: Vec<(u64, String)> = Vec::new();
     for _ in 0..steps {
-        match dice.u8(..10) {
+        match dice.u8(..11) {
             0..=2 => world.clone_voices(dice).await,
+            10 => world.clone_drafts().await,
             3..=4 => world.clone_anew(dice).await,
             5..=6 => world.change_provider(dice),
             _ => {}
@@ -330,6 +405,7 @@ async fn weeks(variant: Variant, steps: u64, dice: &mut Rng) {
         for _ in 0..dice.usize(1..4) {
             let before = failed.iter().map(|(_, id)| id.clone()).collect();
             world.pass(dice).await;
+            world.check_drafts().await;
             let wrong = world.wrongly_failed(&before).await;
             failed.extend(wrong.into_iter().map(|id| (world.now_s, id)));
             let today = failed.iter().filter(|(at, _)| at + DAY_S > world.now_s);

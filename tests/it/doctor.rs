@@ -912,3 +912,105 @@ async fn a_table_without_users_is_told() {
         assert_ne!(columns[0]["advice"], json!(null));
     }
 }
+
+/// An application whose naive times are the present of another zone: `doctor` notices it by the default, by rows of
+/// the future, or by when rows were first seen, and is content with the zone's name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn naive_times_of_another_zone_are_noticed() {
+    for (zone, hours) in [("America/Los_Angeles", -8), ("Asia/Tokyo", 9)] {
+        let site = Site::new(Variant::A).await;
+        site.sync_once().run().await.expect_code(0);
+        said(&site.doctor().run().await, "time zone", "ok");
+        let app = &site.app;
+        app.execute(&format!(
+            "ALTER TABLE voices ALTER created_at SET DEFAULT now();
+             DO $$ BEGIN
+                 EXECUTE format('ALTER DATABASE %I SET timezone = %L', current_database(), '{zone}');
+             END $$"
+        ))
+        .await;
+        let by_default = says(&site, "time zone", "warning").await;
+        assert!(by_default.contains(zone), "{by_default}");
+        let doctor = |zone: &str| site.doctor().env("VOICE_SYNC_NAIVE_TIMEZONE", zone).run();
+        said(&doctor(zone).await, "time zone", "ok");
+        let unknown = doctor("Mars/Olympus").await;
+        unknown.expect_code(78);
+        assert!(
+            unknown.stdout.contains("pg_timezone_names"),
+            "{}",
+            unknown.stdout
+        );
+        let malformed = doctor("a'b").await;
+        malformed.expect_code(78);
+
+        // Without any default to tell by: rows, some of which come while voice-sync runs.
+        app.execute("ALTER TABLE voices ALTER created_at DROP DEFAULT")
+            .await;
+        let insert = async |ids: &[&str]| {
+            for id in ids {
+                app.execute(&format!(
+                    "INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, created_at)
+                     SELECT gen_random_uuid(), id, '{id}', 'new', now() AT TIME ZONE '{zone}' FROM users LIMIT 1"
+                ))
+                .await;
+            }
+        };
+        app.execute("INSERT INTO users (id) VALUES (gen_random_uuid())")
+            .await;
+        insert(&["sim-pvctraining-0"]).await;
+        site.sync_once().run().await.expect_code(0);
+        app.age_own_tables(2 * 60 * 60).await;
+        app.age_application(2 * 60 * 60).await;
+        insert(&[
+            "sim-pvctraining-1",
+            "sim-pvctraining-2",
+            "sim-pvctraining-3",
+        ])
+        .await;
+        site.sync_once().run().await.expect_code(0);
+        let by_rows = says(&site, "time zone", "warning").await;
+        let hint = if hours > 0 {
+            "in the future"
+        } else {
+            "first saw"
+        };
+        assert!(by_rows.contains(hint), "{zone}: {by_rows}");
+        said(&doctor(zone).await, "time zone", "ok");
+
+        // What is written is of the same zone.
+        insert(&["sim-ready-1"]).await;
+        let run = site
+            .sync_once()
+            .env("VOICE_SYNC_NAIVE_TIMEZONE", zone)
+            .run()
+            .await;
+        run.expect_code(0);
+        let apart = format!(
+            "SELECT abs(extract(epoch FROM completed_at - now() AT TIME ZONE '{zone}'))::bigint FROM voices
+             WHERE status = 'completed'"
+        );
+        assert!(app.number(&apart).await < 60);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_of_the_future_are_noticed_on_sqlite() {
+    let site = Site::new(Variant::E32).await;
+    site.app.insert_processing(&["sim-pvctraining-1"]).await;
+    site.sync_once().run().await.expect_code(0);
+    said(&site.doctor().run().await, "time zone", "ok");
+    site.app
+        .execute("UPDATE voices SET created_at = datetime(created_at, '+9 hours')")
+        .await;
+    assert!(
+        says(&site, "time zone", "warning")
+            .await
+            .contains("in the future")
+    );
+    let named = site
+        .doctor()
+        .env("VOICE_SYNC_NAIVE_TIMEZONE", "Asia/Tokyo")
+        .run()
+        .await;
+    named.expect_code(78);
+}

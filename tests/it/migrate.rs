@@ -211,15 +211,32 @@ async fn the_roles_of_the_example_suffice_and_may_no_more() {
         .run()
         .await;
     doctor.expect_code(0);
-    let dry = sync_once(&url("runtime"), &provider.url()).arg("--dry-run");
-    dry.run().await.expect_code(0);
+    for arguments in [
+        &["sync-once", "--dry-run"][..],
+        &["sync-once", "--due"],
+        &["status"],
+        &["inspect", "sim-ready-1"],
+        &["retry", "--all-failed", "--yes"],
+        &["outbox", "resend", "--since=1h"],
+        &["runs"],
+    ] {
+        let command = VoiceSync::new(arguments)
+            .env("DATABASE_URL", url("runtime"))
+            .env("ELEVENLABS_BASE_URL", provider.url());
+        command.publishing_to(&bus).run().await.expect_code(0);
+    }
 
     let runtime = sqlx::PgPool::connect(&url("runtime"))
         .await
         .expect("connects");
     for beyond in [
         "UPDATE voices SET name = 'mine'",
+        "SELECT name FROM voices",
         "DELETE FROM voices",
+        "UPDATE voice_sync.migrations SET description = 'mine'",
+        "DELETE FROM voice_sync.migrations",
+        "INSERT INTO voice_sync.adoptions (table_name) VALUES ('mine')",
+        "DELETE FROM voice_sync.completions",
         "CREATE TABLE voice_sync.mine ()",
         "TRUNCATE voice_sync.outbox",
     ] {

@@ -745,11 +745,35 @@ async fn what_waits_is_what_can_be_done_now(variant: Variant) {
         .expect("notes");
     app.age_own_tables(600).await;
     app.insert_processing(&["d"]).await;
-    let due = agenda().await.voices;
-    assert_eq!(due.len(), 3);
-    assert!(due.iter().all(|voice| voice.due_in.is_zero()), "{due:?}");
     let asked = RowId::new(app.stored(row_id("b")));
-    assert_eq!(due[2].row, asked, "who was asked about comes last");
+    let mut due = agenda().await;
+    assert_eq!(due.voices.len(), 1, "{due:?}");
+    assert_eq!(
+        (&due.voices[0].row, due.voices[0].due_in),
+        (&asked, Duration::ZERO)
+    );
+    let unscheduled = store.unscheduled(10).await.expect("reads");
+    assert_eq!(unscheduled.len(), 2, "{unscheduled:?}");
+    assert_eq!(store.unscheduled(1).await.expect("reads").len(), 1);
+    due.begin_with(unscheduled, 10);
+    assert_eq!(due.voices[2].row, asked, "who was asked about comes last");
+    due.begin_with(Vec::new(), 2);
+    assert!(due.voices.iter().all(|voice| voice.row != asked));
+
+    // Whoever is claimed, set aside or gone is neither; and no rows of other tables are.
+    let all = store.claim(Uuid::new_v4(), &ALL, 10).await.expect("claims");
+    assert_eq!(all.voices.len(), 3);
+    assert_eq!(agenda().await.voices.len(), 0);
+    assert_eq!(store.unscheduled(10).await.expect("reads"), Vec::new());
+    app.age_own_tables(61).await;
+    app.execute(&format!(
+        "UPDATE {} SET row_id = 'another' WHERE row_id = '{}'",
+        app.own("voices"),
+        asked.as_str()
+    ))
+    .await;
+    assert_eq!(agenda().await.voices.len(), 0);
+    assert_eq!(store.unscheduled(10).await.expect("reads").len(), 3);
 }
 
 async fn a_row_that_is_cloned_anew_is_young_again(variant: Variant) {

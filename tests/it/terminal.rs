@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::app::Variant;
-use crate::support::binary::{Ended, VoiceSync};
+use crate::support::app::{App, Variant};
+use crate::support::binary::{Ended, VoiceSync, sync_once};
+use crate::support::fates::simulator;
 use crate::support::site::Site;
 
 /// Runs the rest of its command line on a terminal of its own, with what comes on its standard input typed.
@@ -230,5 +231,29 @@ async fn log_lines_have_a_trace_only_with_the_feature() {
     for line in ended.stderr.lines() {
         let traced = line.contains("4bf92f3577b34da6a3ce929d0e0e4736") && line.contains("span_id");
         assert_eq!(traced, cfg!(feature = "otel"), "{line}");
+    }
+}
+
+/// Ids of the application's own rows, with line ends and terminal codes, in every place of a text log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_forge_no_line_of_the_log() {
+    const FORGED: &str =
+        "x\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{1b}]0;title\u{7}\u{9b}31m\u{202e}y";
+    for variant in [Variant::A, Variant::E32] {
+        let (app, provider) = (App::new(variant).await, simulator().await);
+        app.insert_processing(&["sim-ready-1", FORGED]).await;
+        for output in ["text", "json"] {
+            let run = sync_once(&app.url, &provider.url())
+                .args(&["--auto-migrate", "--log-format=text", "--output", output])
+                .env("RUST_LOG", "debug")
+                .run()
+                .await;
+            assert!(run.stderr.contains("set aside"), "{}", run.stderr);
+            for line in run.stderr.lines() {
+                assert!(line.starts_with("20"), "a line of its own: {line:?}");
+                let is_odd = |c: char| c.is_control() || c == '\u{202e}';
+                assert!(!line.contains(is_odd), "{line:?}");
+            }
+        }
     }
 }

@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, PgPool, Row as _, SqlitePool};
 use tempfile::TempDir;
 use uuid::Uuid;
 use voice_sync::store::{
-    Access, ColumnNames, Database, DatabaseUrl, Names, StatusValues, Store, TableName,
+    Access, ColumnNames, Database, DatabaseUrl, NaiveZone, Names, StatusValues, Store, TableName,
 };
 
 use super::from_scripts;
@@ -477,6 +477,7 @@ impl App {
             table: TableName::parse(table).expect("a name"),
             columns: ColumnNames::parse(columns).expect("names"),
             statuses: StatusValues::parse(statuses).expect("values"),
+            zone: NaiveZone::default(),
         };
         let url = DatabaseUrl::parse(&self.url).expect("a URL");
         let database = Database::connect(&url, Access::ReadWrite)

@@ -7,7 +7,7 @@ use super::index::indexes;
 use super::{PostgresStore, Sessions, lacks_privilege};
 use crate::store::adopt::{Dialect, Lacks, Shape, adopted_name};
 use crate::store::table::{
-    ColumnNames, Identifier, Misfit, Names, Need, TableName, absent, pg_literal,
+    ColumnNames, Identifier, Misfit, NaiveZone, Names, Need, TableName, absent, pg_literal,
 };
 use crate::store::{Absent, Access, StoreError};
 
@@ -56,6 +56,8 @@ impl PostgresStore {
         let (preview_url, completed_at) = (find(&c.preview_url), find(&c.completed_at));
 
         check_values(&table, status, names)?;
+        check_zone(&sessions, &names.zone).await?;
+        let zone = pg_literal(names.zone.as_str());
         check_casts(&sessions, &table, status, names).await?;
         let written: Vec<_> = [
             (&c.status, Some(status)),
@@ -71,11 +73,11 @@ impl PostgresStore {
         let read: Vec<_> = read.into_iter().flatten().collect();
         check_privileges(&table, &read, &written, access)?;
         let completed_now = match completed_at.map(|column| column.sql_type.as_str()) {
-            None => "",
-            Some("timestamp without time zone") => "(now() AT TIME ZONE 'UTC')",
-            Some("timestamp with time zone") => "now()",
+            None => String::new(),
+            Some("timestamp without time zone") => format!("(now() AT TIME ZONE {zone})"),
+            Some("timestamp with time zone") => "now()".to_owned(),
             Some("text" | "character varying" | "bpchar") => {
-                "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')"
+                format!("to_char(now() AT TIME ZONE {zone}, 'YYYY-MM-DD HH24:MI:SS.US')")
             }
             Some(other) => {
                 return Err(Misfit::Type {
@@ -94,8 +96,8 @@ impl PostgresStore {
             ),
             false => "NULL::timestamptz".to_owned(),
         };
-        let created_at = moment(&c.created_at, find(&c.created_at), &adopted);
-        let written = moment(&c.completed_at, completed_at, "NULL::timestamptz");
+        let created_at = moment(&c.created_at, find(&c.created_at), &zone, &adopted);
+        let written = moment(&c.completed_at, completed_at, &zone, "NULL::timestamptz");
         let completed_before = match own_tables {
             // A column that was added later does not know of earlier completions.
             true => format!(
@@ -221,12 +223,12 @@ fn column(row: PgRow) -> Result<Column, sqlx::Error> {
     })
 }
 
-/// A column's time on `v`, but none before `earliest`. PostgreSQL's infinities are no times that an
-/// age could count from.
-fn moment(name: &Identifier, column: Option<&Column>, earliest: &str) -> String {
+/// A column's time on `v`, but none before `earliest`; if the column has no time zone, the time is one of `zone`.
+/// PostgreSQL's infinities are no times that an age could count from.
+fn moment(name: &Identifier, column: Option<&Column>, zone: &str, earliest: &str) -> String {
     let quoted = name.quoted();
     let read = match column.map(|column| column.sql_type.as_str()) {
-        Some("timestamp without time zone") => format!("v.{quoted} AT TIME ZONE 'UTC'"),
+        Some("timestamp without time zone") => format!("v.{quoted} AT TIME ZONE {zone}"),
         Some("timestamp with time zone") => format!("v.{quoted}"),
         Some(_) | None => return "NULL::timestamptz".to_owned(),
     };
@@ -254,6 +256,25 @@ fn check_values(table: &str, status: &Column, names: &Names) -> Result<(), Misfi
         }
     }
     Ok(())
+}
+
+/// UTC is always known.
+async fn check_zone(sessions: &Sessions, zone: &NaiveZone) -> Result<(), StoreError> {
+    if zone.is_utc() {
+        return Ok(());
+    }
+    let mut session = sessions.begin().await?;
+    let query = session
+        .query("SELECT now() AT TIME ZONE $1")
+        .bind(zone.as_str());
+    match query.execute(&mut *session).await.map_err(StoreError::from) {
+        Err(StoreError::Refused(_)) => Err(StoreError::Config(format!(
+            "PostgreSQL knows no time zone {} (--naive-timezone); its view pg_timezone_names lists them",
+            zone.as_str()
+        ))),
+        Err(error) => Err(error),
+        Ok(_) => session.keep().await,
+    }
 }
 
 /// Words fit into enums and texts, as [`check_values`] has seen. Of another type, each must be a value.

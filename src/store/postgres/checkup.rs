@@ -10,7 +10,8 @@ use super::{PostgresStore, Sessions, seconds};
 use crate::exit::Exit;
 use crate::finding::Finding;
 use crate::store::adopt::{Dialect, make_index, of_processing};
-use crate::store::checkup::{self, CLOCKS_APART, counted, found};
+use crate::store::checkup::{self, CLOCKS_APART, TELLING, Times, counted, found};
+use crate::store::table::is_utc;
 use crate::store::{Names, StoreError};
 
 impl Sessions {
@@ -59,6 +60,7 @@ impl PostgresStore {
         findings.push(found("obstacles", self.obstacles(names).await));
         findings.push(found("index", self.index(names).await));
         findings.push(counted("backlog", self.backlog().await));
+        findings.push(counted("time zone", self.times(names).await));
         if self.own_tables {
             findings.push(counted("second poller", self.second_poller().await));
         }
@@ -71,7 +73,8 @@ impl PostgresStore {
                          FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])
                               WITH ORDINALITY AS p (privilege, place)
                          WHERE c.relnamespace = to_regnamespace('voice_sync') AND c.relkind = 'r'
-                           AND c.relname <> 'migrations'
+                           AND NOT (c.relname IN ('migrations', 'adoptions') AND p.privilege <> 'SELECT')
+                           AND NOT (c.relname = 'completions' AND p.privilege = 'DELETE')
                            AND NOT has_table_privilege(c.oid, p.privilege)) AS missing";
         let mut session = self.sessions.begin().await?;
         let row = session.query(PRIVILEGES).fetch_one(&mut *session).await?;
@@ -211,6 +214,62 @@ impl PostgresStore {
         Ok(checkup::backlog(voices, oldest.map(seconds)))
     }
 
+    async fn times(&self, names: &Names) -> Result<Finding, StoreError> {
+        // The session's own zone is UTC, whatever others have.
+        const DEFAULT: &str = "
+            SELECT (SELECT substring(c FROM '(?i)^timezone=(.*)$')
+                    FROM pg_db_role_setting s, unnest(s.setconfig) c
+                    WHERE c ~* '^timezone='
+                      AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+                    ORDER BY s.setdatabase = 0, s.setrole = 0 DESC LIMIT 1)
+            FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+            WHERE a.attrelid = to_regclass($1) AND a.attname = $2 AND a.atttypid = 'timestamp'::regtype
+              AND pg_get_expr(d.adbin, d.adrelid) ~* '(now\\(|current_timestamp|localtimestamp|clock_timestamp|transaction_timestamp)'
+              AND pg_get_expr(d.adbin, d.adrelid) !~* '(time zone|timezone\\()'";
+        let Self {
+            table,
+            id,
+            status,
+            processing,
+            created_at,
+            ..
+        } = self;
+        let sql = format!(
+            "SELECT extract(epoch FROM max({created_at}) - now())::float8 AS ahead,
+                    extract(epoch FROM min(w.first_seen - {created_at}) FILTER (WHERE w.is_late))::float8 AS behind,
+                    count(*) FILTER (WHERE w.is_late) AS late
+             FROM {table} v
+             LEFT JOIN (SELECT row_id, first_seen, first_seen > min(first_seen) OVER () + interval '1 hour' AS is_late
+                        FROM {known} k) w ON w.row_id = v.{id}::text
+             WHERE v.{status} = {processing}",
+            known = self.known(),
+        );
+        let mut session = self.sessions.begin().await?;
+        let query = session.query(DEFAULT).bind(table);
+        let zone = query
+            .bind(names.columns.created_at.as_str())
+            .fetch_optional(&mut *session)
+            .await?;
+        let row = session
+            .query(AssertSqlSafe(sql))
+            .fetch_one(&mut *session)
+            .await?;
+        session.keep().await?;
+        let zone: Option<String> = zone.map(|row| row.try_get(0)).transpose()?.flatten();
+        let is_ours = |other: &String| {
+            is_utc(other) && names.zone.is_utc() || other.eq_ignore_ascii_case(names.zone.as_str())
+        };
+        let span =
+            |column| Ok::<_, sqlx::Error>(row.try_get::<Option<f64>, _>(column)?.map(seconds));
+        let is_telling = row.try_get::<i64, _>("late")? >= i64::from(TELLING);
+        let times = Times {
+            default_in: zone.filter(|zone| !is_ours(zone)),
+            ahead: span("ahead")?,
+            behind: span("behind")?.filter(|_| is_telling),
+        };
+        Ok(checkup::times(&times, &names.zone))
+    }
+
     /// Counts rows completed, since the oldest event that is still known, without one of their own.
     async fn second_poller(&self) -> Result<Finding, StoreError> {
         const SINCE: &str = "SELECT min(occurred_at) FROM voice_sync.outbox";
@@ -257,7 +316,7 @@ fn allows(definition: &str, status: &str, names: &Names) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{ColumnNames, StatusValues, TableName};
+    use crate::store::{ColumnNames, NaiveZone, StatusValues, TableName};
 
     #[test]
     fn only_a_list_of_values_is_excused() {
@@ -265,6 +324,7 @@ mod tests {
             table: TableName::parse("voices").expect("a name"),
             columns: ColumnNames::parse("").expect("names"),
             statuses: StatusValues::parse("").expect("values"),
+            zone: NaiveZone::default(),
         };
         let list =
             "ANY ((ARRAY['completed'::character varying, 'failed'::character varying])::text[])";

@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::{PostgresStore, is_ahead, seconds};
 use crate::store::{
     Agenda, Claimed, Isolated, LEASE, LONGEST_BUS_PAUSE, LONGEST_ISOLATED_SCHEDULE,
-    LONGEST_SCHEDULE, OUTBOX_LEASE, Overview, Page, REFUSED, SET_ASIDE, Selection, StoreError,
-    Upcoming, present,
+    LONGEST_SCHEDULE, NEXT, OUTBOX_LEASE, Overview, Page, REFUSED, SET_ASIDE, Selection,
+    StoreError, Upcoming, present,
 };
 use crate::verdict::Age;
 use crate::voice::{Position, RowId};
@@ -22,6 +22,21 @@ impl PostgresStore {
             true => format!("v.{id} = ANY(${parameter}::text[]::{id_type}[])"),
             false => format!("v.{id}::text = ANY(${parameter}::text[])"),
         }
+    }
+
+    /// Whether the row `v` is the one whose key stands as a text in `voice_sync.voices w`, which may have rows of
+    /// another table, too.
+    fn is_row_of_own(&self) -> String {
+        let Self { id, id_type, .. } = self;
+        let is_key = match id_type.as_str() {
+            "uuid" => "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+            "bigint" => "-?[0-9]{1,18}",
+            "integer" => "-?[0-9]{1,9}",
+            "smallint" => "-?[0-9]{1,4}",
+            other if is_castable(other) => return format!("v.{id} = w.row_id::{other}"),
+            _ => return format!("v.{id}::text = w.row_id"),
+        };
+        format!("v.{id} = CASE WHEN w.row_id ~ '^{is_key}$' THEN w.row_id::{id_type} END")
     }
 
     /// The condition that selects voices, on `v`, and its parameters: rows as bounds `$1`, and names
@@ -308,12 +323,27 @@ impl PostgresStore {
     ) -> Result<Agenda, StoreError> {
         let Self {
             table,
-            id,
             provider_id,
             status,
             processing,
             ..
         } = self;
+        let is_row = self.is_row_of_own();
+        let scheduled = |which: &str, most: &str| {
+            format!(
+                "SELECT w.row_id, w.kind, w.isolated, w.next_due,
+                        w.last_asked IS NOT NULL AND w.missing_count = 0 AND w.trouble IS NULL AS was_found
+                 FROM voice_sync.voices w
+                 CROSS JOIN LATERAL (SELECT FROM {table} v
+                                     WHERE {is_row} AND v.{status} = {processing}
+                                       AND v.{provider_id} IS NOT DISTINCT FROM w.provider_id OFFSET 0) v
+                 WHERE w.next_due IS NOT NULL AND w.failed_at IS NULL AND {which}
+                   AND NOT {is_claimed} AND NOT {is_set_aside}
+                 ORDER BY w.next_due LIMIT {most}",
+                is_claimed = is_ahead("w.lease_until", LEASE),
+                is_set_aside = is_ahead("w.set_aside_until", SET_ASIDE),
+            )
+        };
         let sql = format!(
             "WITH present AS (
                  SELECT now() AS read_at,
@@ -322,31 +352,17 @@ impl PostgresStore {
                                     AND (leased_until IS NULL OR leased_until > now()
                                          OR leased_until <= now() - make_interval(secs => $3))) AS events_wait
              ),
-             upcoming AS (
-                 SELECT v.{id}::text AS row_id, w.kind,
-                        COALESCE(w.isolated, FALSE)
-                            AND w.provider_id IS NOT DISTINCT FROM v.{provider_id} AS isolated,
-                        COALESCE(w.last_asked IS NOT NULL AND w.missing_count = 0
-                                 AND w.trouble IS NULL, FALSE) AS was_found,
-                        COALESCE(CASE WHEN w.provider_id IS DISTINCT FROM v.{provider_id} OR w.failed_at IS NOT NULL
-                                      THEN CASE WHEN {is_claimed} THEN w.lease_until END
-                                      ELSE GREATEST(CASE WHEN {is_scheduled} OR w.next_due <= now()
-                                                         THEN w.next_due END,
-                                                    CASE WHEN {is_claimed} THEN w.lease_until END)
-                                 END, '-infinity') AS due
-                 FROM {table} v LEFT JOIN voice_sync.voices w ON w.row_id = v.{id}::text
-                 WHERE v.{status} = {processing}
-                   AND NOT ({is_set_aside} AND w.provider_id IS NOT DISTINCT FROM v.{provider_id})
-                 ORDER BY due LIMIT $1
-             )
+             upcoming AS ((({due}) UNION ALL ({next})))
              SELECT read_at, events_wait, row_id, kind, was_found, isolated,
-                    GREATEST(0, extract(epoch FROM GREATEST(due, read_at) - read_at))::float8 AS due_in
-             FROM present LEFT JOIN upcoming ON TRUE ORDER BY due",
+                    GREATEST(0, extract(epoch FROM next_due - read_at))::float8 AS due_in
+             FROM present LEFT JOIN upcoming ON TRUE ORDER BY next_due",
             bus_is_left_alone = is_ahead("retry_at", LONGEST_BUS_PAUSE),
             is_leased = is_ahead("leased_until", OUTBOX_LEASE),
-            is_claimed = is_ahead("w.lease_until", LEASE),
-            is_set_aside = is_ahead("w.set_aside_until", SET_ASIDE),
-            is_scheduled = is_scheduled(),
+            due = scheduled("w.next_due <= now()", "$1"),
+            next = scheduled(
+                &format!("w.next_due > now() AND {}", is_scheduled()),
+                &NEXT.to_string()
+            ),
         );
         let mut session = self.sessions.begin().await?;
         let rows = session
@@ -372,6 +388,48 @@ impl PostgresStore {
             }
         }
         Ok(agenda)
+    }
+
+    pub(in crate::store) async fn unscheduled(
+        &self,
+        most: u32,
+    ) -> Result<Vec<Upcoming>, StoreError> {
+        let Self {
+            table,
+            id,
+            provider_id,
+            status,
+            processing,
+            ..
+        } = self;
+        let sql = format!(
+            "SELECT v.{id}::text AS row_id,
+                    COALESCE(w.isolated, FALSE) AND w.provider_id IS NOT DISTINCT FROM v.{provider_id} AS isolated
+             FROM {table} v LEFT JOIN voice_sync.voices w ON w.row_id = v.{id}::text
+             WHERE v.{status} = {processing} AND v.{id} IS NOT NULL AND NOT {is_claimed}
+               AND CASE WHEN w.provider_id IS DISTINCT FROM v.{provider_id} OR w.failed_at IS NOT NULL THEN TRUE
+                        ELSE NOT {is_set_aside}
+                             AND (w.next_due IS NULL OR w.next_due > now() AND NOT {is_scheduled}) END
+             LIMIT $1",
+            is_claimed = is_ahead("w.lease_until", LEASE),
+            is_set_aside = is_ahead("w.set_aside_until", SET_ASIDE),
+            is_scheduled = is_scheduled(),
+        );
+        let mut session = self.sessions.begin().await?;
+        let rows = session
+            .query(AssertSqlSafe(sql))
+            .bind(i64::from(most))
+            .fetch_all(&mut *session)
+            .await?;
+        session.keep().await?;
+        let voice = |row: &PgRow| {
+            let id: String = row.try_get("row_id")?;
+            Ok::<_, sqlx::Error>(Upcoming::unscheduled(
+                RowId::new(id),
+                row.try_get("isolated")?,
+            ))
+        };
+        Ok(rows.iter().map(voice).collect::<Result<_, _>>()?)
     }
 
     pub(in crate::store) async fn isolated(

@@ -57,7 +57,7 @@ pub(super) struct PostgresStore {
     completed: String,
     failed: String,
     /// The present, in the type of the column `completed_at`.
-    completed_now: &'static str,
+    completed_now: String,
     preview_room: Option<usize>,
     absent: Vec<Absent>,
     own_tables: bool,

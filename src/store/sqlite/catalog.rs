@@ -25,6 +25,12 @@ impl SqliteStore {
         names: &Names,
         own_tables: bool,
     ) -> Result<Self, StoreError> {
+        if !names.zone.is_utc() {
+            return Err(StoreError::Config(
+                "SQLite knows no time zones, so that --naive-timezone is for PostgreSQL; let the application write UTC"
+                    .to_owned(),
+            ));
+        }
         let table = names.table.quoted();
         let columns = columns(&pool, &names.table).await?;
         // SQLite compares the names of columns without regard to ASCII case.

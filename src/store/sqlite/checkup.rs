@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Row, SqlitePool};
 use super::{NOW, SqliteStore, elapsed};
 use crate::finding::Finding;
 use crate::store::adopt::{Dialect, make_index};
-use crate::store::checkup::{self, SMALL_TABLE, counted, found};
+use crate::store::checkup::{self, SMALL_TABLE, TELLING, Times, counted, found};
 use crate::store::table::{Identifier, literal};
 use crate::store::{Names, StoreError};
 
@@ -41,6 +41,7 @@ impl SqliteStore {
         findings.push(found("obstacles", self.obstacles(names).await));
         findings.push(found("index", self.index(names).await));
         findings.push(counted("backlog", self.backlog().await));
+        findings.push(counted("time zone", self.times(names).await));
         if self.own_tables {
             findings.push(counted("second poller", self.second_poller().await));
         }
@@ -109,6 +110,40 @@ impl SqliteStore {
         let oldest: Option<i64> = row.try_get(1)?;
         let voices = row.try_get::<i64, _>(0)?.unsigned_abs();
         Ok(checkup::backlog(voices, oldest.map(elapsed)))
+    }
+
+    async fn times(&self, names: &Names) -> Result<Finding, StoreError> {
+        let Self {
+            table,
+            id,
+            status,
+            processing,
+            created_at,
+            ..
+        } = self;
+        let created = format!("CAST(unixepoch({created_at}, 'subsec') * 1000 AS INTEGER)");
+        let sql = format!(
+            "SELECT max({created}) - {NOW} AS ahead,
+                    min(w.first_seen - {created}) FILTER (WHERE w.is_late) AS behind,
+                    count(*) FILTER (WHERE w.is_late) AS late
+             FROM {table} v
+             LEFT JOIN (SELECT row_id, first_seen, first_seen > min(first_seen) OVER () + 3600000 AS is_late
+                        FROM {known} k) w ON w.row_id = CAST(v.{id} AS TEXT)
+             WHERE v.{status} = {processing}",
+            known = self.known(),
+        );
+        let row = sqlx::query(AssertSqlSafe(sql))
+            .fetch_one(&self.pool)
+            .await?;
+        let span =
+            |column| Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(column)?.map(elapsed));
+        let is_telling = row.try_get::<i64, _>("late")? >= i64::from(TELLING);
+        let times = Times {
+            default_in: None,
+            ahead: span("ahead")?,
+            behind: span("behind")?.filter(|_| is_telling),
+        };
+        Ok(checkup::times(&times, &names.zone))
     }
 
     /// Counts rows completed, since the oldest event that is still known, without one of their own.

@@ -13,8 +13,8 @@ use crate::store::adopt::{Dialect, adopted_name};
 use crate::store::survey::forms;
 use crate::store::{
     Agenda, Claimed, Isolated, LEASE, LONGEST_BUS_PAUSE, LONGEST_ISOLATED_SCHEDULE,
-    LONGEST_SCHEDULE, OUTBOX_LEASE, Overview, Page, REFUSED, SET_ASIDE, Selection, StoreError,
-    Upcoming, present, visit,
+    LONGEST_SCHEDULE, NEXT, OUTBOX_LEASE, Overview, Page, REFUSED, SET_ASIDE, Selection,
+    StoreError, Upcoming, present, visit,
 };
 use crate::verdict::Age;
 use crate::voice::{Position, RowId};
@@ -281,6 +281,20 @@ impl SqliteStore {
             processing,
             ..
         } = self;
+        let scheduled = |which: &str, most: &str| {
+            format!(
+                "SELECT * FROM (
+                 SELECT w.row_id, w.kind, w.isolated, w.next_due,
+                        w.last_asked IS NOT NULL AND w.missing_count = 0 AND w.trouble IS NULL AS was_found
+                 FROM voice_sync_voices w CROSS JOIN {table} v
+                 WHERE w.next_due IS NOT NULL AND w.failed_at IS NULL AND {which}
+                   AND NOT {is_claimed} AND NOT {is_set_aside}
+                   AND v.{id} = w.row_id AND v.{status} = {processing} AND v.{provider_id} IS w.provider_id
+                 ORDER BY w.next_due LIMIT {most})",
+                is_claimed = is_ahead("w.lease_until", LEASE),
+                is_set_aside = is_ahead("w.set_aside_until", SET_ASIDE),
+            )
+        };
         let sql = format!(
             "WITH present AS MATERIALIZED (
                  SELECT {NOW} AS read_at,
@@ -289,27 +303,17 @@ impl SqliteStore {
                                     AND (leased_until IS NULL OR leased_until > {NOW}
                                          OR leased_until <= {NOW} - $3)) AS events_wait
              ),
-             upcoming AS (
-                 SELECT CAST(v.{id} AS TEXT) AS row_id, w.kind,
-                        COALESCE(w.isolated, 0) AND w.provider_id IS v.{provider_id} AS isolated,
-                        COALESCE(w.last_asked IS NOT NULL AND w.missing_count = 0
-                                 AND w.trouble IS NULL, 0) AS was_found,
-                        -- 0 is first: it was never asked about.
-                        max(iif(w.provider_id IS v.{provider_id} AND w.failed_at IS NULL
-                                AND ({is_scheduled} OR w.next_due <= {NOW}), w.next_due, 0),
-                            iif({is_claimed}, w.lease_until, 0)) AS due
-                 FROM {table} v LEFT JOIN voice_sync_voices w ON w.row_id = CAST(v.{id} AS TEXT)
-                 WHERE v.{status} = {processing}
-                   AND NOT ({is_set_aside} AND w.provider_id IS v.{provider_id})
-                 ORDER BY due LIMIT $1
-             )
-             SELECT read_at, events_wait, row_id, kind, was_found, isolated, max(0, due - read_at) AS due_in
-             FROM present LEFT JOIN upcoming ON TRUE ORDER BY due",
+             upcoming AS ({due} UNION ALL {next})
+             SELECT read_at, events_wait, row_id, kind, was_found, isolated,
+                    max(0, next_due - read_at) AS due_in
+             FROM present LEFT JOIN upcoming ON TRUE ORDER BY next_due",
             bus_is_left_alone = is_ahead("retry_at", LONGEST_BUS_PAUSE),
             is_leased = is_ahead("leased_until", OUTBOX_LEASE),
-            is_claimed = is_ahead("w.lease_until", LEASE),
-            is_set_aside = is_ahead("w.set_aside_until", SET_ASIDE),
-            is_scheduled = is_scheduled(),
+            due = scheduled(&format!("w.next_due <= {NOW}"), "$1"),
+            next = scheduled(
+                &format!("w.next_due > {NOW} AND {}", is_scheduled()),
+                &NEXT.to_string()
+            ),
         );
         let rows = sqlx::query(AssertSqlSafe(sql))
             .bind(most)
@@ -333,6 +337,45 @@ impl SqliteStore {
             }
         }
         Ok(agenda)
+    }
+
+    pub(in crate::store) async fn unscheduled(
+        &self,
+        most: u32,
+    ) -> Result<Vec<Upcoming>, StoreError> {
+        let Self {
+            table,
+            id,
+            provider_id,
+            status,
+            processing,
+            ..
+        } = self;
+        let sql = format!(
+            "SELECT CAST(v.{id} AS TEXT) AS row_id,
+                    COALESCE(w.isolated, 0) AND w.provider_id IS v.{provider_id} AS isolated
+             FROM {table} v LEFT JOIN voice_sync_voices w ON w.row_id = CAST(v.{id} AS TEXT)
+             WHERE v.{status} = {processing} AND v.{id} IS NOT NULL AND NOT {is_claimed}
+               AND CASE WHEN w.provider_id IS NOT v.{provider_id} OR w.failed_at IS NOT NULL THEN 1
+                        ELSE NOT {is_set_aside}
+                             AND (w.next_due IS NULL OR w.next_due > {NOW} AND NOT {is_scheduled}) END
+             LIMIT $1",
+            is_claimed = is_ahead("w.lease_until", LEASE),
+            is_set_aside = is_ahead("w.set_aside_until", SET_ASIDE),
+            is_scheduled = is_scheduled(),
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(most)
+            .fetch_all(&self.pool)
+            .await?;
+        let voice = |row: &SqliteRow| {
+            let id: String = row.try_get("row_id")?;
+            Ok::<_, sqlx::Error>(Upcoming::unscheduled(
+                RowId::new(id),
+                row.try_get("isolated")?,
+            ))
+        };
+        Ok(rows.iter().map(voice).collect::<Result<_, _>>()?)
     }
 
     pub(in crate::store) async fn isolated(
