@@ -118,6 +118,14 @@ impl Contender {
     }
 }
 
+/// The command of a daemon at this site.
+pub(crate) fn daemon(site: &Site) -> anyhow::Result<Command> {
+    let mut command = Command::new(BINARY);
+    command.arg("daemon");
+    surround(&mut command, site)?;
+    Ok(command)
+}
+
 /// Makes voice-sync's own tables.
 pub(crate) async fn migrate(site: &Site) -> anyhow::Result<()> {
     let mut command = Command::new(BINARY);

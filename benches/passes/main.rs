@@ -11,6 +11,7 @@ mod memory;
 mod scale;
 mod share;
 mod site;
+mod waiting;
 mod whole;
 
 use std::time::Duration;
@@ -26,7 +27,9 @@ const MANY: u64 = 100_000;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
-    const FIGURES: [&str; 7] = ["whole", "share", "grid", "memory", "idle", "scale", "bad"];
+    const FIGURES: [&str; 8] = [
+        "whole", "share", "grid", "memory", "idle", "scale", "bad", "waiting",
+    ];
     // Cargo adds a flag of its own.
     let named = std::env::args()
         .skip(1)
@@ -45,6 +48,7 @@ async fn main() -> anyhow::Result<()> {
             "idle" => idle::show().await?,
             "scale" => scale::show().await?,
             "bad" => bad::show().await?,
+            "waiting" => waiting::show().await?,
             other => bail!(
                 "there is no figure {other:?}; there are {}",
                 FIGURES.join(", ")

@@ -170,6 +170,28 @@ impl Site {
         Ok(())
     }
 
+    /// Has no voice due for the next minutes.
+    pub(crate) async fn put_off(&self) -> anyhow::Result<()> {
+        match &self.pool {
+            Pool::Postgres { pool, .. } => {
+                sqlx::query("UPDATE voice_sync.voices SET next_due = now() + interval '9 minutes'")
+                    .execute(pool)
+                    .await?;
+                sqlx::query("VACUUM ANALYZE voice_sync.voices")
+                    .execute(pool)
+                    .await?;
+            }
+            Pool::Sqlite { pool, .. } => {
+                sqlx::query(
+                    "UPDATE voice_sync_voices SET next_due = (unixepoch() + 9 * 60) * 1000",
+                )
+                .execute(pool)
+                .await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Gives back what it took.
     pub(crate) async fn close(self) -> anyhow::Result<()> {
         self.provider.stop().await;

@@ -224,6 +224,8 @@ async fn look_at(
             let standing = store.standing(account).await.map_err(&at)?;
             known.left_in_peace = standing.is_open() || !standing.hold_for.is_zero();
             findings.push(breaker(standing));
+            let memory = store.remember(account).await.map_err(&at)?;
+            findings.extend(memory.mass_absence.then(mass_absence));
         }
     }
     known.sample = voices(&store).await.map_err(at)?;
@@ -241,6 +243,14 @@ async fn outbox(store: &Store) -> Result<Finding, StoreError> {
             "the next pass with a Redis URL publishes them",
         ),
     })
+}
+
+fn mass_absence() -> Finding {
+    Finding::doubtful(
+        "missing voices",
+        "too many are missing under this key: it is probably of another workspace, and no voice fails for being missing",
+        "give the key of the workspace in which the application clones; if the voices were really deleted, name them with          `voice-sync sync-once --voice`, fewer than ten at a time",
+    )
 }
 
 fn breaker(standing: Standing) -> Finding {

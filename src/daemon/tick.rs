@@ -8,7 +8,7 @@ use crate::exit::Exit;
 use crate::metrics::Metrics;
 use crate::pass::{Pass, Scope, Which};
 use crate::report::Report;
-use crate::store::{Agenda, Overview, StoreError, Upcoming};
+use crate::store::{Agenda, StoreError, Upcoming};
 
 /// Voices that are looked at together. If more are due, they have their turn afterwards.
 pub const DUE_AT_ONCE: u32 = 10_000;
@@ -18,7 +18,7 @@ pub const DUE_AT_ONCE: u32 = 10_000;
 pub enum Tick {
     /// Nothing was due.
     Idle {
-        /// When something will be; `None` if nothing is in processing.
+        /// When something will be; `None` if nothing is scheduled.
         next_in: Option<Duration>,
     },
     /// There was a pass.
@@ -37,13 +37,19 @@ pub enum Tick {
 pub struct Looks {
     unscheduled: Share,
     overview: Share,
+    /// The version of the database in which there were no voices without a schedule, and when that was seen.
+    none_unscheduled: Option<(String, Instant)>,
 }
+
+/// A voice without a schedule comes from a write, or from a lease that ended by itself.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 impl Default for Looks {
     fn default() -> Self {
         Self {
             unscheduled: Share::one_of(20),
             overview: Share::one_of(100),
+            none_unscheduled: None,
         }
     }
 }
@@ -63,8 +69,8 @@ pub async fn tick(pass: Pass<'_>, metrics: &Metrics, looks: &mut Looks) -> Tick 
     let has_news = agenda.events_wait && pass.relay.is_some();
     if !has_news && !agenda.voices.iter().any(is_due) {
         metrics.succeeded();
-        if agenda.voices.is_empty() && !agenda.events_wait {
-            metrics.stand(&Overview::default());
+        if agenda.voices.is_empty() {
+            overview(&pass, metrics, looks).await;
         }
         return Tick::Idle {
             next_in: next_in(&agenda),
@@ -82,26 +88,36 @@ pub async fn tick(pass: Pass<'_>, metrics: &Metrics, looks: &mut Looks) -> Tick 
     .await;
     metrics.passed(&report);
     metrics.press(pass.provider.pressure());
+    overview(&pass, metrics, looks).await;
+    Tick::Passed(Box::new(report))
+}
+
+/// Not worth failing for: the next turn finds out by itself what is wrong.
+async fn overview(pass: &Pass<'_>, metrics: &Metrics, looks: &mut Looks) {
     let began = Instant::now();
-    // Not worth failing for: the next turn finds out by itself what is wrong.
     if looks.overview.is_due(began)
         && let Ok(overview) = pass.store.overview().await
     {
         metrics.stand(&overview);
         looks.overview.took(began.elapsed(), Instant::now());
     }
-    Tick::Passed(Box::new(report))
 }
 
-/// What is due and what comes next. Voices without a schedule are not looked for each time where there are many
-/// others, except if nothing else is there.
+/// What is due and what comes next. Voices without a schedule are looked for where anything was written since there
+/// were none, and not each time where there are many others, except if nothing else is there.
 async fn agenda(pass: &Pass<'_>, looks: &mut Looks) -> Result<Agenda, StoreError> {
     let bus = pass.relay.map(Relay::bus);
     let mut agenda = pass.store.agenda(DUE_AT_ONCE, bus).await?;
     let began = Instant::now();
-    if agenda.voices.is_empty() || looks.unscheduled.is_due(began) {
+    let is_unchanged = |(version, at): &(String, Instant)| {
+        *version == agenda.version && began.duration_since(*at) < LOOK_AGAIN
+    };
+    let were_none = looks.none_unscheduled.as_ref().is_some_and(is_unchanged);
+    if !were_none && (agenda.voices.is_empty() || looks.unscheduled.is_due(began)) {
         let unscheduled = pass.store.unscheduled(DUE_AT_ONCE).await?;
         looks.unscheduled.took(began.elapsed(), Instant::now());
+        let is_none = unscheduled.is_empty();
+        looks.none_unscheduled = is_none.then(|| (agenda.version.clone(), began));
         agenda.begin_with(unscheduled, DUE_AT_ONCE);
     }
     Ok(agenda)

@@ -9,6 +9,7 @@ use crate::exit::Exit;
 use crate::metrics::Metrics;
 use crate::pass::{Pass, Scope};
 use crate::report::{Halt, Part, Report};
+use crate::store::{Selection, Store};
 
 /// New voices are seen within this time.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -47,7 +48,11 @@ pub async fn until_nothing_waits(
             ..pass
         };
         let pause = match tick(turn, metrics, &mut looks).await {
-            Tick::Idle { next_in: None } => return report,
+            Tick::Idle { next_in: None } => match waits(pass.store).await {
+                // Others have them in hand.
+                true => INTERVAL,
+                false => return report,
+            },
             Tick::Idle {
                 next_in: Some(next_in),
             } => next_in.min(INTERVAL),
@@ -71,4 +76,15 @@ pub async fn until_nothing_waits(
         let pause = left.map_or(pause, |left| left.min(pause)).max(BREATH);
         pass.stop.run_until_cancelled(sleep(pause)).await;
     }
+}
+
+/// Whether voices are in processing, but for those that are set aside. A database that does not say comes to it at the
+/// next turn.
+async fn waits(store: &Store) -> bool {
+    let all = Selection::Range {
+        after: None,
+        up_to: None,
+        except: Vec::new(),
+    };
+    store.count(&all).await.map_or(true, |voices| voices > 0)
 }

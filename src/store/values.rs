@@ -127,6 +127,8 @@ pub struct Agenda {
     pub voices: Vec<Upcoming>,
     /// Whether events wait that no process is publishing.
     pub events_wait: bool,
+    /// A text that is another one once anything was written, but for what the connection wrote itself.
+    pub version: String,
 }
 
 /// A voice that is due now or later.

@@ -16,7 +16,7 @@ use serde_json::json;
 use voice_sync_simulator::{Answer, Request};
 
 use crate::support::app::{App, NewVoice, Pool, Variant};
-use crate::support::binary::{KEY, sync_once};
+use crate::support::binary::{KEY, VoiceSync, sync_once};
 use crate::support::daemon::{Daemon, daemon};
 use crate::support::fates::simulator;
 use crate::{budget, dice};
@@ -582,6 +582,11 @@ async fn a_mass_absence_lasts_for_every_kind_of_pass_until_voices_are_found_agai
             ended
         };
         run(&[]).await.expect_code(77);
+        let doctor = VoiceSync::new(&["doctor"])
+            .env("DATABASE_URL", &app.url)
+            .env("ELEVENLABS_BASE_URL", provider.url());
+        let said = doctor.run().await.stdout;
+        assert!(said.contains("missing voices"), "{said}");
         for minute in 0..40 {
             let kind: &[&str] = [
                 &["--due"][..],

@@ -346,14 +346,14 @@ impl PostgresStore {
         };
         let sql = format!(
             "WITH present AS (
-                 SELECT now() AS read_at,
+                 SELECT now() AS read_at, txid_current_snapshot()::text AS version,
                         NOT EXISTS (SELECT FROM voice_sync.buses WHERE bus = $2 AND {bus_is_left_alone})
                         AND EXISTS (SELECT FROM voice_sync.outbox WHERE published_at IS NULL AND NOT {is_leased}
                                     AND (leased_until IS NULL OR leased_until > now()
                                          OR leased_until <= now() - make_interval(secs => $3))) AS events_wait
              ),
              upcoming AS ((({due}) UNION ALL ({next})))
-             SELECT read_at, events_wait, row_id, kind, was_found, isolated,
+             SELECT read_at, version, events_wait, row_id, kind, was_found, isolated,
                     GREATEST(0, extract(epoch FROM next_due - read_at))::float8 AS due_in
              FROM present LEFT JOIN upcoming ON TRUE ORDER BY next_due",
             bus_is_left_alone = is_ahead("retry_at", LONGEST_BUS_PAUSE),
@@ -377,6 +377,7 @@ impl PostgresStore {
         for row in &rows {
             agenda.read_at = row.try_get("read_at")?;
             agenda.events_wait = row.try_get("events_wait")?;
+            agenda.version = row.try_get("version")?;
             if let Some(id) = row.try_get::<Option<String>, _>("row_id")? {
                 agenda.voices.push(Upcoming {
                     row: RowId::new(id),

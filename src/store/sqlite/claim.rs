@@ -298,13 +298,14 @@ impl SqliteStore {
         let sql = format!(
             "WITH present AS MATERIALIZED (
                  SELECT {NOW} AS read_at,
+                        (SELECT CAST(data_version AS TEXT) FROM pragma_data_version) AS version,
                         NOT EXISTS (SELECT 1 FROM voice_sync_buses WHERE bus = $2 AND {bus_is_left_alone})
                         AND EXISTS (SELECT 1 FROM voice_sync_outbox WHERE published_at IS NULL AND NOT {is_leased}
                                     AND (leased_until IS NULL OR leased_until > {NOW}
                                          OR leased_until <= {NOW} - $3)) AS events_wait
              ),
              upcoming AS ({due} UNION ALL {next})
-             SELECT read_at, events_wait, row_id, kind, was_found, isolated,
+             SELECT read_at, version, events_wait, row_id, kind, was_found, isolated,
                     max(0, next_due - read_at) AS due_in
              FROM present LEFT JOIN upcoming ON TRUE ORDER BY next_due",
             bus_is_left_alone = is_ahead("retry_at", LONGEST_BUS_PAUSE),
@@ -326,6 +327,7 @@ impl SqliteStore {
             let read_at = DateTime::from_timestamp_millis(row.try_get("read_at")?);
             agenda.read_at = read_at.unwrap_or_default();
             agenda.events_wait = row.try_get("events_wait")?;
+            agenda.version = row.try_get("version")?;
             if let Some(id) = row.try_get::<Option<String>, _>("row_id")? {
                 agenda.voices.push(Upcoming {
                     row: RowId::new(id),
