@@ -45,10 +45,17 @@ pub fn init(format: LogFormat) {
     };
     let colour = terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let journal = is_journal();
-    let lines = || fmt::layer().with_writer(Lines);
-    let text_lines = || lines().with_ansi(colour).with_target(false);
+    let text_lines = || {
+        fmt::layer()
+            .with_writer(Lines::Text)
+            .with_ansi(colour)
+            .with_target(false)
+    };
     let json_lines = || {
-        let lines = lines().json().flatten_event(true);
+        let lines = fmt::layer()
+            .with_writer(Lines::Json)
+            .json()
+            .flatten_event(true);
         // The one span that there may be is the trace.
         lines
             .with_current_span(cfg!(feature = "otel"))

@@ -67,15 +67,27 @@ impl Drop for Progress {
 
 /// Standard error, whose lines go above the bar.
 #[derive(Debug, Clone, Copy)]
-pub struct Lines;
+pub enum Lines {
+    /// For people: each is made one line.
+    Text,
+    /// They are one line each by their form.
+    Json,
+}
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let text = one_line(&String::from_utf8_lossy(line));
+        let text;
+        let bytes = match self {
+            Self::Json => line,
+            Self::Text => {
+                text = one_line(&String::from_utf8_lossy(line));
+                text.as_bytes()
+            }
+        };
         match shown {
-            Some(bar) => bar.suspend(|| io::stderr().write_all(text.as_bytes()))?,
-            None => io::stderr().write_all(text.as_bytes())?,
+            Some(bar) => bar.suspend(|| io::stderr().write_all(bytes))?,
+            None => io::stderr().write_all(bytes)?,
         }
         Ok(line.len())
     }
@@ -85,31 +97,43 @@ impl Write for Lines {
     }
 }
 
-/// What is logged at once, as one line: ids and messages of others could forge further ones. Terminal codes in them
-/// are escaped where the line is made, which has some of its own.
+/// What is logged at once, as one line, whose only terminal codes are those of colours: ids and messages of others
+/// could forge further lines, and do to the terminal what they like.
 fn one_line(logged: &str) -> String {
-    const ESCAPE: char = '\u{1b}';
     let (line, end) = match logged.strip_suffix('\n') {
         Some(line) => (line, "\n"),
         None => (logged, ""),
     };
     let mut text = String::with_capacity(logged.len());
-    for c in line.chars() {
-        match c {
-            ESCAPE => text.push(c),
-            c if words::breaks_lines(c) => text.extend(c.escape_default()),
-            c => text.push(c),
+    let mut rest = line.chars();
+    while let Some(c) = rest.next() {
+        if let Some((colour, after)) = (c == '\u{1b}').then(|| colour(rest.as_str())).flatten() {
+            text.push(c);
+            text.push_str(colour);
+            rest = after.chars();
+        } else if words::breaks_lines(c) {
+            text.extend(c.escape_default());
+        } else {
+            text.push(c);
         }
     }
     text.push_str(end);
     text
 }
 
+/// What follows an escape that only sets a colour (ECMA-48, SGR), and what comes after it.
+fn colour(text: &str) -> Option<(&str, &str)> {
+    let parameters = text.strip_prefix('[')?;
+    let length = parameters.find(|c: char| !c.is_ascii_digit() && c != ';')?;
+    let is_colour = parameters[length..].starts_with('m');
+    is_colour.then(|| text.split_at('['.len_utf8() + length + 'm'.len_utf8()))
+}
+
 impl MakeWriter<'_> for Lines {
     type Writer = Self;
 
     fn make_writer(&self) -> Self {
-        Self
+        *self
     }
 }
 
@@ -120,8 +144,12 @@ mod tests {
     #[test]
     fn whatever_is_logged_is_one_line() {
         assert_eq!(
-            one_line("a \u{1b}[31mb\u{1b}[0m c\n"),
-            "a \u{1b}[31mb\u{1b}[0m c\n"
+            one_line("a \u{1b}[1;31mb\u{1b}[0m c\n"),
+            "a \u{1b}[1;31mb\u{1b}[0m c\n"
+        );
+        assert_eq!(
+            one_line("\u{1b}[2J\u{1b}]0;t\u{7}\u{1b}[31\u{1b}"),
+            "\\u{1b}[2J\\u{1b}]0;t\\u{7}\\u{1b}[31\\u{1b}"
         );
         assert_eq!(
             one_line("a\nb\r\n\tc\u{2028}\u{202e}d\0\n"),

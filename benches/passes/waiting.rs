@@ -39,7 +39,7 @@ pub(crate) async fn show() -> anyhow::Result<()> {
             site.put_off().await?;
             let before = server(&site).await?;
             let mut command = daemon(&site)?;
-            let mut child = command
+            let child = command
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn()?;

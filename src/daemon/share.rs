@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 pub(super) struct Share {
     part: u32,
     not_before: Option<Instant>,
+    done_at: Option<Instant>,
 }
 
 impl Share {
@@ -15,6 +16,7 @@ impl Share {
         Self {
             part,
             not_before: None,
+            done_at: None,
         }
     }
 
@@ -23,8 +25,15 @@ impl Share {
         self.not_before.is_none_or(|not_before| now >= not_before)
     }
 
-    /// It was done, and took so long.
+    /// The same, but not within this time after it was done.
+    pub(super) fn is_due_after(&self, pause: Duration, now: Instant) -> bool {
+        let is_over = |at: Instant| now.saturating_duration_since(at) >= pause;
+        self.is_due(now) && self.done_at.is_none_or(is_over)
+    }
+
+    /// It was done or given up, and took so long.
     pub(super) fn took(&mut self, duration: Duration, now: Instant) {
+        self.done_at = Some(now);
         self.not_before = now.checked_add(duration.saturating_mul(self.part.saturating_sub(1)));
     }
 }
@@ -49,6 +58,8 @@ mod tests {
             spent += took;
             share.took(took, now);
         }
+        assert!(!share.is_due_after(Duration::from_secs(100), now + Duration::from_secs(99)));
+        assert!(share.is_due_after(Duration::from_secs(100), now + Duration::from_secs(100)));
         assert!(share.is_due(now + 19 * Duration::from_secs(3)));
         assert!(!share.is_due(now + 18 * Duration::from_secs(3)));
         assert!(

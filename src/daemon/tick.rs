@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::share::Share;
 use crate::events::relay::Relay;
+use tracing::warn;
+
 use crate::exit::Exit;
 use crate::metrics::Metrics;
 use crate::pass::{Pass, Scope, Which};
@@ -41,6 +43,8 @@ pub struct Looks {
     none_unscheduled: Option<(String, Instant)>,
 }
 
+/// How old the metrics of the backlog may be where nothing happens.
+const IDLE_OVERVIEW: Duration = Duration::from_secs(60);
 /// A voice without a schedule comes from a write, or from a lease that ended by itself.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -69,9 +73,11 @@ pub async fn tick(pass: Pass<'_>, metrics: &Metrics, looks: &mut Looks) -> Tick 
     let has_news = agenda.events_wait && pass.relay.is_some();
     if !has_news && !agenda.voices.iter().any(is_due) {
         metrics.succeeded();
-        if agenda.voices.is_empty() {
-            overview(&pass, metrics, looks).await;
-        }
+        let pause = match agenda.voices.is_empty() {
+            true => Duration::ZERO,
+            false => IDLE_OVERVIEW,
+        };
+        overview(&pass, metrics, looks, pause).await;
         return Tick::Idle {
             next_in: next_in(&agenda),
         };
@@ -88,18 +94,20 @@ pub async fn tick(pass: Pass<'_>, metrics: &Metrics, looks: &mut Looks) -> Tick 
     .await;
     metrics.passed(&report);
     metrics.press(pass.provider.pressure());
-    overview(&pass, metrics, looks).await;
+    overview(&pass, metrics, looks, Duration::ZERO).await;
     Tick::Passed(Box::new(report))
 }
 
 /// Not worth failing for: the next turn finds out by itself what is wrong.
-async fn overview(pass: &Pass<'_>, metrics: &Metrics, looks: &mut Looks) {
+async fn overview(pass: &Pass<'_>, metrics: &Metrics, looks: &mut Looks, pause: Duration) {
     let began = Instant::now();
-    if looks.overview.is_due(began)
-        && let Ok(overview) = pass.store.overview().await
-    {
+    if !looks.overview.is_due_after(pause, began) {
+        return;
+    }
+    let overview = pass.store.overview().await;
+    looks.overview.took(began.elapsed(), Instant::now());
+    if let Ok(overview) = overview {
         metrics.stand(&overview);
-        looks.overview.took(began.elapsed(), Instant::now());
     }
 }
 
@@ -114,8 +122,15 @@ async fn agenda(pass: &Pass<'_>, looks: &mut Looks) -> Result<Agenda, StoreError
     };
     let were_none = looks.none_unscheduled.as_ref().is_some_and(is_unchanged);
     if !were_none && (agenda.voices.is_empty() || looks.unscheduled.is_due(began)) {
-        let unscheduled = pass.store.unscheduled(DUE_AT_ONCE).await?;
+        let unscheduled = pass.store.unscheduled(DUE_AT_ONCE).await;
         looks.unscheduled.took(began.elapsed(), Instant::now());
+        let unscheduled = match unscheduled {
+            Err(error) if !agenda.voices.is_empty() => {
+                warn!(%error, "new voices could not be looked for; those that are known are looked up meanwhile");
+                return Ok(agenda);
+            }
+            unscheduled => unscheduled?,
+        };
         let is_none = unscheduled.is_empty();
         looks.none_unscheduled = is_none.then(|| (agenda.version.clone(), began));
         agenda.begin_with(unscheduled, DUE_AT_ONCE);

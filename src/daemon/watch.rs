@@ -123,7 +123,7 @@ impl Watch {
     /// One line for people: what the last turn came to, and what is in the way.
     pub(super) fn status(&self, last: &Tick) -> String {
         let turn = match last {
-            Tick::Idle { next_in: None } => "nothing in processing".to_owned(),
+            Tick::Idle { next_in: None } => "nothing is due".to_owned(),
             Tick::Idle {
                 next_in: Some(next_in),
             } => format!("next voice due in {next_in:.1?}"),

@@ -78,6 +78,7 @@ impl Pass<'_> {
             let size = self.batch_size(progress, mode);
             let idle = progress.idle.load(Ordering::Relaxed);
             let next = claims.cursor.next(size * idle.clamp(1, BATCHES_AT_ONCE));
+            let next = next.filter(|_| !claims.is_over());
             let has_parts = !progress.isolation.is_empty();
             if next.is_none() && is_outage {
                 // Voices that earlier passes isolated may still be answered.
@@ -92,9 +93,7 @@ impl Pass<'_> {
                 progress.halt(halt);
             }
             let halted = progress.tally().halt.is_some();
-            let Some((selection, limit)) =
-                next.filter(|_| !halted && !claims.is_over(progress.claims_until))
-            else {
+            let Some((selection, limit)) = next.filter(|_| !halted) else {
                 // Where the pass has to stop, they are given back.
                 if let Some(part) = progress.isolation.pop(is_unclear) {
                     return Ok(Next::LookUp(part));
@@ -125,7 +124,7 @@ impl Pass<'_> {
     }
 
     /// Goes on with the voices that earlier passes isolated, when all others have been asked about. Returns
-    /// whether there are any.
+    /// whether there may be more to claim.
     async fn begin_isolated(
         &self,
         progress: &Progress,
@@ -144,7 +143,8 @@ impl Pass<'_> {
             }
         };
         if isolated.rows.is_empty() {
-            return Ok(false);
+            // What was kept of a limit for them, others may have.
+            return Ok(claims.cursor.release());
         }
         let longest = match self.scope.goes_on {
             true => SHORT_ISOLATED_TIME,

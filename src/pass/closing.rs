@@ -26,7 +26,6 @@ const IDLE_PASSES_A_TIDYING: u32 = 50;
 #[derive(Default)]
 pub(super) struct Ending {
     resume_after: Option<Position>,
-    key_works: bool,
     pub(super) events_stuck: bool,
 }
 
@@ -52,7 +51,7 @@ impl Pass<'_> {
     async fn end(&self, progress: &Progress, ending: &mut Ending) -> Result<(), StoreError> {
         self.note_undecided(progress).await?;
         self.left_undone(progress, ending).await?;
-        self.judge_missing(progress, ending).await?;
+        self.judge_missing(progress).await?;
         let refused = progress.tally().refuses_all();
         if let Some(halt) = refused {
             progress.halt(halt);
@@ -111,19 +110,12 @@ impl Pass<'_> {
 
     /// Fails the voices whose absence is confirmed, unless so many are missing that the key is to
     /// blame rather than they.
-    async fn judge_missing(
-        &self,
-        progress: &Progress,
-        ending: &mut Ending,
-    ) -> Result<(), StoreError> {
+    async fn judge_missing(&self, progress: &Progress) -> Result<(), StoreError> {
         let fuse = progress.tally().fuse;
         let account = self.provider.account();
         if fuse.is_blown() {
             progress.halt(Halt::OtherWorkspace(fuse));
-            ending.key_works = fuse.found_any();
             if !self.scope.dry_run {
-                let absence = self.store.mass_absence(account).await?;
-                ending.key_works |= absence.found > 0;
                 self.store.begin_mass_absence(account).await?;
             }
         }
@@ -146,7 +138,6 @@ impl Pass<'_> {
             let absence = self.store.mass_absence(account).await?;
             if absence.forbids_failures() {
                 progress.halt(Halt::OtherWorkspace(absence.as_fuse()));
-                ending.key_works = fuse.found_any() || absence.found > 0;
                 return Ok(());
             }
         }
@@ -269,7 +260,8 @@ impl Pass<'_> {
             exit_code,
             reason,
             obstacles,
-            key_works: ending.key_works && !matches!(tally.halt, Some(Halt::KeyRefused(_))),
+            key_works: (tally.fuse.found_any() || progress.key_works)
+                && !matches!(tally.halt, Some(Halt::KeyRefused(_))),
         }
     }
 

@@ -133,10 +133,16 @@ impl Cursor {
         }
     }
 
-    /// Goes on with these rows. For a cursor that is at its end.
-    pub(super) fn go_on_with(&mut self, rows: Vec<RowId>, read_at: DateTime<Utc>) {
+    /// Gives back what was kept. Returns whether that was anything.
+    pub(super) fn release(&mut self) -> bool {
         let reserved = std::mem::take(&mut self.reserved);
         self.left = self.left.map(|left| left + reserved);
+        reserved > 0
+    }
+
+    /// Goes on with these rows. For a cursor that is at its end.
+    pub(super) fn go_on_with(&mut self, rows: Vec<RowId>, read_at: DateTime<Utc>) {
+        self.release();
         self.way = Self::over_due(None, rows, read_at).way;
     }
 

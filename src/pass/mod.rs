@@ -178,7 +178,7 @@ impl Pass<'_> {
             Which::All | Which::Named(_) => Apart::Nothing,
             Which::Due(agenda) => Apart::Known(isolated(agenda)),
         };
-        if !matches!(isolated, Apart::Nothing) {
+        if isolated.any() {
             // A small limit has room for one now and then.
             let share = limit.map(|limit| limit as f64 * ISOLATED_SHARE + fastrand::f64());
             cursor.reserve(share.map_or(0, |share| share as u64));
@@ -193,9 +193,7 @@ impl Pass<'_> {
             memory.unlisted,
         );
         progress.mass_absence = memory.mass_absence;
-        if self.scope.goes_on {
-            progress.claims_until = Some(started + POLL_TIME);
-        }
+        progress.key_works = memory.key_works;
         let outcome = match unreadable {
             Some(error) => Err(error),
             None => {

@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
-use super::{BATCHES_AT_ONCE, Pass};
+use super::{BATCHES_AT_ONCE, POLL_TIME, Pass};
 use crate::missing::Fuse;
 use crate::provider::lookup::{BATCH, Mode, Strategy};
 use crate::report::Halt;
@@ -60,7 +60,9 @@ impl Pass<'_> {
         // Who may not ask leaves the jobs to others.
         if progress.tally().halt.is_none() {
             let hints = self.hints(progress).await;
-            progress.claims.lock().await.cursor.begin_with(hints);
+            let mut claims = progress.claims.lock().await;
+            claims.cursor.begin_with(hints);
+            claims.until = self.scope.goes_on.then(|| Instant::now() + POLL_TIME);
         }
         self.all_batches(progress).await
     }

@@ -36,8 +36,6 @@ pub(super) struct Progress {
     /// Requests and repetitions of earlier passes.
     pub(super) requests_before: (u64, u64),
     pub(super) deadline: Option<Instant>,
-    /// Voices that are not claimed by then are left to the next pass; isolated ones have a time of their own.
-    pub(super) claims_until: Option<Instant>,
     pub(super) claims: tokio::sync::Mutex<Claims>,
     pub(super) isolation: Isolation,
     /// Lookup workers without a batch.
@@ -48,6 +46,8 @@ pub(super) struct Progress {
     pub(super) unlisted: HashSet<String>,
     /// Whether earlier passes met a mass absence.
     pub(super) mass_absence: bool,
+    /// Whether the key found voices within a day before this pass.
+    pub(super) key_works: bool,
     pub(super) bus_is_down: AtomicBool,
     /// How often in a row the event bus failed, once the database was asked.
     pub(super) bus_failures: tokio::sync::Mutex<Option<u32>>,
@@ -62,6 +62,8 @@ pub(super) struct Claims {
     pub(super) ready: VecDeque<Batch>,
     /// Voices that earlier passes isolated.
     pub(super) apart: Apart,
+    /// Voices that are not claimed by then are left to the next pass; isolated ones have a time of their own.
+    pub(super) until: Option<Instant>,
 }
 
 /// Voices that earlier passes isolated, which come after the others.
@@ -79,17 +81,27 @@ pub(super) enum Apart {
     Nothing,
 }
 
+impl Apart {
+    /// Whether there are any, as far as that is known.
+    pub(super) fn any(&self) -> bool {
+        match self {
+            Self::Unread | Self::Begun { .. } => true,
+            Self::Known(isolated) => !isolated.rows.is_empty(),
+            Self::Nothing => false,
+        }
+    }
+}
+
 impl Claims {
     pub(super) fn is_isolated(&self) -> bool {
         matches!(self.apart, Apart::Begun { .. })
     }
 
-    /// Whether there is no time left for more of the voices that it is at: those that are isolated, or the others,
-    /// which are claimed `until` a time.
-    pub(super) fn is_over(&self, until: Option<Instant>) -> bool {
+    /// Whether there is no time left for more of the voices that it is at: those that are isolated, or the others.
+    pub(super) fn is_over(&self) -> bool {
         let until = match self.apart {
             Apart::Begun { until, .. } => Some(until),
-            Apart::Unread | Apart::Known(_) | Apart::Nothing => until,
+            Apart::Unread | Apart::Known(_) | Apart::Nothing => self.until,
         };
         until.is_some_and(|until| Instant::now() >= until)
     }
@@ -151,17 +163,18 @@ impl Progress {
             started,
             requests_before,
             deadline,
-            claims_until: None,
             claims: tokio::sync::Mutex::new(Claims {
                 cursor,
                 ready: VecDeque::new(),
                 apart,
+                until: None,
             }),
             isolation: Isolation::default(),
             idle: AtomicUsize::new(0),
             bulk: AtomicUsize::new(1),
             unlisted,
             mass_absence: false,
+            key_works: false,
             bus_is_down: AtomicBool::new(false),
             bus_failures: tokio::sync::Mutex::default(),
             queue_is_down: AtomicBool::new(false),

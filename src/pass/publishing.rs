@@ -27,14 +27,14 @@ const POLL_OTHERS: Duration = Duration::from_millis(250);
 impl Pass<'_> {
     /// Publishes events that are leased to this pass, and marks what got out; the leases of the
     /// others are given back. Those that the bus refuses come after all others from then on. Once the bus failed,
-    /// the rest of the pass only records: its end tries again, and so does the next pass. Returns whether any
-    /// event got out.
+    /// the rest of the pass only records: its end tries again, and so does the next pass. Returns how many
+    /// got out.
     pub(super) async fn publish(
         &self,
         progress: &Progress,
         relay: &Relay,
         events: &[OutboxEvent],
-    ) -> Result<bool, StoreError> {
+    ) -> Result<u64, StoreError> {
         let Publication {
             published,
             refused,
@@ -57,7 +57,7 @@ impl Pass<'_> {
             );
             tally.bus_trouble.get_or_insert(reason);
         }
-        Ok(!published.is_empty())
+        Ok(published.len() as u64)
     }
 
     /// One batch at a time: where the bus hangs, the others need not find out for themselves.
@@ -156,12 +156,16 @@ impl Pass<'_> {
                 break;
             }
             let events = self.store.take_events(relay::BATCH as u32).await?;
-            if events.is_empty() {
-                sleep(POLL_OTHERS).await;
-            } else if self.publish(progress, relay, &events).await? {
-                refused_in_a_row = 0;
-            } else {
-                refused_in_a_row += events.len() as u64;
+            let published = match events.is_empty() {
+                true => {
+                    sleep(POLL_OTHERS).await;
+                    0
+                }
+                false => self.publish(progress, relay, &events).await?,
+            };
+            match published {
+                0 => refused_in_a_row += events.len() as u64,
+                _ => refused_in_a_row = 0,
             }
             (self.observe)(&progress.tally().counts);
             // Counting them takes the longer the more there are: not again while there are many.
@@ -169,9 +173,8 @@ impl Pass<'_> {
             if is_counted {
                 pending = self.store.pending_events(ours).await?;
             } else {
-                let taken = events.len() as u64;
-                pending.all = pending.all.saturating_sub(taken);
-                pending.unleased = pending.unleased.saturating_sub(taken);
+                pending.all = pending.all.saturating_sub(published);
+                pending.unleased = pending.unleased.saturating_sub(published);
             }
         }
         if !is_counted {

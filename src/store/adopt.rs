@@ -185,15 +185,16 @@ fn quote(dialect: Dialect, text: &str) -> String {
 
 fn restore(dialect: Dialect, names: &Names, shape: &Shape) -> Option<String> {
     let (table, c) = (names.table.quoted(), &names.columns);
+    let in_zone = format!(
+        "k.completed_at AT TIME ZONE {}",
+        pg_literal(names.zone.as_str())
+    );
     let (own, own_time) = match (dialect, shape.moment) {
         (Dialect::Sqlite, _) => (
             "voice_sync_completions",
             "strftime('%Y-%m-%d %H:%M:%f000', k.completed_at / 1000.0, 'unixepoch')",
         ),
-        (Dialect::Postgres, "timestamp") => (
-            "voice_sync.completions",
-            "k.completed_at AT TIME ZONE 'UTC'",
-        ),
+        (Dialect::Postgres, "timestamp") => ("voice_sync.completions", in_zone.as_str()),
         (Dialect::Postgres, _) => ("voice_sync.completions", "k.completed_at"),
     };
     let new = [

@@ -75,6 +75,8 @@ const NEWEST_RUNS: u32 = 200;
 const PROBE: Duration = Duration::from_secs(35);
 /// Likewise for an event bus: the time limits of the relay, and some.
 const BUS_PROBE: Duration = Duration::from_secs(10);
+/// A transaction's clock stands still, and another one's may be ahead of it: so much is no clock that was set back.
+const CLOCK_SLACK: Duration = Duration::from_secs(60);
 /// Kinds of voices that the list leaves out are remembered for so long.
 const UNLISTED: Duration = Duration::from_secs(60 * 60);
 /// Voices that are due later, and may be looked up along with those that are due: as many as a list request carries.

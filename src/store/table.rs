@@ -235,9 +235,12 @@ pub struct NaiveZone(String);
 impl NaiveZone {
     /// Reads a name; whether PostgreSQL knows it, the database says.
     pub fn parse(text: &str) -> Result<Self, InvalidZone> {
-        let is_part =
-            |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '/' | '+' | '-' | ':');
-        match !text.is_empty() && text.chars().all(is_part) {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '/' | '+' | '-');
+        // PostgreSQL takes offsets as well, and POSIX counts these to the west.
+        let is_offset = text.contains(['+', '-']) && text.contains(|c: char| c.is_ascii_digit());
+        let is_name =
+            text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(is_part);
+        match is_name && (!is_offset || text.starts_with("Etc/GMT")) {
             true => Ok(Self(text.to_owned())),
             false => Err(InvalidZone),
         }
@@ -277,7 +280,7 @@ pub(super) fn is_utc(zone: &str) -> bool {
 
 /// A text that is no name of a time zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("it is no time zone; an example is America/Los_Angeles")]
+#[error("it is no name of a time zone; an example is America/Los_Angeles")]
 pub struct InvalidZone;
 
 /// A text in single quotes, for SQLite.
@@ -493,6 +496,32 @@ fn nearest(given: &str, known: &[&'static str]) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_zone_has_a_name_and_is_no_offset() {
+        for zone in [
+            "UTC",
+            "Asia/Tokyo",
+            "America/Port-au-Prince",
+            "Etc/GMT+9",
+            "EST5EDT",
+        ] {
+            assert!(NaiveZone::parse(zone).is_ok(), "{zone}");
+        }
+        for text in [
+            "",
+            "+09:00",
+            "-8",
+            "UTC+9",
+            "JST-9",
+            "9",
+            "Asia/Tokyo'",
+            "a b",
+        ] {
+            assert_eq!(NaiveZone::parse(text), Err(InvalidZone), "{text}");
+        }
+        assert!(NaiveZone::default().is_utc());
+    }
 
     #[test]
     fn names_are_quoted_whatever_they_contain() {

@@ -409,6 +409,8 @@ pub struct Memory {
     pub any_isolated: bool,
     /// Whether so many voices were missing that none may fail by it.
     pub mass_absence: bool,
+    /// Whether the key found voices within a day.
+    pub key_works: bool,
     /// How the account stands with the provider.
     pub standing: Standing,
     /// What the passes of the last two minutes spent of the retry budget.

@@ -339,3 +339,66 @@ async fn provider_ids_may_be_shared_absent_or_empty() {
         assert_eq!(app.number(untouched).await, 1);
     }
 }
+
+/// Rows that were looked up are found again when they are due, at the ends of each type of key, and beside what is
+/// known of the rows of another table.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voices_with_any_key_are_due_again() {
+    const OLDEST: &str = "00000000-0000-0000-0000-000000000000";
+    for (sqlite, key, ids) in [
+        (false, "smallint", ["-32768", "32767"]),
+        (false, "integer", ["-2147483648", "2147483647"]),
+        (
+            false,
+            "bigint",
+            ["-9223372036854775808", "9223372036854775807"],
+        ),
+        (false, "numeric", ["0.5", "99999999999999999999"]),
+        (false, "text", ["a b", "''"]),
+        (false, "varchar(9)", ["a b", "ä"]),
+        (false, "char(5)", ["a b", "abcde"]),
+        (
+            false,
+            "uuid",
+            [OLDEST, "ffffffff-ffff-ffff-ffff-ffffffffffff"],
+        ),
+        (
+            true,
+            "INTEGER",
+            ["-9223372036854775808", "9223372036854775807"],
+        ),
+        (true, "TEXT", ["a b", "''"]),
+    ] {
+        let ddl = format!(
+            "CREATE TABLE voices (
+                 id {key} PRIMARY KEY, user_id text, elevenlabs_voice_id text,
+                 status text NOT NULL, preview_url text, completed_at timestamp);
+             INSERT INTO voices (id, elevenlabs_voice_id, status)
+             VALUES ('{}', 'sim-nopreview-1', 'processing'), ('{}', 'sim-nopreview-2', 'processing')",
+            ids[0], ids[1]
+        );
+        let app = match sqlite {
+            true => App::sqlite(Variant::E32, &ddl).await,
+            false => App::postgres(Variant::A, &ddl).await,
+        };
+        let provider = simulator().await;
+        let run = async |due: &[&str]| {
+            let run = sync_once(&app.url, &provider.url());
+            run.arg("--auto-migrate").args(due).run().await
+        };
+        assert_eq!(run(&[]).await.count("processing"), 2, "{key}");
+        for other in ["not a key", "1e400", "99999999999999999999999"] {
+            app.execute(&format!(
+                "INSERT INTO {} (row_id, provider_id, run_id, next_due, first_seen)
+                 SELECT '{other}', 'x', run_id, next_due, first_seen FROM {0} LIMIT 1",
+                app.own("voices")
+            ))
+            .await;
+        }
+        for _ in 0..2 {
+            assert_eq!(run(&["--due"]).await.count("due"), 0, "{key}: not yet");
+            app.age_schedule(600).await;
+            assert_eq!(run(&["--due"]).await.count("processing"), 2, "{key}");
+        }
+    }
+}

@@ -234,24 +234,48 @@ async fn log_lines_have_a_trace_only_with_the_feature() {
     }
 }
 
-/// Ids of the application's own rows, with line ends and terminal codes, in every place of a text log.
+/// Ids of the application's own rows, with line ends and terminal codes, in every place of a log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ids_forge_no_line_of_the_log() {
-    const FORGED: &str =
-        "x\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{1b}]0;title\u{7}\u{9b}31m\u{202e}y";
-    for variant in [Variant::A, Variant::E32] {
+    const FORGED: &str = "x\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{1b}]0;title\u{7}\u{9b}31m\u{202e}\u{2028}y";
+    for variant in [Variant::B, Variant::E36] {
         let (app, provider) = (App::new(variant).await, simulator().await);
-        app.insert_processing(&["sim-ready-1", FORGED]).await;
-        for output in ["text", "json"] {
+        if variant == Variant::B {
+            app.execute("ALTER TABLE voices ALTER id TYPE text").await;
+        }
+        for (number, provider_id) in ["sim-ready-1", "sim-longpreview-1", FORGED]
+            .iter()
+            .enumerate()
+        {
+            app.execute(&format!(
+                "INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status)
+                 VALUES ('{FORGED}{number}', '00000000-0000-4000-8000-000000000000', '{provider_id}', 'n', 'processing')"
+            ))
+            .await;
+        }
+        for format in ["text", "json"] {
+            app.execute("UPDATE voices SET status = 'processing'").await;
             let run = sync_once(&app.url, &provider.url())
-                .args(&["--auto-migrate", "--log-format=text", "--output", output])
+                .args(&["--auto-migrate", "--log-format", format])
                 .env("RUST_LOG", "debug")
                 .run()
                 .await;
-            assert!(run.stderr.contains("set aside"), "{}", run.stderr);
+            assert!(run.stderr.contains("voice is completed"), "{}", run.stderr);
+            assert!(run.stderr.contains("forged"), "{}", run.stderr);
             for line in run.stderr.lines() {
-                assert!(line.starts_with("20"), "a line of its own: {line:?}");
-                let is_odd = |c: char| c.is_control() || c == '\u{202e}';
+                if format == "json" {
+                    assert!(
+                        serde_json::from_str::<serde_json::Value>(line).is_ok(),
+                        "{line:?}"
+                    );
+                    continue;
+                }
+                let time = line.split_once('T').expect("a time").0;
+                assert!(
+                    time.parse::<chrono::NaiveDate>().is_ok(),
+                    "a line of its own: {line:?}"
+                );
+                let is_odd = |c: char| c.is_control() || matches!(c, '\u{202e}' | '\u{2028}');
                 assert!(!line.contains(is_odd), "{line:?}");
             }
         }

@@ -24,19 +24,46 @@ impl PostgresStore {
         }
     }
 
-    /// Whether the row `v` is the one whose key stands as a text in `voice_sync.voices w`, which may have rows of
-    /// another table, too.
-    fn is_row_of_own(&self) -> String {
-        let Self { id, id_type, .. } = self;
-        let is_key = match id_type.as_str() {
-            "uuid" => "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
-            "bigint" => "-?[0-9]{1,18}",
-            "integer" => "-?[0-9]{1,9}",
-            "smallint" => "-?[0-9]{1,4}",
-            other if is_castable(other) => return format!("v.{id} = w.row_id::{other}"),
-            _ => return format!("v.{id}::text = w.row_id"),
+    /// Voices `w` of `voice_sync.voices`, which may have rows of another table too, each with its row `v` in processing
+    /// if it has the same provider id.
+    ///
+    /// By index, one row after the other, where a text can be cast to a key: PostgreSQL would rather read all of a
+    /// table, in order to hash it, than stop at the first few.
+    fn known_in_processing(&self) -> String {
+        let Self {
+            table,
+            id,
+            id_type,
+            provider_id,
+            status,
+            processing,
+            ..
+        } = self;
+        let digits = |least: i64, most: i64| {
+            format!(
+                "CASE WHEN w.row_id ~ '^-?[0-9]{{1,19}}$' THEN
+                     CASE WHEN w.row_id::numeric BETWEEN {least} AND {most} THEN w.row_id::{id_type} END END"
+            )
         };
-        format!("v.{id} = CASE WHEN w.row_id ~ '^{is_key}$' THEN w.row_id::{id_type} END")
+        let key = match id_type.as_str() {
+            "uuid" => "CASE WHEN w.row_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN w.row_id::uuid END".to_owned(),
+            "bigint" => digits(i64::MIN, i64::MAX),
+            "integer" => digits(i32::MIN.into(), i32::MAX.into()),
+            "smallint" => digits(i16::MIN.into(), i16::MAX.into()),
+            other if is_castable(other) => format!("w.row_id::{other}"),
+            _ => {
+                return format!(
+                    "voice_sync.voices w JOIN {table} v ON v.{id}::text = w.row_id AND v.{status} = {processing}
+                         AND v.{provider_id} IS NOT DISTINCT FROM w.provider_id"
+                );
+            }
+        };
+        format!(
+            "voice_sync.voices w
+             CROSS JOIN LATERAL (SELECT FROM {table} v
+                                 WHERE v.{id} = {key} AND v.{status} = {processing}
+                                   AND v.{provider_id} IS NOT DISTINCT FROM w.provider_id OFFSET 0) v"
+        )
     }
 
     /// The condition that selects voices, on `v`, and its parameters: rows as bounds `$1`, and names
@@ -321,22 +348,12 @@ impl PostgresStore {
         most: u32,
         bus: Option<Uuid>,
     ) -> Result<Agenda, StoreError> {
-        let Self {
-            table,
-            provider_id,
-            status,
-            processing,
-            ..
-        } = self;
-        let is_row = self.is_row_of_own();
+        let known = self.known_in_processing();
         let scheduled = |which: &str, most: &str| {
             format!(
                 "SELECT w.row_id, w.kind, w.isolated, w.next_due,
                         w.last_asked IS NOT NULL AND w.missing_count = 0 AND w.trouble IS NULL AS was_found
-                 FROM voice_sync.voices w
-                 CROSS JOIN LATERAL (SELECT FROM {table} v
-                                     WHERE {is_row} AND v.{status} = {processing}
-                                       AND v.{provider_id} IS NOT DISTINCT FROM w.provider_id OFFSET 0) v
+                 FROM {known}
                  WHERE w.next_due IS NOT NULL AND w.failed_at IS NULL AND {which}
                    AND NOT {is_claimed} AND NOT {is_set_aside}
                  ORDER BY w.next_due LIMIT {most}",
@@ -506,7 +523,7 @@ fn is_scheduled() -> String {
 }
 
 /// Whether a voice of `voice_sync.voices w` cannot be looked up and is not asked about yet.
-fn quarantined() -> String {
+pub(super) fn quarantined() -> String {
     let is_scheduled = is_ahead("w.next_due", LONGEST_ISOLATED_SCHEDULE);
     format!("COALESCE(w.isolated AND w.unanswered > 1 AND {is_scheduled}, FALSE)")
 }

@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use super::claim::could_be;
+use super::claim::{could_be, quarantined};
 use super::{PostgresStore, is_ahead, seconds, seconds_until};
 use crate::breaker;
 use crate::budget::{Spent, WINDOW};
@@ -35,14 +35,16 @@ impl PostgresStore {
         if !self.own_tables {
             return Ok(Memory::default());
         }
-        let standing_sql = standing_sql();
+        let (standing_sql, quarantined) = (standing_sql(), quarantined());
         let is_unlisted = is_ahead("u.value::timestamptz", UNLISTED);
         let sql = format!(
             "SELECT (SELECT resume_after FROM voice_sync.cursors WHERE table_name = $2) AS resume_after,
                     ARRAY(SELECT u.key FROM jsonb_each_text(p.unlisted) u
                           WHERE {is_unlisted}) AS unlisted,
                     p.mass_absence_since IS NOT NULL AS mass_absence,
-                    EXISTS (SELECT FROM voice_sync.voices WHERE isolated AND failed_at IS NULL) AS any_isolated,
+                    EXISTS (SELECT FROM voice_sync.voices w
+                            WHERE w.isolated AND w.failed_at IS NULL AND NOT {quarantined}) AS any_isolated,
+                    COALESCE(p.found_at > now() - interval '1 day', FALSE) AS key_works,
                     s.requests, s.retries, {standing_sql}
              FROM (SELECT COALESCE(sum((counts ->> 'requests')::bigint), 0)::bigint AS requests,
                           COALESCE(sum((counts ->> 'retries')::bigint), 0)::bigint AS retries
@@ -69,6 +71,7 @@ impl PostgresStore {
             unlisted: unlisted.into_iter().collect(),
             any_isolated: row.try_get("any_isolated")?,
             mass_absence: row.try_get("mass_absence")?,
+            key_works: row.try_get("key_works")?,
             standing: standing(&row)?,
             spent: Spent::counted(row.try_get("requests")?, row.try_get("retries")?),
         })

@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row};
 
-use super::PostgresStore;
 use super::survey::wanted_events;
-use crate::store::StoreError;
+use super::{PostgresStore, is_ahead};
 use crate::store::survey::{EventFilter, VoiceRecord};
 use crate::store::values::CommandRun;
+use crate::store::{OUTBOX_LEASE, StoreError};
 use crate::voice::RowId;
 
 /// Adds the number of rows of `changed` to the command's entry in the ledger, as its count of that name.
@@ -151,7 +151,8 @@ impl PostgresStore {
         let change = format!(
             "DELETE FROM voice_sync.outbox
              WHERE {wanted}
-               AND (leased_until IS NULL OR leased_until <= now() OR published_at IS NOT NULL) RETURNING id"
+               AND (NOT {} OR published_at IS NOT NULL) RETURNING id",
+            is_ahead("leased_until", OUTBOX_LEASE)
         );
         self.change_events(run, filter, &change, "purged").await
     }

@@ -17,16 +17,16 @@ mod survey;
 
 use std::time::Duration;
 
-use crate::store::Absent;
+use crate::store::{Absent, CLOCK_SLACK};
 
 pub(super) use catalog::shape;
 pub(super) use index::make_index;
 pub(super) use session::{Sessions, lacks_privilege};
 
-/// Whether a moment that was set this far ahead at the most is still to come. One that is further ahead was set
+/// Whether a moment that was set this far ahead at the most is still to come. One that is much further ahead was set
 /// before the database's clock was set back, and is over.
 fn is_ahead(moment: &str, longest: Duration) -> String {
-    let longest = longest.as_secs();
+    let longest = (longest + CLOCK_SLACK).as_secs();
     format!(
         "COALESCE({moment} > now() AND {moment} <= now() + interval '{longest} seconds', FALSE)"
     )

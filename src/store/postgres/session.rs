@@ -266,10 +266,17 @@ enum Scope {
 /// would go on there, behind a lock for instance, and so would each that follows. A limit that the role has stays.
 fn limit_statements(scope: Scope) -> String {
     let limit = operation_timeout().mul_f64(5.0 / 6.0).as_millis();
-    let is_local = scope == Scope::Transaction;
+    // A pooler may accept a session that is not the server's own: what is set there would stay for others.
+    let (is_local, condition) = match scope {
+        Scope::Session => (
+            false,
+            format!(" AND current_setting('{}', TRUE) = '{}'", MARK.0, MARK.1),
+        ),
+        Scope::Transaction => (true, String::new()),
+    };
     format!(
         "SELECT set_config('statement_timeout', '{limit}', {is_local})
-         WHERE current_setting('statement_timeout') = '0'"
+         WHERE current_setting('statement_timeout') = '0'{condition}"
     )
 }
 

@@ -445,7 +445,7 @@ fn is_scheduled() -> String {
 }
 
 /// Whether a voice of `voice_sync_voices w` cannot be looked up and is not asked about yet.
-fn quarantined() -> String {
+pub(super) fn quarantined() -> String {
     let is_scheduled = is_ahead("w.next_due", LONGEST_ISOLATED_SCHEDULE);
     format!("COALESCE(w.isolated AND w.unanswered > 1 AND {is_scheduled}, 0)")
 }

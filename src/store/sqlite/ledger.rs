@@ -6,6 +6,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
+use super::claim::quarantined;
 use super::{NOW, SqliteStore, elapsed, is_ahead, milliseconds, milliseconds_until};
 use crate::breaker;
 use crate::budget::{Spent, WINDOW};
@@ -52,13 +53,20 @@ impl SqliteStore {
             .bind(milliseconds(WINDOW))
             .fetch_one(&self.pool)
             .await?;
-        const ISOLATED: &str =
-            "SELECT EXISTS (SELECT 1 FROM voice_sync_voices WHERE isolated AND failed_at IS NULL)";
-        let any_isolated = sqlx::query_scalar(ISOLATED).fetch_one(&self.pool).await?;
-        const ABSENCE: &str = "
-            SELECT EXISTS (SELECT 1 FROM voice_sync_provider
-                           WHERE account = $1 AND mass_absence_since IS NOT NULL)";
-        let mass_absence = sqlx::query_scalar(ABSENCE)
+        let isolated = format!(
+            "SELECT EXISTS (SELECT 1 FROM voice_sync_voices w
+                            WHERE w.isolated AND w.failed_at IS NULL AND NOT {})",
+            quarantined()
+        );
+        let any_isolated = sqlx::query_scalar(AssertSqlSafe(isolated))
+            .fetch_one(&self.pool)
+            .await?;
+        let key = format!(
+            "SELECT COALESCE(max(mass_absence_since IS NOT NULL), 0),
+                    COALESCE(max(found_at > {NOW} - 86400000), 0)
+             FROM voice_sync_provider WHERE account = $1"
+        );
+        let (mass_absence, key_works) = sqlx::query_as(AssertSqlSafe(key))
             .bind(account.to_string())
             .fetch_one(&self.pool)
             .await?;
@@ -69,6 +77,7 @@ impl SqliteStore {
             unlisted: unlisted.into_iter().collect(),
             any_isolated,
             mass_absence,
+            key_works,
             standing: self.standing(account).await?,
             spent: Spent::counted(requests, retries),
         })

@@ -6,10 +6,10 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Row, Sqlite, Transaction};
 
 use super::survey::{event_parameter, wanted_events};
-use super::{NOW, SqliteStore};
-use crate::store::StoreError;
+use super::{NOW, SqliteStore, is_ahead};
 use crate::store::survey::{EventFilter, VoiceRecord};
 use crate::store::values::CommandRun;
+use crate::store::{OUTBOX_LEASE, StoreError};
 use crate::voice::RowId;
 
 /// Adds a number to the command's entry in the ledger, as its count of that name. Returns what the entry
@@ -148,7 +148,8 @@ impl SqliteStore {
         let wanted = wanted_events();
         let sql = format!(
             "DELETE FROM voice_sync_outbox
-             WHERE {wanted} AND (leased_until IS NULL OR leased_until <= {NOW} OR published_at IS NOT NULL)"
+             WHERE {wanted} AND (NOT {} OR published_at IS NOT NULL)",
+            is_ahead("leased_until", OUTBOX_LEASE)
         );
         self.change_events(run, filter, sql, "purged").await
     }

@@ -23,7 +23,7 @@ use uuid::Uuid;
 pub(super) use catalog::shape;
 pub(super) use checkup::checkup;
 
-use super::{ACQUIRE_TIMEOUT, Absent, Access, StoreError, TableName};
+use super::{ACQUIRE_TIMEOUT, Absent, Access, CLOCK_SLACK, StoreError, TableName};
 
 /// How long to wait for the application to finish a write of its own.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,10 +31,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The present in whole milliseconds since 1970.
 pub(super) const NOW: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
 
-/// Whether a moment that was set this far ahead at the most is still to come. One that is further ahead was set
+/// Whether a moment that was set this far ahead at the most is still to come. One that is much further ahead was set
 /// before the clock was set back, and is over.
 fn is_ahead(moment: &str, longest: Duration) -> String {
-    let longest = longest.as_millis();
+    let longest = (longest + CLOCK_SLACK).as_millis();
     format!("COALESCE({moment} > {NOW} AND {moment} <= {NOW} + {longest}, 0)")
 }
 
