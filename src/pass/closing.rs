@@ -198,8 +198,11 @@ impl Pass<'_> {
         let count = confirmed.len() as u64;
         let events = self.apply_each(progress, confirmed, &mut refused).await?;
         // Each of them was counted as missing when it was looked up.
-        let missing = progress.tally().counts.missing;
-        progress.tally().counts.missing = missing.saturating_sub(count);
+        {
+            let mut tally = progress.tally();
+            tally.counts.missing = tally.counts.missing.saturating_sub(count);
+            tally.failed_missing += count;
+        }
         self.store
             .note(progress.run_id, self.provider.account(), &refused)
             .await?;
@@ -265,12 +268,27 @@ impl Pass<'_> {
         }
     }
 
+    /// As the ledger has them: with the voices that failed because they were missing, which the guard of the key counts.
+    /// What is known of a voice is forgotten when it is cloned anew. Who names voices knows what became of them.
+    fn counts(&self, report: &Report, failed_missing: u64) -> serde_json::Value {
+        let mut counts = json!(report.counts);
+        if failed_missing > 0 && !matches!(self.scope.which, Which::Named(_)) {
+            counts["failed_missing"] = failed_missing.into();
+        }
+        counts
+    }
+
     /// Writes the pass into the ledger and tidies up. Neither is worth failing a pass for.
     async fn record(&self, progress: &Progress, report: &Report, ending: Ending) {
-        let (found, unlisted, completion_times) = {
+        let (found, failed_missing, unlisted, completion_times) = {
             let mut tally = progress.tally();
             let times = std::mem::take(&mut tally.completion_times);
-            (tally.fuse.found(), tally.unlisted(), times)
+            (
+                tally.fuse.found(),
+                tally.failed_missing,
+                tally.unlisted(),
+                times,
+            )
         };
         let run = Run {
             run_id: report.run_id,
@@ -279,7 +297,7 @@ impl Pass<'_> {
             duration: progress.started.elapsed(),
             exit_code: report.exit_code.code(),
             found,
-            counts: json!(report.counts),
+            counts: self.counts(report, failed_missing),
             cursor: match (&self.scope.which, ending.resume_after) {
                 (Which::Named(_) | Which::Due(_), _) => NextPass::AsBefore,
                 (Which::All, None) => NextPass::FromTheBeginning,

@@ -131,6 +131,8 @@ pub(super) struct Tally {
     pub(super) any_answered: bool,
     /// Notes of voices that could not be looked up before anything was answered: it may be an outage.
     undecided: Vec<Note>,
+    /// Voices that failed because they were missing.
+    pub(super) failed_missing: u64,
     /// Whether any row was changed, or had been changed by the application.
     any_applied: bool,
     /// How many rows the database refused to change, and the first reason.

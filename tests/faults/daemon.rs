@@ -36,7 +36,11 @@ fn turns(daemon: &Daemon, part: &str) -> [Vec<Value>; 2] {
 async fn a_database_that_is_away_is_waited_for_at_the_start_and_later() {
     let (app, provider) = (migrated().await, simulator().await);
     let proxy = Proxy::to(&app.url, 5432).await;
-    let command = || daemon(&proxy.through(&app.url), &provider.url());
+    // Shortened from 30 s.
+    let command = || {
+        daemon(&proxy.through(&app.url), &provider.url())
+            .env("VOICE_SYNC_FAILPOINTS", "store.timeout=stall:5s")
+    };
     proxy.set(Weather::Cut);
     let mut daemon = Daemon::start(command());
     daemon.wait_until_said("the database is in trouble").await;

@@ -6,6 +6,7 @@ use redis::AsyncTypedCommands;
 use crate::scene::Scene;
 use crate::support::app::{Variant, row_id};
 use crate::support::binary::{Ended, VoiceSync};
+use crate::support::daemon::{Daemon, daemon};
 use crate::{budget, dice};
 
 /// Voices that are chosen at random to be bad.
@@ -184,6 +185,48 @@ async fn rows_that_cannot_be_put_back_do_not_hold_up_the_others() {
             for id in &odd {
                 assert!(left.contains(&row_id(id).to_string()), "{id}: {left}");
             }
+        }
+    }
+}
+
+/// Rows that the database refuses and events that the bus refuses, beside a daemon, which goes on with all others, those
+/// that come later included.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_goes_on_beside_refused_rows_and_events() {
+    const VOICES: usize = 200;
+    for (variant, how) in [(Variant::A, "VS001"), (Variant::E32, "RAISE(ABORT, 'odd')")] {
+        for bad in [1, VOICES / 100, VOICES / 10] {
+            let mut scene = Scene::new(variant, &["ready"], VOICES).await;
+            scene.add(&["banned"], bad).await;
+            refuse(&scene, &choose(VOICES, bad), how).await;
+            let stream = format!("{}voice.updated", scene.bus.prefix);
+            let mut redis = scene.bus.connection.clone();
+            redis
+                .set(&stream, "no stream")
+                .await
+                .expect("Redis takes it");
+            let command = daemon(&scene.app.url, &scene.provider.url());
+            let mut running = Daemon::start(command.publishing_to(&scene.bus));
+            let good = i64::try_from(VOICES - bad).expect("few");
+            running.wait_until(&scene.app, "completed", good).await;
+            let failed = i64::try_from(bad).expect("few");
+            running.wait_until(&scene.app, "failed", failed).await;
+            for round in 1..=3 {
+                scene.add(&["ready"], 2).await;
+                let all = good + 2 * round;
+                running.wait_until(&scene.app, "completed", all).await;
+                let is_out = async || {
+                    let events = scene.bus.events("voice.created").await.len();
+                    (i64::try_from(events) == Ok(all)).then_some(())
+                };
+                running.wait_for("their events are published", is_out).await;
+            }
+            running.stop().await;
+            allow(&scene).await;
+            redis.del(&stream).await.expect("Redis takes it");
+            scene.app.age_own_tables(25 * 60 * 60).await;
+            scene.recover().await;
+            scene.check().await;
         }
     }
 }

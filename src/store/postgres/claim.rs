@@ -86,7 +86,15 @@ impl PostgresStore {
         };
         let ([after, up_to], names, filter) = selection.parts(&is_named);
         let mut bounds = Vec::new();
-        let mut condition = format!("v.{status} = {processing} AND v.{id} IS NOT NULL{filter}");
+        let is_processing = match selection {
+            // By key, whatever index the status has: PostgreSQL may know nothing of a table that is new, and would
+            // rather compare all voices in processing with all keys.
+            Selection::Due { .. } => format!("(v.{status} = {processing}) IS TRUE"),
+            Selection::Range { .. } | Selection::Named(_) | Selection::Hinted { .. } => {
+                format!("v.{status} = {processing}")
+            }
+        };
+        let mut condition = format!("{is_processing} AND v.{id} IS NOT NULL{filter}");
         for (comparison, position) in [(">", after), ("<=", up_to)] {
             if let Some(position) = position {
                 bounds.push(position.as_str().to_owned());
@@ -221,9 +229,9 @@ impl PostgresStore {
              )
              SELECT p.row_id, p.provider_id, p.kind, {age} AS age, {witnessed} AS witnessed, p.was_finished,
                     p.abandoned, p.asked_ago, p.isolated, p.unanswered, p.resting, p.quarantined,
-                    NOT {skipped} AND c.row_id IS NULL AS leased,
-                    c.row_id IS NOT NULL AS claimed
-             FROM p LEFT JOIN (TABLE renewed UNION ALL TABLE fresh) c USING (row_id)
+                    NOT {skipped} AND NOT p.claimed AS leased, p.claimed
+             -- By a hash: of one that it takes for a single row, PostgreSQL compares all with all.
+             FROM (SELECT p.*, p.row_id IN (TABLE renewed UNION ALL TABLE fresh) AS claimed FROM p) p
              ORDER BY p.id",
             page = self.page_sql(&condition),
             leased = is_ahead("k.lease_until", LEASE),

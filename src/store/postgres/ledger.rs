@@ -204,7 +204,9 @@ impl PostgresStore {
             "SELECT count(*) FILTER (WHERE failed_at IS NULL AND EXISTS (
                         SELECT FROM {table} v
                         WHERE v.{id} = w.row_id::{id_type} AND v.{status} = {processing})) AS missing,
-                    count(*) FILTER (WHERE failure = $2 AND failed_at > now() - interval '1 day') AS failed,
+                    GREATEST(count(*) FILTER (WHERE failure = $2 AND failed_at > now() - interval '1 day'),
+                             (SELECT sum((counts ->> 'failed_missing')::bigint)::bigint FROM voice_sync.runs
+                              WHERE account = $1 AND finished_at > now() - interval '1 day')) AS failed,
                     (SELECT mass_absence_since IS NOT NULL FROM voice_sync.provider
                      WHERE account = $1) AS lasts
              FROM voice_sync.voices w WHERE missing_account = $1 AND missing_count > 0"

@@ -201,7 +201,9 @@ impl SqliteStore {
         let missing = format!(
             "SELECT count(*) FILTER (WHERE failed_at IS NULL AND EXISTS (
                         SELECT 1 FROM {table} v WHERE v.{id} = w.row_id AND v.{status} = {processing})),
-                    count(*) FILTER (WHERE failure = $2 AND failed_at > {NOW} - 86400000),
+                    max(count(*) FILTER (WHERE failure = $2 AND failed_at > {NOW} - 86400000),
+                        COALESCE((SELECT sum(counts ->> 'failed_missing') FROM voice_sync_runs
+                                  WHERE account = $1 AND finished_at > {NOW} - 86400000), 0)),
                     COALESCE((SELECT mass_absence_since IS NOT NULL FROM voice_sync_provider
                               WHERE account = $1), 0)
              FROM voice_sync_voices w WHERE missing_account = $1 AND missing_count > 0"
