@@ -1,10 +1,12 @@
 //! `voice-sync retry`.
 
 use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::{ArgGroup, Args};
 use serde_json::json;
+use tokio::time::sleep;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -325,6 +327,7 @@ async fn treat(
 
 /// How often rows that were left out are tried after the database refused others.
 const TURNS: u32 = 5;
+const BETWEEN_TURNS: Duration = Duration::from_millis(50);
 
 /// Puts voices back in bulk. A bulk that the database refuses is split until the rows that it refuses are alone.
 /// Returns those that were put back, and those that were refused.
@@ -335,12 +338,15 @@ async fn put_back(
 ) -> Result<(HashSet<RowId>, HashSet<RowId>), StoreError> {
     let (mut moved, mut refused) = (HashSet::new(), HashSet::new());
     // PostgreSQL tells of an error just before it gives the locks of the statement back. A row that is locked is
-    // left out, so that after an error the rows that are left have another turn.
-    for _turn in 0..TURNS {
+    // left out, so that after an error the rows that are left have other turns.
+    for turn in 0..TURNS {
+        sleep(BETWEEN_TURNS * turn).await;
         let is_left =
             |voice: &&VoiceRecord| !moved.contains(&voice.row) && !refused.contains(&voice.row);
         let left: Vec<_> = voices.iter().filter(is_left).cloned().collect();
-        let refused_before = refused.len();
+        if left.is_empty() {
+            break;
+        }
         let mut bulks = vec![left];
         while let Some(mut bulk) = bulks.pop() {
             match store.put_back(run, &bulk).await {
@@ -355,7 +361,7 @@ async fn put_back(
                 }
             }
         }
-        if refused.len() == refused_before {
+        if refused.is_empty() {
             break;
         }
     }
