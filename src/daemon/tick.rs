@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::share::Share;
-use crate::events::relay::Relay;
 use tracing::warn;
 
+use super::share::Share;
+use crate::events::relay::Relay;
 use crate::exit::Exit;
 use crate::metrics::Metrics;
 use crate::pass::{Pass, Scope, Which};

@@ -33,6 +33,7 @@ ELSEWHERE = [
     (r"cargo build --release", "scripts/package", "--profile"),
     (r"cargo bench --bench lag", "benches/lag.rs", "fn main"),
     (r"scripts/test", ".ci/run", "scripts/test --locked"),
+    (r"cargo fuzz run TARGET", "fuzz/Cargo.toml", "cargo-fuzz = true"),
     (r"scripts/chaos", "scripts/chaos", "faults"),
     (r"scripts/package", "scripts/check-deployment", "scripts/package"),
     (r"scripts/pictures", "scripts/pictures", "scripts/check-deployment test_page"),
