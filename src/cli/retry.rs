@@ -337,6 +337,7 @@ async fn put_back(
     voices: &[VoiceRecord],
 ) -> Result<(HashSet<RowId>, HashSet<RowId>), StoreError> {
     let (mut moved, mut refused) = (HashSet::new(), HashSet::new());
+    let mut any_error = false;
     // PostgreSQL tells of an error just before it gives the locks of the statement back. A row that is locked is
     // left out, so that after an error the rows that are left have other turns.
     for turn in 0..TURNS {
@@ -352,8 +353,12 @@ async fn put_back(
             match store.put_back(run, &bulk).await {
                 Ok(rows) => moved.extend(rows),
                 Err(error) if !store.refuses_rows(&error).await? => return Err(error),
-                Err(_) if bulk.len() > 1 => bulks.extend(split(bulk).requests()),
+                Err(_) if bulk.len() > 1 => {
+                    any_error = true;
+                    bulks.extend(split(bulk).requests());
+                }
                 Err(error) => {
+                    any_error = true;
                     if let Some(voice) = bulk.pop() {
                         warn!(voice.row = %voice.row, %error, "the database refuses to put the voice back");
                         refused.insert(voice.row);
@@ -361,7 +366,7 @@ async fn put_back(
                 }
             }
         }
-        if refused.is_empty() {
+        if !any_error {
             break;
         }
     }

@@ -65,8 +65,8 @@ pub enum InvalidDatabaseUrl {
         "its user or password contains /, ?, # or @; percent-encode them, as in %2F, %3F, %23, %40"
     )]
     NotEncoded,
-    /// A percent sequence that is not UTF-8.
-    #[error("it contains a percent sequence that is not UTF-8")]
+    /// A percent sequence that is not UTF-8, or is a NUL.
+    #[error("it contains a percent sequence that is not UTF-8, or is a NUL")]
     Encoding,
     /// A database that no other process could see.
     #[error("it is an in-memory database, which the application cannot share; name a file")]
@@ -279,11 +279,13 @@ fn parameters(query: &str) -> Result<Vec<(String, String)>, Invalid> {
         .collect()
 }
 
+/// No server and no file has a name with a NUL.
 fn decode(text: &str) -> Result<String, Invalid> {
-    percent_decode_str(text)
-        .decode_utf8()
+    let decoded = percent_decode_str(text).decode_utf8().ok();
+    let decoded = decoded.filter(|text| !text.contains('\0'));
+    decoded
         .map(|text| text.into_owned())
-        .map_err(|_| Invalid::Encoding)
+        .ok_or(Invalid::Encoding)
 }
 
 #[cfg(test)]

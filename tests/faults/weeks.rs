@@ -453,7 +453,7 @@ async fn weeks(variant: Variant, steps: u64, dice: &mut Rng) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn healthy_voices_are_not_failed_in_weeks_of_trouble_on_sqlite() {
     let mut dice = dice();
-    for _ in 0..budget(1, 200) {
+    for _ in 0..budget(1, 500) {
         weeks(Variant::E32, 60, &mut dice).await;
     }
 }
@@ -462,7 +462,7 @@ async fn healthy_voices_are_not_failed_in_weeks_of_trouble_on_sqlite() {
 async fn healthy_voices_are_not_failed_in_weeks_of_trouble_on_postgresql() {
     let mut dice = dice();
     for variant in [Variant::A, Variant::D] {
-        for _ in 0..budget(1, 50) {
+        for _ in 0..budget(1, 100) {
             weeks(variant, budget(30, 60), &mut dice).await;
         }
     }

@@ -163,7 +163,8 @@ async fn good_ones_are_done(
             .map(|(_, took)| took.as_millis())
             .collect::<Vec<_>>()
     );
-    assert!(more <= 16 * bad.len(), "{what}: {more} more requests");
+    // A part that begins when all others have ended takes a liveness request of its own: on a busy machine, two may.
+    assert!(more <= 16 * bad.len() + 2, "{what}: {more} more requests");
 
     // Once they are known, nobody is woken up for them.
     if !bad.is_empty() {
