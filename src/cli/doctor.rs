@@ -10,6 +10,7 @@ use super::{Cli, Events, Options, Output, OwnTables, at, in_time, own_tables, pr
 use crate::events::relay::Relay;
 use crate::exit::{Exit, Failed};
 use crate::finding::{self, Finding};
+use crate::missing::MASS_ABSENCE_ADVICE;
 use crate::pass::LONGEST_HOLD;
 use crate::provider::{Patience, Provider};
 use crate::settings::{API_KEY, CREDENTIALS, DATABASE_URL, REDIS_URL};
@@ -221,10 +222,10 @@ async fn look_at(
     if there {
         findings.push(outbox(&store).await.map_err(&at)?);
         if let Some(account) = account {
-            let standing = store.standing(account).await.map_err(&at)?;
+            let memory = store.remember(account).await.map_err(&at)?;
+            let standing = memory.standing;
             known.left_in_peace = standing.is_open() || !standing.hold_for.is_zero();
             findings.push(breaker(standing));
-            let memory = store.remember(account).await.map_err(&at)?;
             findings.extend(memory.mass_absence.then(mass_absence));
         }
     }
@@ -249,7 +250,7 @@ fn mass_absence() -> Finding {
     Finding::doubtful(
         "missing voices",
         "too many are missing under this key: it is probably of another workspace, and no voice fails for being missing",
-        "give the key of the workspace in which the application clones; if the voices were really deleted, name them with          `voice-sync sync-once --voice`, fewer than ten at a time",
+        MASS_ABSENCE_ADVICE,
     )
 }
 
@@ -269,12 +270,7 @@ fn breaker(standing: Standing) -> Finding {
 
 /// A few voices in processing that the provider can be asked about.
 async fn voices(store: &Store) -> Result<Vec<ProviderVoiceId>, StoreError> {
-    let all = Selection::Range {
-        after: None,
-        up_to: None,
-        except: Vec::new(),
-    };
-    let page = store.peek(&all, SAMPLE).await?;
+    let page = store.peek(&Selection::all(), SAMPLE).await?;
     let mut ids: Vec<_> = page
         .voices
         .iter()

@@ -341,33 +341,28 @@ async fn put_back(
     // PostgreSQL tells of an error just before it gives the locks of the statement back. A row that is locked is
     // left out, so that after an error the rows that are left have other turns.
     for turn in 0..TURNS {
-        sleep(BETWEEN_TURNS * turn).await;
         let is_left =
             |voice: &&VoiceRecord| !moved.contains(&voice.row) && !refused.contains(&voice.row);
         let left: Vec<_> = voices.iter().filter(is_left).cloned().collect();
-        if left.is_empty() {
+        if left.is_empty() || turn > 0 && !any_error {
             break;
         }
+        sleep(BETWEEN_TURNS * turn).await;
         let mut bulks = vec![left];
         while let Some(mut bulk) = bulks.pop() {
             match store.put_back(run, &bulk).await {
                 Ok(rows) => moved.extend(rows),
                 Err(error) if !store.refuses_rows(&error).await? => return Err(error),
-                Err(_) if bulk.len() > 1 => {
-                    any_error = true;
-                    bulks.extend(split(bulk).requests());
-                }
                 Err(error) => {
                     any_error = true;
-                    if let Some(voice) = bulk.pop() {
+                    if bulk.len() > 1 {
+                        bulks.extend(split(bulk).requests());
+                    } else if let Some(voice) = bulk.pop() {
                         warn!(voice.row = %voice.row, %error, "the database refuses to put the voice back");
                         refused.insert(voice.row);
                     }
                 }
             }
-        }
-        if !any_error {
-            break;
         }
     }
     Ok((moved, refused))

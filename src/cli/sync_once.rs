@@ -186,14 +186,7 @@ async fn meant(store: &Store, scope: &Scope) -> u64 {
     let all = match &scope.which {
         Which::Named(names) => names.len() as u64,
         Which::Due(agenda) => agenda.voices.len() as u64,
-        Which::All => {
-            let all = Selection::Range {
-                after: None,
-                up_to: None,
-                except: Vec::new(),
-            };
-            store.count(&all).await.unwrap_or(0)
-        }
+        Which::All => store.count(&Selection::all()).await.unwrap_or(0),
     };
     scope.limit.map_or(all, |limit| limit.min(all))
 }

@@ -81,10 +81,8 @@ pub async fn until_nothing_waits(
 /// Whether voices are in processing, but for those that are set aside. A database that does not say comes to it at the
 /// next turn.
 async fn waits(store: &Store) -> bool {
-    let all = Selection::Range {
-        after: None,
-        up_to: None,
-        except: Vec::new(),
-    };
-    store.count(&all).await.map_or(true, |voices| voices > 0)
+    store
+        .count(&Selection::all())
+        .await
+        .map_or(true, |voices| voices > 0)
 }

@@ -14,6 +14,7 @@ pub(crate) use text::{HEADING, runs, table};
 
 use crate::backlog::BacklogKind;
 use crate::exit::Exit;
+use crate::missing::MASS_ABSENCE_ADVICE;
 use crate::store::{Account, LedgerEntry, Survey};
 use crate::words::{number_of, span};
 
@@ -286,8 +287,7 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
                     "too many voices are missing at the provider ({missing} in processing): the key is probably of another \
                      workspace, and no voice fails for being missing"
                 ),
-                "check ELEVENLABS_API_KEY; if these voices were really deleted, name them with `voice-sync sync-once --voice`, \
-                 fewer than ten at a time",
+                MASS_ABSENCE_ADVICE,
             );
         }
         let left = account.standing.open_for.max(account.standing.hold_for);

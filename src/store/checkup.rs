@@ -13,7 +13,7 @@ const CLOCKS_AHEAD: Duration = Duration::from_secs(60);
 /// No two zones are closer together that are not the same.
 const ZONES_APART: Duration = Duration::from_secs(15 * 60);
 /// So many rows, first seen later than others, tell how soon they are seen.
-pub(super) const TELLING: u32 = 3;
+const TELLING: i64 = 3;
 /// A table with fewer rows needs no index to find the voices in processing.
 pub(super) const SMALL_TABLE: u32 = 10_000;
 
@@ -121,8 +121,11 @@ pub(super) struct Times {
     pub(super) default_in: Option<String>,
     /// How far in the future the newest row of the backlog was made.
     pub(super) ahead: Option<Duration>,
-    /// How long rows of the backlog had been there, at least, when voice-sync first saw them.
+    /// How long rows of the backlog had been there, at least, when voice-sync first saw them: of those that it saw
+    /// later than others.
     pub(super) behind: Option<Duration>,
+    /// How many these are.
+    pub(super) late: i64,
 }
 
 pub(super) fn times(times: &Times, zone: &NaiveZone) -> Finding {
@@ -149,6 +152,7 @@ pub(super) fn times(times: &Times, zone: &NaiveZone) -> Finding {
         }
         Times {
             behind: Some(behind),
+            late: TELLING..,
             ..
         } if *behind >= ZONES_APART => format!(
             "every voice was there for {} or longer when voice-sync first saw it",
@@ -158,6 +162,7 @@ pub(super) fn times(times: &Times, zone: &NaiveZone) -> Finding {
             default_in: None,
             ahead: _,
             behind: _,
+            late: _,
         } => {
             return Finding::fine(
                 CHECK,

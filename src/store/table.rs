@@ -254,6 +254,11 @@ impl NaiveZone {
     pub(super) fn is_utc(&self) -> bool {
         is_utc(&self.0)
     }
+
+    /// Whether it is the zone of this name.
+    pub(super) fn is(&self, name: &str) -> bool {
+        self.0.eq_ignore_ascii_case(name) || self.is_utc() && is_utc(name)
+    }
 }
 
 impl Default for NaiveZone {
@@ -264,7 +269,7 @@ impl Default for NaiveZone {
 }
 
 /// Whether a name of a time zone is one of UTC's.
-pub(super) fn is_utc(zone: &str) -> bool {
+fn is_utc(zone: &str) -> bool {
     [
         "UTC",
         "Etc/UTC",

@@ -180,6 +180,15 @@ pub struct Isolated {
 }
 
 impl Selection {
+    /// All in processing.
+    pub fn all() -> Self {
+        Self::Range {
+            after: None,
+            up_to: None,
+            except: Vec::new(),
+        }
+    }
+
     /// For voices that are due, the moment at which they were.
     pub(super) fn read_at(&self) -> Option<DateTime<Utc>> {
         match self {

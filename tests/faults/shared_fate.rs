@@ -114,15 +114,26 @@ async fn where_the_database_refuses_every_row_none_is_set_aside() {
     }
 }
 
+fn updates(scene: &Scene) -> String {
+    format!("{}voice.updated", scene.bus.prefix)
+}
+
 /// The stream of one type of event is something else, so that Redis refuses these events and takes the others.
+async fn refuse_updates(scene: &Scene) {
+    let mut redis = scene.bus.connection.clone();
+    let set = redis.set(updates(scene), "no stream").await;
+    set.expect("Redis takes it");
+}
+
+async fn take_updates(scene: &Scene) {
+    let mut redis = scene.bus.connection.clone();
+    let deleted = redis.del(updates(scene)).await;
+    deleted.expect("Redis takes it");
+}
+
 async fn events_that_are_refused(refused: usize, others: usize) {
     let mut scene = Scene::new(Variant::E32, &["banned"], refused).await;
-    let stream = format!("{}voice.updated", scene.bus.prefix);
-    let mut redis = scene.bus.connection.clone();
-    redis
-        .set(&stream, "no stream")
-        .await
-        .expect("Redis takes it");
+    refuse_updates(&scene).await;
     let run = async |scene: &Scene| -> Ended {
         let ended = scene.command().run().await;
         scene.app.age_own_tables(1).await;
@@ -146,7 +157,7 @@ async fn events_that_are_refused(refused: usize, others: usize) {
     let told = scene.bus.events("voice.created").await;
     assert_eq!(told.len(), others, "{refused} refused");
 
-    redis.del(&stream).await.expect("Redis takes it");
+    take_updates(&scene).await;
     scene.recover().await;
     scene.check().await;
 }
@@ -199,12 +210,7 @@ async fn a_daemon_goes_on_beside_refused_rows_and_events() {
             let mut scene = Scene::new(variant, &["ready"], VOICES).await;
             scene.add(&["banned"], bad).await;
             refuse(&scene, &choose(VOICES, bad), how).await;
-            let stream = format!("{}voice.updated", scene.bus.prefix);
-            let mut redis = scene.bus.connection.clone();
-            redis
-                .set(&stream, "no stream")
-                .await
-                .expect("Redis takes it");
+            refuse_updates(&scene).await;
             let command = daemon(&scene.app.url, &scene.provider.url());
             let mut running = Daemon::start(command.publishing_to(&scene.bus));
             let good = i64::try_from(VOICES - bad).expect("few");
@@ -223,7 +229,7 @@ async fn a_daemon_goes_on_beside_refused_rows_and_events() {
             }
             running.stop().await;
             allow(&scene).await;
-            redis.del(&stream).await.expect("Redis takes it");
+            take_updates(&scene).await;
             scene.app.age_own_tables(25 * 60 * 60).await;
             scene.recover().await;
             scene.check().await;

@@ -10,8 +10,7 @@ use super::{PostgresStore, Sessions, seconds};
 use crate::exit::Exit;
 use crate::finding::Finding;
 use crate::store::adopt::{Dialect, make_index, of_processing};
-use crate::store::checkup::{self, CLOCKS_APART, TELLING, Times, counted, found};
-use crate::store::table::is_utc;
+use crate::store::checkup::{self, CLOCKS_APART, Times, counted, found};
 use crate::store::{Names, StoreError};
 
 impl Sessions {
@@ -256,16 +255,13 @@ impl PostgresStore {
             .await?;
         session.keep().await?;
         let zone: Option<String> = zone.map(|row| row.try_get(0)).transpose()?.flatten();
-        let is_ours = |other: &String| {
-            is_utc(other) && names.zone.is_utc() || other.eq_ignore_ascii_case(names.zone.as_str())
-        };
         let span =
             |column| Ok::<_, sqlx::Error>(row.try_get::<Option<f64>, _>(column)?.map(seconds));
-        let is_telling = row.try_get::<i64, _>("late")? >= i64::from(TELLING);
         let times = Times {
-            default_in: zone.filter(|zone| !is_ours(zone)),
+            default_in: zone.filter(|zone| !names.zone.is(zone)),
             ahead: span("ahead")?,
-            behind: span("behind")?.filter(|_| is_telling),
+            behind: span("behind")?,
+            late: row.try_get("late")?,
         };
         Ok(checkup::times(&times, &names.zone))
     }

@@ -24,21 +24,10 @@ impl PostgresStore {
         }
     }
 
-    /// Voices `w` of `voice_sync.voices`, which may have rows of another table too, each with its row `v` in processing
-    /// if it has the same provider id.
-    ///
-    /// By index, one row after the other, where a text can be cast to a key: PostgreSQL would rather read all of a
-    /// table, in order to hash it, than stop at the first few.
-    fn known_in_processing(&self) -> String {
-        let Self {
-            table,
-            id,
-            id_type,
-            provider_id,
-            status,
-            processing,
-            ..
-        } = self;
+    /// Whether the row `v` is the one that is known as `w` in `voice_sync.voices`, which may have rows of another
+    /// table too: their keys may be of another type.
+    pub(super) fn is_row_of_own(&self) -> String {
+        let Self { id, id_type, .. } = self;
         let digits = |least: i64, most: i64| {
             format!(
                 "CASE WHEN w.row_id ~ '^-?[0-9]{{1,19}}$' THEN
@@ -51,19 +40,34 @@ impl PostgresStore {
             "integer" => digits(i32::MIN.into(), i32::MAX.into()),
             "smallint" => digits(i16::MIN.into(), i16::MAX.into()),
             other if is_castable(other) => format!("w.row_id::{other}"),
-            _ => {
-                return format!(
-                    "voice_sync.voices w JOIN {table} v ON v.{id}::text = w.row_id AND v.{status} = {processing}
-                         AND v.{provider_id} IS NOT DISTINCT FROM w.provider_id"
-                );
-            }
+            _ => return format!("v.{id}::text = w.row_id"),
         };
-        format!(
-            "voice_sync.voices w
-             CROSS JOIN LATERAL (SELECT FROM {table} v
-                                 WHERE v.{id} = {key} AND v.{status} = {processing}
-                                   AND v.{provider_id} IS NOT DISTINCT FROM w.provider_id OFFSET 0) v"
-        )
+        format!("v.{id} = {key}")
+    }
+
+    /// Voices `w` of `voice_sync.voices`, each with its row `v` in processing if it has the same provider id.
+    ///
+    /// By index, one row after the other, where a text can be cast to a key: PostgreSQL would rather read all of a
+    /// table, in order to hash it, than stop at the first few.
+    fn known_in_processing(&self) -> String {
+        let Self {
+            table,
+            id_type,
+            provider_id,
+            status,
+            processing,
+            ..
+        } = self;
+        let is_same = format!(
+            "{} AND v.{status} = {processing} AND v.{provider_id} IS NOT DISTINCT FROM w.provider_id",
+            self.is_row_of_own()
+        );
+        match is_castable(id_type) {
+            true => format!(
+                "voice_sync.voices w CROSS JOIN LATERAL (SELECT FROM {table} v WHERE {is_same} OFFSET 0) v"
+            ),
+            false => format!("voice_sync.voices w JOIN {table} v ON {is_same}"),
+        }
     }
 
     /// The condition that selects voices, on `v`, and its parameters: rows as bounds `$1`, and names

@@ -194,8 +194,6 @@ impl PostgresStore {
     ) -> Result<MassAbsence, StoreError> {
         let Self {
             table,
-            id,
-            id_type,
             status,
             processing,
             ..
@@ -203,13 +201,14 @@ impl PostgresStore {
         let missing = format!(
             "SELECT count(*) FILTER (WHERE failed_at IS NULL AND EXISTS (
                         SELECT FROM {table} v
-                        WHERE v.{id} = w.row_id::{id_type} AND v.{status} = {processing})) AS missing,
+                        WHERE {is_row} AND v.{status} = {processing})) AS missing,
                     GREATEST(count(*) FILTER (WHERE failure = $2 AND failed_at > now() - interval '1 day'),
                              (SELECT sum((counts ->> 'failed_missing')::bigint)::bigint FROM voice_sync.runs
                               WHERE account = $1 AND finished_at > now() - interval '1 day')) AS failed,
                     (SELECT mass_absence_since IS NOT NULL FROM voice_sync.provider
                      WHERE account = $1) AS lasts
-             FROM voice_sync.voices w WHERE missing_account = $1 AND missing_count > 0"
+             FROM voice_sync.voices w WHERE missing_account = $1 AND missing_count > 0",
+            is_row = self.is_row_of_own()
         );
         const FOUND: &str = "
             SELECT (SELECT count(*) FROM (

@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Row, SqlitePool};
 use super::{NOW, SqliteStore, elapsed};
 use crate::finding::Finding;
 use crate::store::adopt::{Dialect, make_index};
-use crate::store::checkup::{self, SMALL_TABLE, TELLING, Times, counted, found};
+use crate::store::checkup::{self, SMALL_TABLE, Times, counted, found};
 use crate::store::table::{Identifier, literal};
 use crate::store::{Names, StoreError};
 
@@ -137,11 +137,11 @@ impl SqliteStore {
             .await?;
         let span =
             |column| Ok::<_, sqlx::Error>(row.try_get::<Option<i64>, _>(column)?.map(elapsed));
-        let is_telling = row.try_get::<i64, _>("late")? >= i64::from(TELLING);
         let times = Times {
             default_in: None,
             ahead: span("ahead")?,
-            behind: span("behind")?.filter(|_| is_telling),
+            behind: span("behind")?,
+            late: row.try_get("late")?,
         };
         Ok(checkup::times(&times, &names.zone))
     }
