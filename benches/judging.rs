@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use serde_json::{Value, json};
+use voice_sync::core::verdict::{AgeFrom, OnTimeout, Rules, judge};
 use voice_sync::provider::wire;
-use voice_sync::verdict::{AgeFrom, OnTimeout, Rules, judge};
 use voice_sync_simulator::{Options, Simulator};
 
 const VOICES: u64 = 100;

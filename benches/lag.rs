@@ -183,9 +183,9 @@ async fn main() -> anyhow::Result<()> {
         Err(_) => fastrand::u64(..),
     };
     println!("VOICE_SYNC_TEST_SEED={seed}");
-    let mut dice = fastrand::Rng::with_seed(seed);
+    let mut rng = fastrand::Rng::with_seed(seed);
     let ready_after: Vec<_> = (0..VOICES)
-        .map(|_| Duration::from_millis(dice.u64(5_000..90_000)))
+        .map(|_| Duration::from_millis(rng.u64(5_000..90_000)))
         .collect();
     let (one, two, three) = tokio::join!(
         daemon(&ready_after),

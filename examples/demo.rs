@@ -17,16 +17,16 @@ use sqlx::SqlitePool;
 use sqlx::sqlite::SqliteConnectOptions;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-use voice_sync::events::relay::{Kind, Relay};
-use voice_sync::meters::PassMeters;
-use voice_sync::pass::{Pass, Scope};
+use voice_sync::core::report::Counts;
+use voice_sync::core::verdict::{AgeFrom, OnTimeout, Rules};
+use voice_sync::events::publisher::{Kind, Publisher};
 use voice_sync::provider::lookup::Strategy;
 use voice_sync::provider::{BaseUrl, Provider};
-use voice_sync::report::Counts;
 use voice_sync::store::{
     Access, ColumnNames, Database, DatabaseUrl, NaiveZone, Names, StatusValues, Store, TableName,
 };
-use voice_sync::verdict::{AgeFrom, OnTimeout, Rules};
+use voice_sync::sync::{Pass, Scope};
+use voice_sync::telemetry::metrics::PassMetrics;
 use voice_sync_simulator::{Options, Simulator};
 
 const DIRECTORY: &str = "target/demo";
@@ -89,7 +89,7 @@ async fn main() -> anyhow::Result<()> {
     let key = "any key will do".to_owned().into();
     let concurrency = NonZeroU32::new(4).context("4 is not 0")?;
     // There is no Redis here: events are recorded with their transitions, and wait for one.
-    let relay = Relay::new(
+    let publisher = Publisher::new(
         "redis://127.0.0.1:1",
         Kind::Stream { maxlen: 10_000 },
         "events:".to_owned(),
@@ -100,7 +100,7 @@ async fn main() -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_secs(2)).await;
         }
         let provider = Provider::new(BaseUrl::parse(&simulator.url())?, &key, concurrency)?;
-        pass(number, &store, &provider, &relay).await?;
+        pass(number, &store, &provider, &publisher).await?;
     }
 
     say("The same table now:");
@@ -108,7 +108,7 @@ async fn main() -> anyhow::Result<()> {
     say(
         "Each transition was committed together with its event. There is no Redis here, so they wait in\nthe outbox; the first of them:",
     );
-    for event in store.take_events(3).await? {
+    for event in store.lease_events(1).await?.events.iter().take(3) {
         println!("  {}", event.body());
     }
     say(&format!(
@@ -195,7 +195,7 @@ async fn pass(
     number: u32,
     store: &Store,
     provider: &Provider,
-    relay: &Relay,
+    publisher: &Publisher,
 ) -> anyhow::Result<()> {
     let all: usize = VOICES.iter().map(|(_, count, _)| count).sum();
     let bar = ProgressBar::new(all as u64);
@@ -208,7 +208,7 @@ async fn pass(
     let report = Pass {
         store,
         provider,
-        relay: Some(relay),
+        publisher: Some(publisher),
         queue: None,
         rules: &Rules {
             fail_after: Some(Duration::from_secs(24 * 60 * 60)),
@@ -220,7 +220,7 @@ async fn pass(
         strategy: Strategy::Auto,
         scope: &Scope::default(),
         stop: &CancellationToken::new(),
-        meters: &PassMeters::default(),
+        metrics: &PassMetrics::default(),
         observe: &|counts: &Counts| bar.set_position(counts.answered()),
     }
     .run()

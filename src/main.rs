@@ -2,16 +2,17 @@
 
 use std::process::ExitCode;
 
-use tracing::{Instrument, error};
+use tracing::error;
 use voice_sync::cli::Cli;
-use voice_sync::exit::{Exit, Failed};
-use voice_sync::{telemetry, tls};
+use voice_sync::core::exit::{Exit, Failed};
+use voice_sync::telemetry::logs;
+use voice_sync::tls;
 
 fn main() -> ExitCode {
     keep_secrets_out_of_core_files();
     tls::install();
     let cli = Cli::read();
-    telemetry::init(cli.log_format());
+    logs::init(cli.log_format());
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -23,11 +24,9 @@ fn main() -> ExitCode {
             return Exit::Io.into();
         }
     };
-    let trace = telemetry::trace();
-    match runtime.block_on(cli.run().instrument(trace.clone())) {
+    match runtime.block_on(cli.run()) {
         Ok(exit) => exit.into(),
         Err(Failed { exit, message }) => {
-            let _within = trace.enter();
             error!(exit_code = exit.code(), "{message:#}");
             exit.into()
         }

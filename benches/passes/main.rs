@@ -12,6 +12,7 @@ mod scale;
 mod share;
 mod site;
 mod waiting;
+mod wal;
 mod whole;
 
 use std::time::Duration;
@@ -27,8 +28,8 @@ const MANY: u64 = 100_000;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
-    const FIGURES: [&str; 8] = [
-        "whole", "share", "grid", "memory", "idle", "scale", "bad", "waiting",
+    const FIGURES: [&str; 9] = [
+        "whole", "wal", "share", "grid", "memory", "idle", "scale", "bad", "waiting",
     ];
     // Cargo adds a flag of its own.
     let named = std::env::args()
@@ -42,6 +43,7 @@ async fn main() -> anyhow::Result<()> {
     for figure in figures {
         match figure.as_str() {
             "whole" => whole::show().await?,
+            "wal" => wal::show().await?,
             "share" => share::show().await?,
             "grid" => grid::show().await?,
             "memory" => memory::show().await?,

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use sqlx::{Connection, Row};
 use uuid::Uuid;
+use voice_sync::core::transition::{Target, Transition};
 use voice_sync::store::{
-    Access, ColumnNames, Database, DatabaseUrl, NaiveZone, Names, Record, Selection, StatusValues,
-    Store, TableName, Target, Transition,
+    Access, ColumnNames, Database, DatabaseUrl, LeasedEvents, NaiveZone, Names, Record, Selection,
+    StatusValues, Store, TableName,
 };
 
 use crate::contender::{Contender, Lookup, migrate};
@@ -65,7 +66,7 @@ fn preview(provider_id: &str) -> String {
 
 /// One statement that completes all voices and records their events: the answers come in as arrays,
 /// as they would from a provider, and nothing else is kept.
-async fn by_hand(site: &Site) -> anyhow::Result<Duration> {
+pub(crate) async fn by_hand(site: &Site) -> anyhow::Result<Duration> {
     const OUTBOX: &str = "
         CREATE TABLE by_hand (
             id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, event_id uuid NOT NULL,
@@ -103,6 +104,32 @@ async fn by_hand(site: &Site) -> anyhow::Result<Duration> {
         .await?;
     transaction.commit().await?;
     Ok(began.elapsed())
+}
+
+/// The same on SQLite.
+pub(crate) async fn by_hand_on_sqlite(site: &Site) -> anyhow::Result<()> {
+    const OUTBOX: &str = "
+        CREATE TABLE by_hand (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, event_id TEXT NOT NULL, event_type TEXT NOT NULL,
+            voice_id TEXT NOT NULL, user_id TEXT, occurred_at INTEGER NOT NULL);";
+    const COMPLETE: &str = "
+        UPDATE voices
+        SET status = 'completed', completed_at = strftime('%Y-%m-%d %H:%M:%f000', 'now'),
+            preview_url = 'https://storage.googleapis.com/eleven-public-prod/database/user/sim/voices/'
+                          || elevenlabs_voice_id || '/preview.mp3'
+        WHERE status = 'processing'";
+    const RECORD: &str = "
+        INSERT INTO by_hand (event_id, event_type, voice_id, user_id, occurred_at)
+        SELECT lower(hex(randomblob(4)) || '-0000-5000-8000-' || hex(randomblob(6))), 'voice.created', id, user_id,
+               unixepoch() * 1000
+        FROM voices WHERE status = 'completed'";
+    let pool = site.sqlite()?;
+    sqlx::raw_sql(OUTBOX).execute(pool).await?;
+    let mut transaction = pool.begin().await?;
+    sqlx::query(COMPLETE).execute(&mut *transaction).await?;
+    sqlx::query(RECORD).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(())
 }
 
 /// So many rows and their events by what a pass does: claim, apply, and mark as published, a batch after
@@ -149,7 +176,13 @@ pub(crate) async fn by_operations(engine: Engine, voices: u64) -> anyhow::Result
         )
         .await?;
         let ids: Vec<_> = applied.events.iter().map(|event| event.id).collect();
-        timed(&mut marking, store.mark_published(&ids)).await?;
+        let leased = LeasedEvents::from(applied.events);
+        timed(&mut marking, async {
+            store.settle_events(&leased, &ids, &[]).await?;
+            let leases: Vec<_> = page.lease.into_iter().collect();
+            store.end_leases(&leases).await
+        })
+        .await?;
         after = page.last;
         if after.is_none() {
             break;

@@ -132,6 +132,13 @@ impl Site {
         }
     }
 
+    pub(crate) fn sqlite(&self) -> anyhow::Result<&SqlitePool> {
+        match &self.pool {
+            Pool::Sqlite { pool, .. } => Ok(pool),
+            Pool::Postgres { .. } => anyhow::bail!("it is a PostgreSQL"),
+        }
+    }
+
     /// Fails where not each voice was completed: a figure of less work is none.
     pub(crate) async fn expect_all_completed(&self) -> anyhow::Result<()> {
         const LEFT: &str =

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-use voice_sync::daemon::{AllowedHosts, Lookout, Watch, answer, router};
+use voice_sync::core::provider_state::MAX_RETRY_AFTER;
+use voice_sync::core::verdict::{AgeFrom, OnTimeout, Rules, judge};
+use voice_sync::daemon::{AllowedHosts, Health, StatusCache, answer, router};
+use voice_sync::events::publisher::{Kind, Publisher};
 use voice_sync::events::queue::named_by;
-use voice_sync::events::relay::{Kind, Relay};
-use voice_sync::metrics::Metrics;
-use voice_sync::provider::error::{Refusal, refusal};
+use voice_sync::provider::error::{ProviderError, refusal};
+use voice_sync::provider::state::backoff;
 use voice_sync::provider::wire;
-use voice_sync::retry::{LONGEST_TOLD, told_to_wait};
 use voice_sync::store::DatabaseUrl;
-use voice_sync::verdict::{AgeFrom, OnTimeout, Rules, judge};
+use voice_sync::telemetry::exposition::Metrics;
 
 /// Voices that a list may have at the most, whatever it says.
 const MOST_VOICES: usize = 1000;
@@ -54,7 +55,7 @@ pub fn error_body(data: &[u8]) {
     };
     let status = 100 + u16::from_be_bytes(*status) % 500;
     let refusal = refusal(status, body, None);
-    if let Refusal::NotFound = refusal {
+    if let ProviderError::NotFound = refusal {
         assert!(matches!(status, 400 | 404), "{status}");
         let text = str::from_utf8(body).expect("it is JSON");
         assert!(text.contains("voice") || text.contains("\\u"), "{text:?}");
@@ -71,7 +72,7 @@ pub fn retry_after(data: &[u8]) {
     };
     let mut lines = text.split('\n');
     let [seconds, milliseconds, reset] = [(); 3].map(|()| lines.next());
-    let told = told_to_wait(
+    let retry_after = backoff::retry_after(
         |name| match name {
             "retry-after" => seconds,
             "retry-after-ms" => milliseconds,
@@ -80,7 +81,10 @@ pub fn retry_after(data: &[u8]) {
         },
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
     );
-    assert!(told.is_none_or(|told| told <= LONGEST_TOLD), "{told:?}");
+    assert!(
+        retry_after.is_none_or(|retry_after| retry_after <= MAX_RETRY_AFTER),
+        "{retry_after:?}"
+    );
 }
 
 /// The URL of a database. Its password is in no message.
@@ -114,7 +118,7 @@ pub fn redis_url(data: &[u8]) {
     let password = url::Url::parse(text)
         .ok()
         .and_then(|url| url.password().map(str::to_owned));
-    let said = match Relay::new(text, Kind::PubSub, "events:".to_owned()) {
+    let said = match Publisher::new(text, Kind::PubSub, "events:".to_owned()) {
         Ok(relay) => {
             relay.bus();
             relay.address()
@@ -143,9 +147,9 @@ pub fn listen(data: &[u8]) {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let lookout = Lookout::new(|| Box::pin(async { Err("no database here".to_owned()) }));
+        let lookout = StatusCache::new(|| Box::pin(async { Err("no database here".to_owned()) }));
         let router = router(
-            Arc::new(Watch::default()),
+            Arc::new(Health::default()),
             Arc::new(Metrics::default()),
             Arc::new(lookout),
             AllowedHosts::new(Vec::new()),

@@ -13,14 +13,14 @@ use tracing::info;
 
 use super::status::Viewer;
 use super::{Options, UNFINISHED, in_time, open};
-use crate::daemon::{self, AllowedHosts, Lookout, Looks, Supervisor, Watch};
+use crate::cli::shutdown;
+use crate::core::exit::{Exit, Failed};
+use crate::daemon::{self, AllowedHosts, DutyCycles, Health, StatusCache, Supervisor};
 use crate::deadline::Deadline;
-use crate::exit::{Exit, Failed};
-use crate::metrics::Metrics;
-use crate::pass::{Pass, Scope};
-use crate::shutdown;
 use crate::status::Limits;
 use crate::store::Access;
+use crate::sync::{Pass, Scope};
+use crate::telemetry::exposition::Metrics;
 
 /// Ask about voices whenever one is due, until told to stop.
 #[derive(Debug, Args)]
@@ -67,8 +67,8 @@ impl Daemon {
         let metrics = Arc::new(Metrics::default());
         let provider = options.provider()?.counting_in(metrics.provider.clone());
         metrics.press(provider.pressure());
-        let (relay, queue) = (options.relay()?, options.queue()?);
-        let (watch, supervisor) = (Arc::new(Watch::default()), Supervisor::default());
+        let (publisher, queue) = (options.publisher()?, options.queue()?);
+        let (watch, supervisor) = (Arc::new(Health::default()), Supervisor::default());
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
         let deadline = Deadline::never();
         shutdown::on_signal(stop.clone(), deadline.clone());
@@ -90,7 +90,7 @@ impl Daemon {
                     limits: Limits::default(),
                     store: None,
                 }));
-                let lookout = Lookout::new(move || {
+                let lookout = StatusCache::new(move || {
                     let viewer = Arc::clone(&viewer);
                     Box::pin(async move {
                         let seen = viewer.lock().await.look().await;
@@ -108,7 +108,7 @@ impl Daemon {
             }
         };
         let scope = Scope {
-            goes_on: true,
+            continuous: true,
             ..Scope::default()
         };
         let opening = async || {
@@ -116,19 +116,19 @@ impl Daemon {
             let store = in_time(&url, opening).await?;
             Ok(store.until(deadline.clone()))
         };
-        let mut looks = Looks::default();
+        let mut looks = DutyCycles::default();
         let turn = async |store: &_| {
             let pass = Pass {
                 store,
                 provider: &provider,
-                relay: relay.as_ref(),
+                publisher: publisher.as_ref(),
                 queue: queue.as_ref(),
                 rules: &rules,
                 missing_after: options.missing_after,
                 strategy: options.lookup,
                 scope: &scope,
                 stop: &stop,
-                meters: &metrics.pass,
+                metrics: &metrics.pass,
                 observe: &|_| watch.moves(),
             };
             daemon::tick(pass, &metrics, &mut looks).await

@@ -7,16 +7,17 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Cli, Events, Options, Output, OwnTables, at, in_time, own_tables, print};
-use crate::events::relay::Relay;
-use crate::exit::{Exit, Failed};
-use crate::finding::{self, Finding};
-use crate::missing::MASS_ABSENCE_ADVICE;
-use crate::pass::LONGEST_HOLD;
-use crate::provider::{Patience, Provider};
-use crate::settings::{API_KEY, CREDENTIALS, DATABASE_URL, REDIS_URL};
-use crate::standing::Standing;
+use crate::cli::secrets::{API_KEY, CREDENTIALS, DATABASE_URL, REDIS_URL};
+use crate::core::exit::{Exit, Failed};
+use crate::core::missing::MASS_ABSENCE_ADVICE;
+use crate::core::provider_state::ProviderState;
+use crate::core::voice::ProviderVoiceId;
+use crate::doctor;
+use crate::doctor::check::{self, Check};
+use crate::events::publisher::Publisher;
+use crate::provider::{Provider, RequestDeadline};
 use crate::store::{Access, Database, DatabaseUrl, Names, Selection, Store, StoreError};
-use crate::voice::ProviderVoiceId;
+use crate::sync::MAX_COOLDOWN;
 
 const CONFIGURATION: &str = "configuration";
 /// Voices that the provider is asked about.
@@ -28,53 +29,53 @@ struct Known {
     /// A few voices in processing.
     sample: Vec<ProviderVoiceId>,
     /// Nobody is to ask it now.
-    left_in_peace: bool,
+    is_circuit_open: bool,
 }
 
 pub(super) async fn run(options: &Options, given: &ArgMatches) -> Result<Exit, Failed> {
-    let mut findings = Vec::new();
-    let database = kept(&mut findings, options.database_url());
-    let names = kept(&mut findings, options.names());
-    let provider = kept(&mut findings, options.provider());
-    let relay = kept(&mut findings, options.relay());
-    let queue = kept(&mut findings, options.queue());
-    findings.extend(configuration(
+    let mut checks = Vec::new();
+    let database = kept(&mut checks, options.database_url());
+    let names = kept(&mut checks, options.names());
+    let provider = kept(&mut checks, options.provider());
+    let publisher = kept(&mut checks, options.publisher());
+    let queue = kept(&mut checks, options.queue());
+    checks.extend(configuration(
         given,
         database.as_ref(),
-        relay.as_ref().and_then(Option::as_ref),
+        publisher.as_ref().and_then(Option::as_ref),
         provider.as_ref(),
     ));
     let mut known = Known::default();
     if let (Some(url), Some(names)) = (&database, &names) {
         let account = provider.as_ref().map(Provider::account);
-        let look = look_at(&mut findings, &mut known, options, account, url, names);
+        let look = look_at(&mut checks, &mut known, options, account, url, names);
         let looked_at = in_time(url, look).await;
-        kept(&mut findings, looked_at);
+        kept(&mut checks, looked_at);
     }
-    if known.left_in_peace {
-        findings.push(Finding::doubtful(
+    if known.is_circuit_open {
+        checks.push(Check::doubtful(
             "provider",
-            "it was not asked, as it is left in peace",
+            "it was not asked: its circuit breaker is open, or a cooldown lasts",
             "run this again when that is over",
         ));
     } else if let Some(provider) = &provider {
         let stop = CancellationToken::new();
-        let patience = Patience {
+        let deadline = RequestDeadline {
             until: tokio::time::Instant::now() + super::PATIENCE,
             stop: &stop,
         };
-        let checkup = provider.checkup(&known.sample, options.lookup, patience);
-        findings.extend(checkup.await);
+        let checkup = doctor::provider::provider(provider, &known.sample, options.lookup, deadline);
+        checks.extend(checkup.await);
     }
-    match relay {
-        Some(Some(relay)) => findings.extend(relay.checkup().await),
+    match publisher {
+        Some(Some(publisher)) => checks.extend(doctor::events::bus(&publisher).await),
         Some(None) if options.events == Some(Events::None) => {
-            findings.push(Finding::fine(
+            checks.push(Check::fine(
                 "event bus",
                 "no events are recorded, as --events says",
             ));
         }
-        Some(None) => findings.push(Finding::doubtful(
+        Some(None) => checks.push(Check::doubtful(
             "event bus",
             "there is none: no events are recorded, and nobody hears of a finished voice",
             "give --redis-url or REDIS_URL, or say --events none",
@@ -82,15 +83,15 @@ pub(super) async fn run(options: &Options, given: &ArgMatches) -> Result<Exit, F
         None => {}
     }
     if let Some(Some(queue)) = queue {
-        findings.push(queue.checkup().await);
+        checks.push(doctor::events::queue(&queue).await);
     }
-    let exit = finding::exit(&findings);
-    print(&text(&findings, exit, options.output))?;
+    let exit = check::exit(&checks);
+    print(&text(&checks, exit, options.output))?;
     Ok(exit)
 }
 
 /// The value, or else a finding that says what is wrong.
-fn kept<T>(findings: &mut Vec<Finding>, result: Result<T, Failed>) -> Option<T> {
+fn kept<T>(checks: &mut Vec<Check>, result: Result<T, Failed>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
         Err(Failed { exit, message }) => {
@@ -100,7 +101,7 @@ fn kept<T>(findings: &mut Vec<Finding>, result: Result<T, Failed>) -> Option<T> 
                     CONFIGURATION
                 }
             };
-            findings.push(Finding::broken(check, exit, format!("{message:#}")));
+            checks.push(Check::broken(check, exit, format!("{message:#}")));
             None
         }
     }
@@ -110,13 +111,13 @@ fn kept<T>(findings: &mut Vec<Finding>, result: Result<T, Failed>) -> Option<T> 
 fn configuration(
     given: &ArgMatches,
     database: Option<&DatabaseUrl>,
-    relay: Option<&Relay>,
+    publisher: Option<&Publisher>,
     provider: Option<&Provider>,
-) -> Vec<Finding> {
+) -> Vec<Check> {
     let given = given.subcommand().map_or(given, |(_, given)| given);
     let command = Cli::command();
     let mut defaults = Vec::new();
-    let mut findings = Vec::new();
+    let mut checks = Vec::new();
     for option in command
         .get_arguments()
         .filter(|option| option.is_global_set())
@@ -138,7 +139,7 @@ fn configuration(
             ),
             "redis_url" => (
                 origin(option, given).or(REDIS_URL.origin()),
-                relay.map(|relay| format!("Redis at {}", relay.address())),
+                publisher.map(|publisher| format!("Redis at {}", publisher.address())),
             ),
             "api_key_file" => (
                 origin(option, given)
@@ -150,7 +151,7 @@ fn configuration(
         };
         let name = name.replace('_', "-");
         match (origin, value.filter(|value| !value.is_empty())) {
-            (Some(origin), Some(value)) => findings.push(Finding::fine(
+            (Some(origin), Some(value)) => checks.push(Check::fine(
                 CONFIGURATION,
                 format!("{name}: {value} (from {origin})"),
             )),
@@ -159,8 +160,8 @@ fn configuration(
         }
     }
     let defaults = format!("by default, {}", defaults.join(", "));
-    findings.push(Finding::fine(CONFIGURATION, defaults));
-    findings
+    checks.push(Check::fine(CONFIGURATION, defaults));
+    checks
 }
 
 fn origin<'a>(option: &'a Arg, given: &ArgMatches) -> Option<&'a str> {
@@ -180,7 +181,7 @@ fn origin<'a>(option: &'a Arg, given: &ArgMatches) -> Option<&'a str> {
 /// The database, voice-sync's own tables and the application's. An error is what a pass would end
 /// with.
 async fn look_at(
-    findings: &mut Vec<Finding>,
+    checks: &mut Vec<Check>,
     known: &mut Known,
     options: &Options,
     account: Option<Uuid>,
@@ -191,54 +192,51 @@ async fn look_at(
     let database = Database::connect(url, Access::ReadWrite)
         .await
         .map_err(&at)?;
-    findings.push(database.checkup().await.map_err(&at)?);
+    checks.push(doctor::database::database(&database).await.map_err(&at)?);
     let state = database.migration_state().await.map_err(&at)?;
     const OWN: &str = "own tables";
     let there = match own_tables(&database, state, options.auto_migrate, Access::ReadWrite) {
         Ok(OwnTables::There) => {
             let version = database.newest_migration();
-            findings.push(Finding::fine(
-                OWN,
-                format!("of version {version}, as needed"),
-            ));
+            checks.push(Check::fine(OWN, format!("of version {version}, as needed")));
             true
         }
         Ok(OwnTables::ToMake | OwnTables::Unneeded) => {
-            findings.push(Finding::fine(
+            checks.push(Check::fine(
                 OWN,
                 "the next pass makes them or brings them up to date",
             ));
             false
         }
         Err(reason) => {
-            findings.push(Finding::broken(OWN, Exit::Config, reason.to_string()));
+            checks.push(Check::broken(OWN, Exit::Config, reason.to_string()));
             false
         }
     };
     let store = Store::open(database, names, there, Access::ReadWrite)
         .await
         .map_err(&at)?;
-    store.checkup(names, findings).await;
+    checks.extend(doctor::database::table(&store, names).await);
     if there {
-        findings.push(outbox(&store).await.map_err(&at)?);
+        checks.push(outbox(&store).await.map_err(&at)?);
         if let Some(account) = account {
-            let memory = store.remember(account).await.map_err(&at)?;
-            let standing = memory.standing;
-            known.left_in_peace = standing.is_open() || !standing.hold_for.is_zero();
-            findings.push(breaker(standing));
-            findings.extend(memory.mass_absence.then(mass_absence));
+            let memory = store.load_state(account).await.map_err(&at)?;
+            let state = memory.provider;
+            known.is_circuit_open = state.is_open() || !state.cooldown.is_zero();
+            checks.push(breaker(state));
+            checks.extend(memory.mass_absence.then(mass_absence));
         }
     }
     known.sample = voices(&store).await.map_err(at)?;
     Ok(())
 }
 
-async fn outbox(store: &Store) -> Result<Finding, StoreError> {
+async fn outbox(store: &Store) -> Result<Check, StoreError> {
     const CHECK: &str = "outbox";
     let pending = store.pending_events(None).await?.all;
     Ok(match pending {
-        0 => Finding::fine(CHECK, "no event waits to be published"),
-        events => Finding::doubtful(
+        0 => Check::fine(CHECK, "no event waits to be published"),
+        events => Check::doubtful(
             CHECK,
             format!("{events} events wait to be published"),
             "the next pass with a Redis URL publishes them",
@@ -246,25 +244,25 @@ async fn outbox(store: &Store) -> Result<Finding, StoreError> {
     })
 }
 
-fn mass_absence() -> Finding {
-    Finding::doubtful(
+fn mass_absence() -> Check {
+    Check::doubtful(
         "missing voices",
         "too many are missing under this key: it is probably of another workspace, and no voice fails for being missing",
         MASS_ABSENCE_ADVICE,
     )
 }
 
-fn breaker(standing: Standing) -> Finding {
+fn breaker(state: ProviderState) -> Check {
     const CHECK: &str = "breaker";
     const ADVICE: &str = "wait: it did not answer lately, or asked for a pause itself";
-    let pause = standing.open_for.max(standing.hold_for);
-    let says = format!("the provider is left in peace for another {pause:.0?}");
-    if standing.is_open() || standing.hold_for > LONGEST_HOLD {
-        Finding::broken(CHECK, Exit::Temporary, says).advise(ADVICE)
-    } else if !standing.hold_for.is_zero() {
-        Finding::doubtful(CHECK, says, "a pass waits for so long")
+    let pause = state.open_for.max(state.cooldown);
+    let says = format!("no request is sent to the provider for another {pause:.0?}");
+    if state.is_open() || state.cooldown > MAX_COOLDOWN {
+        Check::broken(CHECK, Exit::Temporary, says).advise(ADVICE)
+    } else if !state.cooldown.is_zero() {
+        Check::doubtful(CHECK, says, "a pass waits for so long")
     } else {
-        Finding::fine(CHECK, "nothing keeps a pass from asking the provider")
+        Check::fine(CHECK, "nothing keeps a pass from asking the provider")
     }
 }
 
@@ -281,13 +279,13 @@ async fn voices(store: &Store) -> Result<Vec<ProviderVoiceId>, StoreError> {
     Ok(ids)
 }
 
-fn text(findings: &[Finding], exit: Exit, output: Output) -> String {
+fn text(checks: &[Check], exit: Exit, output: Output) -> String {
     match output {
-        Output::Text => findings
+        Output::Text => checks
             .iter()
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join("\n"),
-        Output::Json => json!({"findings": findings, "exit_code": exit.code()}).to_string(),
+        Output::Json => json!({"findings": checks, "exit_code": exit.code()}).to_string(),
     }
 }

@@ -10,15 +10,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::outbox::publication;
 use super::{Options, Output, PATIENCE, at, in_time, open, print};
-use crate::exit::{Exit, Failed};
-use crate::missing::CONFIRMATIONS;
-use crate::provider::lookup::Lookup;
-use crate::provider::{Patience, Provider};
+use crate::core::exit::{Exit, Failed};
+use crate::core::format::{ago, in_line, moment, span};
+use crate::core::judge::{Grounds, Judgement, judge};
+use crate::core::lookup::Lookup;
+use crate::core::missing::CONFIRMATIONS;
+use crate::core::transition::{Seen, Target};
+use crate::core::verdict::{Rules, Stage};
+use crate::core::voice::{ProviderVoiceId, Voice};
+use crate::provider::{Provider, RequestDeadline};
 use crate::status::HEADING;
 use crate::store::{Access, DatabaseUrl, EventFilter, EventRecord, RowState, Store, VoiceRecord};
-use crate::verdict::{Rules, Stage, Verdict, judge_by_rule, storable};
-use crate::voice::{ProviderVoiceId, Voice};
-use crate::words::{ago, in_line, moment, span};
 
 /// Show everything that is known of a voice: its row, voice-sync's notes, what the provider says now, what that
 /// means and by which rule, and its events. Changes nothing.
@@ -128,11 +130,14 @@ async fn ask(
         Err(invalid) => return Ok(Answer::NotAsked(invalid.to_string())),
     };
     if store.has_own_tables() {
-        let standing = store.standing(provider.account()).await.map_err(at(url))?;
-        let left = standing.open_for.max(standing.hold_for);
+        let state = store
+            .provider_state(provider.account())
+            .await
+            .map_err(at(url))?;
+        let left = state.open_for.max(state.cooldown);
         if !left.is_zero() {
             return Ok(Answer::NotAsked(format!(
-                "it is left in peace for another {}",
+                "the circuit breaker is open, or a cooldown lasts, for another {}",
                 span(left)
             )));
         }
@@ -142,12 +147,12 @@ async fn ask(
 
 async fn look_up(provider: &Provider, id: ProviderVoiceId) -> Answer {
     let stop = CancellationToken::new();
-    let patience = Patience {
+    let deadline = RequestDeadline {
         until: tokio::time::Instant::now() + PATIENCE,
         stop: &stop,
     };
     let mut lookups = provider
-        .look_up(std::slice::from_ref(&id), true, patience)
+        .look_up(std::slice::from_ref(&id), true, deadline)
         .await;
     if let Some(reason) = provider.key_refused() {
         return Answer::None(format!("the key is refused: {reason}"));
@@ -187,46 +192,68 @@ fn verdict(
             ];
         }
     }
-    let found = match answer {
-        Answer::Found(found) => found,
-        Answer::Missing => {
-            let times = voice
-                .notes_about_it()
-                .map_or(0, |notes| notes.missing_count);
-            return [
-                "still processing: missing".to_owned(),
-                format!(
-                    "it fails when passes have not found it {CONFIRMATIONS} times over {}, and found other voices meanwhile; so far: {times}",
-                    span(missing_after)
-                ),
-            ];
-        }
+    let lookup = match answer {
+        Answer::Found(found) => Lookup::Found {
+            voice: Voice::clone(found),
+            listed: false,
+        },
+        Answer::Missing => Lookup::Missing,
         Answer::NotAsked(_) | Answer::None(_) => {
             let why = "only an answer about the voice is a verdict, trouble is none";
             return ["none without an answer".to_owned(), why.to_owned()];
         }
     };
-    let age = voice.in_processing().unwrap_or_default();
-    let counted = age.counted(rules.age_from);
-    let (rule, verdict) = judge_by_rule(found, counted, rules);
-    let says = match verdict {
-        Verdict::Completed {
-            preview_url: Some(preview),
-        } => match storable(&preview, preview_room) {
-            Ok(()) => "completed".to_owned(),
-            Err(unstorable) => format!("set aside: {unstorable}"),
-        },
-        Verdict::Completed { preview_url: None } => "completed, without a preview".to_owned(),
-        Verdict::Failed(failure) => format!("failed: {}", in_line(&failure.to_string())),
-        Verdict::Processing(Stage::Preparing) => {
-            "still processing: the provider prepares it".to_owned()
-        }
-        Verdict::Processing(Stage::Training) => "still processing: it is being trained".to_owned(),
-        Verdict::Processing(Stage::WaitingForOwner) => {
-            "still processing: its owner has to verify it, or to start its training".to_owned()
-        }
+    let grounds = Grounds {
+        rules,
+        preview_room,
+        held: Duration::ZERO,
+        found_any: true,
+        is_suspect: false,
     };
-    [says, rule.to_string()]
+    let judgement = judge(&voice.as_claimed(), Some(&lookup), grounds);
+    let rule = match &judgement {
+        Judgement::Moves(_, rule) => Some(rule),
+        Judgement::Stays(_, rule) => rule.as_ref(),
+    };
+    let rule = rule.map(ToString::to_string);
+    let says = match judgement {
+        Judgement::Moves(
+            Target::Completed {
+                preview_url: Some(_),
+            },
+            _,
+        ) => "completed".to_owned(),
+        Judgement::Moves(Target::Completed { preview_url: None }, _) => {
+            "completed, without a preview".to_owned()
+        }
+        Judgement::Moves(Target::Failed { reason }, _) => format!("failed: {}", in_line(&reason)),
+        Judgement::Stays(Seen::Processing { stage, kind: _ }, _) => match stage {
+            Stage::Preparing => "still processing: the provider prepares it".to_owned(),
+            Stage::Training => "still processing: it is being trained".to_owned(),
+            Stage::WaitingForOwner => {
+                "still processing: its owner has to verify it, or to start its training".to_owned()
+            }
+        },
+        Judgement::Stays(Seen::Missing, _) => {
+            let times = voice
+                .notes_about_it()
+                .map_or(0, |notes| notes.missing_count);
+            let why = format!(
+                "it fails when passes have not found it {CONFIRMATIONS} times over {}, and found other voices meanwhile; so far: {times}",
+                span(missing_after)
+            );
+            return ["still processing: missing".to_owned(), why];
+        }
+        Judgement::Stays(Seen::SetAside(why), _) => format!("set aside: {why}"),
+        Judgement::Stays(
+            Seen::Unanswerable { .. }
+            | Seen::Suspected(_)
+            | Seen::Unavailable(_)
+            | Seen::Superseded,
+            _,
+        ) => "still processing".to_owned(),
+    };
+    [says, rule.unwrap_or_default()]
 }
 
 /// When the next lookup is, if there will be one.
@@ -242,7 +269,7 @@ fn next_lookup(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
     }
     let later = |time: Option<DateTime<Utc>>| time.filter(|time| *time > now);
     let notes = voice.notes_about_it();
-    let lease = later(notes.and_then(|notes| notes.lease_until));
+    let lease = later(voice.lease_until);
     let due = later(notes.and_then(|notes| notes.next_due));
     match (lease, due) {
         (Some(lease), _) => format!("under way; its lease ends {}", ago(lease, now)),

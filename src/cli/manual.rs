@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 use super::{Cli, print};
-use crate::exit::{Exit, Failed};
+use crate::core::exit::{Exit, Failed};
 
 /// Print a shell's completions of voice-sync's commands and options.
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Options, Output, at, in_time, print};
-use crate::exit::{Exit, Failed};
+use crate::core::exit::{Exit, Failed};
 use crate::store::{
     Access, Adoption, Database, DatabaseUrl, MigrationState, Names, PendingMigration,
 };
@@ -44,7 +44,7 @@ impl Migrate {
             // Without a time limit: an index takes as long as it takes.
             if self.adopt {
                 database.adopt(&names).await.map_err(|error| {
-                    let advice = match error.is_passing() {
+                    let advice = match error.is_transient() {
                         true => "run it again when nothing holds the table for longer than a few seconds",
                         false => "it takes the table's owner to add columns and an index",
                     };

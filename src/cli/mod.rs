@@ -8,6 +8,8 @@ mod migrate;
 mod outbox;
 mod retry;
 mod runs;
+mod secrets;
+mod shutdown;
 mod status;
 mod sync_once;
 
@@ -25,18 +27,18 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use self::secrets::{DATABASE_URL, REDIS_URL};
+use crate::core::exit::{Exit, Failed};
+use crate::core::verdict::{AgeFrom, OnTimeout, Rules};
+use crate::events::publisher::{Kind, Publisher};
 use crate::events::queue::Queue;
-use crate::events::relay::{Kind, Relay};
-use crate::exit::{Exit, Failed};
 use crate::provider::lookup::Strategy;
 use crate::provider::{BaseUrl, Provider};
-use crate::settings::{self, DATABASE_URL, REDIS_URL};
 use crate::store::{
     Access, ColumnNames, Database, DatabaseUrl, MigrationState, NaiveZone, Names, StatusValues,
     Store, StoreError, TableName,
 };
-use crate::telemetry::LogFormat;
-use crate::verdict::{AgeFrom, OnTimeout, Rules};
+use crate::telemetry::logs::LogFormat;
 
 /// More than the longest statement of a start, a migration that waits for another, needs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -398,11 +400,11 @@ impl Options {
         let base = BaseUrl::parse(url.unwrap_or("https://api.elevenlabs.io"))
             .context("the provider's URL (--api-url or ELEVENLABS_BASE_URL) cannot be used")
             .map_err(Failed::config)?;
-        let key = settings::api_key(self.api_key_file.clone()).map_err(Failed::config)?;
+        let key = secrets::api_key(self.api_key_file.clone()).map_err(Failed::config)?;
         Provider::new(base, &key, self.concurrency).map_err(Failed::config)
     }
 
-    fn relay(&self) -> Result<Option<Relay>, Failed> {
+    fn publisher(&self) -> Result<Option<Publisher>, Failed> {
         let url = self.redis_url()?;
         let maxlen = self.event_maxlen;
         let (kind, url) = match (self.events, url) {
@@ -415,7 +417,7 @@ impl Options {
                 )));
             }
         };
-        Relay::new(url.expose_secret(), kind, self.event_prefix.clone())
+        Publisher::new(url.expose_secret(), kind, self.event_prefix.clone())
             .context(UNUSABLE_REDIS)
             .map(Some)
             .map_err(Failed::config)
@@ -599,7 +601,7 @@ async fn open(
     let store = Store::open(database, names, there, access)
         .await
         .map_err(at)?;
-    for column in store.absent() {
+    for column in store.missing_columns() {
         let name = column.name(&names.columns).as_str();
         warn!(
             column = name,

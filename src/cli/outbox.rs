@@ -8,10 +8,10 @@ use serde_json::json;
 use tracing::info;
 
 use super::{Options, Output, at, confirm, in_time, open, print, width};
-use crate::exit::{Exit, Failed};
+use crate::core::exit::{Exit, Failed};
+use crate::core::format::{ago, in_line, moment, number_of};
 use crate::status::table;
 use crate::store::{Access, CommandRun, EventFilter, EventRecord, Store, StoreError};
-use crate::words::{ago, in_line, moment, number_of};
 
 /// Show the events of transitions, publish them again, or remove them.
 #[derive(Debug, Args)]

@@ -11,13 +11,13 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{Options, Output, at, confirm, in_time, open, print};
-use crate::exit::{Exit, Failed};
-use crate::isolate::split;
+use crate::core::bisect::split;
+use crate::core::exit::{Exit, Failed};
+use crate::core::format::{in_line, number_of};
+use crate::core::voice::{ProviderVoiceId, RowId};
 use crate::store::{
     Access, CommandRun, DatabaseUrl, RowState, Store, StoreError, VoiceRecord, Wanted,
 };
-use crate::voice::{ProviderVoiceId, RowId};
-use crate::words::{in_line, number_of};
 
 /// Put failed voices back to processing, and have voices that are set aside asked about again.
 ///
@@ -257,11 +257,11 @@ async fn treat(
     outcome: &mut Outcome,
 ) -> Result<(), Failed> {
     let now = Utc::now();
-    let (mut failed, mut resting) = (Vec::new(), Vec::new());
+    let (mut failed, mut set_aside) = (Vec::new(), Vec::new());
     for voice in page {
         match remedy(&voice, now) {
             Ok(Remedy::PutBack) => failed.push(voice),
-            Ok(Remedy::Release) => resting.push(voice),
+            Ok(Remedy::Release) => set_aside.push(voice),
             Err(why) => outcome.left.push((voice.voice_id, why)),
         }
     }
@@ -298,19 +298,19 @@ async fn treat(
             false => outcome.left.push((voice.voice_id, OVERTAKEN)),
         }
     }
-    for voice in &resting {
+    for voice in &set_aside {
         let trouble = voice
             .notes_about_it()
             .and_then(|notes| notes.trouble.as_deref());
         let trouble = in_line(trouble.unwrap_or_default());
         outcome.troubles.push((voice.voice_id.clone(), trouble));
     }
-    let rows: Vec<&str> = resting.iter().map(|voice| voice.row.as_str()).collect();
+    let rows: Vec<&str> = set_aside.iter().map(|voice| voice.row.as_str()).collect();
     let released = match does.filter(|_| !rows.is_empty()) {
         Some(run) => Some(store.release(run, &rows).await.map_err(at(url))?),
         None => None,
     };
-    for voice in resting {
+    for voice in set_aside {
         match released
             .as_ref()
             .is_none_or(|released| released.contains(&voice.row))

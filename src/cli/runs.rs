@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Options, Output, at, in_time, open, print, width};
-use crate::exit::{Exit, Failed};
+use crate::core::exit::{Exit, Failed};
 use crate::status;
 use crate::store::Access;
 

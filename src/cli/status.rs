@@ -10,11 +10,11 @@ use tokio::time::sleep;
 
 use super::daemon::interval;
 use super::{Options, Output, at, in_time, open, print, show, unwritten, width};
-use crate::exit::{Exit, Failed};
+use crate::core::exit::{Exit, Failed};
+use crate::core::format::{in_line, span};
+use crate::core::verdict::AgeFrom;
 use crate::status::{Limits, Status, text};
 use crate::store::{Access, DatabaseUrl, Names, Store};
-use crate::verdict::AgeFrom;
-use crate::words::{in_line, span};
 
 /// Show how things stand, and what needs attention.
 #[derive(Debug, Args)]
@@ -137,7 +137,7 @@ impl StatusCommand {
     }
 }
 
-/// Of a terminal: to the upper left corner, and nothing below it.
+/// Of a terminal: moves the cursor home and clears what is below.
 const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
 
 /// As plugins of Nagios, Icinga and the like print it: a line for people, `|`, and numbers with their units

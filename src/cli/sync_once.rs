@@ -10,15 +10,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::{Options, Output, UNFINISHED, at, in_time, open, print};
+use crate::cli::shutdown;
+use crate::core::exit::{Exit, Failed};
+use crate::core::report::Report;
 use crate::daemon::{self, DUE_AT_ONCE};
 use crate::deadline::Deadline;
-use crate::exit::{Exit, Failed};
-use crate::metrics::Metrics;
-use crate::pass::{Pass, Scope, Which};
-use crate::report::Report;
-use crate::shutdown;
 use crate::store::{Access, DatabaseUrl, Selection, Store};
-use crate::terminal::Progress;
+use crate::sync::{Pass, Scope, Which};
+use crate::telemetry::exposition::Metrics;
+use crate::telemetry::progress_bar::Progress;
 
 /// Ask about every voice in processing once, and exit.
 #[derive(Debug, Args)]
@@ -103,7 +103,7 @@ impl SyncOnce {
         let (url, names, rules) = (options.database_url()?, options.names()?, options.rules());
         let metrics = Metrics::default();
         let provider = options.provider()?.counting_in(metrics.provider.clone());
-        let (relay, queue) = (options.relay()?, options.queue()?);
+        let (publisher, queue) = (options.publisher()?, options.queue()?);
         let access = if dry_run {
             Access::ReadOnly
         } else {
@@ -122,7 +122,7 @@ impl SyncOnce {
             limit,
             until,
             dry_run,
-            goes_on: false,
+            continuous: false,
         };
         let progress = Progress::begin(match Progress::is_seen() {
             true => meant(&store, &scope).await,
@@ -131,14 +131,14 @@ impl SyncOnce {
         let pass = Pass {
             store: &store,
             provider: &provider,
-            relay: relay.as_ref(),
+            publisher: publisher.as_ref(),
             queue: queue.as_ref(),
             rules: &rules,
             missing_after: options.missing_after,
             strategy: options.lookup,
             scope: &scope,
             stop: &stop,
-            meters: &metrics.pass,
+            metrics: &metrics.pass,
             observe: &|counts| progress.show(counts),
         };
         let mut report = pass.run().await;
@@ -152,7 +152,7 @@ impl SyncOnce {
             };
             let later = later.run().await;
             metrics.passed(&later);
-            report.goes_on_with(later);
+            report.merge(later);
         }
         if let (Which::Named(names), 0) = (&scope.which, report.counts.due) {
             warn!(

@@ -1,91 +1,183 @@
-//! What the daemon answers to those who watch it by HTTP.
+//! Whether the daemon moves, whether it can work, and what is in its way.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use tokio::time::Instant;
+use tracing::{info, warn};
 
-use super::{AllowedHosts, Lookout, Watch};
-use crate::metrics::Metrics;
-use crate::status::{Nonce, page};
+use super::Tick;
+use crate::core::report::{Part, Report};
+use crate::failpoint;
 
-/// A browser looks again after this.
-const REFRESH: Duration = Duration::from_secs(10);
+/// The loop moves at least so often, unless it hangs. Every wait in a pass has a limit below this,
+/// however slow the provider or the database is.
+const STALLED: Duration = Duration::from_secs(90);
 
-/// The media type of OpenMetrics' exposition format.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// What is known of the daemon by those who watch it.
+pub struct Health(Mutex<State>);
 
-const NOT_THIS_HOST: &str =
-    "this page is not served under that name; allow the name with --allowed-hosts\n";
-
-/// Routes of `/` (the status, for people), `/livez` (the loop moves), `/readyz` (database and schema) and
-/// `/metrics`. All of it is read-only.
-pub fn router(
-    watch: Arc<Watch>,
-    metrics: Arc<Metrics>,
-    lookout: Arc<Lookout>,
-    hosts: AllowedHosts,
-) -> Router {
-    let page = Router::new()
-        .route("/", get(status))
-        .with_state((lookout, Arc::new(hosts)));
-    Router::new()
-        .route("/livez", get(alive))
-        .route("/readyz", get(ready))
-        .with_state(watch)
-        .merge(page)
-        .merge(
-            Router::new()
-                .route("/metrics", get(show))
-                .with_state(metrics),
-        )
+struct State {
+    /// When the loop has to have moved again.
+    moves_by: Instant,
+    is_ready: bool,
+    /// What is in the way, and since when.
+    obstacles: BTreeMap<Part, (Instant, String)>,
 }
 
-async fn alive(State(watch): State<Arc<Watch>>) -> impl IntoResponse {
-    match watch.is_alive() {
-        true => (StatusCode::OK, "alive\n"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "the loop hangs\n"),
+impl Default for Health {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            moves_by: Instant::now() + STALLED,
+            is_ready: false,
+            obstacles: BTreeMap::new(),
+        }))
     }
 }
 
-async fn ready(State(watch): State<Arc<Watch>>) -> impl IntoResponse {
-    match watch.hindrance() {
-        None => (StatusCode::OK, "ready\n".to_owned()),
-        Some(says) => (StatusCode::SERVICE_UNAVAILABLE, format!("{says}\n")),
+impl Health {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The loop has moved.
+    pub fn moves(&self) {
+        self.sleeps(Duration::ZERO);
+    }
+
+    /// The loop will move after this.
+    pub fn sleeps(&self, pause: Duration) {
+        let limit = failpoint::limit("daemon.stalled", STALLED);
+        self.state().moves_by = Instant::now() + pause + limit;
+    }
+
+    /// Database and schema were found right.
+    pub fn ready(&self) {
+        self.works(Part::Database);
+        self.state().is_ready = true;
+    }
+
+    /// Whether the loop has moved as it should. What it depends on plays no part.
+    pub fn is_alive(&self) -> bool {
+        Instant::now() <= self.state().moves_by
+    }
+
+    /// Why the daemon cannot work, if it cannot.
+    pub fn not_ready_reason(&self) -> Option<String> {
+        let state = self.state();
+        match (state.obstacles.get(&Part::Database), state.is_ready) {
+            (Some((_, says)), _) => Some(format!("database: {says}")),
+            (None, false) => Some("starting".to_owned()),
+            (None, true) => None,
+        }
+    }
+
+    /// Says once that something is in the way.
+    pub(super) fn obstructed(&self, part: Part, says: &str) {
+        let mut state = self.state();
+        if let Some((_, known)) = state.obstacles.get_mut(&part) {
+            says.clone_into(known);
+            return;
+        }
+        state
+            .obstacles
+            .insert(part, (Instant::now(), says.to_owned()));
+        drop(state);
+        warn!(%part, reason = says, "the {part} is in trouble; it is tried again until it works");
+    }
+
+    /// Says once that it is over.
+    pub(super) fn works(&self, part: Part) {
+        let Some((since, _)) = self.state().obstacles.remove(&part) else {
+            return;
+        };
+        let lasted_s = since.elapsed().as_secs();
+        info!(%part, lasted_s, "the {part} works again");
+    }
+
+    pub(super) fn passed(&self, report: &Report) {
+        for obstacle in &report.obstacles {
+            self.obstructed(obstacle.part, &obstacle.says);
+        }
+        let counts = &report.counts;
+        let worked = [
+            (Part::Database, true),
+            (Part::Provider, counts.looked_up > 0),
+            (
+                Part::EventBus,
+                counts.events_published > 0 || counts.events_pending == 0,
+            ),
+        ];
+        for (part, worked) in worked {
+            let hindered = report
+                .obstacles
+                .iter()
+                .any(|obstacle| obstacle.part == part);
+            if worked && !hindered {
+                self.works(part);
+            }
+        }
+    }
+
+    /// One line for people: what the last turn came to, and what is in the way.
+    pub(super) fn status(&self, last: &Tick) -> String {
+        let turn = match last {
+            Tick::Idle { next_in: None } => "nothing is due".to_owned(),
+            Tick::Idle {
+                next_in: Some(next_in),
+            } => format!("next voice due in {next_in:.1?}"),
+            Tick::Passed(report) => {
+                let c = &report.counts;
+                format!(
+                    "last pass: {} looked up, {} completed, {} failed, exit {}",
+                    c.looked_up,
+                    c.completed,
+                    c.failed,
+                    report.exit_code.code()
+                )
+            }
+            Tick::Unreadable { .. } => "waiting for the database".to_owned(),
+        };
+        let in_the_way: Vec<_> = self.state().obstacles.keys().map(Part::to_string).collect();
+        match in_the_way.is_empty() {
+            true => turn,
+            false => format!("{turn}; in trouble: {}", in_the_way.join(", ")),
+        }
     }
 }
 
-async fn show(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, OPENMETRICS)], metrics.text())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-async fn status(
-    State((lookout, hosts)): State<(Arc<Lookout>, Arc<AllowedHosts>)>,
-    headers: HeaderMap,
-) -> Response {
-    let host = headers.get(header::HOST).map(HeaderValue::to_str);
-    if let Some(host) = host
-        && !host.is_ok_and(|host| hosts.allow(host))
-    {
-        return (StatusCode::MISDIRECTED_REQUEST, NOT_THIS_HOST).into_response();
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_move_is_not_alive() {
+        let watch = Health::default();
+        assert!(watch.is_alive());
+        watch.sleeps(Duration::from_secs(3600));
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert!(watch.is_alive(), "it slept as it said");
+        watch.moves();
+        tokio::time::advance(STALLED).await;
+        assert!(watch.is_alive());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!watch.is_alive());
+        watch.moves();
+        assert!(watch.is_alive());
     }
-    let seen = lookout.status().await;
-    let (code, status) = match seen.as_ref() {
-        Ok(status) => (StatusCode::OK, Ok(status)),
-        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, Err(reason.as_str())),
-    };
-    let nonce = Nonce::random();
-    let headers = [
-        (header::CONTENT_TYPE, "text/html; charset=utf-8".to_owned()),
-        (header::CONTENT_SECURITY_POLICY, nonce.policy()),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
-        (header::REFERRER_POLICY, "no-referrer".to_owned()),
-        (header::CACHE_CONTROL, "no-store".to_owned()),
-        (header::REFRESH, REFRESH.as_secs().to_string()),
-    ];
-    (code, headers, page(status, nonce)).into_response()
+
+    #[tokio::test]
+    async fn only_the_database_makes_it_unready() {
+        let watch = Health::default();
+        assert_eq!(watch.not_ready_reason().as_deref(), Some("starting"));
+        watch.ready();
+        watch.obstructed(Part::Provider, "away");
+        assert_eq!(watch.not_ready_reason(), None);
+        watch.obstructed(Part::Database, "away");
+        assert_eq!(watch.not_ready_reason().as_deref(), Some("database: away"));
+        assert!(watch.is_alive());
+        watch.works(Part::Database);
+        assert_eq!(watch.not_ready_reason(), None);
+    }
 }

@@ -5,13 +5,13 @@
 
 mod allowed_hosts;
 mod connections;
+mod duty_cycle;
 mod health;
-mod lookout;
-mod notify;
-mod share;
+mod http;
+mod status_cache;
+mod systemd;
 mod tick;
 mod wait;
-mod watch;
 
 use std::time::Duration;
 
@@ -20,20 +20,20 @@ use tokio_util::sync::CancellationToken;
 
 pub use allowed_hosts::AllowedHosts;
 pub use connections::{answer, serve};
-pub use health::router;
-pub use lookout::{Lookout, Seen};
-pub use notify::Supervisor;
-pub use tick::{DUE_AT_ONCE, Looks, Tick, tick};
+pub use health::Health;
+pub use http::router;
+pub use status_cache::{Seen, StatusCache};
+pub use systemd::Supervisor;
+pub use tick::{DUE_AT_ONCE, DutyCycles, Tick, tick};
 pub use wait::until_nothing_waits;
-pub use watch::Watch;
 
-use crate::exit::{Exit, Failed};
+use crate::core::exit::{Exit, Failed};
+use crate::core::report::{Obstacle, Part, Report};
 use crate::failpoint;
-use crate::report::{Obstacle, Part, Report};
 use crate::store::Store;
 
 /// The pause after a turn, even if more is due already.
-const BREATH: Duration = Duration::from_millis(100);
+const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// The first and the longest pause after a turn that failed.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -45,7 +45,7 @@ pub async fn run(
     mut turn: impl AsyncFnMut(&Store) -> Tick,
     interval: Duration,
     stop: &CancellationToken,
-    watch: &Watch,
+    watch: &Health,
     supervisor: &Supervisor,
 ) -> Result<(), Failed> {
     let mut failures = 0;
@@ -114,7 +114,7 @@ pub async fn run(
             }
         };
         supervisor.status(&watch.status(&outcome));
-        let pause = pause.max(BREATH);
+        let pause = pause.max(MIN_PAUSE);
         watch.sleeps(pause);
         stop.run_until_cancelled(sleep(pause)).await;
     }
@@ -156,7 +156,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::report::Counts;
+    use crate::core::report::Counts;
 
     #[test]
     fn what_fails_in_part_keeps_nobody_waiting() {

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::share::Share;
-use crate::events::relay::Relay;
-use crate::exit::Exit;
-use crate::metrics::Metrics;
-use crate::pass::{Pass, Scope, Which};
-use crate::report::Report;
+use super::duty_cycle::DutyCycle;
+use crate::core::exit::Exit;
+use crate::core::report::Report;
+use crate::events::publisher::Publisher;
 use crate::store::{Agenda, StoreError, Upcoming};
+use crate::sync::{Pass, Scope, Which};
+use crate::telemetry::exposition::Metrics;
 
 /// Voices that are looked at together. If more are due, they have their turn afterwards.
 pub const DUE_AT_ONCE: u32 = 10_000;
@@ -36,9 +36,9 @@ pub enum Tick {
 
 /// What turns do at a bounded cost to the database, where there are many voices.
 #[derive(Debug)]
-pub struct Looks {
-    unscheduled: Share,
-    overview: Share,
+pub struct DutyCycles {
+    unscheduled: DutyCycle,
+    overview: DutyCycle,
     /// The version of the database in which there were no voices without a schedule, and when that was seen.
     none_unscheduled: Option<(String, Instant)>,
 }
@@ -48,11 +48,11 @@ const IDLE_OVERVIEW: Duration = Duration::from_secs(60);
 /// A voice without a schedule comes from a write, or from a lease that ended by itself.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
-impl Default for Looks {
+impl Default for DutyCycles {
     fn default() -> Self {
         Self {
-            unscheduled: Share::one_of(20),
-            overview: Share::one_of(100),
+            unscheduled: DutyCycle::one_of(20),
+            overview: DutyCycle::one_of(100),
             none_unscheduled: None,
         }
     }
@@ -60,7 +60,7 @@ impl Default for Looks {
 
 /// Asks about the voices that are due, if there are any, and publishes events that wait. The pass's
 /// own scope says how; which voices, the agenda says.
-pub async fn tick(pass: Pass<'_>, metrics: &Metrics, looks: &mut Looks) -> Tick {
+pub async fn tick(pass: Pass<'_>, metrics: &Metrics, looks: &mut DutyCycles) -> Tick {
     let agenda = match agenda(&pass, looks).await {
         Ok(agenda) => agenda,
         Err(error) => {
@@ -70,8 +70,8 @@ pub async fn tick(pass: Pass<'_>, metrics: &Metrics, looks: &mut Looks) -> Tick 
             };
         }
     };
-    let has_news = agenda.events_wait && pass.relay.is_some();
-    if !has_news && !agenda.voices.iter().any(is_due) {
+    let state_changed = agenda.events_wait && pass.publisher.is_some();
+    if !state_changed && !agenda.voices.iter().any(is_due) {
         metrics.succeeded();
         let pause = match agenda.voices.is_empty() {
             true => Duration::ZERO,
@@ -99,7 +99,7 @@ pub async fn tick(pass: Pass<'_>, metrics: &Metrics, looks: &mut Looks) -> Tick 
 }
 
 /// Not worth failing for: the next turn finds out by itself what is wrong.
-async fn overview(pass: &Pass<'_>, metrics: &Metrics, looks: &mut Looks, pause: Duration) {
+async fn overview(pass: &Pass<'_>, metrics: &Metrics, looks: &mut DutyCycles, pause: Duration) {
     let began = Instant::now();
     if !looks.overview.is_due_after(pause, began) {
         return;
@@ -113,8 +113,8 @@ async fn overview(pass: &Pass<'_>, metrics: &Metrics, looks: &mut Looks, pause: 
 
 /// What is due and what comes next. Voices without a schedule are looked for where anything was written since there
 /// were none, and not each time where there are many others, except if nothing else is there.
-async fn agenda(pass: &Pass<'_>, looks: &mut Looks) -> Result<Agenda, StoreError> {
-    let bus = pass.relay.map(Relay::bus);
+async fn agenda(pass: &Pass<'_>, looks: &mut DutyCycles) -> Result<Agenda, StoreError> {
+    let bus = pass.publisher.map(Publisher::bus);
     let mut agenda = pass.store.agenda(DUE_AT_ONCE, bus).await?;
     let began = Instant::now();
     let is_unchanged = |(version, at): &(String, Instant)| {

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{BREATH, Looks, Tick, Watch, again_in, pause_after, tick};
-use crate::exit::Exit;
-use crate::metrics::Metrics;
-use crate::pass::{Pass, Scope};
-use crate::report::{Halt, Part, Report};
+use super::{DutyCycles, Health, MIN_PAUSE, Tick, again_in, pause_after, tick};
+use crate::core::exit::Exit;
+use crate::core::report::{Part, Report, StopReason};
 use crate::store::{Selection, Store};
+use crate::sync::{Pass, Scope};
+use crate::telemetry::exposition::Metrics;
 
 /// New voices are seen within this time.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -22,8 +22,8 @@ pub async fn until_nothing_waits(
     mut report: Report,
     deadline: Option<Instant>,
 ) -> Report {
-    let watch = Watch::default();
-    let (mut failures, mut looks) = (0, Looks::default());
+    let watch = Health::default();
+    let (mut failures, mut looks) = (0, DutyCycles::default());
     loop {
         match report.exit_code {
             Exit::Success | Exit::Database | Exit::Io | Exit::Temporary => {}
@@ -32,15 +32,15 @@ pub async fn until_nothing_waits(
         let now = Instant::now();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
         if pass.stop.is_cancelled() || left.is_some_and(|left| left.is_zero()) {
-            let halt = match pass.stop.is_cancelled() {
-                true => Halt::Stopped,
-                false => Halt::TimeOver,
+            let stop_reason = match pass.stop.is_cancelled() {
+                true => StopReason::Stopped,
+                false => StopReason::TimeOver,
             };
-            return report.halted(&halt);
+            return report.stopped(&stop_reason);
         }
         let scope = Scope {
             until: deadline,
-            goes_on: true,
+            continuous: true,
             ..Scope::default()
         };
         let turn = Pass {
@@ -59,7 +59,7 @@ pub async fn until_nothing_waits(
             Tick::Passed(later) => {
                 watch.passed(&later);
                 let pause = pause_after(&later, INTERVAL);
-                report.goes_on_with(*later);
+                report.merge(*later);
                 match pause {
                     Some(pause) => {
                         failures = 0;
@@ -73,7 +73,7 @@ pub async fn until_nothing_waits(
                 again_in(&mut failures)
             }
         };
-        let pause = left.map_or(pause, |left| left.min(pause)).max(BREATH);
+        let pause = left.map_or(pause, |left| left.min(pause)).max(MIN_PAUSE);
         pass.stop.run_until_cancelled(sleep(pause)).await;
     }
 }

@@ -8,13 +8,13 @@ const FIRST: Duration = Duration::from_secs(1);
 pub const LONGEST: Duration = Duration::from_secs(60);
 
 /// The pause after so many failures in a row: between half and the whole of a limit that doubles.
-/// `dice` is uniform in 0..1.
+/// `jitter` is uniform in 0..1.
 ///
 /// Not full jitter as towards the provider: a pause of next to nothing would be a try at once.
-pub fn pause(failures: u32, dice: f64) -> Duration {
+pub fn pause(failures: u32, jitter: f64) -> Duration {
     let doubled = 2u32.saturating_pow(failures.saturating_sub(1));
     let limit = FIRST.saturating_mul(doubled).min(LONGEST);
-    limit.mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0).max(FIRST)
+    limit.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0).max(FIRST)
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ pub struct Hints {
 
 /// What stands under the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shape {
+pub(crate) enum Shape {
     Set,
     List,
     Absent,
@@ -82,7 +82,7 @@ impl Queue {
         })
     }
 
-    pub(super) async fn open(&self) -> anyhow::Result<(MultiplexedConnection, Shape)> {
+    pub(crate) async fn open(&self) -> anyhow::Result<(MultiplexedConnection, Shape)> {
         let connecting = self.server.connect().await;
         let mut connection = connecting.map_err(|error| anyhow!(self.server.at(&error)))?;
         let mut ask = pipe();

@@ -24,10 +24,10 @@ pub enum InvalidRedisUrl {
 }
 
 /// The Redis at a URL. Nothing is connected until it is asked for.
-pub(super) struct Server(Client);
+pub(crate) struct Server(Client);
 
 impl Server {
-    pub(super) fn new(url: &str) -> Result<Self, InvalidRedisUrl> {
+    pub(crate) fn new(url: &str) -> Result<Self, InvalidRedisUrl> {
         let parsed = Url::parse(url).map_err(|_| InvalidRedisUrl::NotRedis)?;
         if let Some((name, _)) = parsed.query_pairs().find(|(name, _)| name != "protocol") {
             return Err(InvalidRedisUrl::Parameter(name.into_owned()));
@@ -37,11 +37,11 @@ impl Server {
     }
 
     /// Where it is and which of its databases is meant; with the password.
-    pub(super) fn info(&self) -> &ConnectionInfo {
+    pub(crate) fn info(&self) -> &ConnectionInfo {
         self.0.get_connection_info()
     }
 
-    pub(super) async fn connect(&self) -> RedisResult<MultiplexedConnection> {
+    pub(crate) async fn connect(&self) -> RedisResult<MultiplexedConnection> {
         crate::tls::install();
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
@@ -52,7 +52,7 @@ impl Server {
     }
 
     /// An error, with where it happened.
-    pub(super) fn at(&self, error: &RedisError) -> String {
+    pub(crate) fn at(&self, error: &RedisError) -> String {
         let address = self.info().addr();
         format!("Redis at {address} (REDIS_URL): {error}")
     }

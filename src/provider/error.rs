@@ -1,13 +1,15 @@
 //! What a refusal by the provider means, by what the caller does about it.
 
+use crate::core::format::printable;
+use crate::core::lookup::{Unavailable, UnavailableKind};
 use std::time::Duration;
 
 use serde_json::Value;
 
 /// A request that did not bring what was asked for. None of these is a verdict about a voice except
-/// [`Refusal::NotFound`], and that one has to be confirmed.
+/// [`ProviderError::NotFound`], and that one has to be confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum ProviderError {
     /// 400 or 404 with `voice_not_found`: confirm it, then fail the voice.
     #[error("voice_not_found")]
     NotFound,
@@ -30,92 +32,15 @@ pub enum Refusal {
         /// `too_many_concurrent_requests` before.
         code: String,
         /// What the provider asks for.
-        told: Option<Duration>,
+        retry_after: Option<Duration>,
     },
     /// The provider answers other requests, and not this one: the reason may lie in one of its voices.
     /// Isolate that voice.
     #[error("{0}")]
-    Unanswerable(Trouble),
+    Unanswerable(Unavailable),
     /// Anything else: ask again later.
     #[error("{0}")]
-    Unavailable(Trouble),
-}
-
-/// No answer, or none that could be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{kind}: {detail}")]
-pub struct Trouble {
-    /// Which kind, for counting: one log line a kind.
-    pub kind: TroubleKind,
-    /// What exactly, without secrets.
-    pub detail: String,
-    /// What the provider asks for, where it answered at all.
-    pub told: Option<Duration>,
-}
-
-/// Kinds of trouble between here and the provider.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum TroubleKind {
-    /// No connection.
-    Connect,
-    /// No answer in time.
-    Timeout,
-    /// An answer that broke off.
-    Broken,
-    /// 500: it may be this request that the provider fails on.
-    Internal,
-    /// A status that says "later", or that nobody expects.
-    Status,
-    /// An answer that is not what the API describes.
-    Unreadable,
-    /// An answer over the size limit.
-    TooLarge,
-    /// 429, still after the retries.
-    Throttled,
-    /// Not asked: the lease, the pass or the provider's patience was at its end.
-    NotAsked,
-}
-
-impl std::fmt::Display for TroubleKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Connect => "connect",
-            Self::Timeout => "timeout",
-            Self::Broken => "broken",
-            Self::Internal => "internal",
-            Self::Status => "status",
-            Self::Unreadable => "unreadable",
-            Self::TooLarge => "too_large",
-            Self::Throttled => "throttled",
-            Self::NotAsked => "not_asked",
-        })
-    }
-}
-
-impl TroubleKind {
-    /// Whether it may come of what the request asked for, rather than of the provider as a whole.
-    pub fn may_lie_in_a_voice(self) -> bool {
-        match self {
-            Self::Timeout
-            | Self::Broken
-            | Self::Internal
-            | Self::Status
-            | Self::Unreadable
-            | Self::TooLarge => true,
-            Self::Connect | Self::Throttled | Self::NotAsked => false,
-        }
-    }
-}
-
-impl Trouble {
-    /// Trouble about which the provider said nothing.
-    pub fn new(kind: TroubleKind, detail: impl Into<String>) -> Self {
-        Self {
-            kind,
-            detail: detail.into(),
-            told: None,
-        }
-    }
+    Unavailable(Unavailable),
 }
 
 /// The error body of the API, as far as it is read. Its documentation has
@@ -171,30 +96,30 @@ impl ErrorBody {
 ///
 /// Only an answer of the API itself says something about a voice, an endpoint or a key: what a proxy answers is
 /// trouble, whatever its status. The exceptions are the statuses for requests that are too large.
-pub fn refusal(status: u16, body: &[u8], told: Option<Duration>) -> Refusal {
+pub fn refusal(status: u16, body: &[u8], retry_after: Option<Duration>) -> ProviderError {
     let body = ErrorBody::read(body);
     let code = body.as_ref().map_or("", |body| body.code.as_str());
     let says = || body.as_ref().map(ErrorBody::says).unwrap_or_default();
     let is_api = body.is_some();
     match status {
-        400 | 404 if code == "voice_not_found" => Refusal::NotFound,
-        404 | 405 if is_api => Refusal::NoSuchEndpoint(status),
-        401 if is_api => Refusal::Unauthorized(status, says()),
-        403 if code == "missing_permissions" => Refusal::Unauthorized(status, says()),
-        402 | 403 if is_api => Refusal::Forbidden(status, says()),
-        400 | 422 if is_api => Refusal::Rejected(status, says()),
-        413 | 414 | 431 => Refusal::Rejected(status, says()),
-        429 => Refusal::Throttled {
+        400 | 404 if code == "voice_not_found" => ProviderError::NotFound,
+        404 | 405 if is_api => ProviderError::NoSuchEndpoint(status),
+        401 if is_api => ProviderError::Unauthorized(status, says()),
+        403 if code == "missing_permissions" => ProviderError::Unauthorized(status, says()),
+        402 | 403 if is_api => ProviderError::Forbidden(status, says()),
+        400 | 422 if is_api => ProviderError::Rejected(status, says()),
+        413 | 414 | 431 => ProviderError::Rejected(status, says()),
+        429 => ProviderError::Throttled {
             code: printable(code),
-            told,
+            retry_after,
         },
-        _ => Refusal::Unavailable(Trouble {
+        _ => ProviderError::Unavailable(Unavailable {
             kind: match status {
-                500 => TroubleKind::Internal,
-                _ => TroubleKind::Status,
+                500 => UnavailableKind::Internal,
+                _ => UnavailableKind::Status,
             },
             detail: format!("HTTP {status} {}", says()).trim_end().to_owned(),
-            told,
+            retry_after,
         }),
     }
 }
@@ -207,19 +132,10 @@ pub fn is_about_concurrency(code: &str) -> bool {
     )
 }
 
-/// Somebody else's text, fit for a log line.
-pub fn printable(text: &str) -> String {
-    const MAX_CHARS: usize = 200;
-    text.trim()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(MAX_CHARS)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::lookup::Unavailable as Why;
 
     /// The same error in each form that the API has, or has had.
     fn forms(code: &str) -> [Vec<u8>; 5] {
@@ -237,9 +153,9 @@ mod tests {
 
     #[test]
     fn each_status_says_what_to_do_in_each_form_of_the_body() {
-        use Refusal::*;
+        use ProviderError::*;
 
-        let told = Some(Duration::from_secs(3));
+        let retry_after = Some(Duration::from_secs(3));
         for not_found in forms("voice_not_found") {
             assert_eq!(refusal(400, &not_found, None), NotFound);
             assert_eq!(refusal(404, &not_found, None), NotFound);
@@ -249,8 +165,8 @@ mod tests {
             );
             assert!(matches!(
                 refusal(500, &not_found, None),
-                Unavailable(Trouble {
-                    kind: TroubleKind::Internal,
+                Unavailable(Why {
+                    kind: UnavailableKind::Internal,
                     ..
                 })
             ));
@@ -287,7 +203,10 @@ mod tests {
         ] {
             for body in forms(code) {
                 let code = code.to_owned();
-                assert_eq!(refusal(429, &body, told), Throttled { code, told });
+                assert_eq!(
+                    refusal(429, &body, retry_after),
+                    Throttled { code, retry_after }
+                );
             }
         }
         for status in [413, 414, 431] {
@@ -297,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_detail_may_be_a_text_or_a_list() {
-        use Refusal::*;
+        use ProviderError::*;
 
         let list = br#"{"detail":[{"loc":["query"],"msg":"m","type":"t"}]}"#;
         assert_eq!(refusal(422, list, None), Rejected(422, String::new()));
@@ -321,11 +240,11 @@ mod tests {
                 301, 302, 307, 304, 204, 400, 401, 402, 403, 404, 405, 406, 408, 409, 410, 422,
                 425, 451, 502, 503, 504, 529, 599,
             ] {
-                let told = Some(Duration::from_secs(3));
+                let retry_after = Some(Duration::from_secs(3));
                 assert!(
                     matches!(
-                        refusal(status, body, told),
-                        Refusal::Unavailable(Trouble { kind: TroubleKind::Status, told: t, .. }) if t == told
+                        refusal(status, body, retry_after),
+                        ProviderError::Unavailable(Why { kind: UnavailableKind::Status, retry_after: t, .. }) if t == retry_after
                     ),
                     "{status}"
                 );

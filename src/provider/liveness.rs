@@ -6,13 +6,14 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-use super::error::{Refusal, TroubleKind};
-use super::traffic::Admission;
-use super::{Attempt, LIST, Patience, Provider, Purpose, Try, wire};
-use crate::retry::{self, Cause};
+use super::admission::Admission;
+use super::error::ProviderError;
+use super::{Attempt, LIST, Provider, Purpose, RequestDeadline, Try, wire};
+use crate::core::lookup::UnavailableKind;
+use crate::provider::state::backoff::{self, Cause};
 
 /// It has the form of an id, and no voice has it: "not found" is an answer, too.
-pub(super) const NO_VOICE: &str = "voiceSyncLiveness000";
+pub(crate) const NO_VOICE: &str = "voiceSyncLiveness000";
 /// How long the failure of a liveness request speaks for other requests that fail.
 const FAILURE_HOLDS: Duration = Duration::from_secs(5);
 /// How long the answers of other requests are waited for.
@@ -29,7 +30,7 @@ impl Provider {
     pub(super) async fn works(
         &self,
         since: Instant,
-        patience: Patience<'_>,
+        deadline: RequestDeadline<'_>,
         place: &Admission<'_>,
     ) -> Option<bool> {
         let mut failed_at = self.liveness_failed_at.lock().await;
@@ -42,47 +43,51 @@ impl Provider {
         if self.is_down() || *failed_at > answered_at && failed_at.is_some_and(holds) {
             return Some(false);
         }
-        match self.liveness(patience, place).await {
-            Err(Refusal::Throttled { told, .. }) => {
-                let pause = retry::pause(1, Cause::Throttled, None, fastrand::f64());
-                self.traffic.hold_for(told.unwrap_or(pause));
+        match self.liveness(deadline, place).await {
+            Err(ProviderError::Throttled { retry_after, .. }) => {
+                let pause = backoff::pause(1, Cause::Throttled, None, fastrand::f64());
+                self.traffic.cooldown(retry_after.unwrap_or(pause));
                 None
             }
-            Err(Refusal::Unavailable(trouble)) if trouble.kind == TroubleKind::NotAsked => None,
-            Err(Refusal::Unavailable(trouble)) => {
-                if let Some(pause) = trouble.told {
-                    self.traffic.hold_for(pause);
+            Err(ProviderError::Unavailable(trouble))
+                if trouble.kind == UnavailableKind::NotAsked =>
+            {
+                None
+            }
+            Err(ProviderError::Unavailable(trouble)) => {
+                if let Some(pause) = trouble.retry_after {
+                    self.traffic.cooldown(pause);
                 }
                 *failed_at = Some(Instant::now());
                 Some(false)
             }
             Ok(())
             | Err(
-                Refusal::NotFound
-                | Refusal::NoSuchEndpoint(_)
-                | Refusal::Unauthorized(..)
-                | Refusal::Forbidden(..)
-                | Refusal::Rejected(..)
-                | Refusal::Unanswerable(_),
+                ProviderError::NotFound
+                | ProviderError::NoSuchEndpoint(_)
+                | ProviderError::Unauthorized(..)
+                | ProviderError::Forbidden(..)
+                | ProviderError::Rejected(..)
+                | ProviderError::Unanswerable(_),
             ) => Some(true),
         }
     }
 
     /// Whether the provider may be asked about voices. Where it did not answer lately, one request that names no
     /// voice decides: in turn the list and a single lookup, because only one of them may work.
-    pub(super) async fn is_ready(&self, patience: Patience<'_>) -> bool {
+    pub(super) async fn is_ready(&self, deadline: RequestDeadline<'_>) -> bool {
         if self.traffic.opened() == 0 || self.is_down() {
             return true;
         }
-        let Ok(place) = self.traffic.admit(patience, false).await else {
+        let Ok(place) = self.traffic.admit(deadline, false).await else {
             return false;
         };
         let opened = self.traffic.opened();
         // Another request may have found out meanwhile.
         let is_ready = opened == 0
             || match opened % 2 == 1 && !self.has_no_list() {
-                true => shows_life(&self.shortest_list(patience, &place).await),
-                false => shows_life(&self.nobodys_voice(patience, &place).await),
+                true => shows_life(&self.shortest_list(deadline, &place).await),
+                false => shows_life(&self.nobodys_voice(deadline, &place).await),
             };
         self.traffic.release(place);
         is_ready
@@ -96,15 +101,19 @@ impl Provider {
 
     /// The cheapest list or, where there is none or it fails, a single lookup. A list that fails by itself is
     /// passed over for a while.
-    async fn liveness(&self, patience: Patience<'_>, place: &Admission<'_>) -> Result<(), Refusal> {
+    async fn liveness(
+        &self,
+        deadline: RequestDeadline<'_>,
+        place: &Admission<'_>,
+    ) -> Result<(), ProviderError> {
         if self.has_no_list() {
-            return self.nobodys_voice(patience, place).await;
+            return self.nobodys_voice(deadline, place).await;
         }
-        match self.shortest_list(patience, place).await {
-            Err(Refusal::Unavailable(trouble)) if trouble.kind.may_lie_in_a_voice() => {}
+        match self.shortest_list(deadline, place).await {
+            Err(ProviderError::Unavailable(trouble)) if trouble.kind.may_lie_in_a_voice() => {}
             other => return other,
         }
-        let answer = self.nobodys_voice(patience, place).await;
+        let answer = self.nobodys_voice(deadline, place).await;
         if shows_life(&answer) {
             warn!(url = %self.base, "the list of voices fails; asking for each singly");
             self.pass_over_list(LIST_FAILS_FOR);
@@ -114,31 +123,31 @@ impl Provider {
 
     async fn shortest_list(
         &self,
-        patience: Patience<'_>,
+        deadline: RequestDeadline<'_>,
         place: &Admission<'_>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), ProviderError> {
         let path = format!("{LIST}?page_size=1&include_total_count=false");
         let purpose = Purpose::Liveness;
-        let attempt = self.try_once(&path, purpose, patience, Try::First, wire::list_page, place);
+        let attempt = self.try_once(&path, purpose, deadline, Try::First, wire::list_page, place);
         attempt.await.map(drop).map_err(Attempt::refusal)
     }
 
     async fn nobodys_voice(
         &self,
-        patience: Patience<'_>,
+        deadline: RequestDeadline<'_>,
         place: &Admission<'_>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), ProviderError> {
         let path = format!("/v1/voices/{NO_VOICE}");
         let purpose = Purpose::Liveness;
-        let attempt = self.try_once(&path, purpose, patience, Try::First, wire::voice, place);
+        let attempt = self.try_once(&path, purpose, deadline, Try::First, wire::voice, place);
         attempt.await.map(drop).map_err(Attempt::refusal)
     }
 }
 
 /// Whether this is an answer, be it that there is no such voice.
-fn shows_life(answer: &Result<(), Refusal>) -> bool {
+fn shows_life(answer: &Result<(), ProviderError>) -> bool {
     !matches!(
         answer,
-        Err(Refusal::Unavailable(_) | Refusal::Throttled { .. })
+        Err(ProviderError::Unavailable(_) | ProviderError::Throttled { .. })
     )
 }

@@ -10,11 +10,12 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::error::{Refusal, Trouble, TroubleKind};
-use super::{LIST, Patience, Provider, Purpose, wire};
-use crate::isolate::{self, Split, split};
-use crate::retry::{self, Cause};
-use crate::voice::{ProviderVoiceId, Voice};
+use super::error::ProviderError;
+use super::{LIST, Provider, Purpose, RequestDeadline, wire};
+use crate::core::bisect::{self, Split, split};
+use crate::core::lookup::{Lookup, Lookups, Unavailable, UnavailableKind};
+use crate::core::voice::{ProviderVoiceId, Voice};
+use crate::provider::state::backoff::{self, Cause};
 
 /// Most ids that one list request may name, and most voices on a page of its answer.
 pub const BATCH: usize = 100;
@@ -54,29 +55,6 @@ pub enum Mode {
     Isolated,
 }
 
-/// What the provider answered for a voice.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Lookup {
-    /// How far it is. `listed` says whether the list showed it.
-    Found {
-        /// The voice.
-        voice: Voice,
-        /// Found in the list, rather than by a single lookup.
-        listed: bool,
-    },
-    /// Asked for singly, it does not exist.
-    Missing,
-    /// The provider takes this id for a wrong request.
-    Rejected(String),
-    /// Asked for singly, it gets no answer, while the provider answers other requests.
-    Unanswerable(Trouble),
-    /// No answer.
-    Unavailable(Trouble),
-}
-
-/// Answers by provider id; every id that was asked about has one.
-pub type Lookups = HashMap<ProviderVoiceId, Lookup>;
-
 /// What came of one step of a lookup.
 #[derive(Debug, Default)]
 pub struct Step {
@@ -94,20 +72,20 @@ type Shown = Vec<(ProviderVoiceId, Voice)>;
 enum Listed {
     Answered(Shown),
     /// Some pages came, then trouble: what they did not show is not to be taken for absent.
-    Partly(Shown, Trouble),
+    Partly(Shown, Unavailable),
     NotThere,
     /// Some pages came, then a failure that may lie in one of the other voices.
     Failed(Shown),
 }
 
 impl Provider {
-    /// Asks about each of `ids`, which are all different, within `patience`: step after step, until each has
+    /// Asks about each of `ids`, which are all different, until `deadline`: step after step, until each has
     /// an answer or is known to have none.
     pub async fn look_up(
         &self,
         ids: &[ProviderVoiceId],
         singly: bool,
-        patience: Patience<'_>,
+        deadline: RequestDeadline<'_>,
     ) -> Lookups {
         let mode = match singly {
             true => Mode::Single,
@@ -117,7 +95,7 @@ impl Provider {
         let mut queue: VecDeque<_> = batches.collect();
         let mut lookups = Lookups::with_capacity(ids.len());
         while let Some((mode, batch)) = queue.pop_front() {
-            let step = self.step(&batch, mode, patience).await;
+            let step = self.step(&batch, mode, deadline).await;
             lookups.extend(step.lookups);
             if !step.failed.is_empty() {
                 queue.extend(next_steps(step.failed));
@@ -128,7 +106,12 @@ impl Provider {
 
     /// One step: a list request for all of `ids`, or a request for each. Voices that the list does not show are
     /// asked for singly. Where the provider did not answer lately, a liveness request comes first.
-    pub async fn step(&self, ids: &[ProviderVoiceId], mode: Mode, patience: Patience<'_>) -> Step {
+    pub async fn step(
+        &self,
+        ids: &[ProviderVoiceId],
+        mode: Mode,
+        deadline: RequestDeadline<'_>,
+    ) -> Step {
         let mut step = Step {
             lookups: Lookups::with_capacity(ids.len()),
             failed: Vec::new(),
@@ -136,8 +119,9 @@ impl Provider {
         if ids.is_empty() {
             return step;
         }
-        if !self.is_ready(patience).await {
-            let trouble = Trouble::new(TroubleKind::NotAsked, "the provider does not answer");
+        if !self.is_ready(deadline).await {
+            let trouble =
+                Unavailable::new(UnavailableKind::NotAsked, "the provider does not answer");
             give_up(&mut step.lookups, ids, &trouble);
             return step;
         }
@@ -147,7 +131,7 @@ impl Provider {
             Mode::Single | Mode::OneByOne | Mode::Isolated => None,
         };
         if let Some(purpose) = purpose.filter(|_| !self.has_no_list()) {
-            match self.list(ids, purpose, patience).await {
+            match self.list(ids, purpose, deadline).await {
                 Listed::Answered(voices) => take(&mut step.lookups, voices),
                 Listed::Partly(voices, trouble) => {
                     take(&mut step.lookups, voices);
@@ -169,10 +153,10 @@ impl Provider {
         let rest = unanswered(&step.lookups, ids);
         step.lookups.extend(match mode {
             Mode::Batch | Mode::Part | Mode::Single => {
-                self.each(&rest, Purpose::Single, None, patience).await
+                self.each(&rest, Purpose::Single, None, deadline).await
             }
-            Mode::OneByOne => self.one_by_one(&rest, patience).await,
-            Mode::Isolated => self.each(&rest, Purpose::Isolated, None, patience).await,
+            Mode::OneByOne => self.one_by_one(&rest, deadline).await,
+            Mode::Isolated => self.each(&rest, Purpose::Isolated, None, deadline).await,
         });
         step
     }
@@ -183,21 +167,21 @@ impl Provider {
         ids: &[ProviderVoiceId],
         purpose: Purpose,
         since: Option<Instant>,
-        patience: Patience<'_>,
+        deadline: RequestDeadline<'_>,
     ) -> Lookups {
         let singles: FuturesUnordered<_> = ids
             .iter()
-            .map(|id| async move { (id.clone(), self.single(id, purpose, since, patience).await) })
+            .map(|id| async move { (id.clone(), self.single(id, purpose, since, deadline).await) })
             .collect();
         singles.collect().await
     }
 
     /// The same, and once more about those that failed, where that may have been an accident.
-    async fn one_by_one(&self, ids: &[ProviderVoiceId], patience: Patience<'_>) -> Lookups {
+    async fn one_by_one(&self, ids: &[ProviderVoiceId], deadline: RequestDeadline<'_>) -> Lookups {
         let begun = Instant::now();
-        let mut lookups = self.each(ids, Purpose::Isolation, None, patience).await;
+        let mut lookups = self.each(ids, Purpose::Isolation, None, deadline).await;
         let failed = lookups.iter().filter_map(|(id, lookup)| match lookup {
-            Lookup::Unanswerable(trouble) if trouble.kind != TroubleKind::Timeout => Some(id),
+            Lookup::Unanswerable(trouble) if trouble.kind != UnavailableKind::Timeout => Some(id),
             Lookup::Unanswerable(_)
             | Lookup::Found { .. }
             | Lookup::Missing
@@ -205,12 +189,12 @@ impl Provider {
             | Lookup::Unavailable(_) => None,
         });
         let failed: Vec<_> = failed.cloned().collect();
-        let pause = retry::pause(1, Cause::Trouble, None, fastrand::f64());
+        let pause = backoff::pause(1, Cause::Unavailable, None, fastrand::f64());
         if !failed.is_empty()
-            && isolate::is_worth_repeating(failed.len(), ids.len())
-            && patience.sleep_until(Instant::now() + pause).await
+            && bisect::is_worth_repeating(failed.len(), ids.len())
+            && deadline.sleep_until(Instant::now() + pause).await
         {
-            let again = self.each(&failed, Purpose::Isolation, Some(begun), patience);
+            let again = self.each(&failed, Purpose::Isolation, Some(begun), deadline);
             lookups.extend(again.await);
         }
         lookups
@@ -222,7 +206,7 @@ impl Provider {
         &self,
         ids: &[ProviderVoiceId],
         purpose: Purpose,
-        patience: Patience<'_>,
+        deadline: RequestDeadline<'_>,
     ) -> Listed {
         let mut query = format!("{LIST}?page_size={BATCH}&include_total_count=false");
         for id in ids {
@@ -239,7 +223,7 @@ impl Provider {
                 Some(token) => format!("{query}&next_page_token={}", encoded(token)),
             };
             let answer = self
-                .get(&path, purpose, None, patience, wire::list_page)
+                .get(&path, purpose, None, deadline, wire::list_page)
                 .await;
             let next = match answer {
                 Ok(next) => next,
@@ -261,18 +245,22 @@ impl Provider {
         Listed::Answered(voices)
     }
 
-    fn not_listed(&self, refusal: Refusal, page: usize, voices: Shown) -> Listed {
+    fn not_listed(&self, refusal: ProviderError, page: usize, voices: Shown) -> Listed {
         match refusal {
-            Refusal::NoSuchEndpoint(_) | Refusal::Forbidden(..) if page == 0 => Listed::NotThere,
-            Refusal::NotFound | Refusal::Rejected(..) if page == 0 => self.rejected(voices),
-            Refusal::Unanswerable(_) => Listed::Failed(voices),
-            Refusal::NotFound
-            | Refusal::NoSuchEndpoint(_)
-            | Refusal::Forbidden(..)
-            | Refusal::Rejected(..)
-            | Refusal::Throttled { .. }
-            | Refusal::Unauthorized(..)
-            | Refusal::Unavailable(_) => Listed::Partly(voices, self.trouble(refusal)),
+            ProviderError::NoSuchEndpoint(_) | ProviderError::Forbidden(..) if page == 0 => {
+                Listed::NotThere
+            }
+            ProviderError::NotFound | ProviderError::Rejected(..) if page == 0 => {
+                self.rejected(voices)
+            }
+            ProviderError::Unanswerable(_) => Listed::Failed(voices),
+            ProviderError::NotFound
+            | ProviderError::NoSuchEndpoint(_)
+            | ProviderError::Forbidden(..)
+            | ProviderError::Rejected(..)
+            | ProviderError::Throttled { .. }
+            | ProviderError::Unauthorized(..)
+            | ProviderError::Unavailable(_) => Listed::Partly(voices, self.trouble(refusal)),
         }
     }
 
@@ -291,55 +279,55 @@ impl Provider {
         id: &ProviderVoiceId,
         purpose: Purpose,
         since: Option<Instant>,
-        patience: Patience<'_>,
+        deadline: RequestDeadline<'_>,
     ) -> Lookup {
         let path = format!("/v1/voices/{}", encoded(id.as_str()));
-        match self.get(&path, purpose, since, patience, wire::voice).await {
+        match self.get(&path, purpose, since, deadline, wire::voice).await {
             Ok(voice) if voice.voice_id == id.as_str() => Lookup::Found {
                 voice,
                 listed: false,
             },
-            Ok(_) => Lookup::Unanswerable(Trouble::new(
-                TroubleKind::Unreadable,
+            Ok(_) => Lookup::Unanswerable(Unavailable::new(
+                UnavailableKind::Unreadable,
                 "the answer is about another voice",
             )),
-            Err(Refusal::NotFound) => Lookup::Missing,
-            Err(Refusal::Unanswerable(trouble)) => Lookup::Unanswerable(trouble),
+            Err(ProviderError::NotFound) => Lookup::Missing,
+            Err(ProviderError::Unanswerable(trouble)) => Lookup::Unanswerable(trouble),
             // Under a key that is good for other voices, it is about this one.
-            Err(Refusal::Forbidden(status, said)) if self.was_answered() => {
+            Err(ProviderError::Forbidden(status, said)) if self.was_answered() => {
                 Lookup::Rejected(format!("HTTP {status} {said}").trim_end().to_owned())
             }
-            Err(Refusal::Rejected(status, said)) => {
+            Err(ProviderError::Rejected(status, said)) => {
                 Lookup::Rejected(format!("HTTP {status} {said}").trim_end().to_owned())
             }
             Err(
-                refusal @ (Refusal::NoSuchEndpoint(_)
-                | Refusal::Unauthorized(..)
-                | Refusal::Forbidden(..)
-                | Refusal::Throttled { .. }
-                | Refusal::Unavailable(_)),
+                refusal @ (ProviderError::NoSuchEndpoint(_)
+                | ProviderError::Unauthorized(..)
+                | ProviderError::Forbidden(..)
+                | ProviderError::Throttled { .. }
+                | ProviderError::Unavailable(_)),
             ) => Lookup::Unavailable(self.trouble(refusal)),
         }
     }
 
     /// What a refusal means for voices that it is not about. A refused key is remembered: nothing
     /// more is asked with it.
-    fn trouble(&self, refusal: Refusal) -> Trouble {
+    fn trouble(&self, refusal: ProviderError) -> Unavailable {
         let text = refusal.to_string();
         match refusal {
-            Refusal::Unauthorized(..) | Refusal::Forbidden(..) => {
+            ProviderError::Unauthorized(..) | ProviderError::Forbidden(..) => {
                 self.key_refused.get_or_init(|| text.clone());
-                Trouble::new(TroubleKind::Status, text)
+                Unavailable::new(UnavailableKind::Status, text)
             }
-            Refusal::Throttled { told, .. } => Trouble {
-                kind: TroubleKind::Throttled,
+            ProviderError::Throttled { retry_after, .. } => Unavailable {
+                kind: UnavailableKind::Throttled,
                 detail: text,
-                told,
+                retry_after,
             },
-            Refusal::Unavailable(trouble) | Refusal::Unanswerable(trouble) => trouble,
-            Refusal::NotFound | Refusal::NoSuchEndpoint(_) | Refusal::Rejected(..) => {
-                Trouble::new(TroubleKind::Status, text)
-            }
+            ProviderError::Unavailable(trouble) | ProviderError::Unanswerable(trouble) => trouble,
+            ProviderError::NotFound
+            | ProviderError::NoSuchEndpoint(_)
+            | ProviderError::Rejected(..) => Unavailable::new(UnavailableKind::Status, text),
         }
     }
 }
@@ -371,7 +359,7 @@ fn unanswered(lookups: &Lookups, ids: &[ProviderVoiceId]) -> Vec<ProviderVoiceId
     unanswered.cloned().collect()
 }
 
-fn give_up(lookups: &mut Lookups, ids: &[ProviderVoiceId], trouble: &Trouble) {
+fn give_up(lookups: &mut Lookups, ids: &[ProviderVoiceId], trouble: &Unavailable) {
     for id in unanswered(lookups, ids) {
         lookups.insert(id, Lookup::Unavailable(trouble.clone()));
     }

@@ -1,14 +1,14 @@
 //! Talking to ElevenLabs: one request, its limits and its repetition. What a voice needs asking for
 //! is decided in [`lookup`].
 
+mod admission;
 mod base_url;
-mod checkup;
 pub mod error;
 mod latency;
 mod liveness;
 pub mod lookup;
-mod patience;
-mod traffic;
+mod request_deadline;
+pub mod state;
 pub mod wire;
 
 use std::num::NonZeroU32;
@@ -23,17 +23,20 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, trace};
 use uuid::{Uuid, uuid};
 
+use crate::core::format::printable;
+use crate::core::lookup::{Unavailable, UnavailableKind};
+use admission::{Admission, Outcome, Traffic};
 pub use base_url::BaseUrl;
-use error::{Refusal, Trouble, TroubleKind, printable, refusal};
+use error::{ProviderError, refusal};
 use latency::Latencies;
-pub use patience::Patience;
-use traffic::{Admission, Outcome, Traffic};
+pub(crate) use liveness::NO_VOICE;
+pub use request_deadline::RequestDeadline;
 
-use crate::budget::Spent;
-use crate::limit::Plan;
-use crate::meters::{Class, Endpoint, ProviderMeters};
-use crate::retry::{self, Cause};
-use crate::standing::{News, Standing};
+use crate::core::provider_state::{Pressure, Spent};
+use crate::core::provider_state::{ProviderState, StateChange};
+use crate::provider::state::backoff::{self, Cause};
+use crate::provider::state::concurrency_limit::Plan;
+use crate::telemetry::metrics::{Class, Endpoint, ProviderMetrics};
 
 /// Where many voices are asked about at once.
 const LIST: &str = "/v2/voices";
@@ -83,18 +86,18 @@ enum Try {
 
 /// Why a try brought no answer.
 enum Attempt {
-    Refused(Refusal),
+    Refused(ProviderError),
     /// It was given up for a request that names no voice: nothing shows yet how long answers take.
     GivenUp,
 }
 
 impl Attempt {
-    fn refusal(self) -> Refusal {
+    fn refusal(self) -> ProviderError {
         match self {
             Self::Refused(refusal) => refusal,
             Self::GivenUp => {
                 let says = format!("no answer within {} s", SHORTEST_TIMEOUT.as_secs());
-                Refusal::Unavailable(Trouble::new(TroubleKind::Timeout, says))
+                ProviderError::Unavailable(Unavailable::new(UnavailableKind::Timeout, says))
             }
         }
     }
@@ -122,18 +125,7 @@ pub struct Provider {
     list_answered: AtomicBool,
     list_rejections: AtomicU32,
     key_refused: OnceLock<String>,
-    meters: ProviderMeters,
-}
-
-/// How hard the provider may be pressed just now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pressure {
-    /// Requests that may be under way.
-    pub limit: u32,
-    /// Whether the breaker is open, or a pause was asked for.
-    pub is_open: bool,
-    /// Repetitions that the budget has left.
-    pub retries_left: u32,
+    metrics: ProviderMetrics,
 }
 
 /// The key is not one that can be sent as a header.
@@ -167,14 +159,14 @@ impl Provider {
             list_answered: AtomicBool::new(false),
             list_rejections: AtomicU32::new(0),
             key_refused: OnceLock::new(),
-            meters: ProviderMeters::default(),
+            metrics: ProviderMetrics::default(),
         })
     }
 
-    /// Counts its requests in these meters.
+    /// Counts its requests in these metrics.
     #[must_use]
-    pub fn counting_in(self, meters: ProviderMeters) -> Self {
-        Self { meters, ..self }
+    pub fn counting_in(self, metrics: ProviderMetrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// How hard it may be pressed just now.
@@ -291,13 +283,13 @@ impl Provider {
     /// Goes on from what other processes learned of this account. Where its breaker is open no
     /// more, this process must be the one that probes: it asks one request at a time until an
     /// answer comes.
-    pub fn resume(&self, standing: Standing) {
-        self.traffic.resume(self.concurrency.get(), standing);
+    pub fn resume(&self, state: ProviderState) {
+        self.traffic.resume(self.concurrency.get(), state);
     }
 
     /// What other processes should know of this account.
-    pub fn standing(&self) -> Standing {
-        self.traffic.standing()
+    pub fn state(&self) -> ProviderState {
+        self.traffic.provider_state()
     }
 
     /// Counts what other processes spent of the retry budget.
@@ -306,18 +298,18 @@ impl Provider {
     }
 
     /// Waits until there is something that other processes should know at once.
-    pub async fn has_news(&self) {
-        self.traffic.has_news().await;
+    pub async fn state_changed(&self) {
+        self.traffic.state_changed().await;
     }
 
     /// What is new since the last call.
-    pub fn take_news(&self) -> Option<News> {
-        self.traffic.take_news()
+    pub fn take_state_change(&self) -> Option<StateChange> {
+        self.traffic.take_state_change()
     }
 
     /// Heeds what another process learned meanwhile. Returns whether nobody should ask for now.
-    pub fn heed(&self, standing: Standing) -> bool {
-        self.traffic.heed(standing);
+    pub fn merge_remote(&self, state: ProviderState) -> bool {
+        self.traffic.merge_remote(state);
         self.is_down()
     }
 
@@ -333,16 +325,16 @@ impl Provider {
         self.traffic.trip();
     }
 
-    /// Sends a GET and repeats it as [`retry`] and the retry budget allow, within `patience`. A failure may lie
+    /// Sends a GET and repeats it as [`backoff`] and the retry budget allow, until `deadline`. A failure may lie
     /// in a voice if anything was answered since the request began, or since another moment.
     async fn get<T>(
         &self,
         path_and_query: &str,
         purpose: Purpose,
         mut since: Option<Instant>,
-        patience: Patience<'_>,
+        deadline: RequestDeadline<'_>,
         read: fn(&[u8]) -> serde_json::Result<T>,
-    ) -> Result<T, Refusal> {
+    ) -> Result<T, ProviderError> {
         let mut tried = 0;
         let mut first = Try::First;
         loop {
@@ -352,13 +344,13 @@ impl Provider {
                 true => Try::Again,
                 false => first,
             };
-            let place = match self.traffic.admit(patience, which == Try::Again).await {
+            let place = match self.traffic.admit(deadline, which == Try::Again).await {
                 Ok(place) => place,
                 Err(why) => return Err(not_asked(why)),
             };
             let begun = *since.get_or_insert_with(Instant::now);
             let attempt = self
-                .try_once(path_and_query, purpose, patience, which, read, &place)
+                .try_once(path_and_query, purpose, deadline, which, read, &place)
                 .await;
             let refusal = match attempt {
                 Ok(answer) => {
@@ -366,7 +358,7 @@ impl Provider {
                     return Ok(answer);
                 }
                 Err(Attempt::GivenUp) => {
-                    let works = self.works(begun, patience, &place).await;
+                    let works = self.works(begun, deadline, &place).await;
                     self.is_measuring.store(false, Ordering::Relaxed);
                     if works == Some(true) {
                         self.traffic.release(place);
@@ -374,31 +366,31 @@ impl Provider {
                         first = Try::Second;
                         continue;
                     }
-                    self.traffic.learn(&place, Outcome::Trouble, None);
+                    self.traffic.learn(&place, Outcome::Unavailable, None);
                     Attempt::GivenUp.refusal()
                 }
                 Err(Attempt::Refused(refusal)) => {
-                    self.attribute(refusal, begun, patience, &place).await
+                    self.attribute(refusal, begun, deadline, &place).await
                 }
             };
             self.traffic.release(place);
-            let Some((cause, told)) = worth_repeating(&refusal) else {
+            let Some((cause, retry_after)) = worth_repeating(&refusal) else {
                 return Err(refusal);
             };
-            let pause = retry::pause(tried, cause, told, fastrand::f64());
-            let is_about_a_voice = matches!(refusal, Refusal::Unanswerable(_));
-            if cause == Cause::Throttled || told.is_some() && !is_about_a_voice {
-                self.traffic.hold_for(told.unwrap_or(pause));
+            let pause = backoff::pause(tried, cause, retry_after, fastrand::f64());
+            let is_about_a_voice = matches!(refusal, ProviderError::Unanswerable(_));
+            if cause == Cause::Throttled || retry_after.is_some() && !is_about_a_voice {
+                self.traffic.cooldown(retry_after.unwrap_or(pause));
             }
             let may_repeat = match purpose {
                 Purpose::Batch if is_about_a_voice => false,
                 Purpose::Batch | Purpose::Single => {
-                    tried < retry::MAX_TRIES && self.traffic.may_retry()
+                    tried < backoff::MAX_TRIES && self.traffic.may_retry()
                 }
                 Purpose::Isolated => is_about_a_voice && tried < 2,
                 Purpose::Isolation | Purpose::Liveness => false,
             };
-            if !may_repeat || !patience.sleep_until(Instant::now() + pause).await {
+            if !may_repeat || !deadline.sleep_until(Instant::now() + pause).await {
                 return Err(refusal);
             }
             debug!(tried, pause_ms = pause.as_millis() as u64, "asking again");
@@ -409,33 +401,33 @@ impl Provider {
     /// answered since the request began.
     async fn attribute(
         &self,
-        refusal: Refusal,
+        refusal: ProviderError,
         begun: Instant,
-        patience: Patience<'_>,
+        deadline: RequestDeadline<'_>,
         place: &Admission<'_>,
-    ) -> Refusal {
+    ) -> ProviderError {
         match refusal {
-            Refusal::Unavailable(trouble) if trouble.kind.may_lie_in_a_voice() => {
-                match self.works(begun, patience, place).await {
+            ProviderError::Unavailable(trouble) if trouble.kind.may_lie_in_a_voice() => {
+                match self.works(begun, deadline, place).await {
                     Some(true) => {
-                        if trouble.kind == TroubleKind::Timeout {
+                        if trouble.kind == UnavailableKind::Timeout {
                             self.has_hung.store(true, Ordering::Relaxed);
                         }
-                        return Refusal::Unanswerable(trouble);
+                        return ProviderError::Unanswerable(trouble);
                     }
-                    Some(false) => self.traffic.learn(place, Outcome::Trouble, None),
+                    Some(false) => self.traffic.learn(place, Outcome::Unavailable, None),
                     None => {}
                 }
-                Refusal::Unavailable(trouble)
+                ProviderError::Unavailable(trouble)
             }
-            Refusal::NotFound
-            | Refusal::NoSuchEndpoint(_)
-            | Refusal::Unauthorized(..)
-            | Refusal::Forbidden(..)
-            | Refusal::Rejected(..)
-            | Refusal::Throttled { .. }
-            | Refusal::Unanswerable(_)
-            | Refusal::Unavailable(_) => refusal,
+            ProviderError::NotFound
+            | ProviderError::NoSuchEndpoint(_)
+            | ProviderError::Unauthorized(..)
+            | ProviderError::Forbidden(..)
+            | ProviderError::Rejected(..)
+            | ProviderError::Throttled { .. }
+            | ProviderError::Unanswerable(_)
+            | ProviderError::Unavailable(_) => refusal,
         }
     }
 
@@ -444,25 +436,25 @@ impl Provider {
         &self,
         path_and_query: &str,
         purpose: Purpose,
-        patience: Patience<'_>,
+        deadline: RequestDeadline<'_>,
         which: Try,
         read: fn(&[u8]) -> serde_json::Result<T>,
         place: &Admission<'_>,
     ) -> Result<T, Attempt> {
-        let left = match (self.key_refused(), patience.left()) {
+        let left = match (self.key_refused(), deadline.left()) {
             (Some(_), _) => return Err(Attempt::Refused(not_asked("the key was refused"))),
             (None, None) => return Err(Attempt::Refused(not_asked("no time left to ask"))),
             (None, Some(left)) => left,
         };
         let begun = Instant::now();
-        let _in_flight = InFlight::new(&self.meters);
+        let _in_flight = InFlight::new(&self.metrics);
         let _sending = self.traffic.sending();
         let limit = self.timeout(purpose).unwrap_or(REQUEST_TIMEOUT);
         let mut given_up = false;
         let sending = self.send(path_and_query, limit, left, which == Try::Again, read);
         let (answer, plan) = tokio::select! {
             sent = sending => sent,
-            () = patience.is_exhausted(GRACE) => (Err(not_asked("told to stop")), None),
+            () = deadline.is_exhausted(GRACE) => (Err(not_asked("told to stop")), None),
             is_timeout = self.takes_too_long(begun, purpose, which) => {
                 given_up = !is_timeout;
                 (Err(Attempt::GivenUp.refusal()), None)
@@ -472,7 +464,8 @@ impl Provider {
             true => Endpoint::List,
             false => Endpoint::Single,
         };
-        self.meters.ended(endpoint, class(&answer), begun.elapsed());
+        self.metrics
+            .ended(endpoint, class(&answer), begun.elapsed());
         self.traffic.learn(place, outcome(&answer, purpose), plan);
         match given_up {
             true => Err(Attempt::GivenUp),
@@ -506,15 +499,15 @@ impl Provider {
         left: Duration,
         again: bool,
         read_body: fn(&[u8]) -> serde_json::Result<T>,
-    ) -> (Result<T, Refusal>, Option<Plan>) {
+    ) -> (Result<T, ProviderError>, Option<Plan>) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         if again {
             self.retries.fetch_add(1, Ordering::Relaxed);
         }
         // An answer that we had no time for says nothing about the provider.
         let no_answer = |error: reqwest::Error| match error.is_timeout() && left < limit {
-            true => Refusal::Unavailable(Trouble::new(
-                TroubleKind::NotAsked,
+            true => ProviderError::Unavailable(Unavailable::new(
+                UnavailableKind::NotAsked,
                 "no time left for an answer",
             )),
             false => self.no_answer(&error),
@@ -533,7 +526,7 @@ impl Provider {
             Err(error) => return (Err(no_answer(error)), None),
         };
         let status = response.status().as_u16();
-        let told = told_to_wait(response.headers());
+        let retry_after = retry_after(response.headers());
         let plan = plan(response.headers());
         let longest = match status {
             200 => MAX_BODY_BYTES,
@@ -549,30 +542,34 @@ impl Provider {
             }),
             status => {
                 let body = String::from_utf8_lossy(&body.unwrap_or_default()).into_owned();
-                Err(refusal(status, self.without_key(&body).as_bytes(), told))
+                Err(refusal(
+                    status,
+                    self.without_key(&body).as_bytes(),
+                    retry_after,
+                ))
             }
         };
         (answer, plan)
     }
 
-    fn unreadable(&self, error: &serde_json::Error) -> Refusal {
+    fn unreadable(&self, error: &serde_json::Error) -> ProviderError {
         let detail = printable(&self.without_key(&error.to_string()));
-        Refusal::Unavailable(Trouble::new(TroubleKind::Unreadable, detail))
+        ProviderError::Unavailable(Unavailable::new(UnavailableKind::Unreadable, detail))
     }
 
-    fn no_answer(&self, error: &reqwest::Error) -> Refusal {
+    fn no_answer(&self, error: &reqwest::Error) -> ProviderError {
         let kind = if error.is_timeout() {
-            TroubleKind::Timeout
+            UnavailableKind::Timeout
         } else if error.is_connect() {
-            TroubleKind::Connect
+            UnavailableKind::Connect
         } else {
-            TroubleKind::Broken
+            UnavailableKind::Broken
         };
         let detail = format!("{}: {}", self.base, root_cause(error));
-        Refusal::Unavailable(Trouble::new(kind, detail))
+        ProviderError::Unavailable(Unavailable::new(kind, detail))
     }
 
-    fn client(&self) -> Result<&Client, Refusal> {
+    fn client(&self) -> Result<&Client, ProviderError> {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }
@@ -589,8 +586,8 @@ impl Provider {
             builder = builder.tls_certs_only([]).no_proxy();
         }
         let client = builder.build().map_err(|error| {
-            Refusal::Unavailable(Trouble::new(
-                TroubleKind::Connect,
+            ProviderError::Unavailable(Unavailable::new(
+                UnavailableKind::Connect,
                 format!(
                     "no HTTPS client could be made, are CA certificates installed? {}",
                     root_cause(&error)
@@ -601,50 +598,52 @@ impl Provider {
     }
 }
 
-fn not_asked(why: &str) -> Refusal {
-    Refusal::Unavailable(Trouble::new(TroubleKind::NotAsked, why))
+fn not_asked(why: &str) -> ProviderError {
+    ProviderError::Unavailable(Unavailable::new(UnavailableKind::NotAsked, why))
 }
 
 /// Whether asking again may help, from which cause, and what the provider says about when.
-fn worth_repeating(refusal: &Refusal) -> Option<(Cause, Option<Duration>)> {
+fn worth_repeating(refusal: &ProviderError) -> Option<(Cause, Option<Duration>)> {
     match refusal {
-        Refusal::Throttled { told, .. } => Some((Cause::Throttled, *told)),
-        Refusal::Unavailable(trouble) => match trouble.kind {
-            TroubleKind::Connect
-            | TroubleKind::Timeout
-            | TroubleKind::Broken
-            | TroubleKind::Internal
-            | TroubleKind::Status
-            | TroubleKind::Throttled => Some((Cause::Trouble, trouble.told)),
-            TroubleKind::NotAsked | TroubleKind::TooLarge | TroubleKind::Unreadable => None,
+        ProviderError::Throttled { retry_after, .. } => Some((Cause::Throttled, *retry_after)),
+        ProviderError::Unavailable(trouble) => match trouble.kind {
+            UnavailableKind::Connect
+            | UnavailableKind::Timeout
+            | UnavailableKind::Broken
+            | UnavailableKind::Internal
+            | UnavailableKind::Status
+            | UnavailableKind::Throttled => Some((Cause::Unavailable, trouble.retry_after)),
+            UnavailableKind::NotAsked | UnavailableKind::TooLarge | UnavailableKind::Unreadable => {
+                None
+            }
         },
         // A voice that hangs, or that nobody can read, will do so again.
-        Refusal::Unanswerable(trouble) => match trouble.kind {
-            TroubleKind::Broken | TroubleKind::Internal | TroubleKind::Status => {
-                Some((Cause::Trouble, trouble.told))
+        ProviderError::Unanswerable(trouble) => match trouble.kind {
+            UnavailableKind::Broken | UnavailableKind::Internal | UnavailableKind::Status => {
+                Some((Cause::Unavailable, trouble.retry_after))
             }
-            TroubleKind::Connect
-            | TroubleKind::Timeout
-            | TroubleKind::Throttled
-            | TroubleKind::NotAsked
-            | TroubleKind::TooLarge
-            | TroubleKind::Unreadable => None,
+            UnavailableKind::Connect
+            | UnavailableKind::Timeout
+            | UnavailableKind::Throttled
+            | UnavailableKind::NotAsked
+            | UnavailableKind::TooLarge
+            | UnavailableKind::Unreadable => None,
         },
-        Refusal::NotFound
-        | Refusal::NoSuchEndpoint(_)
-        | Refusal::Unauthorized(..)
-        | Refusal::Forbidden(..)
-        | Refusal::Rejected(..) => None,
+        ProviderError::NotFound
+        | ProviderError::NoSuchEndpoint(_)
+        | ProviderError::Unauthorized(..)
+        | ProviderError::Forbidden(..)
+        | ProviderError::Rejected(..) => None,
     }
 }
 
 /// Counts a request as under way for as long as it lives.
-struct InFlight<'a>(&'a ProviderMeters);
+struct InFlight<'a>(&'a ProviderMetrics);
 
 impl<'a> InFlight<'a> {
-    fn new(meters: &'a ProviderMeters) -> Self {
-        meters.in_flight.inc();
-        Self(meters)
+    fn new(metrics: &'a ProviderMetrics) -> Self {
+        metrics.in_flight.inc();
+        Self(metrics)
     }
 }
 
@@ -654,52 +653,60 @@ impl Drop for InFlight<'_> {
     }
 }
 
-fn class<T>(answer: &Result<T, Refusal>) -> Class {
+fn class<T>(answer: &Result<T, ProviderError>) -> Class {
     match answer {
         Ok(_) => Class::Ok,
-        Err(Refusal::NotFound | Refusal::NoSuchEndpoint(_)) => Class::NotFound,
-        Err(Refusal::Unauthorized(..) | Refusal::Forbidden(..)) => Class::Refused,
-        Err(Refusal::Rejected(..)) => Class::Rejected,
-        Err(Refusal::Throttled { .. }) => Class::Throttled,
-        Err(Refusal::Unavailable(trouble) | Refusal::Unanswerable(trouble)) => match trouble.kind {
-            TroubleKind::Connect => Class::Connect,
-            TroubleKind::Timeout => Class::Timeout,
-            TroubleKind::Broken | TroubleKind::TooLarge | TroubleKind::Unreadable => Class::Broken,
-            TroubleKind::Internal | TroubleKind::Status => Class::ServerError,
-            TroubleKind::Throttled => Class::Throttled,
-            TroubleKind::NotAsked => Class::Abandoned,
-        },
+        Err(ProviderError::NotFound | ProviderError::NoSuchEndpoint(_)) => Class::NotFound,
+        Err(ProviderError::Unauthorized(..) | ProviderError::Forbidden(..)) => Class::Refused,
+        Err(ProviderError::Rejected(..)) => Class::Rejected,
+        Err(ProviderError::Throttled { .. }) => Class::Throttled,
+        Err(ProviderError::Unavailable(trouble) | ProviderError::Unanswerable(trouble)) => {
+            match trouble.kind {
+                UnavailableKind::Connect => Class::Connect,
+                UnavailableKind::Timeout => Class::Timeout,
+                UnavailableKind::Broken
+                | UnavailableKind::TooLarge
+                | UnavailableKind::Unreadable => Class::Broken,
+                UnavailableKind::Internal | UnavailableKind::Status => Class::ServerError,
+                UnavailableKind::Throttled => Class::Throttled,
+                UnavailableKind::NotAsked => Class::Abandoned,
+            }
+        }
     }
 }
 
 /// What a try came to, as far as traffic is concerned. Of one that names voices, a failure that may lie in
 /// them counts once it is known that it does not.
-fn outcome<T>(answer: &Result<T, Refusal>, purpose: Purpose) -> Outcome {
+fn outcome<T>(answer: &Result<T, ProviderError>, purpose: Purpose) -> Outcome {
     match answer {
         Ok(_)
         | Err(
-            Refusal::NotFound
-            | Refusal::NoSuchEndpoint(_)
-            | Refusal::Unauthorized(..)
-            | Refusal::Forbidden(..)
-            | Refusal::Rejected(..),
+            ProviderError::NotFound
+            | ProviderError::NoSuchEndpoint(_)
+            | ProviderError::Unauthorized(..)
+            | ProviderError::Forbidden(..)
+            | ProviderError::Rejected(..),
         ) => Outcome::Answered,
-        Err(Refusal::Throttled { code, .. }) if error::is_about_concurrency(code) => {
+        Err(ProviderError::Throttled { code, .. }) if error::is_about_concurrency(code) => {
             Outcome::TooMany
         }
-        Err(Refusal::Throttled { .. }) => Outcome::Busy,
-        Err(Refusal::Unavailable(trouble) | Refusal::Unanswerable(trouble)) => match trouble.kind {
-            TroubleKind::NotAsked => Outcome::Abandoned,
-            kind if kind.may_lie_in_a_voice() && purpose != Purpose::Liveness => Outcome::Abandoned,
-            TroubleKind::Connect
-            | TroubleKind::Timeout
-            | TroubleKind::Broken
-            | TroubleKind::Internal
-            | TroubleKind::Status
-            | TroubleKind::Unreadable
-            | TroubleKind::TooLarge
-            | TroubleKind::Throttled => Outcome::Trouble,
-        },
+        Err(ProviderError::Throttled { .. }) => Outcome::Busy,
+        Err(ProviderError::Unavailable(trouble) | ProviderError::Unanswerable(trouble)) => {
+            match trouble.kind {
+                UnavailableKind::NotAsked => Outcome::Abandoned,
+                kind if kind.may_lie_in_a_voice() && purpose != Purpose::Liveness => {
+                    Outcome::Abandoned
+                }
+                UnavailableKind::Connect
+                | UnavailableKind::Timeout
+                | UnavailableKind::Broken
+                | UnavailableKind::Internal
+                | UnavailableKind::Status
+                | UnavailableKind::Unreadable
+                | UnavailableKind::TooLarge
+                | UnavailableKind::Throttled => Outcome::Unavailable,
+            }
+        }
     }
 }
 
@@ -711,8 +718,8 @@ fn plan(headers: &HeaderMap) -> Option<Plan> {
     })
 }
 
-fn told_to_wait(headers: &HeaderMap) -> Option<Duration> {
-    retry::told_to_wait(
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    backoff::retry_after(
         |name| headers.get(name).and_then(|value| value.to_str().ok()),
         SystemTime::now(),
     )
@@ -721,13 +728,13 @@ fn told_to_wait(headers: &HeaderMap) -> Option<Duration> {
 async fn read(
     mut response: reqwest::Response,
     longest: usize,
-    no_answer: impl Fn(reqwest::Error) -> Refusal,
-) -> Result<Vec<u8>, Refusal> {
+    no_answer: impl Fn(reqwest::Error) -> ProviderError,
+) -> Result<Vec<u8>, ProviderError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(&no_answer)? {
         if body.len() + chunk.len() > longest {
-            return Err(Refusal::Unavailable(Trouble::new(
-                TroubleKind::TooLarge,
+            return Err(ProviderError::Unavailable(Unavailable::new(
+                UnavailableKind::TooLarge,
                 format!("the answer has more than {longest} bytes"),
             )));
         }

@@ -7,7 +7,7 @@ use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::voice::Voice;
+use crate::core::voice::Voice;
 
 /// One page of `GET /v2/voices` (`GetVoicesV2ResponseModel`).
 #[derive(Debug, Default, PartialEq)]

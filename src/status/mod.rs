@@ -12,11 +12,11 @@ pub use page::{Nonce, page};
 pub use text::text;
 pub(crate) use text::{HEADING, runs, table};
 
-use crate::backlog::BacklogKind;
-use crate::exit::Exit;
-use crate::missing::MASS_ABSENCE_ADVICE;
+use crate::core::backlog::BacklogKind;
+use crate::core::exit::Exit;
+use crate::core::format::{number_of, span};
+use crate::core::missing::MASS_ABSENCE_ADVICE;
 use crate::store::{Account, LedgerEntry, Survey};
-use crate::words::{number_of, span};
 
 /// From where on something needs attention. The alerts in `examples/prometheus` have the same limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,13 +108,19 @@ impl Status {
                 .map(|span| span.as_secs_f64())
         };
         let buses = failing_buses.iter().map(|bus| {
-            json!({"failures": bus.failures, "left_alone_for_seconds": bus.left_alone_for.as_secs_f64()})
+            json!({"failures": bus.failures, "left_alone_for_seconds": bus.backing_off_for.as_secs_f64()})
         });
         let accounts = accounts.iter().map(|account| {
-            let Account { account: id, standing, found_at, unlisted, mass_absence_since } = account;
+            let Account {
+                account: id,
+                state,
+                found_at,
+                unlisted,
+                mass_absence_since,
+            } = account;
             json!({"account": id, "breaker": Breaker::of(account).as_str(),
-                   "open_for_seconds": standing.open_for.as_secs_f64(),
-                   "not_before_seconds": standing.hold_for.as_secs_f64(), "limit": standing.concurrency,
+                   "open_for_seconds": state.open_for.as_secs_f64(),
+                   "not_before_seconds": state.cooldown.as_secs_f64(), "limit": state.concurrency,
                    "last_found_at": found_at.map(rfc3339), "unlisted": unlisted,
                    "mass_absence_since": mass_absence_since.map(rfc3339)})
         });
@@ -148,7 +154,7 @@ enum Breaker {
 
 impl Breaker {
     fn of(account: &Account) -> Self {
-        match (account.standing.is_open(), account.standing.wants_probe()) {
+        match (account.state.is_open(), account.state.wants_probe()) {
             (true, _) => Self::Open,
             (false, true) => Self::HalfOpen,
             (false, false) => Self::Closed,
@@ -290,11 +296,11 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
                 MASS_ABSENCE_ADVICE,
             );
         }
-        let left = account.standing.open_for.max(account.standing.hold_for);
+        let left = account.state.open_for.max(account.state.cooldown);
         match Breaker::of(account) {
             Breaker::Open => tell(
                 format!(
-                    "the provider did not answer, and is left in peace for another {}",
+                    "the provider did not answer, and its circuit breaker is open for another {}",
                     span(left)
                 ),
                 "wait; one process tries again when that is over",

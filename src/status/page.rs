@@ -7,9 +7,9 @@ use uuid::Uuid;
 
 use super::Status;
 use super::text::{did, outbox, provider, waits_for};
-use crate::backlog::{BAND_WORDS, BacklogKind};
-use crate::sketch::Sketch;
-use crate::words::{ago, moment, number_of, span};
+use crate::core::backlog::{BAND_WORDS, BacklogKind};
+use crate::core::format::{ago, moment, number_of, span};
+use crate::core::quantiles::Quantiles;
 
 const STYLE: &str = "
 :root{color-scheme:light dark;--ink:#1d2430;--faint:#667085;--paper:#fff;--line:#e4e7ec;--bar:#3b6fd4;--alarm:#b54708;--tint:#fff6ed}
@@ -177,7 +177,7 @@ fn bars(what: &str, lines: &[(&str, u64)]) -> Markup {
 
 /// How many voices took how long, by buckets that grow as their times do, and where half, 90 % and 99 % of
 /// them are.
-fn times(times: &Sketch) -> Markup {
+fn times(times: &Quantiles) -> Markup {
     const BASE: f64 = 90.0;
     let quantiles = ["p50", "p90", "p99"].into_iter().zip([0.5, 0.9, 0.99]);
     let marks: Vec<_> = quantiles
@@ -211,7 +211,7 @@ fn times(times: &Sketch) -> Markup {
                     width=(format!("{:.1}", (step - 0.5).max(0.5))) height=(format!("{height:.1}")) {}
             }
             @for (name, at) in marks {
-                @let x = format!("{:.1}", place(Sketch::bucket(at)) + step / 2.0);
+                @let x = format!("{:.1}", place(Quantiles::bucket(at)) + step / 2.0);
                 line.mark x1=(x) x2=(x) y1="0" y2=(BASE) { title { (name) " " (span(at)) } }
             }
         }

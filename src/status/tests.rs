@@ -3,8 +3,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::*;
-use crate::backlog::Backlog;
-use crate::standing::Standing;
+use crate::core::backlog::Backlog;
+use crate::core::provider_state::ProviderState;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -38,10 +38,10 @@ fn survey_of(kind: BacklogKind, age: Duration, unasked: Duration) -> Survey {
     }
 }
 
-fn account(standing: Standing) -> Vec<Account> {
+fn account(state: ProviderState) -> Vec<Account> {
     vec![Account {
         account: Uuid::nil(),
-        standing,
+        state,
         found_at: None,
         unlisted: Vec::new(),
         mass_absence_since: None,
@@ -182,17 +182,17 @@ fn each_trouble_needs_attention_and_nothing_else_does() {
         ),
         (
             Survey {
-                accounts: account(Standing::default()),
+                accounts: account(ProviderState::default()),
                 ..well()
             },
             None,
         ),
         (
             Survey {
-                accounts: account(Standing {
+                accounts: account(ProviderState {
                     opened: 1,
                     open_for: HOUR,
-                    ..Standing::default()
+                    ..ProviderState::default()
                 }),
                 ..well()
             },
@@ -200,9 +200,9 @@ fn each_trouble_needs_attention_and_nothing_else_does() {
         ),
         (
             Survey {
-                accounts: account(Standing {
+                accounts: account(ProviderState {
                     opened: 1,
-                    ..Standing::default()
+                    ..ProviderState::default()
                 }),
                 ..well()
             },
@@ -244,10 +244,10 @@ fn limits_are_those_that_were_given() {
 
 fn full() -> Status {
     let mut survey = Survey {
-        accounts: account(Standing {
-            hold_for: HOUR,
+        accounts: account(ProviderState {
+            cooldown: HOUR,
             concurrency: Some(2.5),
-            ..Standing::default()
+            ..ProviderState::default()
         }),
         pending_events: 1,
         oldest_event: Some(HOUR),

@@ -7,9 +7,9 @@ use chrono::{DateTime, Utc};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 
 use super::{Breaker, Status};
-use crate::backlog::{BAND_WORDS, BacklogKind};
+use crate::core::backlog::{BAND_WORDS, BacklogKind};
+use crate::core::format::{ago, in_line, moment, number_of, span};
 use crate::store::{Account, LedgerEntry, VoiceRecord};
-use crate::words::{ago, in_line, moment, number_of, span};
 
 pub(crate) const HEADING: Style = Style::new().bold();
 const ALARM: Style = AnsiColor::Yellow.on_default().bold();
@@ -212,19 +212,19 @@ pub(super) fn did(entry: &LedgerEntry) -> String {
 }
 
 pub(super) fn provider(account: &Account, status: &Status) -> String {
-    let standing = &account.standing;
+    let state = &account.state;
     let mut says = match Breaker::of(account) {
         Breaker::Closed => "breaker closed".to_owned(),
-        Breaker::Open => format!("breaker open for another {}", span(standing.open_for)),
+        Breaker::Open => format!("breaker open for another {}", span(state.open_for)),
         Breaker::HalfOpen => "breaker half-open: the next pass tries".to_owned(),
     };
-    if !standing.hold_for.is_zero() {
+    if !state.cooldown.is_zero() {
         says.push_str(&format!(
             "; not before {} from now, as it asked",
-            span(standing.hold_for)
+            span(state.cooldown)
         ));
     }
-    if let Some(limit) = standing.concurrency {
+    if let Some(limit) = state.concurrency {
         says.push_str(&format!(
             "; at most {limit:.1} requests at once, as found out"
         ));
@@ -259,7 +259,7 @@ pub(super) fn outbox(status: &Status) -> String {
         let failures = number_of(bus.failures.into(), "time", "times");
         says.push_str(&format!(
             "; the event bus failed {failures} in a row, and is left alone for {}",
-            span(bus.left_alone_for)
+            span(bus.backing_off_for)
         ));
     }
     says

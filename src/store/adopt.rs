@@ -8,9 +8,9 @@
 use std::time::Duration;
 
 use backon::{ConstantBuilder, Retryable};
-use sqlx::{AssertSqlSafe, Executor};
 use tracing::info;
 
+use super::dialect::Dialect;
 use super::table::{ColumnNames, Names, TableName, literal, pg_literal, quoted};
 use super::{Database, StoreError, postgres, sqlite};
 
@@ -45,7 +45,7 @@ impl Adoption {
 }
 
 /// A table as its catalog shows it.
-pub(super) struct Shape {
+pub(super) struct TableShape {
     pub(super) lacks: Lacks,
     /// The type that `completed_at` is to have.
     pub(super) moment: &'static str,
@@ -71,20 +71,14 @@ impl Lacks {
     }
 }
 
-/// Where the two databases differ in this.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Dialect {
-    Postgres,
-    Sqlite,
-}
-
 impl Database {
     /// What the application's table lacks. Nothing is written.
     pub async fn adoption(&self, names: &Names) -> Result<Adoption, StoreError> {
         let (dialect, shape) = match self {
-            Self::Postgres(sessions) => {
-                (Dialect::Postgres, postgres::shape(sessions, names).await?)
-            }
+            Self::Postgres(connections) => (
+                Dialect::Postgres,
+                postgres::shape(connections, names).await?,
+            ),
             Self::Sqlite(pool) => (Dialect::Sqlite, sqlite::shape(pool, names).await?),
         };
         Ok(Adoption {
@@ -111,45 +105,30 @@ impl Database {
             }
             match (self, index) {
                 (_, None) => Ok(()),
-                (Self::Postgres(sessions), Some(index)) => {
-                    postgres::make_index(sessions, names, &index).await
+                (Self::Postgres(connections), Some(index)) => {
+                    postgres::make_index(connections, names, &index).await
                 }
                 (Self::Sqlite(_), Some(index)) => self.run_together(&index).await.map(drop),
             }
         };
-        let patience = ConstantBuilder::new()
+        let pauses = ConstantBuilder::new()
             .with_delay(PAUSE)
             .with_max_times(ATTEMPTS)
             .with_jitter();
-        step.retry(patience)
-            .when(|error| error.is_passing() || is_done_already(error))
+        step.retry(pauses)
+            .when(|error| error.is_transient() || is_done_already(error))
             .notify(|error, _| info!(%error, "the table is in use; trying again shortly"))
             .await
     }
 
     /// Returns how many rows were changed.
     async fn run_together(&self, statements: &str) -> Result<u64, StoreError> {
-        match self {
-            Self::Postgres(sessions) => {
-                let mut transaction = sessions.transaction().await?;
-                let impatient = format!(
-                    "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; {statements}"
-                );
-                let done = transaction
-                    .execute(sqlx::raw_sql(AssertSqlSafe(impatient)))
-                    .await?;
-                transaction.commit().await?;
-                Ok(done.rows_affected())
-            }
-            Self::Sqlite(pool) => {
-                let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
-                let done = transaction
-                    .execute(sqlx::raw_sql(AssertSqlSafe(statements.to_owned())))
-                    .await?;
-                transaction.commit().await?;
-                Ok(done.rows_affected())
-            }
-        }
+        let impatient =
+            format!("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'");
+        let mut transaction = self.begin_with(&impatient).await?;
+        let changed = transaction.execute_script(statements.to_owned()).await?;
+        transaction.commit().await?;
+        Ok(changed)
     }
 }
 
@@ -183,7 +162,7 @@ fn quote(dialect: Dialect, text: &str) -> String {
     }
 }
 
-fn restore(dialect: Dialect, names: &Names, shape: &Shape) -> Option<String> {
+fn restore(dialect: Dialect, names: &Names, shape: &TableShape) -> Option<String> {
     let (table, c) = (names.table.quoted(), &names.columns);
     let in_zone = format!(
         "k.completed_at AT TIME ZONE {}",
@@ -233,7 +212,7 @@ fn restore(dialect: Dialect, names: &Names, shape: &Shape) -> Option<String> {
     ))
 }
 
-fn add_columns(dialect: Dialect, names: &Names, shape: &Shape) -> Vec<String> {
+fn add_columns(dialect: Dialect, names: &Names, shape: &TableShape) -> Vec<String> {
     let (table, c, s) = (names.table.quoted(), &names.columns, &names.statuses);
     let typed = |name: &'static str| if shape.is_strict { "text" } else { name };
     let longest = s.all().map(|value| value.chars().count());
@@ -272,10 +251,7 @@ fn add_columns(dialect: Dialect, names: &Names, shape: &Shape) -> Vec<String> {
             .map(|column| format!("ALTER TABLE {table} ADD COLUMN {column};"))
             .collect(),
     };
-    let (own, now) = match dialect {
-        Dialect::Postgres => ("voice_sync.adoptions", "now()"),
-        Dialect::Sqlite => ("voice_sync_adoptions", sqlite::NOW),
-    };
+    let (own, now) = (dialect.own("adoptions"), dialect.now());
     let since = shape.lacks.status.then(|| {
         format!(
             "INSERT INTO {own} (table_name, adopted_at) VALUES ({}, {now}) \
@@ -287,7 +263,7 @@ fn add_columns(dialect: Dialect, names: &Names, shape: &Shape) -> Vec<String> {
 }
 
 /// The statement that makes an index which leads to the voices in processing.
-pub(super) fn make_index(dialect: Dialect, names: &Names) -> String {
+pub(crate) fn make_index(dialect: Dialect, names: &Names) -> String {
     let (schema, table) = names.table.parts();
     let name = quoted(&index_name(table));
     let target = match (dialect, schema) {
@@ -309,7 +285,7 @@ pub(super) fn make_index(dialect: Dialect, names: &Names) -> String {
 }
 
 /// What such an index holds.
-pub(super) fn of_processing(dialect: Dialect, names: &Names) -> String {
+pub(crate) fn of_processing(dialect: Dialect, names: &Names) -> String {
     format!(
         "({}) WHERE {} = {}",
         names.columns.id.quoted(),

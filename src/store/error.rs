@@ -5,8 +5,8 @@ use std::fmt;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
-use super::table::Misfit;
-use crate::exit::Exit;
+use super::table::SchemaError;
+use crate::core::exit::Exit;
 
 /// A statement that did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -23,12 +23,18 @@ pub enum StoreError {
     /// The disk is full or broken.
     #[error("the database cannot write: {0}")]
     Io(String),
-    /// Wrong login, schema or privilege: nothing will change by waiting.
+    /// Wrong login or schema: nothing will change by waiting.
     #[error("{0}")]
     Config(String),
+    /// A table that is not there.
+    #[error("{0}")]
+    NoSuchTable(String),
+    /// Something that this role may not do.
+    #[error("a privilege is missing: {0}")]
+    Privilege(String),
     /// The application's table does not fit.
     #[error(transparent)]
-    Misfit(#[from] Misfit),
+    Schema(#[from] SchemaError),
 }
 
 impl StoreError {
@@ -37,15 +43,22 @@ impl StoreError {
         match self {
             Self::Unreachable(_) | Self::Contended(_) | Self::Refused(_) => Exit::Database,
             Self::Io(_) => Exit::Io,
-            Self::Config(_) | Self::Misfit(_) => Exit::Config,
+            Self::Config(_) | Self::NoSuchTable(_) | Self::Privilege(_) | Self::Schema(_) => {
+                Exit::Config
+            }
         }
     }
 
     /// Whether the same statement may succeed a moment later.
-    pub fn is_passing(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::Contended(_) => true,
-            Self::Refused(_) | Self::Io(_) | Self::Config(_) | Self::Misfit(_) => false,
+            Self::Refused(_)
+            | Self::Io(_)
+            | Self::Config(_)
+            | Self::NoSuchTable(_)
+            | Self::Privilege(_)
+            | Self::Schema(_) => false,
         }
     }
 }
@@ -91,8 +104,9 @@ fn by_sqlstate(error: &PgDatabaseError) -> StoreError {
             "it only allows reading ({message}); it is a standby, or its default is \
              default_transaction_read_only: give the URL of the primary"
         )),
-        "42501" => StoreError::Config(format!("a privilege is missing: {message}")),
-        "3D000" | "42P01" | "42703" | "3F000" => StoreError::Config(message),
+        "42501" => StoreError::Privilege(message),
+        "42P01" | "3F000" => StoreError::NoSuchTable(message),
+        "3D000" | "42703" => StoreError::Config(message),
         code => match code.get(..2).unwrap_or_default() {
             "28" => StoreError::Config(format!("the login is refused: {message}")),
             "42" => StoreError::Config(message),
@@ -116,6 +130,7 @@ fn by_sqlite_code(error: &dyn DatabaseError) -> StoreError {
         Ok(7 | 9 | 14 | 15) => StoreError::Unreachable(message),
         Ok(10 | 11 | 13) => StoreError::Io(message),
         Ok(18..=20) => StoreError::Refused(message),
+        Ok(1) if error.message().starts_with("no such table") => StoreError::NoSuchTable(message),
         Ok(_) | Err(_) => StoreError::Config(message),
     }
 }

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
+use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row, SqlSafeStr, SqliteConnection};
 
-use super::{Database, StoreError, postgres};
+use super::{Database, StoreError};
 
 /// `pg_advisory_xact_lock` key: the ASCII bytes of "voicesyn".
 const LOCK_KEY: i64 = 0x766f_6963_6573_796e;
@@ -40,6 +40,7 @@ fn for_postgres() -> Vec<Migration> {
         migration!(5, "isolation", "postgres"),
         migration!(6, "mass_absence", "postgres"),
         migration!(7, "due", "postgres"),
+        migration!(8, "batches", "postgres"),
     ]
 }
 
@@ -52,6 +53,7 @@ fn for_sqlite() -> Vec<Migration> {
         migration!(5, "isolation", "sqlite"),
         migration!(6, "mass_absence", "sqlite"),
         migration!(7, "due", "sqlite"),
+        migration!(8, "batches", "sqlite"),
     ]
 }
 
@@ -113,25 +115,23 @@ impl Database {
     }
 
     async fn applied(&self) -> Result<Option<i64>, StoreError> {
-        match self {
-            Self::Postgres(sessions) => {
-                let mut session = sessions.begin().await?;
-                match applied_postgres(&mut session).await {
-                    Err(error) if postgres::lacks_privilege(&error) => {
-                        drop(session);
-                        Err(sessions
-                            .may_not_use("voice_sync", "SELECT, INSERT, UPDATE, DELETE")
-                            .await?)
-                    }
-                    Err(error) => Err(error.into()),
-                    Ok(applied) => {
-                        session.keep().await?;
-                        Ok(applied)
-                    }
+        match self.fetch_one(self.newest_applied(), self.args()).await {
+            Ok(row) => row.get_optional("version"),
+            Err(StoreError::NoSuchTable(_)) => Ok(None),
+            Err(StoreError::Privilege(message)) => Err(match self {
+                Self::Postgres(connections) => {
+                    let privileges = "SELECT, INSERT, UPDATE, DELETE";
+                    connections.may_not_use("voice_sync", privileges).await?
                 }
-            }
-            Self::Sqlite(pool) => applied_sqlite(&mut *pool.acquire().await?).await,
+                Self::Sqlite(_) => StoreError::Privilege(message),
+            }),
+            Err(error) => Err(error),
         }
+    }
+
+    fn newest_applied(&self) -> String {
+        let migrations = self.dialect().own("migrations");
+        format!("SELECT max(version) AS version FROM {migrations} WHERE success")
     }
 
     /// Migrations that [`Database::migrate`] would apply.
@@ -200,67 +200,36 @@ impl Database {
     /// Not by sqlx's migrator: the lock that it takes outlives a failed migration and hangs the next
     /// one, and its prepared statements outlive it behind a pooler.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        match self {
-            Self::Postgres(sessions) => {
-                let mut transaction = sessions.transaction().await?;
-                let lock = format!(
-                    "SELECT set_config('statement_timeout', '0', TRUE), set_config('lock_timeout', '30s', TRUE);
-                     SELECT pg_advisory_xact_lock({LOCK_KEY})"
-                );
-                transaction
-                    .execute(sqlx::raw_sql(AssertSqlSafe(lock)))
+        let unhurried = format!(
+            "SELECT set_config('statement_timeout', '0', TRUE), set_config('lock_timeout', '30s', TRUE),
+                    set_config('idle_in_transaction_session_timeout', '0', TRUE);
+             SELECT pg_advisory_xact_lock({LOCK_KEY})"
+        );
+        let mut transaction = self.begin_with(&unhurried).await?;
+        // In a transaction, a statement about a table that is not there would be the last one.
+        let is_there = match self {
+            Self::Postgres(_) => {
+                "SELECT to_regclass('voice_sync.migrations') IS NOT NULL AS is_there"
+            }
+            Self::Sqlite(_) => {
+                "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'voice_sync_migrations') AS is_there"
+            }
+        };
+        let is_there = transaction
+            .fetch_one(is_there.to_owned(), self.args())
+            .await?;
+        let applied = match is_there.get("is_there")? {
+            true => {
+                let newest = transaction
+                    .fetch_one(self.newest_applied(), self.args())
                     .await?;
-                let mut looking = transaction.begin().await?;
-                let applied = applied_postgres(&mut looking).await?;
-                looking.rollback().await?;
-                for PendingMigration { sql, .. } in self.pending_after(applied) {
-                    transaction
-                        .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
-                        .await?;
-                }
-                Ok(transaction.commit().await?)
+                newest.get_optional("version")?
             }
-            Self::Sqlite(pool) => {
-                let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
-                let applied = applied_sqlite(&mut transaction).await?;
-                for PendingMigration { sql, .. } in self.pending_after(applied) {
-                    transaction
-                        .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
-                        .await?;
-                }
-                Ok(transaction.commit().await?)
-            }
+            false => None,
+        };
+        for PendingMigration { sql, .. } in self.pending_after(applied) {
+            transaction.execute_script(sql).await?;
         }
-    }
-}
-
-/// The newest applied migration. Where there is none, the statement fails, and with it a transaction
-/// around it.
-async fn applied_postgres(connection: &mut PgConnection) -> Result<Option<i64>, sqlx::Error> {
-    // As text, since that needs no prepared statement.
-    let ask = sqlx::raw_sql("SELECT max(version)::text FROM voice_sync.migrations WHERE success");
-    match connection.fetch_one(ask).await {
-        Ok(row) => Ok(row
-            .try_get::<Option<String>, _>(0)?
-            .and_then(|version| version.parse().ok())),
-        Err(sqlx::Error::Database(error)) if is_no_such_table(&*error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-async fn applied_sqlite(connection: &mut SqliteConnection) -> Result<Option<i64>, StoreError> {
-    let ask = sqlx::query_scalar("SELECT max(version) FROM voice_sync_migrations WHERE success");
-    match ask.fetch_one(connection).await {
-        Ok(version) => Ok(version),
-        Err(sqlx::Error::Database(error)) if is_no_such_table(&*error) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn is_no_such_table(error: &dyn sqlx::error::DatabaseError) -> bool {
-    match error.code().as_deref() {
-        Some("42P01" | "3F000") => true,
-        Some("1") => error.message().starts_with("no such table"),
-        Some(_) | None => false,
+        transaction.commit().await
     }
 }

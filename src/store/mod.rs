@@ -1,18 +1,30 @@
 //! The application's table and voice-sync's own, on PostgreSQL and SQLite.
 //!
-//! What an operation promises is said here; how each database does it, in `postgres` and
-//! `sqlite`. The two share no SQL: one works with arrays and one statement a step, the other with
-//! JSON and short write transactions. `tests/it/store.rs` runs the same contract on both.
+//! [`Store`] says what each operation promises. Each has its statements in the file of its subject, one text for both
+//! databases: `dialect` has the words in which they differ, `table_sql` the rules about rows. What really differs is
+//! in `postgres` and `sqlite`. `tests/it/store.rs` runs the same contract on both.
 
+mod admin;
 mod adopt;
-mod checkup;
+mod apply;
+mod backlog;
+mod buses;
+mod claim;
+mod database;
 mod database_url;
+mod dialect;
 mod error;
+mod ledger;
 mod migrate;
+mod notes;
+mod outbox;
 mod postgres;
+mod provider_state;
 mod sqlite;
 mod survey;
+mod survey_sql;
 mod table;
+mod table_sql;
 mod values;
 
 use std::collections::{HashMap, HashSet};
@@ -23,32 +35,41 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 pub use adopt::Adoption;
+pub(crate) use adopt::{make_index, of_processing};
+pub use database::Database;
+pub(crate) use database::{Args, Row, Value};
 pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
+pub(crate) use dialect::Dialect;
 pub use error::StoreError;
 pub use migrate::{MigrationState, PendingMigration};
+pub(crate) use postgres::{Connections, Indexes, drop_left_behind, indexes};
+pub(crate) use sqlite::is_indexed;
+pub(crate) use table::literal;
 pub use table::{
-    Absent, ColumnNames, Identifier, InvalidName, InvalidZone, Misfit, NaiveZone, Names,
-    StatusValues, TableName,
+    ColumnNames, Identifier, InvalidName, InvalidZone, MissingColumn, NaiveZone, Names,
+    SchemaError, StatusValues, TableName,
 };
+pub(crate) use table_sql::TableSql;
 
 pub use survey::{
     Account, EventFilter, EventRecord, FailingBus, LedgerEntry, Notes, RowState, Survey,
     VoiceRecord, Wanted,
 };
-use values::Recorded;
 pub use values::{
-    Access, Agenda, Applied, BusTurn, Claimed, CommandRun, Isolated, Memory, MissingVoice,
-    NextPass, Note, Overview, Page, Pending, Record, Run, Seen, Selection, Target, Transition,
-    Upcoming,
+    Access, Agenda, Applied, BusPermit, CommandRun, Isolated, LeaseId, LeasedEvents, MissingVoice,
+    NextPass, Overview, Page, Pending, PriorState, Record, Run, Selection, Upcoming,
 };
 
+use crate::core::missing::MassAbsence;
+use crate::core::provider_state::ProviderState;
+use crate::core::transition::{Note, Transition};
+use crate::core::verdict::AgeFrom;
+use crate::core::voice::RowId;
 use crate::deadline::Deadline;
-use crate::events::{OutboxEvent, backoff};
+use crate::events::backoff;
 use crate::failpoint;
-use crate::missing::MassAbsence;
-use crate::standing::Standing;
-use crate::verdict::AgeFrom;
-use crate::voice::RowId;
+use outbox::Settlement;
+use values::Recorded;
 
 /// How long a claimed voice is this process's alone, by the database's clock.
 pub const LEASE: Duration = Duration::from_secs(60);
@@ -60,8 +81,6 @@ const OUTBOX_LEASE: Duration = Duration::from_secs(15);
 const MAX_STRIKES: u32 = 3;
 /// How long a voice that keeps making trouble is left alone.
 const SET_ASIDE: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long a voice is left alone whose row was changed or locked by the application.
-const OVERTAKEN: Duration = Duration::from_secs(5);
 /// How long published events, failures and passes are kept for people to look at.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Passes that are kept at the most: a daemon makes one every few seconds.
@@ -73,7 +92,7 @@ const NEWEST_RUNS: u32 = 200;
 /// A probe that brought no result within this is another process's to make: a request's time limit,
 /// and some.
 const PROBE: Duration = Duration::from_secs(35);
-/// Likewise for an event bus: the time limits of the relay, and some.
+/// Likewise for an event bus: the time limits of the publisher, and some.
 const BUS_PROBE: Duration = Duration::from_secs(10);
 /// A transaction's clock stands still, and another one's may be ahead of it: so much is no clock that was set back.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
@@ -82,71 +101,19 @@ const UNLISTED: Duration = Duration::from_secs(60 * 60);
 /// Voices that are due later, and may be looked up along with those that are due: as many as a list request carries.
 const NEXT: u32 = 100;
 /// No voice is scheduled further ahead, and no isolated one.
-const LONGEST_SCHEDULE: Duration = Duration::from_secs(10 * 60);
-const LONGEST_ISOLATED_SCHEDULE: Duration = Duration::from_secs(2 * 60 * 60);
+const MAX_SCHEDULE: Duration = Duration::from_secs(10 * 60);
+const MAX_ISOLATED_SCHEDULE: Duration = Duration::from_secs(2 * 60 * 60);
 /// The longest pause of an event bus, its probe included.
-const LONGEST_BUS_PAUSE: Duration = backoff::LONGEST;
+const MAX_BUS_PAUSE: Duration = backoff::LONGEST;
 /// Connecting included.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connected database whose application table has not been looked at.
-pub enum Database {
-    /// A small pool.
-    Postgres(postgres::Sessions),
-    /// A single connection.
-    Sqlite(sqlx::SqlitePool),
-}
-
-impl Database {
-    /// Connects, and shows that it works with one cheap statement.
-    pub async fn connect(url: &DatabaseUrl, access: Access) -> Result<Self, StoreError> {
-        match url {
-            DatabaseUrl::Postgres(options) => {
-                Ok(Self::Postgres(postgres::Sessions::connect(options).await?))
-            }
-            DatabaseUrl::Sqlite(path) => Ok(Self::Sqlite(sqlite::connect(path, access).await?)),
-        }
-    }
-}
-
 /// The application's table and voice-sync's own, found to fit.
 pub struct Store {
-    backend: Backend,
+    database: Database,
+    table: TableSql,
     /// No operation goes on after it.
     deadline: Deadline,
-}
-
-enum Backend {
-    Postgres(postgres::PostgresStore),
-    Sqlite(sqlite::SqliteStore),
-}
-
-/// Runs the same method on whichever database it is: within a time limit, and again where the
-/// trouble is of the kind that passes, until that limit or the store's deadline is over. Every operation may be repeated
-/// after a lost reply: claims, probes and ledger entries are recognised by their run, transitions are
-/// guarded and found again by their events, notes and marks say the same twice.
-macro_rules! on_either {
-    ($store:tt . $operation:ident ( $($argument:expr),* $(,)? )) => {{
-        let once = || async {
-            visit(concat!("store.", stringify!($operation), ".before")).await?;
-            let limit = operation_timeout();
-            let limit = $store.deadline.left().map_or(limit, |left| left.min(limit));
-            let limited = match &$store.backend {
-                Backend::Postgres(s) => timeout(limit, s.$operation($($argument),*)).await,
-                Backend::Sqlite(s) => timeout(limit, s.$operation($($argument),*)).await,
-            };
-            let done = limited
-                .unwrap_or_else(|_| Err(StoreError::Unreachable("no answer in time".to_owned())))?;
-            visit(concat!("store.", stringify!($operation), ".after")).await?;
-            Ok(done)
-        };
-        let begun = Instant::now();
-        let is_worth_it = |error: &StoreError| {
-            error.is_passing() && begun.elapsed() < operation_timeout() && !$store.deadline.is_over()
-        };
-        let retry = once.retry(patience()).when(is_worth_it);
-        retry.notify(|_, _| $store.doubt_connections()).await
-    }};
 }
 
 fn operation_timeout() -> Duration {
@@ -154,7 +121,7 @@ fn operation_timeout() -> Duration {
 }
 
 /// Where a test makes the database fail; see [`failpoint`].
-async fn visit(point: &'static str) -> Result<(), StoreError> {
+async fn visit(point: &str) -> Result<(), StoreError> {
     match failpoint::visit(point).await {
         true => Err(StoreError::Unreachable(format!("failpoint {point}"))),
         false => Ok(()),
@@ -168,7 +135,7 @@ fn present() -> f64 {
 }
 
 /// In all about as long as a server takes to restart.
-fn patience() -> ExponentialBuilder {
+fn backoff_of_retries() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
         .with_max_delay(Duration::from_secs(1))
@@ -185,16 +152,18 @@ impl Store {
         own_tables: bool,
         access: Access,
     ) -> Result<Self, StoreError> {
-        let backend = match database {
-            Database::Postgres(sessions) => Backend::Postgres(
-                postgres::PostgresStore::open(sessions, names, own_tables, access).await?,
-            ),
-            Database::Sqlite(pool) => {
-                Backend::Sqlite(sqlite::SqliteStore::open(pool, names, own_tables).await?)
+        let table = match &database {
+            Database::Postgres(connections) => {
+                postgres::table_sql(connections, names, own_tables, access).await?
             }
+            Database::Sqlite(pool) => sqlite::table_sql(pool, names, own_tables).await?,
         };
         let deadline = Deadline::never();
-        Ok(Self { backend, deadline })
+        Ok(Self {
+            database,
+            table,
+            deadline,
+        })
     }
 
     /// The same, but that no operation goes on after this deadline.
@@ -205,40 +174,74 @@ impl Store {
 
     /// Gives the connection back.
     pub fn into_database(self) -> Database {
-        match self.backend {
-            Backend::Postgres(store) => Database::Postgres(store.into_sessions()),
-            Backend::Sqlite(store) => Database::Sqlite(store.into_pool()),
-        }
+        self.database
     }
 
-    fn doubt_connections(&self) {
-        match &self.backend {
-            Backend::Postgres(store) => store.doubt_connections(),
-            Backend::Sqlite(_) => {}
-        }
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
+    }
+
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.table.dialect
+    }
+
+    pub(crate) fn table(&self) -> &TableSql {
+        &self.table
     }
 
     /// Whether voice-sync's own tables are there.
     pub fn has_own_tables(&self) -> bool {
-        match &self.backend {
-            Backend::Postgres(store) => store.has_own_tables(),
-            Backend::Sqlite(store) => store.has_own_tables(),
-        }
+        self.table.has_own_tables
     }
 
     /// Columns that the application's table could have, and does not.
-    pub fn absent(&self) -> &[Absent] {
-        match &self.backend {
-            Backend::Postgres(store) => store.absent(),
-            Backend::Sqlite(store) => store.absent(),
-        }
+    pub fn missing_columns(&self) -> &[MissingColumn] {
+        &self.table.missing_columns
     }
 
     /// How many characters a preview may have; `None` is any number.
     pub fn preview_room(&self) -> Option<usize> {
-        match &self.backend {
-            Backend::Postgres(store) => store.preview_room(),
-            Backend::Sqlite(store) => store.preview_room(),
+        self.table.preview_room
+    }
+
+    /// Runs an operation within a time limit, and again where the trouble is of the kind that passes, until that limit
+    /// or the store's deadline is over. Every operation may be repeated after a lost reply: claims, probes and ledger
+    /// entries are recognised by their run, transitions are guarded and found again by their events, notes are
+    /// recognised by their call, and marks say the same twice.
+    ///
+    /// Tests make it fail at the failpoints `<operation>.before` and `<operation>.after`.
+    async fn attempt<T, F>(
+        &self,
+        operation: &'static str,
+        once: impl Fn() -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let limited = || async {
+            visit(&format!("{operation}.before")).await?;
+            let limit = operation_timeout();
+            let limit = self.deadline.left().map_or(limit, |left| left.min(limit));
+            let done = timeout(limit, once()).await;
+            let done = done
+                .unwrap_or_else(|_| Err(StoreError::Unreachable("no answer in time".to_owned())))?;
+            visit(&format!("{operation}.after")).await?;
+            Ok(done)
+        };
+        let begun = Instant::now();
+        let is_worth_it = |error: &StoreError| {
+            error.is_transient()
+                && begun.elapsed() < operation_timeout()
+                && !self.deadline.is_over()
+        };
+        let retry = limited.retry(backoff_of_retries()).when(is_worth_it);
+        retry.notify(|_, _| self.doubt_connections()).await
+    }
+
+    fn doubt_connections(&self) {
+        match &self.database {
+            Database::Postgres(connections) => connections.doubt(),
+            Database::Sqlite(_) => {}
         }
     }
 
@@ -249,40 +252,47 @@ impl Store {
         selection: &Selection,
         limit: u32,
     ) -> Result<Page, StoreError> {
-        on_either!(self.claim(run_id, selection, limit))
+        self.attempt("store.claim", || self.claim_once(run_id, selection, limit))
+            .await
     }
 
     /// The same page, without leasing anything.
     pub async fn peek(&self, selection: &Selection, limit: u32) -> Result<Page, StoreError> {
-        on_either!(self.peek(selection, limit))
+        self.attempt("store.peek", || self.peek_once(selection, limit))
+            .await
     }
 
     /// How things stand. It counts the voices in processing, by their index.
     pub async fn overview(&self) -> Result<Overview, StoreError> {
-        on_either!(self.overview())
+        self.attempt("store.overview", || self.overview_once())
+            .await
     }
 
     /// The voices that have a schedule and are due, at most so many, and some that will be next, in the order in which
     /// they are. It looks at no others. Events wait if the `bus` may be tried, and has not refused them just now.
     pub async fn agenda(&self, most: u32, bus: Option<Uuid>) -> Result<Agenda, StoreError> {
-        on_either!(self.agenda(most, bus))
+        self.attempt("store.agenda", || self.agenda_once(most, bus))
+            .await
     }
 
     /// The voices that have no schedule, at most so many: they are new, cloned anew, or their lookup came to no end.
     /// It goes through the voices in processing, by their index.
     pub async fn unscheduled(&self, most: u32) -> Result<Vec<Upcoming>, StoreError> {
-        on_either!(self.unscheduled(most))
+        self.attempt("store.unscheduled", || self.unscheduled_once(most))
+            .await
     }
 
     /// Voices that are asked about by themselves, at most so many, and not those that `run_id` found to be such
     /// itself. Some may have left processing.
     pub async fn isolated(&self, run_id: Uuid, most: u32) -> Result<Isolated, StoreError> {
-        on_either!(self.isolated(run_id, most))
+        self.attempt("store.isolated", || self.isolated_once(run_id, most))
+            .await
     }
 
     /// Voices in processing within a range, whether leased or not.
     pub async fn count(&self, selection: &Selection) -> Result<u64, StoreError> {
-        on_either!(self.count(selection))
+        self.attempt("store.count", || self.count_once(selection))
+            .await
     }
 
     /// Those of these row ids whose voices are completed or failed, each as it was given.
@@ -290,7 +300,8 @@ impl Store {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        on_either!(self.finished(rows))
+        self.attempt("store.finished", || self.finished_once(rows))
+            .await
     }
 
     /// Makes transitions happen, each guarded by the row still being in processing with the id that
@@ -304,7 +315,11 @@ impl Store {
         if transitions.is_empty() {
             return Ok(Applied::default());
         }
-        let mut applied = on_either!(self.apply(run_id, transitions, record))?;
+        let mut applied = self
+            .attempt("store.apply", || {
+                self.apply_once(run_id, transitions, record)
+            })
+            .await?;
         let others: HashMap<Uuid, &RowId> = transitions
             .iter()
             .filter(|t| !applied.moved.contains(&t.row) && !applied.locked.contains(&t.row))
@@ -315,7 +330,9 @@ impl Store {
         }
         // Where a reply was lost, it was this run itself that had moved them.
         let ids: Vec<Uuid> = others.keys().copied().collect();
-        let earlier = on_either!(self.recorded(run_id, &ids))?;
+        let earlier = self
+            .attempt("store.recorded", || self.recorded_once(run_id, &ids))
+            .await?;
         for Recorded {
             event,
             is_published,
@@ -333,10 +350,21 @@ impl Store {
     pub async fn refuses_rows(&self, error: &StoreError) -> Result<bool, StoreError> {
         match error {
             StoreError::Refused(_) => Ok(true),
-            StoreError::Config(_) | StoreError::Misfit(_) => {
-                match on_either!(self.explain_update()) {
+            StoreError::Config(_)
+            | StoreError::NoSuchTable(_)
+            | StoreError::Privilege(_)
+            | StoreError::Schema(_) => {
+                match self
+                    .attempt("store.explain_update", || self.explain_update())
+                    .await
+                {
                     Ok(()) => Ok(true),
-                    Err(StoreError::Config(_) | StoreError::Misfit(_)) => Ok(false),
+                    Err(
+                        StoreError::Config(_)
+                        | StoreError::NoSuchTable(_)
+                        | StoreError::Privilege(_)
+                        | StoreError::Schema(_),
+                    ) => Ok(false),
                     Err(other) => Err(other),
                 }
             }
@@ -344,8 +372,8 @@ impl Store {
         }
     }
 
-    /// Notes what was seen of voices that made no transition, and gives their leases back. A voice
-    /// that another run has claimed meanwhile is left alone.
+    /// Notes what was seen of voices that made no transition. A voice whose lease another run has taken over is left
+    /// to it.
     pub async fn note(
         &self,
         run_id: Uuid,
@@ -355,7 +383,20 @@ impl Store {
         if notes.is_empty() {
             return Ok(());
         }
-        on_either!(self.note(run_id, account, notes))
+        let noted = Uuid::new_v4();
+        self.attempt("store.note", || {
+            self.note_once(run_id, account, noted, notes)
+        })
+        .await
+    }
+
+    /// Ends leases whose voices are all written down.
+    pub async fn end_leases(&self, leases: &[LeaseId]) -> Result<(), StoreError> {
+        if leases.is_empty() {
+            return Ok(());
+        }
+        self.attempt("store.end_leases", || self.end_leases_once(leases))
+            .await
     }
 
     /// Voices that `run_id` asked about and found missing, in the order of their rows.
@@ -366,63 +407,67 @@ impl Store {
         after: Option<&RowId>,
         limit: u32,
     ) -> Result<Vec<MissingVoice>, StoreError> {
-        on_either!(self.missing(run_id, account, after, limit))
+        self.attempt("store.missing", || {
+            self.missing_once(run_id, account, after, limit)
+        })
+        .await
     }
 
     /// What the account has missed and found lately, over all passes; it is noted whether that forbids failures.
     pub async fn mass_absence(&self, account: Uuid) -> Result<MassAbsence, StoreError> {
-        let absence = on_either!(self.mass_absence(account))?;
+        let absence = self
+            .attempt("store.mass_absence", || self.mass_absence_once(account))
+            .await?;
         let forbidden = absence.forbids_failures();
         if forbidden != absence.lasts {
-            on_either!(self.keep_mass_absence(account, forbidden))?;
+            self.attempt("store.save_mass_absence", || {
+                self.save_mass_absence_once(account, forbidden)
+            })
+            .await?;
         }
         Ok(absence)
     }
 
     /// Notes that a pass met a mass absence by itself.
     pub async fn begin_mass_absence(&self, account: Uuid) -> Result<(), StoreError> {
-        on_either!(self.keep_mass_absence(account, true))
+        self.attempt("store.save_mass_absence", || {
+            self.save_mass_absence_once(account, true)
+        })
+        .await
     }
 
-    /// Leases unpublished events that no process is publishing: those first that were never tried, or whose last
-    /// try is longest ago, and of these the oldest.
-    pub async fn take_events(&self, limit: u32) -> Result<Vec<OutboxEvent>, StoreError> {
-        on_either!(self.take_events(limit))
+    /// Leases events that no process is publishing, by whole batches, about as many as this: those first that were
+    /// never tried, or whose last try is longest ago, and of these the oldest.
+    pub async fn lease_events(&self, limit: u32) -> Result<LeasedEvents, StoreError> {
+        self.attempt("store.lease_events", || self.lease_events_once(limit))
+            .await
     }
 
-    /// Marks events as published.
-    pub async fn mark_published(&self, ids: &[i64]) -> Result<(), StoreError> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        on_either!(self.mark_published(ids))
-    }
-
-    /// Gives back the leases of events that could not be published.
-    pub async fn give_back_events(&self, ids: &[i64]) -> Result<(), StoreError> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        on_either!(self.give_back_events(ids))
-    }
-
-    /// Gives back the leases of events that the bus refuses, which come after all others from then on.
-    pub async fn put_events_last(&self, ids: &[i64]) -> Result<(), StoreError> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        on_either!(self.put_events_last(ids))
+    /// Marks leased events as published, given their ids. The others are free again; those that the bus refused come
+    /// after all others from then on.
+    pub async fn settle_events(
+        &self,
+        leased: &LeasedEvents,
+        published: &[i64],
+        refused: &[i64],
+    ) -> Result<(), StoreError> {
+        let settlement = Settlement::new(leased, published, refused);
+        let new = [Uuid::new_v4(), Uuid::new_v4()];
+        self.attempt("store.settle_events", || self.settle_once(&settlement, new))
+            .await
     }
 
     /// How many events wait, up to one of them or in all.
     pub async fn pending_events(&self, up_to: Option<i64>) -> Result<Pending, StoreError> {
-        on_either!(self.pending_events(up_to))
+        self.attempt("store.pending_events", || self.pending_events_once(up_to))
+            .await
     }
 
-    /// Whether an event bus may be used now. To be told [`BusTurn::Probe`] obliges to say what came
+    /// Whether an event bus may be used now. To be told [`BusPermit::Probe`] obliges to say what came
     /// of it; others are told to leave it alone meanwhile.
-    pub async fn bus(&self, bus: Uuid, run_id: Uuid) -> Result<BusTurn, StoreError> {
-        on_either!(self.bus(bus, run_id))
+    pub async fn bus_permit(&self, bus: Uuid, run_id: Uuid) -> Result<BusPermit, StoreError> {
+        self.attempt("store.bus_permit", || self.bus_permit_once(bus, run_id))
+            .await
     }
 
     /// Tells all processes that an event bus failed, for the so manyth time in a row, and how long
@@ -433,51 +478,71 @@ impl Store {
         failures: u32,
         pause: Duration,
     ) -> Result<(), StoreError> {
-        on_either!(self.bus_failed(bus, failures, pause))
+        self.attempt("store.bus_failed", || {
+            self.bus_failed_once(bus, failures, pause)
+        })
+        .await
     }
 
     /// Tells all processes that an event bus works again.
     pub async fn bus_works(&self, bus: Uuid) -> Result<(), StoreError> {
-        on_either!(self.bus_works(bus))
+        self.attempt("store.bus_works", || self.bus_works_once(bus))
+            .await
     }
 
     /// What earlier passes left behind for this one; nothing, where voice-sync has no tables yet.
-    pub async fn remember(&self, account: Uuid) -> Result<Memory, StoreError> {
-        on_either!(self.remember(account))
+    pub async fn load_state(&self, account: Uuid) -> Result<PriorState, StoreError> {
+        self.attempt("store.load_state", || self.load_state_once(account))
+            .await
     }
 
     /// How the account stands with the provider.
-    pub async fn standing(&self, account: Uuid) -> Result<Standing, StoreError> {
-        on_either!(self.standing(account))
+    pub async fn provider_state(&self, account: Uuid) -> Result<ProviderState, StoreError> {
+        self.attempt("store.provider_state", || self.provider_state_once(account))
+            .await
     }
 
     /// Tells all processes how the account stands with the provider.
     ///
     /// Of several that find it down at once, the longest pause counts.
-    pub async fn keep_standing(
+    pub async fn save_provider_state(
         &self,
         account: Uuid,
         run_id: Uuid,
-        standing: Standing,
+        state: ProviderState,
     ) -> Result<(), StoreError> {
-        on_either!(self.keep_standing(account, run_id, standing))
+        self.attempt("store.save_provider_state", || {
+            self.save_provider_state_once(account, run_id, state)
+        })
+        .await
     }
 
     /// Tells all processes of a pause that the provider asked for, and of the concurrency that it
     /// bears; the breaker stays as it is.
-    pub async fn keep_pause(&self, account: Uuid, standing: Standing) -> Result<(), StoreError> {
-        on_either!(self.keep_pause(account, standing))
+    pub async fn save_cooldown(
+        &self,
+        account: Uuid,
+        state: ProviderState,
+    ) -> Result<(), StoreError> {
+        self.attempt("store.save_cooldown", || {
+            self.save_cooldown_once(account, state)
+        })
+        .await
     }
 
     /// Asks to be the one process that finds out whether the provider answers again. Once granted
     /// to a run, others are refused until the probe's result is known or overdue.
     pub async fn claim_probe(&self, account: Uuid, run_id: Uuid) -> Result<bool, StoreError> {
-        on_either!(self.claim_probe(account, run_id))
+        self.attempt("store.claim_probe", || {
+            self.claim_probe_once(account, run_id)
+        })
+        .await
     }
 
     /// Writes a pass into the ledger, and what was learned of the provider.
     pub async fn record_run(&self, run: &Run) -> Result<(), StoreError> {
-        on_either!(self.record_run(run))
+        self.attempt("store.record_run", || self.record_run_once(run))
+            .await
     }
 
     /// Removes, in a small step, what is no longer of use: published events, failures and passes
@@ -485,7 +550,7 @@ impl Store {
     ///
     /// At most `at_once` rows of each table.
     pub async fn tidy(&self, at_once: u32) -> Result<(), StoreError> {
-        on_either!(self.tidy(at_once))
+        self.attempt("store.tidy", || self.tidy_once(at_once)).await
     }
 
     /// How things stand, for people. Of the backlog it tells voices that are older than `fail_after` from
@@ -498,7 +563,10 @@ impl Store {
         oldest: u32,
         runs: u32,
     ) -> Result<Survey, StoreError> {
-        on_either!(self.survey(fail_after, age_from, oldest, runs))
+        self.attempt("store.survey", || {
+            self.survey_once(fail_after, age_from, oldest, runs)
+        })
+        .await
     }
 
     /// Rows, and what is known of them, at most so many, in the order of keys.
@@ -507,7 +575,8 @@ impl Store {
         wanted: &Wanted,
         limit: u32,
     ) -> Result<Vec<VoiceRecord>, StoreError> {
-        on_either!(self.records(wanted, limit))
+        self.attempt("store.records", || self.records_once(wanted, limit))
+            .await
     }
 
     /// Rows that have these names: as their keys, or else as their provider ids. At most so many of each.
@@ -533,14 +602,17 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<EventRecord>, StoreError> {
         match self.has_own_tables() {
-            true => on_either!(self.events(filter, limit)),
+            true => {
+                self.attempt("store.events", || self.events_once(filter, limit))
+                    .await
+            }
             false => Ok(Vec::new()),
         }
     }
 
     /// The newest entries of the ledger, newest first, at most so many.
     pub async fn runs(&self, limit: u32) -> Result<Vec<LedgerEntry>, StoreError> {
-        on_either!(self.runs(limit))
+        self.attempt("store.runs", || self.runs_once(limit)).await
     }
 
     /// Puts failed voices back to processing that still have the provider ids of their records, unless their
@@ -550,7 +622,8 @@ impl Store {
         run: &CommandRun,
         voices: &[VoiceRecord],
     ) -> Result<HashSet<RowId>, StoreError> {
-        on_either!(self.put_back(run, voices))
+        self.attempt("store.put_back", || self.put_back_once(run, voices))
+            .await
     }
 
     /// Has voices that are set aside asked about again. Returns those that were set aside.
@@ -559,16 +632,19 @@ impl Store {
         run: &CommandRun,
         rows: &[&str],
     ) -> Result<HashSet<RowId>, StoreError> {
-        on_either!(self.release(run, rows))
+        self.attempt("store.release", || self.release_once(run, rows))
+            .await
     }
 
     /// Has published events published again, by whoever publishes next. Returns how many.
     pub async fn resend(&self, run: &CommandRun, filter: &EventFilter) -> Result<u64, StoreError> {
-        on_either!(self.resend(run, filter))
+        self.attempt("store.resend", || self.resend_once(run, filter))
+            .await
     }
 
     /// Removes events, but for those that a process may be publishing. Returns how many.
     pub async fn purge(&self, run: &CommandRun, filter: &EventFilter) -> Result<u64, StoreError> {
-        on_either!(self.purge(run, filter))
+        self.attempt("store.purge", || self.purge_once(run, filter))
+            .await
     }
 }

@@ -8,12 +8,13 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::backlog::Backlog;
-use crate::sketch::Sketch;
-use crate::standing::Standing;
+use crate::core::backlog::Backlog;
+use crate::core::provider_state::ProviderState;
+use crate::core::quantiles::Quantiles;
+use crate::core::transition::Claimed;
+use crate::core::verdict::Age;
+use crate::core::voice::{Position, RowId};
 use crate::store::SET_ASIDE;
-use crate::verdict::Age;
-use crate::voice::RowId;
 
 /// How things stand, at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -29,7 +30,7 @@ pub struct Survey {
     /// The newest passes and commands, newest first.
     pub runs: Vec<LedgerEntry>,
     /// For how long the voices had been in processing that were completed by the passes of the ledger.
-    pub completion_times: Sketch,
+    pub completion_times: Quantiles,
     /// The accounts that were used in the newest passes.
     pub accounts: Vec<Account>,
     /// Events that wait.
@@ -46,7 +47,7 @@ pub struct Account {
     /// A digest of base URL and key.
     pub account: Uuid,
     /// What keeps passes from asking, if anything does.
-    pub standing: Standing,
+    pub state: ProviderState,
     /// When it last found a voice.
     pub found_at: Option<DateTime<Utc>>,
     /// Kinds of voices that the list is known to leave out.
@@ -61,7 +62,7 @@ pub struct FailingBus {
     /// How often it failed in a row.
     pub failures: u32,
     /// Until when nobody tries it.
-    pub left_alone_for: Duration,
+    pub backing_off_for: Duration,
 }
 
 /// What the ledger has of a pass, or of a command that changed something.
@@ -124,6 +125,9 @@ pub struct VoiceRecord {
     /// For how long voice-sync has seen it in processing with this provider id, if it is.
     #[serde(rename = "witnessed_seconds", serialize_with = "optional_seconds")]
     pub witnessed: Option<Duration>,
+    /// Until when a pass may be asking about it.
+    #[serde(skip)]
+    pub lease_until: Option<DateTime<Utc>>,
     /// What voice-sync noted, if it ever saw it and did not complete it.
     pub notes: Option<Notes>,
 }
@@ -137,13 +141,24 @@ impl VoiceRecord {
         })
     }
 
-    /// How long it has been in processing, if it is.
-    pub fn in_processing(&self) -> Option<Age> {
-        Some(Age {
-            created: self.age?,
-            witnessed: self.witnessed?,
+    /// As a pass would claim it.
+    pub fn as_claimed(&self) -> Claimed {
+        let age = Age {
+            created: self.age.unwrap_or_default(),
+            witnessed: self.witnessed.unwrap_or_default(),
             was_finished: self.completed_at.is_some(),
-        })
+        };
+        let notes = self.notes_about_it();
+        Claimed {
+            row: self.row.clone(),
+            position: Position::new(self.row.as_str()),
+            provider_id: self.provider_id.clone(),
+            age,
+            unasked_for: age.created,
+            kind: notes.and_then(|notes| notes.kind.clone()),
+            is_isolated: false,
+            unanswered: notes.map_or(0, |notes| notes.unanswered),
+        }
     }
 
     /// Until when it is set aside, if it is at that moment.
@@ -213,7 +228,7 @@ pub struct Notes {
     /// Until when a pass may be asking.
     #[serde(serialize_with = "optional_time")]
     pub lease_until: Option<DateTime<Utc>>,
-    /// The last pass that claimed it.
+    /// The last pass or command that noted something.
     pub run_id: Uuid,
     /// Its category.
     pub kind: Option<String>,

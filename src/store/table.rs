@@ -12,14 +12,12 @@ pub enum InvalidName {
     #[error("{0:?} is not of the form key=value")]
     Pair(String),
     /// A key that does not exist.
-    #[error("{key:?} is not one of {known}{}", .nearest.map(|it| format!("; did you mean {it}?")).unwrap_or_default())]
+    #[error("{key:?} is not one of {known}")]
     Key {
         /// What was given.
         key: String,
         /// What is known.
         known: String,
-        /// Which of them it is most like, if it is like any.
-        nearest: Option<&'static str>,
     },
     /// One name for two things.
     #[error("{0:?} stands for two different things")]
@@ -194,7 +192,6 @@ fn pairs<const N: usize>(text: &str, keys: [&'static str; N]) -> Result<[String;
                 .ok_or_else(|| InvalidName::Key {
                     key: key.to_owned(),
                     known: keys.join(", "),
-                    nearest: nearest(key, &keys),
                 })?;
         if values[position].replace(value.to_owned()).is_some() {
             return Err(InvalidName::Repeated(key.to_owned()));
@@ -256,7 +253,7 @@ impl NaiveZone {
     }
 
     /// Whether it is the zone of this name.
-    pub(super) fn is(&self, name: &str) -> bool {
+    pub(crate) fn is(&self, name: &str) -> bool {
         self.0.eq_ignore_ascii_case(name) || self.is_utc() && is_utc(name)
     }
 }
@@ -289,7 +286,7 @@ fn is_utc(zone: &str) -> bool {
 pub struct InvalidZone;
 
 /// A text in single quotes, for SQLite.
-pub(super) fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
@@ -304,7 +301,7 @@ pub(super) fn pg_literal(text: &str) -> String {
 
 /// A table that does not fit, with what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Misfit {
+pub enum SchemaError {
     /// Not in this database, or not visible to this role.
     #[error(
         "there is no table {table}; name the application's table with --table, or run its migrations first"
@@ -407,7 +404,7 @@ pub(super) fn absent(
     need: Need,
     there: &[&str],
     same: fn(&str, &str) -> bool,
-) -> Result<(), Misfit> {
+) -> Result<(), SchemaError> {
     let ColumnNames {
         id,
         user_id,
@@ -439,7 +436,7 @@ pub(super) fn absent(
     .collect();
     match missing.is_empty() {
         true => Ok(()),
-        false => Err(Misfit::NoColumns {
+        false => Err(SchemaError::NoColumns {
             table: table.to_owned(),
             columns: missing.join(", "),
             there: there.join(", "),
@@ -449,7 +446,7 @@ pub(super) fn absent(
 
 /// A column that voice-sync would use, and can do without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Absent {
+pub enum MissingColumn {
     /// Whose voice it is.
     UserId,
     /// Where the preview goes.
@@ -458,7 +455,7 @@ pub enum Absent {
     CompletedAt,
 }
 
-impl Absent {
+impl MissingColumn {
     /// What the column would be called.
     pub fn name(self, columns: &ColumnNames) -> &Identifier {
         match self {
@@ -488,14 +485,6 @@ impl Absent {
             }
         }
     }
-}
-
-/// The one that somebody may have meant, by the measure and limit that clap has for its options.
-fn nearest(given: &str, known: &[&'static str]) -> Option<&'static str> {
-    const ALIKE: f64 = 0.7;
-    let alike = known.iter().map(|word| (strsim::jaro(given, word), *word));
-    let nearest = alike.max_by(|(one, _), (other, _)| one.total_cmp(other))?;
-    Some(nearest.1).filter(|_| nearest.0 > ALIKE)
 }
 
 #[cfg(test)]
@@ -564,7 +553,6 @@ mod tests {
             matches!(ColumnNames::parse("ident=a"), Err(InvalidName::Key { key, .. }) if key == "ident")
         );
         let says = |text| StatusValues::parse(text).expect_err("refused").to_string();
-        assert!(says("procesing=a").ends_with("did you mean processing?"));
         assert!(says("x=a").ends_with("completed, failed"));
         assert!(StatusValues::parse("failed=").is_err());
         let shared = InvalidName::Shared("processing".into());

@@ -4,16 +4,14 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::{Value, json};
+use serde_json::Value;
 use uuid::Uuid;
 
-use super::OUTBOX_LEASE;
-use crate::budget::Spent;
-use crate::events::{EventType, OutboxEvent, event_id};
-use crate::sketch::Sketch;
-use crate::standing::Standing;
-use crate::verdict::{Age, Stage};
-use crate::voice::{InvalidProviderId, Position, ProviderVoiceId, RowId};
+use crate::core::event::{BatchId, OutboxEvent};
+use crate::core::provider_state::{ProviderState, Spent};
+use crate::core::quantiles::Quantiles;
+use crate::core::transition::Claimed;
+use crate::core::voice::{Position, RowId};
 
 /// Whether anything may be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,33 +22,9 @@ pub enum Access {
     ReadWrite,
 }
 
-/// A voice in processing that this pass may look up.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Claimed {
-    /// Its row.
-    pub row: RowId,
-    /// Where it stands in a walk.
-    pub position: Position,
-    /// The provider id, as it stands there.
-    pub provider_id: Option<String>,
-    /// How long it has been in processing.
-    pub age: Age,
-    /// Time since the lookup before, or else its age.
-    pub unasked_for: Duration,
-    /// Its kind, if it was ever looked up.
-    pub kind: Option<String>,
-    /// Whether it is to be asked about by itself, after the others.
-    pub is_isolated: bool,
-    /// How often in a row it had no answer while the provider worked.
-    pub unanswered: u32,
-}
-
-impl Claimed {
-    /// The provider id, checked: only such a one may be asked about.
-    pub fn checked_id(&self) -> Result<ProviderVoiceId, InvalidProviderId> {
-        ProviderVoiceId::parse(self.provider_id.as_deref().unwrap_or_default())
-    }
-}
+/// The id of a lease on the voices that one claim took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LeaseId(pub Uuid);
 
 /// One page of the voices in processing.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -59,12 +33,14 @@ pub struct Page {
     pub voices: Vec<Claimed>,
     /// Another process is asking about these.
     pub leased_elsewhere: u64,
-    /// Left alone for a while, because they kept making trouble.
-    pub resting: u64,
+    /// Not asked about for a day, because they kept making trouble.
+    pub set_aside: u64,
     /// Not asked about now, because they cannot be looked up.
     pub quarantined: u64,
     /// Taken over from a process whose lease ran out.
     pub reclaimed: u64,
+    /// The lease on these voices.
+    pub lease: Option<LeaseId>,
     /// The last row seen, from which the next page goes on; `None` where there are no more.
     pub last: Option<Position>,
 }
@@ -76,8 +52,8 @@ pub struct Overview {
     pub processing: i64,
     /// How long the oldest of them has been.
     pub oldest: Option<Duration>,
-    /// Voices that are left alone since they kept being set aside.
-    pub resting: i64,
+    /// Voices that are not asked about since they kept making trouble.
+    pub set_aside: i64,
     /// Voices that cannot be looked up.
     pub unanswerable: i64,
     /// Events that wait.
@@ -196,131 +172,6 @@ impl Selection {
             Self::Range { .. } | Self::Hinted { .. } | Self::Named(_) => None,
         }
     }
-
-    /// The bounds of its rows, its names, and what it asks of a row given the condition that the row
-    /// has one of the names.
-    pub(super) fn parts(&self, is_named: &str) -> ([Option<&Position>; 2], &[String], String) {
-        match self {
-            Self::Range {
-                after,
-                up_to,
-                except,
-            } => {
-                // A row without a provider id has none of the names either.
-                let others = format!(" AND {is_named} IS NOT TRUE");
-                let filter = if except.is_empty() {
-                    String::new()
-                } else {
-                    others
-                };
-                ([after.as_ref(), up_to.as_ref()], except, filter)
-            }
-            Self::Named(names) | Self::Due { rows: names, .. } => {
-                ([None, None], names, format!(" AND {is_named}"))
-            }
-            Self::Hinted { names, after } => {
-                let bounds = [after.as_ref(), None];
-                (bounds, names, format!(" AND {is_named}"))
-            }
-        }
-    }
-}
-
-/// A change of status, on the ground of an answer about `provider_id`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transition {
-    /// The row to change.
-    pub row: RowId,
-    /// The id that was looked up: if the row has another by now, nothing happens.
-    pub provider_id: ProviderVoiceId,
-    /// What to.
-    pub target: Target,
-}
-
-impl Transition {
-    /// The id of the event that tells of it.
-    pub(super) fn event_id(&self) -> Uuid {
-        event_id(&self.row, &self.provider_id, self.target.event_type())
-    }
-}
-
-/// The status that a voice moves to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
-    /// Ready, with a preview that fits the column.
-    Completed {
-        /// Where it is.
-        preview_url: Option<String>,
-    },
-    /// Never ready.
-    Failed {
-        /// Why, for the log and voice-sync's own table.
-        reason: String,
-    },
-}
-
-impl Target {
-    /// The event that tells of it.
-    pub fn event_type(&self) -> EventType {
-        match self {
-            Self::Completed { .. } => EventType::VoiceCreated,
-            Self::Failed { .. } => EventType::VoiceUpdated,
-        }
-    }
-}
-
-/// What became of a claimed voice that made no transition. Noting it gives the lease back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Note {
-    /// Its row.
-    pub row: RowId,
-    /// What was seen.
-    pub seen: Seen,
-    /// How long to leave it alone.
-    pub again_in: Duration,
-}
-
-/// What was seen of a voice that made no transition.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen {
-    /// It is still processing.
-    Processing {
-        /// Its category.
-        kind: String,
-        /// What it waits for.
-        stage: Stage,
-    },
-    /// The provider does not know it.
-    Missing,
-    /// It cannot be asked about or stored, and why.
-    SetAside(String),
-    /// It cannot be looked up, while the provider answers other requests.
-    Unanswerable {
-        /// Why.
-        reason: String,
-        /// How often in a row, this time included.
-        times: u32,
-    },
-    /// It was in a request that failed, perhaps because of it, and there was no time to find out.
-    Suspected(String),
-    /// There was no answer, and why. This changes nothing that is known of the voice.
-    Unavailable(String),
-}
-
-impl Seen {
-    /// As the columns `seen`, `kind`, `stage` and `trouble`.
-    pub(super) fn columns(&self) -> (&'static str, Option<&str>, Option<String>, Option<&str>) {
-        match self {
-            Self::Processing { kind, stage } => {
-                ("processing", Some(kind), Some(stage.to_string()), None)
-            }
-            Self::Missing => ("missing", None, None, None),
-            Self::SetAside(reason) => ("set_aside", None, None, Some(reason)),
-            Self::Unanswerable { reason, times: _ } => ("unanswerable", None, None, Some(reason)),
-            Self::Suspected(reason) => ("suspected", None, None, Some(reason)),
-            Self::Unavailable(trouble) => ("unavailable", None, None, Some(trouble)),
-        }
-    }
 }
 
 /// What becomes of the events of transitions.
@@ -341,13 +192,6 @@ impl Record {
             Self::ForAnyone | Self::ForMe => true,
         }
     }
-
-    pub(super) fn lease(self) -> Duration {
-        match self {
-            Self::Nothing | Self::ForAnyone => Duration::ZERO,
-            Self::ForMe => OUTBOX_LEASE,
-        }
-    }
 }
 
 /// What a bulk of transitions did.
@@ -359,6 +203,24 @@ pub struct Applied {
     pub locked: HashSet<RowId>,
     /// Their events, as far as they were recorded.
     pub events: Vec<OutboxEvent>,
+}
+
+/// Events to publish: all of their batches.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeasedEvents {
+    /// In the order in which they were recorded.
+    pub events: Vec<OutboxEvent>,
+    /// Events of a newer version, which publishes them.
+    pub unknown: Vec<(BatchId, i64)>,
+}
+
+impl From<Vec<OutboxEvent>> for LeasedEvents {
+    fn from(events: Vec<OutboxEvent>) -> Self {
+        Self {
+            events,
+            unknown: Vec::new(),
+        }
+    }
 }
 
 /// An event that a run recorded earlier.
@@ -395,7 +257,7 @@ pub struct Pending {
 
 /// Whether an event bus may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BusTurn {
+pub enum BusPermit {
     /// Nobody found it failing.
     Works,
     /// It failed, and it is this process that may try again.
@@ -404,12 +266,12 @@ pub enum BusTurn {
         failures: u32,
     },
     /// It failed, and nobody tries before this has passed, or somebody else does now.
-    LeftAlone(Duration),
+    BackingOff(Duration),
 }
 
 /// What the last pass and the provider's account left behind for this one.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Memory {
+pub struct PriorState {
     /// The row after which the last pass stopped, if it did not get to the end.
     pub resume_after: Option<Position>,
     /// Kinds of voices that the list is known to leave out.
@@ -421,7 +283,7 @@ pub struct Memory {
     /// Whether the key found voices within a day.
     pub key_works: bool,
     /// How the account stands with the provider.
-    pub standing: Standing,
+    pub provider: ProviderState,
     /// What the passes of the last two minutes spent of the retry budget.
     pub spent: Spent,
 }
@@ -450,15 +312,7 @@ pub struct Run {
     /// The concurrency that the provider bore, likewise.
     pub concurrency: Option<f64>,
     /// For how long the voices had been in processing that it completed.
-    pub completion_times: Sketch,
-}
-
-impl Run {
-    /// None completed is none noted.
-    pub(super) fn completion_times(&self) -> Option<Value> {
-        let any = self.completion_times.count() > 0;
-        any.then(|| json!(self.completion_times))
-    }
+    pub completion_times: Quantiles,
 }
 
 /// A command that changes something, for the ledger.
@@ -492,15 +346,4 @@ pub enum NextPass {
     FromTheBeginning,
     /// After this row, where this pass had to stop.
     After(Position),
-}
-
-impl NextPass {
-    /// Whether the cursor moves, and to where.
-    pub(super) fn columns(&self) -> (bool, Option<&str>) {
-        match self {
-            Self::AsBefore => (false, None),
-            Self::FromTheBeginning => (true, None),
-            Self::After(row) => (true, Some(row.as_str())),
-        }
-    }
 }

@@ -9,25 +9,27 @@ use voice_sync_simulator::{Answer, Request};
 use crate::scene::{DECIDED, MIXED, Scene};
 use crate::support::app::Variant;
 use crate::support::binary::end;
-use crate::{budget, dice, is_full};
+use crate::{budget, is_full};
 
 /// Where a process may be when it dies, and in which circumstances it gets there.
 const POINTS: &[(Circumstances, &[&str])] = &[
     (
         Circumstances::Calm,
         &[
-            "store.remember.before",
+            "store.load_state.before",
             "store.claim.before",
             "store.claim.after",
             "store.apply.before",
             "store.apply.after",
             "store.note.before",
             "store.note.after",
-            "store.bus.after",
-            "relay.publish.before",
-            "relay.publish.after",
-            "store.mark_published.before",
-            "store.mark_published.after",
+            "store.end_leases.before",
+            "store.end_leases.after",
+            "store.bus_permit.after",
+            "bus.publish.before",
+            "bus.publish.after",
+            "store.settle_events.before",
+            "store.settle_events.after",
             "store.missing.before",
             "store.pending_events.before",
             "store.record_run.before",
@@ -38,16 +40,14 @@ const POINTS: &[(Circumstances, &[&str])] = &[
     ),
     (
         Circumstances::BusDown,
-        &[
-            "store.bus_failed.before",
-            "store.bus_failed.after",
-            "store.give_back_events.before",
-            "store.give_back_events.after",
-        ],
+        &["store.bus_failed.before", "store.bus_failed.after"],
     ),
     (
         Circumstances::ProviderDown,
-        &["store.keep_standing.before", "store.keep_standing.after"],
+        &[
+            "store.save_provider_state.before",
+            "store.save_provider_state.after",
+        ],
     ),
     (
         Circumstances::ProviderBack,
@@ -137,15 +137,15 @@ async fn killed_instances_lose_nothing(variant: Variant, voices: usize) {
     join_all((0..INSTANCES).map(|_| undisturbed.command().run())).await;
     let undisturbed = begun.elapsed();
 
-    let mut dice = dice();
+    let mut rng = crate::rng();
     let scene = Scene::new(variant, DECIDED, voices).await;
     let begun = Instant::now();
     let mut running: Vec<Child> = (0..INSTANCES).map(|_| scene.command().start()).collect();
     let (mut killed, kills) = (0, budget(12, 200));
     while killed < kills {
-        // The instant is the dice's.
-        tokio::time::sleep(Duration::from_micros(dice.u64(0..50_000))).await;
-        let victim = dice.usize(0..INSTANCES);
+        // The instant is the rng's.
+        tokio::time::sleep(Duration::from_micros(rng.u64(0..50_000))).await;
+        let victim = rng.usize(0..INSTANCES);
         let mut child = std::mem::replace(&mut running[victim], scene.command().start());
         killed += u64::from(matches!(child.try_wait(), Ok(None)));
         child.kill().expect("it is ours to kill");
@@ -242,7 +242,7 @@ async fn whoever_dies_between_publishing_and_marking_publishes_again(variant: Va
     let mut scene = Scene::new(variant, DECIDED, 8).await;
     let deaths = budget(10, 500);
     for death in 0..deaths {
-        dies_at(&scene, Circumstances::Calm, "relay.publish.after").await;
+        dies_at(&scene, Circumstances::Calm, "bus.publish.after").await;
         // The leases of events.
         scene.app.age_own_tables(16).await;
         if death % 5 == 0 {

@@ -9,13 +9,13 @@ use std::time::Duration;
 use serde_json::Value;
 use voice_sync_simulator::{Answer, Options, Request};
 
+use crate::budget;
 use crate::proxy::{Proxy, Weather};
 use crate::support::app::{App, Variant};
 use crate::support::binary::VoiceSync;
 use crate::support::bus::Bus;
 use crate::support::daemon::{Daemon, daemon};
 use crate::support::fates::{simulator, simulator_with};
-use crate::{budget, dice};
 
 async fn migrated() -> App {
     let app = App::new(Variant::A).await;
@@ -218,7 +218,7 @@ async fn size(daemon: &Daemon, app: &App) -> Size {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_grows_however_long_it_runs() {
     let rounds = budget(60, 1200);
-    let mut dice = dice();
+    let mut rng = crate::rng();
     let (app, bus, provider) = (migrated().await, Bus::new().await, simulator().await);
     let (database, redis) = (
         Proxy::to(&app.url, 5432).await,
@@ -237,7 +237,7 @@ async fn nothing_grows_however_long_it_runs() {
             .collect();
         let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
         app.insert_processing(&ids).await;
-        let down = match dice.u8(..12) {
+        let down = match rng.u8(..12) {
             0 => Some(&database),
             1 => Some(&redis),
             2 => {
@@ -249,7 +249,7 @@ async fn nothing_grows_however_long_it_runs() {
         if let Some(proxy) = down {
             proxy.set(Weather::Cut);
         }
-        tokio::time::sleep(Duration::from_millis(dice.u64(100..400))).await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(100..400))).await;
         provider.script(|_: &Request| None);
         for proxy in [&database, &redis] {
             proxy.set(Weather::Fair);

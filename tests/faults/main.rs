@@ -38,7 +38,7 @@ fn is_full() -> bool {
 }
 
 /// Dice whose seed is printed, and taken from `VOICE_SYNC_TEST_SEED` to repeat a run.
-fn dice() -> fastrand::Rng {
+fn rng() -> fastrand::Rng {
     let seed = env::var("VOICE_SYNC_TEST_SEED")
         .ok()
         .and_then(|text| text.parse().ok())

@@ -81,28 +81,35 @@ async fn new_voices_come_before_thousands_that_are_overdue() {
 
 /// Events as an earlier process left them, in the outbox and not published.
 async fn leave_events(app: &App, events: u32) {
-    let outbox = app.own("outbox");
-    let columns = "event_id, run_id, event_type, voice_id, user_id, occurred_at";
-    let sql = match app.pool {
+    let (outbox, batches) = (app.own("outbox"), app.own("batches"));
+    let columns = "event_id, run_id, event_type, voice_id, user_id, occurred_at, batch_id";
+    let batch = format!(
+        "INSERT INTO {batches} (batch_id, run_id, recorded_at, first_id, last_id, events)
+         SELECT batch_id, batch_id, min(occurred_at), min(id), max(id), count(*) FROM {outbox} GROUP BY batch_id"
+    );
+    let events = match app.pool {
         Pool::Postgres(_) => format!(
             "INSERT INTO {outbox} ({columns})
-             SELECT gen_random_uuid(), gen_random_uuid(), 'voice.created', 'v' || n, 'u', now()
+             SELECT gen_random_uuid(), gen_random_uuid(), 'voice.created', 'v' || n, 'u', now(),
+                    ('00000000-0000-4000-8000-' || lpad((n / 500)::text, 12, '0'))::uuid
              FROM generate_series(1, {events}) n"
         ),
         Pool::Sqlite(_) => format!(
             "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {events})
              INSERT INTO {outbox} ({columns})
              SELECT lower(hex(randomblob(4)) || '-0000-4000-8000-' || hex(randomblob(6))),
-                    '00000000-0000-4000-8000-000000000000', 'voice.created', 'v' || n, 'u', 0 FROM n"
+                    '00000000-0000-4000-8000-000000000000', 'voice.created', 'v' || n, 'u', 0,
+                    '00000000-0000-4000-8000-' || printf('%012d', n / 500) FROM n"
         ),
     };
-    app.execute(&sql).await;
+    app.execute(&events).await;
+    app.execute(&batch).await;
 }
 
 async fn pending(app: &App) -> i64 {
     let sql = format!(
-        "SELECT count(*) FROM {} WHERE published_at IS NULL",
-        app.own("outbox")
+        "SELECT CAST(COALESCE(sum(events), 0) AS bigint) FROM {} WHERE published_at IS NULL",
+        app.own("batches")
     );
     app.number(&sql).await
 }

@@ -12,7 +12,7 @@ use crate::support::fates::{Outcome, outcome, simulator_with};
 
 /// Fates that one pass decides.
 pub(crate) const DECIDED: &[&str] = &["ready", "pvcfailed", "statuscompleted", "banned"];
-/// As well as some that it does not decide. Few of those are missing, as many would blow the fuse.
+/// As well as some that it does not decide. Few of those are missing, as many would trip the guard.
 pub(crate) const MIXED: &[&str] = &[
     "ready",
     "nopreview",
@@ -140,8 +140,10 @@ impl Scene {
             assert_eq!(bodies.len(), told.len(), "one event for each transition");
             assert!(told == moved, "{event_type} exactly where a row was moved");
             let recorded = format!(
-                "SELECT count(*) FROM {} WHERE event_type = '{event_type}' AND published_at IS NOT NULL",
-                self.app.own("outbox")
+                "SELECT count(*) FROM {} o LEFT JOIN {} b ON b.batch_id = o.batch_id
+                 WHERE o.event_type = '{event_type}' AND COALESCE(b.published_at, o.published_at) IS NOT NULL",
+                self.app.own("outbox"),
+                self.app.own("batches")
             );
             let recorded = self.app.number(&recorded).await;
             assert_eq!(recorded, moved.len() as i64, "no second transition");

@@ -7,12 +7,12 @@ use crate::scene::Scene;
 use crate::support::app::{Variant, row_id};
 use crate::support::binary::{Ended, VoiceSync};
 use crate::support::daemon::{Daemon, daemon};
-use crate::{budget, dice};
+use crate::{budget, rng};
 
 /// Voices that are chosen at random to be bad.
 fn choose(voices: usize, bad: usize) -> Vec<String> {
     let mut numbers: Vec<usize> = (0..voices).collect();
-    dice().shuffle(&mut numbers);
+    rng().shuffle(&mut numbers);
     let bad = numbers[..bad].iter();
     bad.map(|number| format!("sim-ready-{number:05}")).collect()
 }

@@ -15,11 +15,11 @@ use fastrand::Rng;
 use serde_json::json;
 use voice_sync_simulator::{Answer, Request};
 
+use crate::budget;
 use crate::support::app::{App, NewVoice, Pool, Variant};
 use crate::support::binary::{KEY, VoiceSync, sync_once};
 use crate::support::daemon::{Daemon, daemon};
 use crate::support::fates::simulator;
-use crate::{budget, dice};
 
 const DAY_S: u64 = 24 * 60 * 60;
 /// Missing voices that may fail within a day without the key being blamed.
@@ -158,21 +158,21 @@ impl World {
         }
     }
 
-    fn new_id(&mut self, dice: &mut Rng) -> String {
+    fn new_id(&mut self, rng: &mut Rng) -> String {
         self.number += 1;
-        let fate = ["ready", "ready", "nopreview", "pvctraining"][dice.usize(..4)];
+        let fate = ["ready", "ready", "nopreview", "pvctraining"][rng.usize(..4)];
         let id = format!("sim-{fate}-{:05}", self.number);
         let mut truth = self.truth.lock().unwrap_or_else(PoisonError::into_inner);
-        if dice.u8(..6) == 0 {
+        if rng.u8(..6) == 0 {
             truth.shared.insert(id.clone());
         }
         self.voices.insert(id.clone(), Known { witnessed_s: None });
         id
     }
 
-    async fn clone_voices(&mut self, dice: &mut Rng) {
-        let ids: Vec<_> = (0..dice.usize(1..12)).map(|_| self.new_id(dice)).collect();
-        let is_draft = self.app.variant == Variant::E32 && dice.u8(..4) == 0;
+    async fn clone_voices(&mut self, rng: &mut Rng) {
+        let ids: Vec<_> = (0..rng.usize(1..12)).map(|_| self.new_id(rng)).collect();
+        let is_draft = self.app.variant == Variant::E32 && rng.u8(..4) == 0;
         let status = if is_draft { "draft" } else { "processing" };
         let rows: Vec<_> = ids
             .iter()
@@ -184,7 +184,7 @@ impl World {
         self.app.insert(&rows).await;
         let listed = format!("'{}'", ids.join("', '"));
         // A host that writes naive times in its own zone.
-        let minutes = [-8 * 60, -3 * 60, 0, 5 * 60 + 30, 9 * 60][dice.usize(..5)];
+        let minutes = [-8 * 60, -3 * 60, 0, 5 * 60 + 30, 9 * 60][rng.usize(..5)];
         let moved = match (self.app.variant, &self.app.pool) {
             (Variant::D, _) => "created_at".to_owned(),
             (_, Pool::Postgres(_)) => format!("created_at + interval '{minutes} minutes'"),
@@ -223,17 +223,17 @@ impl World {
     }
 
     /// The application clones a finished voice anew, and clears when it was completed, or does not.
-    async fn clone_anew(&mut self, dice: &mut Rng) {
+    async fn clone_anew(&mut self, rng: &mut Rng) {
         let rows = self.app.rows().await;
         let finished: Vec<_> = rows
             .iter()
             .filter(|(_, row)| ["completed", "failed"].contains(&row.status.as_str()))
             .collect();
-        let Some((old, _)) = dice.choice(finished.iter()).copied() else {
+        let Some((old, _)) = rng.choice(finished.iter()).copied() else {
             return;
         };
-        let new = self.new_id(dice);
-        let cleared = if dice.bool() {
+        let new = self.new_id(rng);
+        let cleared = if rng.bool() {
             ", completed_at = NULL"
         } else {
             ""
@@ -246,17 +246,17 @@ impl World {
             .await;
     }
 
-    fn change_provider(&mut self, dice: &mut Rng) {
+    fn change_provider(&mut self, rng: &mut Rng) {
         let ids: Vec<_> = self.voices.keys().cloned().collect();
         let mut truth = self.truth.lock().unwrap_or_else(PoisonError::into_inner);
-        match dice.u8(..8) {
+        match rng.u8(..8) {
             0 => truth.form = Form::Legacy,
             1 => truth.form = Form::Current,
             2 => truth.form = Form::Both,
-            3 => truth.between = Between::Proxy([401, 403, 404, 405, 407, 503][dice.usize(..6)]),
+            3 => truth.between = Between::Proxy([401, 403, 404, 405, 407, 503][rng.usize(..6)]),
             4 => truth.in_other_workspace = true,
             5 => {
-                let lost = dice.choice(ids.iter());
+                let lost = rng.choice(ids.iter());
                 truth.lost.extend(lost.cloned());
             }
             _ => {
@@ -267,13 +267,13 @@ impl World {
     }
 
     /// A pass of any kind. Returns those that failed in it.
-    async fn pass(&mut self, dice: &mut Rng) {
+    async fn pass(&mut self, rng: &mut Rng) {
         let before = self.app.rows().await;
         let (other, between) = {
             let truth = self.truth.lock().unwrap_or_else(PoisonError::into_inner);
             (truth.in_other_workspace, truth.between)
         };
-        let kind: &[&str] = match dice.u8(..7) {
+        let kind: &[&str] = match rng.u8(..7) {
             0 => &["--due"],
             1 => &["--due", "--lookup=single"],
             2 => &["--lookup=single"],
@@ -390,21 +390,21 @@ impl World {
     }
 }
 
-async fn weeks(variant: Variant, steps: u64, dice: &mut Rng) {
+async fn weeks(variant: Variant, steps: u64, rng: &mut Rng) {
     let mut world = World::new(variant).await;
     // Healthy voices that were failed as missing, each with the time.
     let mut failed: Vec<(u64, String)> = Vec::new();
     for _ in 0..steps {
-        match dice.u8(..11) {
-            0..=2 => world.clone_voices(dice).await,
+        match rng.u8(..11) {
+            0..=2 => world.clone_voices(rng).await,
             10 => world.clone_drafts().await,
-            3..=4 => world.clone_anew(dice).await,
-            5..=6 => world.change_provider(dice),
+            3..=4 => world.clone_anew(rng).await,
+            5..=6 => world.change_provider(rng),
             _ => {}
         }
-        for _ in 0..dice.usize(1..4) {
+        for _ in 0..rng.usize(1..4) {
             let before = failed.iter().map(|(_, id)| id.clone()).collect();
-            world.pass(dice).await;
+            world.pass(rng).await;
             world.check_drafts().await;
             let wrong = world.wrongly_failed(&before).await;
             failed.extend(wrong.into_iter().map(|id| (world.now_s, id)));
@@ -415,10 +415,10 @@ async fn weeks(variant: Variant, steps: u64, dice: &mut Rng) {
                 today.collect::<Vec<_>>(),
                 world.log.join("\n")
             );
-            world.sleep(dice.u32(60..1200)).await;
+            world.sleep(rng.u32(60..1200)).await;
         }
-        if dice.u8(..4) == 0 {
-            world.sleep(dice.u32(3600..30 * 3600)).await;
+        if rng.u8(..4) == 0 {
+            world.sleep(rng.u32(3600..30 * 3600)).await;
         }
     }
     for (_, id) in &failed {
@@ -452,18 +452,18 @@ async fn weeks(variant: Variant, steps: u64, dice: &mut Rng) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn healthy_voices_are_not_failed_in_weeks_of_trouble_on_sqlite() {
-    let mut dice = dice();
+    let mut rng = crate::rng();
     for _ in 0..budget(1, 500) {
-        weeks(Variant::E32, 60, &mut dice).await;
+        weeks(Variant::E32, 60, &mut rng).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn healthy_voices_are_not_failed_in_weeks_of_trouble_on_postgresql() {
-    let mut dice = dice();
+    let mut rng = crate::rng();
     for variant in [Variant::A, Variant::D] {
         for _ in 0..budget(1, 100) {
-            weeks(variant, budget(30, 60), &mut dice).await;
+            weeks(variant, budget(30, 60), &mut rng).await;
         }
     }
 }

@@ -21,6 +21,7 @@ mod sdk;
 mod secrets;
 mod shapes;
 mod store;
+mod structure;
 mod sync_once;
 mod terminal;
 mod tls;

@@ -621,10 +621,10 @@ async fn an_event_that_a_process_is_publishing_is_not_removed() {
         .run()
         .await
         .expect_code(75);
-    let outbox = site.app.own("outbox");
+    let batches = site.app.own("batches");
     site.app
         .execute(&format!(
-            "UPDATE {outbox} SET leased_until = now() + interval '1 minute'"
+            "UPDATE {batches} SET leased_until = now() + interval '1 minute'"
         ))
         .await;
     assert_eq!(
@@ -632,7 +632,7 @@ async fn an_event_that_a_process_is_publishing_is_not_removed() {
         0
     );
     site.app
-        .execute(&format!("UPDATE {outbox} SET leased_until = NULL"))
+        .execute(&format!("UPDATE {batches} SET leased_until = NULL"))
         .await;
     assert_eq!(
         json(site.run(&["outbox", "purge", "--pending"])).await["purged"],

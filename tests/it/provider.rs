@@ -12,9 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use voice_sync::provider::lookup::{Lookup, Lookups};
-use voice_sync::provider::{BaseUrl, Patience, Provider};
-use voice_sync::voice::ProviderVoiceId;
+use voice_sync::core::lookup::{Lookup, Lookups};
+use voice_sync::core::voice::ProviderVoiceId;
+use voice_sync::provider::{BaseUrl, Provider, RequestDeadline};
 use voice_sync_simulator::{Answer, Options, Simulator};
 
 use crate::support::fates::{simulator, simulator_with};
@@ -37,7 +37,7 @@ async fn look_up(provider: &Provider, asked: &[&str], singly: bool) -> Lookups {
 
 async fn within(provider: &Provider, asked: &[&str], singly: bool, time: Duration) -> Lookups {
     let stop = CancellationToken::new();
-    let patience = Patience {
+    let patience = RequestDeadline {
         until: Instant::now() + time,
         stop: &stop,
     };
@@ -213,7 +213,7 @@ async fn whoever_is_told_to_stop_begins_no_request() {
     let provider = client(&simulator.url());
     let stop = CancellationToken::new();
     stop.cancel();
-    let patience = Patience {
+    let patience = RequestDeadline {
         until: Instant::now() + Duration::from_secs(60),
         stop: &stop,
     };

@@ -5,17 +5,19 @@ use std::time::Duration;
 
 use chrono::{NaiveDateTime, Utc};
 use serde_json::json;
+use tokio::task::JoinSet;
 use uuid::Uuid;
-use voice_sync::budget::Spent;
-use voice_sync::events::{EventType, event_id};
-use voice_sync::sketch::Sketch;
-use voice_sync::standing::Standing;
+use voice_sync::core::event::{EventType, OutboxEvent, event_id};
+use voice_sync::core::provider_state::ProviderState;
+use voice_sync::core::provider_state::Spent;
+use voice_sync::core::quantiles::Quantiles;
+use voice_sync::core::transition::{Claimed, Note, Seen, SetAside, Target, Transition};
+use voice_sync::core::verdict::{Age, AgeFrom, Stage};
+use voice_sync::core::voice::{ProviderVoiceId, RowId};
 use voice_sync::store::{
-    BusTurn, Claimed, Isolated, NextPass, Note, Record, Run, Seen, Selection, Store, StoreError,
-    Target, Transition,
+    BusPermit, CommandRun, Isolated, LeasedEvents, NextPass, Record, Run, Selection, Store,
+    StoreError, Wanted,
 };
-use voice_sync::verdict::{Age, Stage};
-use voice_sync::voice::{ProviderVoiceId, RowId};
 
 use crate::support::app::{App, NewVoice, Pool, Variant, row_id, user_id};
 
@@ -30,6 +32,16 @@ const ALL: Selection = Selection::Range {
 
 async fn claim(store: &Store, run_id: Uuid) -> Vec<Claimed> {
     store.claim(run_id, &ALL, 100).await.expect("claims").voices
+}
+
+async fn lease_events(store: &Store, limit: u32) -> Vec<OutboxEvent> {
+    store.lease_events(limit).await.expect("leases").events
+}
+
+/// Ends all leases, as a pass does whose answers are written down.
+async fn end_leases(app: &App) {
+    app.execute(&format!("DELETE FROM {}", app.own("leases")))
+        .await;
 }
 
 fn completed(app: &App, id: &str) -> Transition {
@@ -55,9 +67,14 @@ fn transition(app: &App, id: &str, target: Target) -> Transition {
     }
 }
 
+fn too_long() -> Seen {
+    Seen::SetAside(SetAside::Refused("too long".into()))
+}
+
 fn note(app: &App, id: &str, seen: Seen) -> Note {
     Note {
         row: RowId::new(app.stored(row_id(id))),
+        provider_id: Some(id.to_owned()),
         seen,
         again_in: Duration::from_secs(5),
     }
@@ -152,7 +169,9 @@ async fn a_leased_voice_is_nobody_elses_until_the_lease_ends(variant: Variant) {
     app.age_own_tables(59).await;
     assert_eq!(claim(&store, second).await.len(), 0);
     app.age_own_tables(61).await;
-    assert_eq!(claim(&store, second).await.len(), 2);
+    let page = store.claim(second, &ALL, 100).await.expect("claims");
+    assert_eq!((page.voices.len(), page.reclaimed), (2, 2));
+    let lease = page.lease.expect("a lease");
 
     // The first one's notes come too late and change nothing.
     store
@@ -164,19 +183,12 @@ async fn a_leased_voice_is_nobody_elses_until_the_lease_ends(variant: Variant) {
         app.own("voices")
     );
     assert_eq!(app.number(&missing).await, 0);
-    store
-        .note(
-            second,
-            ACCOUNT,
-            &[note(&app, "a", Seen::Unavailable("503".into()))],
-        )
-        .await
-        .expect("notes");
-    assert_eq!(
-        claim(&store, first).await.len(),
-        1,
-        "given back, it is free at once"
-    );
+    let away = |id| note(&app, id, Seen::Unavailable("503".into()));
+    let notes = [away("a"), away("b")];
+    store.note(second, ACCOUNT, &notes).await.expect("notes");
+    assert_eq!(claim(&store, first).await.len(), 0);
+    store.end_leases(&[lease]).await.expect("ends");
+    assert_eq!(claim(&store, first).await.len(), 2, "it is free at once");
 }
 
 async fn a_completion_writes_three_columns_and_its_event(variant: Variant) {
@@ -214,14 +226,14 @@ async fn a_completion_writes_three_columns_and_its_event(variant: Variant) {
     assert_eq!(event.user_id, Some(user_id("a").hyphenated().to_string()));
     assert_eq!(event.event_type, EventType::VoiceCreated);
     assert!(
-        store.take_events(10).await.expect("takes").is_empty(),
+        lease_events(&store, 10).await.is_empty(),
         "it is leased to its recorder"
     );
     let known = format!("SELECT count(*) FROM {}", app.own("voices"));
     assert_eq!(
         app.number(&known).await,
-        1,
-        "a completed voice is forgotten"
+        0,
+        "a voice that the first pass completes leaves no trace"
     );
 }
 
@@ -247,7 +259,7 @@ async fn a_failure_writes_the_status_alone(variant: Variant) {
     );
     assert_eq!(app.number(&why).await, 1, "why it failed is kept");
     assert_eq!(
-        store.take_events(10).await.expect("takes").len(),
+        lease_events(&store, 10).await.len(),
         1,
         "anyone may publish it"
     );
@@ -314,16 +326,16 @@ async fn one_process_tries_a_bus_that_failed(variant: Variant) {
     let store = app.store().await;
     let bus = Uuid::new_v4();
     let run = Uuid::new_v4();
-    let turn = async || store.bus(bus, Uuid::new_v4()).await.expect("tells");
+    let turn = async || store.bus_permit(bus, Uuid::new_v4()).await.expect("tells");
     let failed = async |failures, seconds| {
         let pause = Duration::from_secs(seconds);
         let told = store.bus_failed(bus, failures, pause).await;
         told.expect("is told");
     };
-    assert_eq!(turn().await, BusTurn::Works);
+    assert_eq!(turn().await, BusPermit::Works);
     failed(1, 30).await;
     failed(1, 50).await;
-    let BusTurn::LeftAlone(pause) = turn().await else {
+    let BusPermit::BackingOff(pause) = turn().await else {
         panic!("it just failed");
     };
     assert!(
@@ -331,26 +343,26 @@ async fn one_process_tries_a_bus_that_failed(variant: Variant) {
         "of two, one counts: {pause:?}"
     );
     assert_eq!(
-        store.bus(Uuid::new_v4(), run).await.expect("tells"),
-        BusTurn::Works
+        store.bus_permit(Uuid::new_v4(), run).await.expect("tells"),
+        BusPermit::Works
     );
 
     app.age_own_tables(31).await;
-    let probe = BusTurn::Probe { failures: 1 };
-    assert_eq!(store.bus(bus, run).await.expect("tells"), probe);
-    let again = store.bus(bus, run).await.expect("tells");
+    let probe = BusPermit::Probe { failures: 1 };
+    assert_eq!(store.bus_permit(bus, run).await.expect("tells"), probe);
+    let again = store.bus_permit(bus, run).await.expect("tells");
     assert_eq!(again, probe, "whoever lost the reply is told again");
     assert!(
-        matches!(turn().await, BusTurn::LeftAlone(_)),
+        matches!(turn().await, BusPermit::BackingOff(_)),
         "somebody tries"
     );
     failed(2, 60).await;
     app.age_own_tables(31).await;
-    assert!(matches!(turn().await, BusTurn::LeftAlone(_)));
+    assert!(matches!(turn().await, BusPermit::BackingOff(_)));
     app.age_own_tables(31).await;
-    assert_eq!(turn().await, BusTurn::Probe { failures: 2 });
+    assert_eq!(turn().await, BusPermit::Probe { failures: 2 });
     store.bus_works(bus).await.expect("is told");
-    assert_eq!(turn().await, BusTurn::Works);
+    assert_eq!(turn().await, BusPermit::Works);
 }
 
 async fn a_refused_row_takes_its_events_with_it(variant: Variant) {
@@ -454,10 +466,7 @@ async fn what_was_seen_is_remembered(variant: Variant) {
             ),
         ];
         store.note(run_id, ACCOUNT, &notes).await.expect("notes");
-        store
-            .note(run_id, ACCOUNT, &notes)
-            .await
-            .expect("a repeated note says the same twice");
+        end_leases(&app).await;
         app.age_own_tables(10).await;
 
         let missing = store
@@ -529,6 +538,7 @@ async fn absences_are_counted_for_each_key(variant: Variant) {
         claim(&store, run_id).await;
         let notes = [note(&app, "gone", Seen::Missing)];
         store.note(run_id, account, &notes).await.expect("notes");
+        end_leases(&app).await;
         app.age_own_tables(10).await;
         let missing = store
             .missing(run_id, account, None, 10)
@@ -552,8 +562,12 @@ async fn the_absence_of_a_voice_that_is_cloned_anew_begins_anew(variant: Variant
         for times in 1..=2 {
             let run_id = Uuid::new_v4();
             claim(&store, run_id).await;
-            let notes = [note(&app, "gone", Seen::Missing)];
+            let notes = [Note {
+                provider_id: Some(clone.to_owned()),
+                ..note(&app, "gone", Seen::Missing)
+            }];
             store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+            end_leases(&app).await;
             app.age_own_tables(10).await;
             let missing = store.missing(run_id, ACCOUNT, None, 10).await;
             let missing = missing.expect("lists");
@@ -585,7 +599,8 @@ async fn voices_without_an_answer_are_isolated_and_then_quarantined(variant: Var
         note(&app, "suspect", Seen::Suspected("no time left".into())),
     ];
     store.note(run_id, ACCOUNT, &notes).await.expect("notes");
-    let memory = store.remember(ACCOUNT).await.expect("reads");
+    end_leases(&app).await;
+    let memory = store.load_state(ACCOUNT).await.expect("reads");
     assert!(memory.any_isolated, "the next pass is told");
     assert_eq!(
         claim(&store, Uuid::new_v4()).await.len(),
@@ -634,6 +649,7 @@ async fn voices_without_an_answer_are_isolated_and_then_quarantined(variant: Var
     ];
     notes[1].again_in = Duration::from_secs(60);
     store.note(second, ACCOUNT, &notes).await.expect("notes");
+    end_leases(&app).await;
     assert!(isolated().await.rows.is_empty(), "quarantined");
     let everyone = Selection::Range {
         after: None,
@@ -666,33 +682,38 @@ async fn voices_without_an_answer_are_isolated_and_then_quarantined(variant: Var
 
 async fn events_that_the_bus_refuses_come_last(variant: Variant) {
     let app = App::new(variant).await;
-    app.insert_processing(&["a", "b", "c"]).await;
+    app.insert_processing(&["a", "b", "c", "d"]).await;
     let store = app.store().await;
     let run_id = Uuid::new_v4();
     claim(&store, run_id).await;
-    let all = [
-        completed(&app, "a"),
-        completed(&app, "b"),
-        completed(&app, "c"),
-    ];
+    let first = [completed(&app, "a"), completed(&app, "b")];
+    let second = [completed(&app, "c"), completed(&app, "d")];
+    for batch in [&first, &second] {
+        let applied = store.apply(run_id, batch, Record::ForAnyone).await;
+        assert_eq!(applied.expect("applies").moved.len(), 2);
+    }
+    let leased = store.lease_events(2).await.expect("leases");
+    let ids: Vec<i64> = leased.events.iter().map(|event| event.id).collect();
+    assert_eq!(ids.len(), 2, "whole batches, as many as have room");
     store
-        .apply(run_id, &all, Record::ForAnyone)
+        .settle_events(&leased, &ids[..1], &ids[1..])
         .await
-        .expect("applies");
-    app.age_own_tables(10).await;
-    let first = store.take_events(1).await.expect("takes");
-    store
-        .put_events_last(&[first[0].id])
-        .await
-        .expect("puts it last");
-    let rest = store.take_events(2).await.expect("takes");
+        .expect("settles");
+    assert_eq!(store.pending_events(None).await.expect("counts").all, 3);
+    let rest = lease_events(&store, 2).await;
     assert_eq!(rest.len(), 2);
     assert!(
-        rest.iter().all(|event| event.id != first[0].id),
+        rest.iter().all(|event| !ids.contains(&event.id)),
         "the others come first"
     );
     app.age_own_tables(1).await;
-    assert_eq!(store.take_events(10).await.expect("takes"), first);
+    let refused = lease_events(&store, 10).await;
+    assert_eq!(refused.len(), 1);
+    let same = OutboxEvent {
+        batch: leased.events[1].batch,
+        ..refused[0].clone()
+    };
+    assert_eq!(same, leased.events[1], "it is the same event, to the byte");
 }
 
 /// What a daemon makes a pass for: events that can be published now, and voices that are due, those first that were
@@ -713,9 +734,11 @@ async fn what_waits_is_what_can_be_done_now(variant: Variant) {
     assert!(!agenda().await.events_wait, "its recorder publishes it");
     app.age_own_tables(31).await;
     assert!(agenda().await.events_wait);
-    let taken = store.take_events(1).await.expect("takes");
+    let leased = store.lease_events(1).await.expect("leases");
     assert!(!agenda().await.events_wait, "somebody publishes it");
-    store.put_events_last(&[taken[0].id]).await.expect("is put");
+    let refused = [leased.events[0].id];
+    let settled = store.settle_events(&leased, &[], &refused).await;
+    settled.expect("settles");
     assert!(!agenda().await.events_wait, "it was refused just now");
     app.age_own_tables(16).await;
     assert!(agenda().await.events_wait);
@@ -821,48 +844,48 @@ async fn a_row_that_is_cloned_anew_is_young_again(variant: Variant) {
 async fn one_process_probes_for_all(variant: Variant) {
     let app = App::new(variant).await;
     let store = app.store().await;
-    let standing = async || store.standing(ACCOUNT).await.expect("reads");
+    let standing = async || store.provider_state(ACCOUNT).await.expect("reads");
     let runs: [Uuid; 3] = std::array::from_fn(|_| Uuid::new_v4());
     let probe = async |run: usize| {
         let probe = store.claim_probe(ACCOUNT, runs[run]).await;
         probe.expect("asks")
     };
-    assert_eq!(standing().await, Standing::default());
+    assert_eq!(standing().await, ProviderState::default());
     assert!(!probe(0).await, "there is nothing to probe");
 
-    let open = Standing {
+    let open = ProviderState {
         opened: 2,
         open_for: Duration::from_secs(30),
-        hold_for: Duration::from_secs(100),
+        cooldown: Duration::from_secs(100),
         concurrency: Some(2.5),
     };
-    let kept = store.keep_standing(ACCOUNT, runs[0], open).await;
+    let kept = store.save_provider_state(ACCOUNT, runs[0], open).await;
     kept.expect("keeps");
     let told = standing().await;
     assert!(told.is_open() && !told.wants_probe());
     assert_eq!((told.opened, told.concurrency), (2, Some(2.5)));
-    assert!(told.hold_for > Duration::from_secs(90));
+    assert!(told.cooldown > Duration::from_secs(90));
     assert!(!probe(0).await, "it is open");
-    let late = Standing {
+    let late = ProviderState {
         opened: 1,
         open_for: Duration::from_secs(15),
         ..open
     };
-    let kept = store.keep_standing(ACCOUNT, runs[2], late).await;
+    let kept = store.save_provider_state(ACCOUNT, runs[2], late).await;
     kept.expect("keeps");
     let told = standing().await;
     assert_eq!(told.opened, 2, "who learns of it late does not shorten it");
     assert!(told.open_for > Duration::from_secs(25));
-    let unaware = Standing {
+    let unaware = ProviderState {
         opened: 0,
-        hold_for: Duration::from_secs(200),
+        cooldown: Duration::from_secs(200),
         concurrency: Some(1.5),
-        ..Standing::default()
+        ..ProviderState::default()
     };
-    store.keep_pause(ACCOUNT, unaware).await.expect("keeps");
+    store.save_cooldown(ACCOUNT, unaware).await.expect("keeps");
     let told = standing().await;
     assert!(told.is_open(), "a pause says nothing of the breaker");
-    assert!(told.hold_for > Duration::from_secs(190));
+    assert!(told.cooldown > Duration::from_secs(190));
     assert_eq!((told.opened, told.concurrency), (2, Some(1.5)));
 
     app.age_own_tables(31).await;
@@ -872,27 +895,30 @@ async fn one_process_probes_for_all(variant: Variant) {
     assert!(!probe(1).await, "one is enough");
     app.age_own_tables(36).await;
     assert!(probe(1).await, "unless it never came back");
-    let kept = store.keep_standing(ACCOUNT, runs[2], late).await;
+    let kept = store.save_provider_state(ACCOUNT, runs[2], late).await;
     kept.expect("keeps");
     app.age_own_tables(16).await;
     assert!(!probe(2).await, "somebody probes, whoever else fails late");
-    assert!(standing().await.hold_for > Duration::from_secs(20));
-    let closed = Standing {
+    assert!(standing().await.cooldown > Duration::from_secs(20));
+    let closed = ProviderState {
         opened: 0,
-        hold_for: Duration::from_secs(5),
+        cooldown: Duration::from_secs(5),
         ..open
     };
-    let kept = store.keep_standing(ACCOUNT, runs[1], closed).await;
+    let kept = store.save_provider_state(ACCOUNT, runs[1], closed).await;
     kept.expect("keeps");
     let told = standing().await;
     assert!(!told.is_open() && !told.wants_probe());
     assert!(
-        told.hold_for > Duration::from_secs(20),
+        told.cooldown > Duration::from_secs(20),
         "a longer pause stays"
     );
     assert_eq!(
-        store.standing(Uuid::from_u128(8)).await.expect("reads"),
-        Standing::default(),
+        store
+            .provider_state(Uuid::from_u128(8))
+            .await
+            .expect("reads"),
+        ProviderState::default(),
         "another key is another account"
     );
 }
@@ -905,13 +931,10 @@ async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Vari
         let run_id = Uuid::new_v4();
         assert_eq!(claim(&store, run_id).await.len(), 1);
         store
-            .note(
-                run_id,
-                ACCOUNT,
-                &[note(&app, "odd", Seen::SetAside("too long".into()))],
-            )
+            .note(run_id, ACCOUNT, &[note(&app, "odd", too_long())])
             .await
             .expect("notes");
+        end_leases(&app).await;
     }
     assert!(claim(&store, Uuid::new_v4()).await.is_empty());
     let by_name = Selection::Named(vec!["odd".into()]);
@@ -927,13 +950,10 @@ async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Vari
         "on request"
     );
     store
-        .note(
-            run_id,
-            ACCOUNT,
-            &[note(&app, "odd", Seen::SetAside("too long".into()))],
-        )
+        .note(run_id, ACCOUNT, &[note(&app, "odd", too_long())])
         .await
         .expect("notes");
+    end_leases(&app).await;
     assert!(claim(&store, Uuid::new_v4()).await.is_empty());
     app.age_own_tables(24 * 60 * 60).await;
     assert_eq!(claim(&store, Uuid::new_v4()).await.len(), 1, "after a day");
@@ -942,13 +962,10 @@ async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Vari
     app.age_own_tables(61).await;
     claim(&store, run_id).await;
     store
-        .note(
-            run_id,
-            ACCOUNT,
-            &[note(&app, "odd", Seen::SetAside("too long".into()))],
-        )
+        .note(run_id, ACCOUNT, &[note(&app, "odd", too_long())])
         .await
         .expect("notes");
+    end_leases(&app).await;
     assert!(claim(&store, Uuid::new_v4()).await.is_empty());
     app.execute("UPDATE voices SET elevenlabs_voice_id = 'replaced'")
         .await;
@@ -999,11 +1016,12 @@ async fn hinted_voices_and_all_others_are_the_whole_table(variant: Variant) {
         let run_id = Uuid::new_v4();
         let odd = Selection::Named(vec!["odd".into()]);
         store.claim(run_id, &odd, 10).await.expect("claims");
-        let seen = Seen::SetAside("too long".into());
+        let seen = too_long();
         store
             .note(run_id, ACCOUNT, &[note(&app, "odd", seen)])
             .await
             .expect("notes");
+        end_leases(&app).await;
     }
     let names: Vec<String> = vec![
         row_id("a").hyphenated().to_string(),
@@ -1042,7 +1060,7 @@ async fn hinted_voices_and_all_others_are_the_whole_table(variant: Variant) {
     let page = store.peek(&others, 10).await.expect("peeks");
     assert_eq!(ids(page.voices), ["b"]);
     let page = store.claim(run_id, &others, 10).await.expect("claims");
-    assert_eq!((page.leased_elsewhere, page.resting), (0, 0));
+    assert_eq!((page.leased_elsewhere, page.set_aside), (0, 0));
     assert_eq!(ids(page.voices), ["b"]);
 }
 
@@ -1076,9 +1094,24 @@ async fn age_counts_from_creation_or_first_sight_or_restart(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a"]).await;
     let store = app.store().await;
+    let see = async |clone: &str| {
+        let run_id = Uuid::new_v4();
+        let age = claim(&store, run_id).await[0].age;
+        let processing = Seen::Processing {
+            kind: "cloned".into(),
+            stage: Stage::Preparing,
+        };
+        let notes = [Note {
+            provider_id: Some(clone.to_owned()),
+            ..note(&app, "a", processing)
+        }];
+        store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+        end_leases(&app).await;
+        age
+    };
     match (variant, &app.pool) {
         (Variant::B, _) => {
-            claim(&store, Uuid::new_v4()).await;
+            see("a").await;
             app.age_own_tables(7200).await;
         }
         (_, Pool::Postgres(_)) => {
@@ -1092,7 +1125,7 @@ async fn age_counts_from_creation_or_first_sight_or_restart(variant: Variant) {
     let two_hours = Duration::from_secs(2 * 60 * 60);
     let Age {
         created, witnessed, ..
-    } = claim(&store, Uuid::new_v4()).await[0].age;
+    } = see("a").await;
     assert!(
         created >= two_hours && created < two_hours + Duration::from_secs(60),
         "{created:?}"
@@ -1106,20 +1139,61 @@ async fn age_counts_from_creation_or_first_sight_or_restart(variant: Variant) {
 
     app.execute("UPDATE voices SET elevenlabs_voice_id = 'replaced'")
         .await;
-    app.age_own_tables(61).await;
-    let age = claim(&store, Uuid::new_v4()).await[0].age;
+    let age = see("replaced").await;
     assert!(
         age.created.max(age.witnessed) < Duration::from_secs(60),
         "a replaced clone is new: {age:?}"
     );
     app.age_own_tables(100).await;
-    let age = claim(&store, Uuid::new_v4()).await[0].age;
+    let age = see("replaced").await;
     for age in [age.created, age.witnessed] {
         assert!(
             age >= Duration::from_secs(100) && age < Duration::from_secs(160),
             "{age:?}"
         );
     }
+}
+
+/// The metric of the oldest age, and the alert on it, are of the same voices as `voice-sync status`.
+async fn every_view_counts_the_age_of_the_oldest_voice_alike(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["a", "b"]).await;
+    match &app.pool {
+        _ if variant == Variant::B => {}
+        Pool::Postgres(_) => {
+            app.execute("UPDATE voices SET created_at = created_at - interval '2 days'")
+                .await;
+        }
+        Pool::Sqlite(_) => {
+            app.execute("UPDATE voices SET created_at = unixepoch() - 2 * 24 * 60 * 60")
+                .await;
+        }
+    }
+    let store = app.store().await;
+    let oldest = async || {
+        let overview = store.overview().await.expect("reads").oldest;
+        let survey = store.survey(None, AgeFrom::Created, 5, 5).await;
+        let survey = survey.expect("reads").oldest[0].age;
+        let claimed = store.peek(&ALL, 10).await.expect("peeks").voices;
+        let claimed = claimed.iter().map(|voice| voice.age.created).max();
+        let [one, two, three] = [overview, survey, claimed].map(|age| age.expect("there is one"));
+        let apart = one.max(two).max(three) - one.min(two).min(three);
+        assert!(apart < Duration::from_secs(60), "{one:?} {two:?} {three:?}");
+        one
+    };
+    oldest().await;
+    // An operator puts both back to processing.
+    let run_id = Uuid::new_v4();
+    claim(&store, run_id).await;
+    let both = [failed(&app, "a"), failed(&app, "b")];
+    let applied = store.apply(run_id, &both, Record::Nothing).await;
+    assert_eq!(applied.expect("applies").moved.len(), 2);
+    end_leases(&app).await;
+    let voices = store.records(&Wanted::Failed(None), 10).await;
+    let command = CommandRun::begin("retry");
+    let back = store.put_back(&command, &voices.expect("reads")).await;
+    assert_eq!(back.expect("puts back").len(), 2);
+    assert!(oldest().await < Duration::from_secs(60), "it begins anew");
 }
 
 async fn events_are_published_by_one_process_and_by_another_after_a_crash(variant: Variant) {
@@ -1142,30 +1216,94 @@ async fn events_are_published_by_one_process_and_by_another_after_a_crash(varian
     let pending = store.pending_events(None).await.expect("counts");
     assert_eq!((pending.all, pending.unleased), (3, 0));
 
+    // The first one gets out, and the process goes on without the second: it is free at once.
+    let leased = LeasedEvents::from(recorded.clone());
+    let published = [recorded[0].id];
     store
-        .mark_published(&[recorded[0].id])
+        .settle_events(&leased, &published, &[])
         .await
-        .expect("marks");
+        .expect("settles");
     store
-        .give_back_events(&[recorded[0].id, recorded[1].id])
+        .settle_events(&leased, &published, &[])
         .await
-        .expect("gives back");
-    let taken = store.take_events(10).await.expect("takes");
-    assert_eq!(taken, [recorded[1].clone()], "the same event, to the byte");
-    assert!(store.take_events(10).await.expect("takes").is_empty());
-    app.age_own_tables(16).await;
-    let mut taken = store.take_events(10).await.expect("takes");
-    assert_eq!(taken.len(), 2, "a crashed process's lease ends by itself");
-    taken.sort_by_key(|event| event.id);
+        .expect("a repeated mark says the same twice");
+    let pending = store.pending_events(None).await.expect("counts");
+    assert_eq!((pending.all, pending.unleased), (2, 2));
+    let leased = store.lease_events(10).await.expect("leases");
+    let ids = |events: &[OutboxEvent]| events.iter().map(|e| e.event_id).collect::<Vec<_>>();
+    assert_eq!(ids(&leased.events), ids(&recorded[1..]));
+    let bodies = |events: &[OutboxEvent]| events.iter().map(OutboxEvent::body).collect::<Vec<_>>();
     assert_eq!(
-        taken.iter().map(|e| e.event_id).collect::<Vec<_>>(),
-        [recorded[1].event_id, recorded[2].event_id]
+        bodies(&leased.events),
+        bodies(&recorded[1..]),
+        "the same events, to the byte"
     );
+    assert!(lease_events(&store, 10).await.is_empty());
+    app.age_own_tables(16).await;
+    let leased = store.lease_events(10).await.expect("leases");
+    assert_eq!(
+        ids(&leased.events),
+        ids(&recorded[1..]),
+        "a crashed process's lease ends by itself"
+    );
+    let published: Vec<_> = leased.events.iter().map(|event| event.id).collect();
     store
-        .mark_published(&taken.iter().map(|event| event.id).collect::<Vec<_>>())
+        .settle_events(&leased, &published, &[])
         .await
-        .expect("marks");
+        .expect("settles");
     assert_eq!(store.pending_events(None).await.expect("counts").all, 0);
+}
+
+/// A batch of which not all events got out is not marked, whatever the caller says of those that it knows.
+async fn a_batch_is_marked_when_all_its_events_are_out(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["a", "b", "c"]).await;
+    let store = app.store().await;
+    let run_id = Uuid::new_v4();
+    claim(&store, run_id).await;
+    let all = ["a", "b", "c"].map(|id| completed(&app, id));
+    let applied = store.apply(run_id, &all, Record::ForMe).await;
+    let events = applied.expect("applies").events;
+    let known = LeasedEvents::from(events[..2].to_vec());
+    let published = [events[0].id, events[1].id];
+    store
+        .settle_events(&known, &published, &[])
+        .await
+        .expect("settles");
+    assert_eq!(store.pending_events(None).await.expect("counts").all, 3);
+    app.age_own_tables(16).await;
+    assert_eq!(
+        lease_events(&store, 10).await.len(),
+        3,
+        "once more, rather than never"
+    );
+}
+
+/// Twenty processes that claim at once share the voices: each is leased once.
+async fn claims_of_many_processes_never_overlap(variant: Variant) {
+    let app = App::new(variant).await;
+    let ids: Vec<String> = (0..50).map(|n| format!("v{n}")).collect();
+    let voices: Vec<_> = ids.iter().map(NewVoice::processing).collect();
+    app.insert(&voices).await;
+    let mut claims = JoinSet::new();
+    for _ in 0..20 {
+        let store = app.store().await;
+        claims.spawn(async move {
+            let page = store
+                .claim(Uuid::new_v4(), &ALL, 100)
+                .await
+                .expect("claims");
+            page.voices
+                .into_iter()
+                .map(|voice| voice.row)
+                .collect::<Vec<_>>()
+        });
+    }
+    let mut claimed: Vec<RowId> = claims.join_all().await.into_iter().flatten().collect();
+    claimed.sort_unstable();
+    assert_eq!(claimed.len(), 50);
+    claimed.dedup();
+    assert_eq!(claimed.len(), 50);
 }
 
 fn ledger_entry() -> Run {
@@ -1180,7 +1318,7 @@ fn ledger_entry() -> Run {
         cursor: NextPass::FromTheBeginning,
         unlisted: Vec::new(),
         concurrency: None,
-        completion_times: Sketch::default(),
+        completion_times: Quantiles::default(),
     }
 }
 
@@ -1189,7 +1327,7 @@ async fn the_ledger_tells_the_next_pass_where_to_begin(variant: Variant) {
     let store = app.store().await;
     let account = Uuid::new_v4();
     assert_eq!(
-        store.remember(account).await.expect("remembers"),
+        store.load_state(account).await.expect("remembers"),
         Default::default()
     );
     app.insert_processing(&["a", "b"]).await;
@@ -1210,14 +1348,14 @@ async fn the_ledger_tells_the_next_pass_where_to_begin(variant: Variant) {
         ..run.clone()
     };
     store.record_run(&more).await.expect("records");
-    let memory = store.remember(account).await.expect("remembers");
+    let memory = store.load_state(account).await.expect("remembers");
     assert_eq!(memory.resume_after, Some(position.clone()));
     let named = Run {
         cursor: NextPass::AsBefore,
         ..ledger_entry()
     };
     store.record_run(&named).await.expect("records");
-    let memory = store.remember(account).await.expect("remembers");
+    let memory = store.load_state(account).await.expect("remembers");
     assert_eq!(
         memory.resume_after,
         Some(position),
@@ -1226,11 +1364,11 @@ async fn the_ledger_tells_the_next_pass_where_to_begin(variant: Variant) {
     assert_eq!(memory.unlisted.len(), 2);
     assert_eq!(memory.spent, Spent::counted(2 * 12, 2 * 5));
     app.age_own_tables(121).await;
-    let memory = store.remember(account).await.expect("remembers");
+    let memory = store.load_state(account).await.expect("remembers");
     assert_eq!(memory.spent, Spent::default(), "that was long ago");
     assert!(
         store
-            .remember(Uuid::new_v4())
+            .load_state(Uuid::new_v4())
             .await
             .expect("remembers")
             .unlisted
@@ -1239,7 +1377,7 @@ async fn the_ledger_tells_the_next_pass_where_to_begin(variant: Variant) {
     store.record_run(&ledger_entry()).await.expect("records");
     assert_eq!(
         store
-            .remember(account)
+            .load_state(account)
             .await
             .expect("remembers")
             .resume_after,
@@ -1279,7 +1417,11 @@ async fn tidying_removes_what_is_of_no_more_use(variant: Variant) {
         .await
         .expect("notes");
     store.record_run(&ledger_entry()).await.expect("records");
-    store.mark_published(&[events[0].id]).await.expect("marks");
+    let (leased, published) = (LeasedEvents::from(events.clone()), [events[0].id]);
+    store
+        .settle_events(&leased, &published, &[])
+        .await
+        .expect("settles");
     app.execute("DELETE FROM voices WHERE elevenlabs_voice_id = 'left'")
         .await;
     let counts = async |app: &App| {
@@ -1487,7 +1629,10 @@ contract!(
     hinted_voices_and_all_others_are_the_whole_table,
     finished_voices_are_found_by_whatever_form_their_row_is_given_in,
     age_counts_from_creation_or_first_sight_or_restart,
+    every_view_counts_the_age_of_the_oldest_voice_alike,
     events_are_published_by_one_process_and_by_another_after_a_crash,
+    a_batch_is_marked_when_all_its_events_are_out,
+    claims_of_many_processes_never_overlap,
     one_process_tries_a_bus_that_failed,
     the_ledger_tells_the_next_pass_where_to_begin,
     tidying_removes_what_is_of_no_more_use,

@@ -221,19 +221,6 @@ async fn the_log_has_a_line_for_each_kind_of_thing() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn log_lines_have_a_trace_only_with_the_feature() {
-    let site = site().await;
-    let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let pass = site.sync_once().env("TRACEPARENT", traceparent);
-    let ended = pass.run().await;
-    ended.expect_code(0);
-    for line in ended.stderr.lines() {
-        let traced = line.contains("4bf92f3577b34da6a3ce929d0e0e4736") && line.contains("span_id");
-        assert_eq!(traced, cfg!(feature = "otel"), "{line}");
-    }
-}
-
 /// Ids of the application's own rows, with line ends and terminal codes, in every place of a log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ids_forge_no_line_of_the_log() {

@@ -354,7 +354,6 @@ impl App {
                 &[
                     "first_seen",
                     "restarted_at",
-                    "lease_until",
                     "last_asked",
                     "missing_since",
                     "set_aside_until",
@@ -365,7 +364,8 @@ impl App {
                 ][..],
             ),
             // Not `occurred_at`: it is in the event itself, which is the same whenever it is published.
-            ("outbox", &["leased_until", "published_at"]),
+            ("leases", &["lease_until"]),
+            ("batches", &["leased_until", "published_at"]),
             ("runs", &["started_at", "finished_at"]),
             ("buses", &["retry_at"]),
             (

@@ -3,13 +3,14 @@
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqlitePool};
 
-use super::checkup::serves;
-use super::{KeyForm, SqliteStore};
-use crate::store::adopt::{Lacks, Shape};
+use super::index::is_indexed;
+use crate::store::StoreError;
+use crate::store::adopt::{Lacks, TableShape, adopted_name};
+use crate::store::dialect::Dialect;
 use crate::store::table::{
-    ColumnNames, Identifier, Misfit, Names, Need, TableName, absent, literal,
+    ColumnNames, Identifier, MissingColumn, Names, Need, SchemaError, TableName, absent, literal,
 };
-use crate::store::{Absent, StoreError};
+use crate::store::table_sql::{KeyForm, TableSql};
 
 /// What SQLite numbers rows with: <https://www.sqlite.org/rowidtable.html>.
 const ROW_ID: &str = "_rowid_";
@@ -19,93 +20,122 @@ struct Column {
     declared: String,
 }
 
-impl SqliteStore {
-    pub(in crate::store) async fn open(
-        pool: SqlitePool,
-        names: &Names,
-        own_tables: bool,
-    ) -> Result<Self, StoreError> {
-        if !names.zone.is_utc() {
-            return Err(StoreError::Config(
-                "SQLite knows no time zones, so that --naive-timezone is for PostgreSQL; let the application write UTC"
-                    .to_owned(),
-            ));
-        }
-        let table = names.table.quoted();
-        let columns = columns(&pool, &names.table).await?;
-        // SQLite compares the names of columns without regard to ASCII case.
-        let find = |name: &Identifier| {
-            columns
-                .iter()
-                .find(|column| column.name.eq_ignore_ascii_case(name.as_str()))
-        };
-        let c = &names.columns;
-        check_names(&table, c, Need::ToWork, &columns)?;
-        let form = |name: &Identifier| match find(name) {
-            Some(column) if length(&column.declared) == Some(32) => KeyForm::BareUuid,
-            Some(_) | None => KeyForm::Plain,
-        };
-        let created_at = match find(&c.created_at) {
-            Some(_) => format!("CAST(v.{} AS TEXT)", c.created_at.quoted()),
-            None => "NULL".to_owned(),
-        };
-        let written = match find(&c.completed_at) {
-            Some(_) => format!("CAST(v.{} AS TEXT)", c.completed_at.quoted()),
-            None => "NULL".to_owned(),
-        };
-        let completed_before = match own_tables {
-            // A column that was added later does not know of earlier completions.
-            true => format!(
-                "COALESCE({written}, (SELECT CAST(c.completed_at AS TEXT)
-                                      FROM voice_sync_completions c
-                                      WHERE c.row_id = CAST(v.{} AS TEXT)))",
-                c.id.quoted()
-            ),
-            false => written,
-        };
-        let user_id = match find(&c.user_id) {
-            Some(_) => format!("CAST({} AS TEXT)", c.user_id.quoted()),
-            None => "NULL".to_owned(),
-        };
-        let absent = [Absent::UserId, Absent::PreviewUrl, Absent::CompletedAt]
-            .into_iter()
-            .filter(|column| find(column.name(c)).is_none())
-            .collect();
-        let position = match goes_by_row_ids(&pool, names, &columns).await? {
-            true => ROW_ID.to_owned(),
-            false => c.id.quoted(),
-        };
-        Ok(Self {
-            id: c.id.quoted(),
-            position,
-            id_form: form(&c.id),
-            user_id,
-            user_id_form: form(&c.user_id),
-            provider_id: c.elevenlabs_voice_id.quoted(),
-            status: c.status.quoted(),
-            preview_url: find(&c.preview_url).map(|_| c.preview_url.quoted()),
-            completed_at: find(&c.completed_at).map(|_| c.completed_at.quoted()),
-            completed_before,
-            created_at,
-            processing: literal(&names.statuses.processing),
-            completed: literal(&names.statuses.completed),
-            failed: literal(&names.statuses.failed),
-            absent,
-            preview_room: find(&c.preview_url).and_then(|column| length(&column.declared)),
-            own_tables,
-            name: names.table.clone(),
-            table,
-            pool,
-        })
+/// Reads the catalog.
+pub(in crate::store) async fn table_sql(
+    pool: &SqlitePool,
+    names: &Names,
+    has_own_tables: bool,
+) -> Result<TableSql, StoreError> {
+    if !names.zone.is_utc() {
+        return Err(StoreError::Config(
+            "SQLite knows no time zones, so that --naive-timezone is for PostgreSQL; let the application write UTC"
+                .to_owned(),
+        ));
     }
+    let table = names.table.quoted();
+    let columns = columns(pool, &names.table).await?;
+    // SQLite compares the names of columns without regard to ASCII case.
+    let find = |name: &Identifier| {
+        columns
+            .iter()
+            .find(|column| column.name.eq_ignore_ascii_case(name.as_str()))
+    };
+    let c = &names.columns;
+    check_names(&table, c, Need::ToWork, &columns)?;
+    let form = |name: &Identifier| match find(name) {
+        Some(column) if length(&column.declared) == Some(32) => KeyForm::BareUuid,
+        Some(_) | None => KeyForm::Plain,
+    };
+    let moment_of = |name: &Identifier| match find(name) {
+        Some(_) => moment(&format!("CAST(v.{} AS TEXT)", name.quoted())),
+        None => "NULL".to_owned(),
+    };
+    let id = c.id.quoted();
+    let (mut created_at, mut completed_before) =
+        (moment_of(&c.created_at), moment_of(&c.completed_at));
+    if has_own_tables {
+        let adopted = format!(
+            "(SELECT adopted_at FROM voice_sync_adoptions WHERE table_name = {})",
+            adopted_name(Dialect::Sqlite, &names.table)
+        );
+        created_at = format!("max({created_at}, COALESCE({adopted}, 0))");
+        // A column that was added later does not know of earlier completions.
+        completed_before = format!(
+            "COALESCE({completed_before}, (SELECT c.completed_at FROM voice_sync_completions c
+                                           WHERE c.row_id = CAST(v.{id} AS TEXT)))"
+        );
+    }
+    let user_id = match find(&c.user_id) {
+        Some(_) => [
+            format!("CAST(v.{} AS TEXT)", c.user_id.quoted()),
+            format!("CAST({} AS TEXT)", c.user_id.quoted()),
+        ],
+        None => ["NULL", "NULL"].map(str::to_owned),
+    };
+    let [user_id, returned_user] = user_id;
+    let provider_id = c.elevenlabs_voice_id.quoted();
+    let missing_columns = [
+        MissingColumn::UserId,
+        MissingColumn::PreviewUrl,
+        MissingColumn::CompletedAt,
+    ];
+    let missing_columns = missing_columns
+        .into_iter()
+        .filter(|column| find(column.name(c)).is_none())
+        .collect();
+    let position = match goes_by_row_ids(pool, names, &columns).await? {
+        true => ROW_ID.to_owned(),
+        false => id.clone(),
+    };
+    Ok(TableSql {
+        dialect: Dialect::Sqlite,
+        position,
+        id_type: "text".to_owned(),
+        id_form: form(&c.id),
+        user_id,
+        user_id_form: form(&c.user_id),
+        returned: format!(
+            "CAST({id} AS TEXT) AS row_id, CAST({provider_id} AS TEXT) AS provider_id, {returned_user} AS user_id"
+        ),
+        provider_id: format!("CAST(v.{provider_id} AS TEXT)"),
+        provider_key: format!("v.{provider_id}"),
+        id,
+        status: c.status.quoted(),
+        preview_url: find(&c.preview_url).map(|_| c.preview_url.quoted()),
+        completed_at: find(&c.completed_at).map(|_| c.completed_at.quoted()),
+        completed_before,
+        created_at,
+        processing: literal(&names.statuses.processing),
+        completed: literal(&names.statuses.completed),
+        failed: literal(&names.statuses.failed),
+        // SQLAlchemy writes six digits of a second; SQLite's clock has three.
+        completed_now: "strftime('%Y-%m-%d %H:%M:%f000', 'now')".to_owned(),
+        missing_columns,
+        preview_room: find(&c.preview_url).and_then(|column| length(&column.declared)),
+        has_own_tables,
+        table,
+    })
+}
+
+/// A stored time in milliseconds since 1970: SQLAlchemy's text, ISO 8601 with or without a zone, Unix seconds or
+/// milliseconds.
+fn moment(text: &str) -> String {
+    format!(
+        "CASE WHEN {text} GLOB '[0-9]*' AND {text} NOT GLOB '*[^0-9]*'
+              THEN CAST({text} AS INTEGER) * CASE WHEN length({text}) > 11 THEN 1 ELSE 1000 END
+              ELSE CAST(unixepoch({text}, 'subsec') * 1000 AS INTEGER) END"
+    )
 }
 
 /// What the table lacks of what voice-sync would write to.
-pub(in crate::store) async fn shape(pool: &SqlitePool, names: &Names) -> Result<Shape, StoreError> {
+pub(in crate::store) async fn shape(
+    pool: &SqlitePool,
+    names: &Names,
+) -> Result<TableShape, StoreError> {
     let c = &names.columns;
     let columns = columns(pool, &names.table).await?;
     check_names(&names.table.quoted(), c, Need::ToAdopt, &columns)?;
-    Ok(Shape {
+    Ok(TableShape {
         lacks: Lacks::new(c, |name| {
             columns
                 .iter()
@@ -113,7 +143,7 @@ pub(in crate::store) async fn shape(pool: &SqlitePool, names: &Names) -> Result<
         }),
         is_strict: is_strict(pool, &names.table).await?,
         moment: "DATETIME",
-        has_index: serves(pool, names).await?,
+        has_index: is_indexed(pool, names).await?,
     })
 }
 
@@ -169,7 +199,7 @@ async fn columns(pool: &SqlitePool, table: &TableName) -> Result<Vec<Column>, St
         })
     };
     match rows.is_empty() {
-        true => Err(Misfit::NoTable {
+        true => Err(SchemaError::NoTable {
             table: table.quoted(),
         }
         .into()),
@@ -182,7 +212,7 @@ fn check_names(
     names: &ColumnNames,
     need: Need,
     columns: &[Column],
-) -> Result<(), Misfit> {
+) -> Result<(), SchemaError> {
     let all = [
         &names.id,
         &names.user_id,
@@ -195,7 +225,7 @@ fn check_names(
     for (at, name) in all.iter().enumerate() {
         let same = |other: &&Identifier| other.as_str().eq_ignore_ascii_case(name.as_str());
         if all[..at].iter().any(same) {
-            return Err(Misfit::Shared {
+            return Err(SchemaError::Shared {
                 table: table.to_owned(),
                 column: name.quoted(),
             });
@@ -218,7 +248,38 @@ fn length(declared: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::AssertSqlSafe;
+
     use super::*;
+
+    #[tokio::test]
+    async fn reads_every_form_of_a_stored_time() {
+        let pool = SqlitePool::connect("sqlite::memory:").await.expect("opens");
+        let read = async |text: &str| {
+            let sql = AssertSqlSafe(format!("SELECT {}", moment("$1")));
+            let read: Option<i64> = sqlx::query_scalar(sql)
+                .bind(text)
+                .fetch_one(&pool)
+                .await
+                .expect("reads");
+            read
+        };
+        for text in [
+            "2026-11-02 08:00:00.000000",
+            "2026-11-02 08:00:00",
+            "2026-11-02T08:00:00",
+            "2026-11-02T08:00:00Z",
+            "2026-11-02 09:00:00+01:00",
+            "2026-11-02T09:00:00.000+01:00",
+            "1793606400",
+            "1793606400000",
+        ] {
+            assert_eq!(read(text).await, Some(1_793_606_400_000), "{text}");
+        }
+        for text in ["", "yesterday", "2026-13-02 08:00:00"] {
+            assert_eq!(read(text).await, None, "{text:?}");
+        }
+    }
 
     #[test]
     fn a_column_of_32_characters_holds_a_uuid_without_dashes() {

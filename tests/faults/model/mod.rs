@@ -28,7 +28,7 @@ use tokio::runtime::Builder;
 use self::program::Program;
 use self::reference::Promise;
 use self::world::{Site, World};
-use crate::{budget, dice, is_full};
+use crate::{budget, is_full, rng};
 
 /// Instances of voice-sync.
 const INSTANCES: usize = 3;
@@ -228,14 +228,14 @@ fn explore(program: Program, seed: u64, wanted: u64) -> Explored {
         max_shrink_iters: u32::try_from(budget(100, 2000)).expect("few"),
         ..Config::default()
     };
-    let mut dice = fastrand::Rng::with_seed(seed);
+    let mut rng = fastrand::Rng::with_seed(seed);
     // Without the runs that make a failure shorter.
     let (cases, steps, failed) = (Cell::new(0), Cell::new(0), Cell::new(false));
     let mut broken = None;
     while broken.is_none() && steps.get() < wanted {
         // A runner is used up when its cases are.
         let mut bytes = [0; 16];
-        dice.fill(&mut bytes);
+        rng.fill(&mut bytes);
         let rng = TestRng::from_seed(RngAlgorithm::XorShift, &bytes);
         let mut runner = TestRunner::new_with_rng(config.clone(), rng);
         let outcome = runner.run(&vec(step(), 1..=LONGEST), |case| {
@@ -292,9 +292,9 @@ async fn without_detours(site: &Site, program: Program, mut found: Broken) -> Br
 
 /// Explores [`WORLDS`] at once, and wants nothing to be found.
 fn keeps_its_promises(program: Program, wanted: u64) {
-    let mut dice = dice();
+    let mut rng = crate::rng();
     let began = Instant::now();
-    let seeds: Vec<_> = (0..WORLDS).map(|_| dice.u64(..)).collect();
+    let seeds: Vec<_> = (0..WORLDS).map(|_| rng.u64(..)).collect();
     let explored: Vec<_> = thread::scope(|scope| {
         let running: Vec<_> = seeds
             .into_iter()
@@ -319,7 +319,7 @@ fn keeps_its_promises(program: Program, wanted: u64) {
 /// Wants one of these promises to be broken by a program that has a mistake. Chance finds each of
 /// them within a few dozen cases; the bound is there to end a test that is blind.
 fn is_found(program: Program, promises: &[Promise]) {
-    let explored = explore(program, dice().u64(..), 200_000);
+    let explored = explore(program, rng().u64(..), 200_000);
     let broken = explored
         .broken
         .unwrap_or_else(|| panic!("{program:?} was not found in {} cases", explored.cases));
@@ -379,6 +379,11 @@ fn an_event_in_a_transaction_of_its_own_is_found() {
 #[test]
 fn a_mark_before_the_publication_is_found() {
     is_found(Program::MarksBeforePublishing, &[Promise::NothingIsLost]);
+}
+
+#[test]
+fn a_mark_of_a_batch_before_all_its_events_are_out_is_found() {
+    is_found(Program::MarksPartOfABatch, &[Promise::NothingIsLost]);
 }
 
 #[test]

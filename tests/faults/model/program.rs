@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use sqlx::SqlitePool;
 use uuid::Uuid;
-use voice_sync::events::{OutboxEvent, event_id};
-use voice_sync::store::{Applied, Claimed, Page, Target, Transition};
-use voice_sync::verdict::Age;
-use voice_sync::voice::{Position, RowId};
+use voice_sync::core::event::{BatchId, OutboxEvent, event_id};
+use voice_sync::core::transition::{Claimed, Target, Transition};
+use voice_sync::core::verdict::Age;
+use voice_sync::core::voice::{Position, RowId};
+use voice_sync::store::{Applied, Page};
 
 use super::Fate;
 
@@ -28,6 +29,8 @@ pub(super) enum Program {
     RecordsInASecondTransaction,
     /// Marks events as published before they are.
     MarksBeforePublishing,
+    /// Marks a batch as published when the first of its events is.
+    MarksPartOfABatch,
     /// Takes what is in processing, whoever is at it.
     IgnoresLeases,
 }
@@ -52,6 +55,7 @@ impl Program {
             Self::Sound
             | Self::PublishesBeforeTheCommit
             | Self::MarksBeforePublishing
+            | Self::MarksPartOfABatch
             | Self::IgnoresLeases => None,
             Self::ByHand => Some(all),
             Self::OverwritesFinishedRows => Some(Care {
@@ -80,6 +84,7 @@ pub(super) fn foretold(transition: &Transition) -> OutboxEvent {
     let event_type = target.event_type();
     OutboxEvent {
         id: 0,
+        batch: BatchId(Uuid::nil()),
         event_id: event_id(row, provider_id, event_type),
         event_type,
         voice_id: hyphenated(row.as_str()),
@@ -104,10 +109,12 @@ pub(super) async fn apply_by_hand(
         WHERE id = $1 AND (status = 'processing' OR NOT $4) AND (elevenlabs_voice_id = $5 OR NOT $6)
         RETURNING user_id";
     const RECORD: &str = "
-        INSERT INTO voice_sync_outbox (event_id, event_type, voice_id, user_id, run_id, occurred_at)
-        VALUES ($1, $2, $3, $4, $5, CAST(unixepoch('subsec') * 1000 AS INTEGER))";
-    const GIVE_BACK: &str = "
-        UPDATE voice_sync_voices SET lease_until = NULL WHERE row_id = $1 AND run_id = $2";
+        INSERT INTO voice_sync_outbox (event_id, event_type, voice_id, user_id, batch_id)
+        VALUES ($1, $2, $3, $4, $5)";
+    const BATCH: &str = "
+        INSERT INTO voice_sync_batches (batch_id, run_id, recorded_at, first_id, last_id, events)
+        SELECT batch_id, $2, CAST(unixepoch('subsec') * 1000 AS INTEGER), id, id, 1
+        FROM voice_sync_outbox WHERE batch_id = $1";
     let mut applied = Applied::default();
     let mut transaction = pool.begin().await?;
     for transition in transitions {
@@ -116,11 +123,6 @@ pub(super) async fn apply_by_hand(
             Target::Failed { reason: _ } => ("failed", None),
         };
         let row = transition.row.as_str();
-        sqlx::query(GIVE_BACK)
-            .bind(row)
-            .bind(run_id.to_string())
-            .execute(&mut *transaction)
-            .await?;
         let moved: Option<String> = sqlx::query_scalar(MOVE)
             .bind(row)
             .bind(status)
@@ -140,11 +142,17 @@ pub(super) async fn apply_by_hand(
             }
         }
         let event_type = transition.target.event_type();
+        let batch = Uuid::new_v4().to_string();
         sqlx::query(RECORD)
             .bind(event_id(&transition.row, &transition.provider_id, event_type).to_string())
             .bind(event_type.as_str())
             .bind(hyphenated(row))
             .bind(hyphenated(&user))
+            .bind(&batch)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query(BATCH)
+            .bind(&batch)
             .bind(run_id.to_string())
             .execute(&mut *transaction)
             .await?;

@@ -5,9 +5,9 @@ use std::fmt;
 use std::time::Duration;
 
 use uuid::Uuid;
-use voice_sync::events::{EventType, OutboxEvent, event_id};
+use voice_sync::core::event::{EventType, OutboxEvent, event_id};
+use voice_sync::core::voice::{ProviderVoiceId, RowId};
 use voice_sync::store::LEASE;
-use voice_sync::voice::{ProviderVoiceId, RowId};
 
 use super::Status;
 use super::program::hyphenated;

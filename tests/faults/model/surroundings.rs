@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use uuid::Uuid;
-use voice_sync::voice::RowId;
+use voice_sync::core::voice::RowId;
 
 use super::reference::{Row, Told, Violation};
 use super::world::World;
@@ -24,9 +24,9 @@ impl World<'_> {
         self.skipped += Duration::from_secs(seconds.into());
         let milliseconds = u64::from(seconds) * 1000;
         let sql = format!(
-            "UPDATE voice_sync_voices SET lease_until = lease_until - {milliseconds},
-                                          set_aside_until = set_aside_until - {milliseconds};
-             UPDATE voice_sync_outbox SET leased_until = leased_until - {milliseconds}"
+            "UPDATE voice_sync_leases SET lease_until = lease_until - {milliseconds};
+             UPDATE voice_sync_voices SET set_aside_until = set_aside_until - {milliseconds};
+             UPDATE voice_sync_batches SET leased_until = leased_until - {milliseconds}"
         );
         self.site.app.execute(&sql).await;
     }

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use sqlx::SqlitePool;
 use tempfile::TempDir;
 use uuid::Uuid;
-use voice_sync::store::{Note, Record, Seen, Selection, Store, Target, Transition};
-use voice_sync::verdict::Stage;
-use voice_sync::voice::{ProviderVoiceId, RowId};
+use voice_sync::core::transition::{Note, Seen, SetAside, Target, Transition};
+use voice_sync::core::verdict::Stage;
+use voice_sync::core::voice::{ProviderVoiceId, RowId};
+use voice_sync::store::{LeasedEvents, Record, Selection, Store};
 
-use super::instance::{Instance, half_way, in_hand};
+use super::instance::{InHand, Instance, half_way};
 use super::program::{Program, apply_by_hand, claim_by_hand, foretold};
 use super::reference::{Promise, Reference, Violation, preview};
 use super::surroundings::Slot;
@@ -75,7 +76,8 @@ pub(super) struct World<'a> {
 impl<'a> World<'a> {
     pub(super) async fn new(site: &'a Site, program: Program) -> Self {
         let clear =
-            "DELETE FROM voices; DELETE FROM voice_sync_voices; DELETE FROM voice_sync_outbox";
+            "DELETE FROM voices; DELETE FROM voice_sync_voices; DELETE FROM voice_sync_leases;
+             DELETE FROM voice_sync_outbox; DELETE FROM voice_sync_batches";
         site.app.execute(clear).await;
         let mut world = Self {
             site,
@@ -244,6 +246,10 @@ impl<'a> World<'a> {
         }
         if fate == Fate::Done {
             let instance = &mut self.instances[who];
+            let rows = voices.iter().map(|(row, _)| row.clone()).collect();
+            instance
+                .leases
+                .extend(page.lease.map(|lease| (lease, rows)));
             instance.claimed.extend(voices);
             instance.at_the_end = page.last.is_none();
             instance.after = page.last;
@@ -263,7 +269,7 @@ impl<'a> World<'a> {
             let status = self.provider[&provider_id];
             let target = match status {
                 Status::Processing => {
-                    instance.unanswered.push(row);
+                    instance.unanswered.push((row, provider_id));
                     continue;
                 }
                 Status::Completed => Target::Completed {
@@ -326,11 +332,14 @@ impl<'a> World<'a> {
         }
         instance.repeats = fate == Fate::ReplyLost;
         if fate == Fate::Done {
-            instance.answers.clear();
+            let answers = std::mem::take(&mut instance.answers);
             instance.moved_before.clear();
             if record == Record::ForMe {
-                instance.events.extend(in_hand(applied.events));
+                instance.take(applied.events);
             }
+            let ended = instance.written(answers.iter().map(|answer| &answer.row));
+            let ended = self.site.stores[who].end_leases(&ended).await;
+            ended.expect("the store ends leases");
         }
         Ok(true)
     }
@@ -344,8 +353,9 @@ impl<'a> World<'a> {
         let run_id = instance.run_id;
         let notes: Vec<_> = rows
             .into_iter()
-            .map(|row| Note {
+            .map(|(row, provider_id)| Note {
                 row,
+                provider_id: Some(provider_id),
                 again_in: Duration::ZERO,
                 seen: match says {
                     Remark::Processing => Seen::Processing {
@@ -354,7 +364,7 @@ impl<'a> World<'a> {
                     },
                     Remark::Missing => Seen::Missing,
                     Remark::Unavailable => Seen::Unavailable("503".to_owned()),
-                    Remark::SetAside => Seen::SetAside("odd".to_owned()),
+                    Remark::SetAside => Seen::SetAside(SetAside::Refused("odd".to_owned())),
                 },
             })
             .collect();
@@ -363,6 +373,9 @@ impl<'a> World<'a> {
         for note in &notes {
             self.reference.given_back(run_id, &note.row);
         }
+        let ended = self.instances[who].written(notes.iter().map(|note| &note.row));
+        let ended = self.site.stores[who].end_leases(&ended).await;
+        ended.expect("the store ends leases");
         Ok(true)
     }
 
@@ -370,11 +383,11 @@ impl<'a> World<'a> {
         if self.instances[who].repeats {
             return Ok(false);
         }
-        let events = self.site.stores[who].take_events(limit).await;
-        let events = events.expect("the store gives events");
+        let events = self.site.stores[who].lease_events(limit).await;
+        let events = events.expect("the store gives events").events;
         let taken = !events.is_empty();
         if fate == Fate::Done {
-            self.instances[who].events.extend(in_hand(events));
+            self.instances[who].take(events);
         }
         Ok(taken)
     }
@@ -404,34 +417,39 @@ impl<'a> World<'a> {
     }
 
     async fn mark(&mut self, who: usize, fate: Fate, half_done: bool) -> Result<bool, Violation> {
-        let events = &mut self.instances[who].events;
-        let ids: BTreeSet<i64> = events
-            .iter()
-            .filter(|in_hand| in_hand.half_done == half_done)
-            .map(|in_hand| in_hand.event.id)
-            .collect();
+        let all = self.program != Program::MarksPartOfABatch;
+        let events = self.instances[who].of_batches(half_done, all);
+        let ids: BTreeSet<i64> = events.iter().map(|event| event.id).collect();
         if ids.is_empty() {
             return Ok(false);
         }
         let listed: Vec<_> = ids.iter().copied().collect();
-        let marked = self.site.stores[who].mark_published(&listed).await;
+        let leased = LeasedEvents::from(events);
+        let marked = self.site.stores[who]
+            .settle_events(&leased, &listed, &[])
+            .await;
         marked.expect("the store marks");
         if fate == Fate::Done {
-            half_way(events, &ids, half_done);
+            half_way(&mut self.instances[who].events, &ids, half_done);
         }
         Ok(true)
     }
 
+    /// Gives up on the events that are not published.
     async fn give_back(&mut self, who: usize) -> Result<bool, Violation> {
-        let events = &mut self.instances[who].events;
-        let (kept, rest): (Vec<_>, Vec<_>) = std::mem::take(events)
-            .into_iter()
-            .partition(|in_hand| in_hand.half_done);
-        *events = kept;
-        let ids: Vec<_> = rest.iter().map(|in_hand| in_hand.event.id).collect();
-        let given = self.site.stores[who].give_back_events(&ids).await;
-        given.expect("the store takes events back");
-        Ok(!ids.is_empty())
+        if self.program == Program::MarksBeforePublishing {
+            return Ok(false);
+        }
+        let events = std::mem::take(&mut self.instances[who].events);
+        let is_done = |in_hand: &&InHand| in_hand.half_done;
+        let published: Vec<_> = events.iter().filter(is_done).map(|e| e.event.id).collect();
+        let all: Vec<_> = events.into_iter().map(|in_hand| in_hand.event).collect();
+        let leased = LeasedEvents::from(all);
+        let settled = self.site.stores[who]
+            .settle_events(&leased, &published, &[])
+            .await;
+        settled.expect("the store settles events");
+        Ok(!leased.events.is_empty())
     }
 
     fn now(&self) -> Duration {

@@ -10,7 +10,7 @@ use crate::scene::Scene;
 use crate::support::app::{App, Variant};
 use crate::support::binary::{Ended, VoiceSync};
 use crate::support::daemon::{Daemon, daemon};
-use crate::{budget, dice, is_full};
+use crate::{budget, is_full, rng};
 
 /// As of the real provider.
 const LATENCY: Duration = Duration::from_millis(50);
@@ -105,7 +105,7 @@ async fn scene(
 ) -> (Scene, Vec<(String, Fault)>) {
     let scene = Scene::within(App::new(variant).await, &["ready"], voices, LATENCY).await;
     let mut numbers: Vec<usize> = (0..voices).collect();
-    dice().shuffle(&mut numbers);
+    rng().shuffle(&mut numbers);
     let bad: Vec<_> = numbers[..bad]
         .iter()
         .enumerate()

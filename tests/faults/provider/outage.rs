@@ -9,7 +9,7 @@ use voice_sync_simulator::Answer;
 use crate::scene::{DECIDED, Scene};
 use crate::support::app::Variant;
 use crate::support::binary::Ended;
-use crate::{budget, dice};
+use crate::{budget, rng};
 
 const OUTAGE_S: u64 = 600;
 
@@ -164,7 +164,7 @@ async fn every_other_answer_may_be_an_error() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_of_all_answers_may_be_errors() {
-    let dice = Mutex::new(dice());
-    let fails = move || dice.lock().expect("nobody panics with it").bool();
+    let rng = Mutex::new(rng());
+    let fails = move || rng.lock().expect("nobody panics with it").bool();
     half_of_all_answers(fails, budget(2000, 20_000) as usize).await;
 }

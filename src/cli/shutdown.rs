@@ -1,0 +1,44 @@
+//! Being told to stop.
+
+use std::process;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::core::exit::Exit;
+use crate::deadline::Deadline;
+use crate::failpoint;
+
+/// Told to stop, a command ends within this time, whatever hangs. Kubernetes waits for 30 s.
+pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// Cancels `stop` on SIGTERM or SIGINT, after which a pass claims no more and finishes what is under
+/// way, until `deadline` at the latest. A second signal ends the process at once; leases then expire by themselves. Signals are caught
+/// from when this returns.
+pub(crate) fn on_signal(stop: CancellationToken, deadline: Deadline) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        warn!("signals cannot be caught; the process ends at once when told to");
+        return;
+    };
+    tokio::spawn(async move {
+        for told in 1.. {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if told > 1 {
+                process::exit(Exit::Temporary.code().into());
+            }
+            info!("told to stop: finishing what is under way; a second signal ends it at once");
+            stop.cancel();
+            let limit = failpoint::limit("shutdown.timeout", SHUTDOWN_TIMEOUT);
+            deadline.bring_forward(Instant::now() + limit);
+        }
+    });
+}

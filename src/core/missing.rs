@@ -1,0 +1,280 @@
+//! When "the provider does not know this voice" may be believed. Pure.
+//!
+//! Absence is no verdict at once: a voice may not be visible yet right after its creation, and with
+//! a key of another workspace every voice is absent. So one voice's absence has to be confirmed, and
+//! where too many are absent none of them is changed: over one pass ([`MassAbsenceGuard`]) and, as a daemon makes many small
+//! ones, over all passes of a day ([`MassAbsence`]).
+
+use std::time::Duration;
+
+/// How often in a row a voice must be missed before its absence is believed.
+pub const CONFIRMATIONS: u32 = 3;
+/// Fewer missing voices than this never trip the guard.
+const FUSE_FLOOR: u64 = 10;
+/// One missing of so many is not too many.
+const TOO_MANY: u64 = 5;
+/// So many voices asked, and not one known, are enough to stop asking.
+const HOPELESS_AFTER: u64 = 100;
+
+/// What is recorded of a voice that single lookups did not find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Absence {
+    /// Lookups in a row, with one key, that did not find it.
+    pub times: u32,
+    /// Time since the first of them.
+    pub lasting: Duration,
+    /// What the same key found otherwise.
+    pub others: Others,
+}
+
+/// What a key found besides a voice that it did not find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// Other voices, since the first lookup that did not find this one.
+    FoundSince,
+    /// Other voices, before that.
+    FoundBefore,
+    /// Nothing, ever: it may be the key of another workspace.
+    NeverFound,
+}
+
+/// Whether an absence is believed.
+///
+/// `missing_after` of zero believes the first one. Otherwise it takes three over that time, with
+/// another voice found in between. An application with a single voice in processing has no other to
+/// find; if its key found voices earlier, the absence is believed once it has lasted for `fail_after`.
+pub fn is_confirmed(
+    absence: Absence,
+    missing_after: Duration,
+    fail_after: Option<Duration>,
+) -> bool {
+    let Absence {
+        times,
+        lasting,
+        others,
+    } = absence;
+    if missing_after.is_zero() {
+        return times > 0;
+    }
+    let long_enough = match others {
+        Others::FoundSince => Some(missing_after),
+        Others::FoundBefore => fail_after.map(|limit| limit.max(missing_after)),
+        Others::NeverFound => None,
+    };
+    times >= CONFIRMATIONS && long_enough.is_some_and(|limit| lasting >= limit)
+}
+
+/// What to do about a mass absence.
+pub const MASS_ABSENCE_ADVICE: &str = "check ELEVENLABS_API_KEY; if these voices were really deleted, name them with \
+                                       `voice-sync sync-once --voice`, fewer than ten at a time";
+
+/// What an account has missed and found, over all passes and processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MassAbsence {
+    /// Voices in processing that are missing.
+    pub missing: u64,
+    /// Voices that failed within a day because they were missing.
+    pub failed: u64,
+    /// Voices that were found within a day, counted no further than it matters.
+    pub found: u64,
+    /// Whether it was there before, and is not over.
+    pub lasts: bool,
+}
+
+impl MassAbsence {
+    /// So many found voices are as good as any number, for so many that are missing.
+    pub fn enough_found(missing: u64) -> u64 {
+        missing.saturating_mul(TOO_MANY)
+    }
+
+    /// Whether no voice may fail for being missing: at least ten are missing, or were and failed, and more than a
+    /// fifth of all. Once that was so, it lasts until the missing ones are a fifth at the most: a few that arrive
+    /// one after the other are no reason to believe the key again.
+    pub fn forbids_failures(self) -> bool {
+        let Self {
+            missing,
+            failed,
+            found,
+            lasts,
+        } = self;
+        let is_large = |missing: u64| missing * TOO_MANY > missing + found;
+        match lasts {
+            true => is_large(missing),
+            false => missing + failed >= FUSE_FLOOR && is_large(missing + failed),
+        }
+    }
+
+    /// The same as one pass would have counted it.
+    pub fn as_guard(self) -> MassAbsenceGuard {
+        MassAbsenceGuard {
+            answered: self.missing + self.failed + self.found,
+            missing: self.missing + self.failed,
+        }
+    }
+}
+
+/// Guards against a key of another workspace, over the voices asked in one pass.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MassAbsenceGuard {
+    answered: u64,
+    missing: u64,
+}
+
+impl MassAbsenceGuard {
+    /// Counts answers about voices, and how many of them were "not found".
+    pub fn count(&mut self, answered: u64, missing: u64) {
+        self.answered += answered;
+        self.missing += missing;
+    }
+
+    /// Voices that were asked about.
+    pub fn answered(&self) -> u64 {
+        self.answered
+    }
+
+    /// Voices that the provider did not know.
+    pub fn missing(&self) -> u64 {
+        self.missing
+    }
+
+    /// Voices that the provider knew.
+    pub fn found(&self) -> u64 {
+        self.answered - self.missing
+    }
+
+    /// Whether any voice was found.
+    pub fn found_any(&self) -> bool {
+        self.found() > 0
+    }
+
+    /// Whether any voice was not found.
+    pub fn missed_any(&self) -> bool {
+        self.missing > 0
+    }
+
+    /// More than a fifth, and at least ten, are missing: none of them may fail by it.
+    pub fn is_tripped(&self) -> bool {
+        self.missing >= FUSE_FLOOR && self.missing * TOO_MANY > self.answered
+    }
+
+    /// Not one of many was found: asking on would only waste requests.
+    pub fn finds_nothing(&self) -> bool {
+        self.answered >= HOPELESS_AFTER && !self.found_any()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn confirmed(times: u32, lasting: Duration, others: Others) -> bool {
+        let absence = Absence {
+            times,
+            lasting,
+            others,
+        };
+        is_confirmed(absence, 15 * MINUTE, Some(DAY))
+    }
+
+    #[test]
+    fn an_absence_is_believed_after_three_times_in_fifteen_minutes() {
+        assert!(!confirmed(1, DAY, Others::FoundSince));
+        assert!(!confirmed(2, DAY, Others::FoundSince));
+        assert!(!confirmed(3, 14 * MINUTE, Others::FoundSince));
+        assert!(confirmed(3, 15 * MINUTE, Others::FoundSince));
+        assert!(confirmed(9, DAY, Others::FoundSince));
+    }
+
+    #[test]
+    fn a_lonely_voice_takes_the_full_time_allowed() {
+        assert!(!confirmed(100, 23 * 60 * MINUTE, Others::FoundBefore));
+        assert!(confirmed(100, DAY, Others::FoundBefore));
+        let absence = Absence {
+            times: 100,
+            lasting: 100 * DAY,
+            others: Others::FoundBefore,
+        };
+        assert!(!is_confirmed(absence, 15 * MINUTE, None));
+    }
+
+    #[test]
+    fn a_key_that_never_found_anything_fails_nobody() {
+        assert!(!confirmed(u32::MAX, 1000 * DAY, Others::NeverFound));
+    }
+
+    #[test]
+    fn zero_believes_the_first() {
+        let first = Absence {
+            times: 1,
+            lasting: Duration::ZERO,
+            others: Others::NeverFound,
+        };
+        assert!(is_confirmed(first, Duration::ZERO, None));
+        assert!(!is_confirmed(
+            Absence { times: 0, ..first },
+            Duration::ZERO,
+            None
+        ));
+    }
+
+    #[test]
+    fn the_fuse_needs_ten_and_more_than_a_fifth() {
+        for (answered, missing, blown) in [
+            (0, 0, false),
+            (9, 9, false),
+            (10, 10, true),
+            (50, 10, false),
+            (49, 10, true),
+            (1000, 200, false),
+            (1000, 201, true),
+        ] {
+            let mut guard = MassAbsenceGuard::default();
+            guard.count(answered, missing);
+            assert_eq!(guard.is_tripped(), blown, "{missing} of {answered}");
+        }
+    }
+
+    #[test]
+    fn a_mass_absence_adds_up_over_passes_and_lasts_until_few_are_missing() {
+        let absence = |missing, failed, found, lasts| MassAbsence {
+            missing,
+            failed,
+            found,
+            lasts,
+        };
+        for (missing, failed, found, lasts, forbidden) in [
+            (0, 0, 0, false, false),
+            (9, 0, 0, false, false),
+            (10, 0, 0, false, true),
+            (10, 0, 40, false, false),
+            (10, 0, 39, false, true),
+            // Small passes: six failed already, and six more are missing.
+            (6, 6, 10, false, true),
+            (6, 6, 100, false, false),
+            // Once it is there, no floor ends it, but evidence does.
+            (6, 6, 10, true, true),
+            (1, 0, 3, true, true),
+            (1, 0, 4, true, false),
+            (0, 9, 0, true, false),
+        ] {
+            let absence = absence(missing, failed, found, lasts);
+            assert_eq!(absence.forbids_failures(), forbidden, "{absence:?}");
+        }
+        let enough = MassAbsence::enough_found(12);
+        assert!(!absence(12, 0, enough, false).forbids_failures());
+    }
+
+    #[test]
+    fn only_a_pass_that_finds_nothing_is_hopeless() {
+        let mut guard = MassAbsenceGuard::default();
+        guard.count(99, 99);
+        assert!(!guard.finds_nothing());
+        guard.count(1, 1);
+        assert!(guard.finds_nothing());
+        guard.count(1, 0);
+        assert!(!guard.finds_nothing());
+    }
+}

@@ -1,0 +1,18 @@
+//! What is decided, and what it is decided on. Pure: no IO and no clock, times are arguments. Nothing here imports
+//! anything from outside this folder.
+
+pub mod backlog;
+pub mod bisect;
+pub mod event;
+pub mod exit;
+pub mod format;
+pub mod judge;
+pub mod lookup;
+pub mod missing;
+pub mod provider_state;
+pub mod quantiles;
+pub mod report;
+pub mod schedule;
+pub mod transition;
+pub mod verdict;
+pub mod voice;

@@ -1,0 +1,638 @@
+//! What an answer about a voice means for its row. Pure: time comes in as the voice's age.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::core::voice::{Category, FineTuning, FineTuningState, GatewayStatus, Voice};
+
+/// The choices a user has in judging.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// How long a voice may stand in processing; `None` is for ever.
+    pub fail_after: Option<Duration>,
+    /// From when that counts.
+    pub age_from: AgeFrom,
+    /// What becomes of a voice that stood longer than that.
+    pub on_timeout: OnTimeout,
+    /// The fine-tuning models that decide; `None` is all that appear.
+    pub models: Option<BTreeSet<String>>,
+}
+
+/// From when the time that a voice may stand in processing counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum AgeFrom {
+    /// When voice-sync first saw this row in processing with this provider id.
+    #[default]
+    FirstSeen,
+    /// When the row was created, unless it is known to have been finished since.
+    Created,
+}
+
+/// For how long a voice has been in processing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Age {
+    /// Since its row was created, as far as that is known. A row may have been finished and cloned anew since, and
+    /// a timestamp without a zone may be read in another one: this is a guess.
+    pub created: Duration,
+    /// Since voice-sync first saw the row in processing with this provider id.
+    pub witnessed: Duration,
+    /// Whether the row has been finished before.
+    pub was_finished: bool,
+}
+
+impl Age {
+    /// The age by which a voice may time out.
+    pub fn counted(self, from: AgeFrom) -> Duration {
+        match from {
+            AgeFrom::FirstSeen => self.witnessed,
+            AgeFrom::Created if self.was_finished => self.witnessed,
+            AgeFrom::Created => self.created,
+        }
+    }
+}
+
+/// What becomes of a voice that was in processing for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum OnTimeout {
+    /// It fails.
+    #[default]
+    Fail,
+    /// It completes without a preview: for applications whose voices speak but get none.
+    Complete,
+}
+
+/// What the answer means for the row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The voice is ready.
+    Completed {
+        /// Its preview, where it has one.
+        preview_url: Option<String>,
+    },
+    /// The voice will never be ready.
+    Failed(Failure),
+    /// Nothing is decided yet.
+    Processing(Stage),
+}
+
+/// Why a voice failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// A gateway's `status` says so.
+    Reported,
+    /// Moderation locked it.
+    Banned,
+    /// Training ended without success, with the provider's words.
+    Training(Option<String>),
+    /// It stood in processing for longer than allowed.
+    TimedOut,
+    /// The provider does not know it, and this was confirmed.
+    Missing,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reported => f.write_str("reported"),
+            Self::Banned => f.write_str("banned"),
+            Self::Training(None) => f.write_str("training"),
+            Self::Training(Some(message)) => write!(f, "training: {message}"),
+            Self::TimedOut => f.write_str("timed_out"),
+            Self::Missing => f.write_str("missing"),
+        }
+    }
+}
+
+/// What a voice in processing waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The provider makes its preview.
+    Preparing,
+    /// A professional voice is queued or being trained.
+    Training,
+    /// Its owner has to verify it, or to start its training.
+    WaitingForOwner,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Preparing => "preparing",
+            Self::Training => "training",
+            Self::WaitingForOwner => "waiting_for_owner",
+        })
+    }
+}
+
+/// The rule that decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// A gateway's top-level `status`.
+    Status = 1,
+    /// A ban.
+    Ban = 2,
+    /// A professional voice, by its deciding models.
+    Training = 3,
+    /// Any other voice, by its preview and verification.
+    Preview = 4,
+    /// What is still processing by the others, by its age.
+    Age = 5,
+}
+
+impl Rule {
+    /// Its number in the documentation.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = match self {
+            Self::Status => "the answer has a status of its own, as some gateways add",
+            Self::Ban => "safety_control is a ban",
+            Self::Training => {
+                "a professional voice is decided by the models that it is trained for"
+            }
+            Self::Preview => {
+                "a voice that is not professional is completed when it has a preview_url"
+            }
+            Self::Age => {
+                "in processing for longer than --fail-after, and just confirmed by an answer"
+            }
+        };
+        write!(f, "rule {}: {words}", self.number())
+    }
+}
+
+/// Judges one voice by a fresh answer, by the first [`Rule`] that fits. Professional voices are exempt from
+/// [`Rule::Age`]: training takes hours and owners take days.
+pub fn judge(voice: &Voice, age: Duration, rules: &Rules) -> Verdict {
+    judge_by_rule(voice, age, rules).1
+}
+
+/// As [`judge`], with the rule that decided.
+pub fn judge_by_rule(voice: &Voice, age: Duration, rules: &Rules) -> (Rule, Verdict) {
+    let professional = voice.category == Some(Category::Professional);
+    let (rule, verdict) = by_status(voice, professional)
+        .map(|verdict| (Rule::Status, verdict))
+        .or_else(|| by_ban(voice).map(|verdict| (Rule::Ban, verdict)))
+        .unwrap_or_else(|| match professional {
+            true => (Rule::Training, by_training(voice, rules)),
+            false => (Rule::Preview, by_preview(voice)),
+        });
+    let overdue = !professional && is_overdue(age, rules);
+    match (&verdict, rules.on_timeout) {
+        (Verdict::Processing(_), OnTimeout::Fail) if overdue => {
+            (Rule::Age, Verdict::Failed(Failure::TimedOut))
+        }
+        (Verdict::Processing(_), OnTimeout::Complete) if overdue => (Rule::Age, completed(voice)),
+        (Verdict::Completed { .. } | Verdict::Failed(_) | Verdict::Processing(_), _) => {
+            (rule, verdict)
+        }
+    }
+}
+
+fn by_status(voice: &Voice, professional: bool) -> Option<Verdict> {
+    match voice.status.as_ref()? {
+        GatewayStatus::Completed => Some(completed(voice)),
+        GatewayStatus::Failed => Some(Verdict::Failed(Failure::Reported)),
+        GatewayStatus::Processing => Some(Verdict::Processing(match professional {
+            true => Stage::Training,
+            false => Stage::Preparing,
+        })),
+        GatewayStatus::Unknown(_) => None,
+    }
+}
+
+fn by_ban(voice: &Voice) -> Option<Verdict> {
+    let banned = voice.safety_control.as_ref()?.is_ban();
+    banned.then_some(Verdict::Failed(Failure::Banned))
+}
+
+fn by_training(voice: &Voice, rules: &Rules) -> Verdict {
+    let none = FineTuning::default();
+    let fine_tuning = voice.fine_tuning.as_ref().unwrap_or(&none);
+    let deciding: Vec<_> = fine_tuning
+        .states()
+        .filter(|(model, _)| rules.models.as_ref().is_none_or(|m| m.contains(*model)))
+        .collect();
+
+    if deciding
+        .iter()
+        .any(|(_, s)| **s == FineTuningState::FineTuned)
+    {
+        return completed(voice);
+    }
+    if !deciding.is_empty() && deciding.iter().all(|(_, s)| **s == FineTuningState::Failed) {
+        let message = deciding.iter().find_map(|(m, _)| fine_tuning.message(m));
+        return Verdict::Failed(Failure::Training(message.map(str::to_owned)));
+    }
+    let with_provider = deciding.iter().any(|(_, state)| match state {
+        FineTuningState::Queued
+        | FineTuningState::FineTuning
+        | FineTuningState::Delayed
+        | FineTuningState::Unknown(_) => true,
+        FineTuningState::NotStarted | FineTuningState::FineTuned | FineTuningState::Failed => false,
+    });
+    Verdict::Processing(match with_provider && !voice.is_unverified() {
+        true => Stage::Training,
+        false => Stage::WaitingForOwner,
+    })
+}
+
+fn by_preview(voice: &Voice) -> Verdict {
+    if voice.preview().is_some() {
+        completed(voice)
+    } else if voice.is_unverified() {
+        Verdict::Processing(Stage::WaitingForOwner)
+    } else {
+        Verdict::Processing(Stage::Preparing)
+    }
+}
+
+fn completed(voice: &Voice) -> Verdict {
+    Verdict::Completed {
+        preview_url: voice.preview().map(str::to_owned),
+    }
+}
+
+/// Whether a voice of this age may no longer stand in processing.
+pub fn is_overdue(age: Duration, rules: &Rules) -> bool {
+    rules.fail_after.is_some_and(|limit| age > limit)
+}
+
+/// Why a preview cannot be written into the application's row.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unstorable {
+    /// NUL, line breaks and the like: PostgreSQL refuses some, browsers read others differently.
+    #[error("the preview_url contains the control character {0:?}")]
+    ControlCharacter(char),
+    /// Not something a browser could play.
+    #[error("the preview_url is not an absolute http(s) URL")]
+    NotAUrl,
+    /// Cutting it would give a URL that leads elsewhere.
+    #[error("the preview_url has {chars} characters, the column holds {room}")]
+    TooLong {
+        /// Its length.
+        chars: usize,
+        /// The column's length.
+        room: usize,
+    },
+}
+
+/// Checks that a preview can be stored as it is in a column of `room` characters (`None`: any length).
+pub fn storable(preview_url: &str, room: Option<usize>) -> Result<(), Unstorable> {
+    if let Some(stranger) = preview_url.chars().find(|c| c.is_control()) {
+        return Err(Unstorable::ControlCharacter(stranger));
+    }
+    let chars = preview_url.chars().count();
+    if let Some(room) = room.filter(|&room| chars > room) {
+        return Err(Unstorable::TooLong { chars, room });
+    }
+    // The parser forgives surrounding spaces and missing slashes; what is stored would keep them.
+    let spelled_out = ["http://", "https://"].iter().any(|scheme| {
+        preview_url
+            .get(..scheme.len())
+            .is_some_and(|p| p.eq_ignore_ascii_case(scheme))
+    });
+    let spaced = preview_url.contains(char::is_whitespace);
+    match Url::parse(preview_url) {
+        Ok(url) if url.has_host() && spelled_out && !spaced => Ok(()),
+        Ok(_) | Err(_) => Err(Unstorable::NotAUrl),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    const YOUNG: Duration = Duration::from_secs(60);
+    const OLD: Duration = Duration::from_secs(25 * 60 * 60);
+
+    fn rules() -> Rules {
+        Rules {
+            fail_after: Some(DAY),
+            age_from: AgeFrom::default(),
+            on_timeout: OnTimeout::Fail,
+            models: None,
+        }
+    }
+
+    fn voice(fields: &str) -> Voice {
+        let json = format!(
+            r#"{{"voice_id":"v"{}{fields}}}"#,
+            if fields.is_empty() { "" } else { "," }
+        );
+        serde_json::from_str(&json).expect("the test's JSON is a voice")
+    }
+
+    fn done(preview: Option<&str>) -> Verdict {
+        Verdict::Completed {
+            preview_url: preview.map(str::to_owned),
+        }
+    }
+
+    /// Every rule of the table in docs/reference.md, in its order.
+    #[test]
+    fn each_rule_decides_as_documented() {
+        use Stage::{Preparing, Training, WaitingForOwner};
+        use Verdict::{Failed, Processing};
+
+        let preview = r#""preview_url":"https://x/p.mp3""#;
+        let unverified =
+            r#""voice_verification":{"requires_verification":true,"is_verified":false}"#;
+        let pvc =
+            |state: &str| format!(r#""category":"professional","fine_tuning":{{"state":{state}}}"#);
+
+        let matrix: Vec<(String, Duration, Verdict)> = vec![
+            // 1. A gateway's status, over everything else.
+            (
+                format!(r#""status":"completed",{preview}"#),
+                YOUNG,
+                done(Some("https://x/p.mp3")),
+            ),
+            (r#""status":"completed""#.into(), OLD, done(None)),
+            (
+                format!(r#""status":"failed",{preview}"#),
+                YOUNG,
+                Failed(Failure::Reported),
+            ),
+            (
+                format!(r#""status":"processing",{preview}"#),
+                YOUNG,
+                Processing(Preparing),
+            ),
+            (
+                r#""status":"processing""#.into(),
+                OLD,
+                Failed(Failure::TimedOut),
+            ),
+            (
+                r#""status":"processing","category":"professional""#.into(),
+                OLD,
+                Processing(Training),
+            ),
+            (
+                r#""status":"completed","safety_control":"BAN""#.into(),
+                YOUNG,
+                done(None),
+            ),
+            (
+                format!(r#""status":"confused",{preview}"#),
+                YOUNG,
+                done(Some("https://x/p.mp3")),
+            ),
+            // 2. A ban, over preview and training.
+            (
+                format!(r#""safety_control":"BAN",{preview}"#),
+                YOUNG,
+                Failed(Failure::Banned),
+            ),
+            (
+                format!(
+                    r#""safety_control":"ENTERPRISE_BAN",{}"#,
+                    pvc(r#"{"m":"fine_tuned"}"#)
+                ),
+                YOUNG,
+                Failed(Failure::Banned),
+            ),
+            (
+                format!(r#""safety_control":"CAPTCHA",{preview}"#),
+                YOUNG,
+                done(Some("https://x/p.mp3")),
+            ),
+            (
+                format!(r#""safety_control":"ENTERPRISE_CAPTCHA",{preview}"#),
+                YOUNG,
+                done(Some("https://x/p.mp3")),
+            ),
+            (
+                format!(r#""safety_control":"NONE",{preview}"#),
+                YOUNG,
+                done(Some("https://x/p.mp3")),
+            ),
+            // 3. Professional voices.
+            (pvc(r#"{"a":"fine_tuned","b":"failed"}"#), YOUNG, done(None)),
+            (
+                pvc(r#"{"a":"fine_tuned","b":"fine_tuning"}"#),
+                YOUNG,
+                done(None),
+            ),
+            (
+                pvc(r#"{"a":"failed","b":"failed"},"message":{"a":null,"b":"too noisy"}"#),
+                YOUNG,
+                Failed(Failure::Training(Some("too noisy".into()))),
+            ),
+            (
+                pvc(r#"{"a":"failed"}"#),
+                OLD,
+                Failed(Failure::Training(None)),
+            ),
+            (
+                pvc(r#"{"a":"failed","b":"queued"}"#),
+                OLD,
+                Processing(Training),
+            ),
+            (pvc(r#"{"a":"queued"}"#), OLD, Processing(Training)),
+            (pvc(r#"{"a":"fine_tuning"}"#), OLD, Processing(Training)),
+            (pvc(r#"{"a":"delayed"}"#), OLD, Processing(Training)),
+            (pvc(r#"{"a":"pondering"}"#), OLD, Processing(Training)),
+            (
+                pvc(r#"{"a":"not_started"}"#),
+                OLD,
+                Processing(WaitingForOwner),
+            ),
+            (pvc("{}"), OLD, Processing(WaitingForOwner)),
+            (pvc("null"), OLD, Processing(WaitingForOwner)),
+            (
+                r#""category":"professional""#.into(),
+                OLD,
+                Processing(WaitingForOwner),
+            ),
+            (
+                format!("{},{unverified}", pvc(r#"{"a":"queued"}"#)),
+                OLD,
+                Processing(WaitingForOwner),
+            ),
+            (
+                format!("{},{preview}", pvc(r#"{"a":"queued"}"#)),
+                OLD,
+                Processing(Training),
+            ),
+            // 4. All others.
+            (preview.into(), YOUNG, done(Some("https://x/p.mp3"))),
+            (preview.into(), OLD, done(Some("https://x/p.mp3"))),
+            (
+                format!("{preview},{unverified}"),
+                YOUNG,
+                done(Some("https://x/p.mp3")),
+            ),
+            (unverified.into(), YOUNG, Processing(WaitingForOwner)),
+            (
+                r#""category":"cloned""#.into(),
+                YOUNG,
+                Processing(Preparing),
+            ),
+            (r#""preview_url":"""#.into(), YOUNG, Processing(Preparing)),
+            (
+                r#""category":"holographic""#.into(),
+                YOUNG,
+                Processing(Preparing),
+            ),
+            (String::new(), YOUNG, Processing(Preparing)),
+            // 5. Too long in processing.
+            (String::new(), DAY, Processing(Preparing)),
+            (String::new(), OLD, Failed(Failure::TimedOut)),
+            (unverified.into(), OLD, Failed(Failure::TimedOut)),
+        ];
+        for (fields, age, expected) in matrix {
+            assert_eq!(
+                judge(&voice(&fields), age, &rules()),
+                expected,
+                "{{{fields}}} at {age:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn named_models_alone_decide() {
+        let only_a = Rules {
+            models: Some(BTreeSet::from(["a".to_owned()])),
+            ..rules()
+        };
+        let judged = |state: &str| {
+            let fields = format!(r#""category":"professional","fine_tuning":{{"state":{state}}}"#);
+            judge(&voice(&fields), YOUNG, &only_a)
+        };
+        assert_eq!(
+            judged(r#"{"a":"fine_tuning","b":"fine_tuned"}"#),
+            Verdict::Processing(Stage::Training)
+        );
+        assert_eq!(
+            judged(r#"{"a":"failed","b":"fine_tuned"}"#),
+            Verdict::Failed(Failure::Training(None))
+        );
+        assert_eq!(
+            judged(r#"{"b":"fine_tuned"}"#),
+            Verdict::Processing(Stage::WaitingForOwner)
+        );
+        assert_eq!(judged(r#"{"a":"fine_tuned","b":"failed"}"#), done(None));
+    }
+
+    #[test]
+    fn a_timeout_completes_or_never_comes_where_the_user_says_so() {
+        let complete = Rules {
+            age_from: AgeFrom::default(),
+            on_timeout: OnTimeout::Complete,
+            ..rules()
+        };
+        assert_eq!(judge(&voice(""), OLD, &complete), done(None));
+        let never = Rules {
+            fail_after: None,
+            ..rules()
+        };
+        assert_eq!(
+            judge(&voice(""), Duration::MAX, &never),
+            Verdict::Processing(Stage::Preparing)
+        );
+    }
+
+    #[test]
+    fn a_preview_is_stored_whole_or_not_at_all() {
+        let long = format!("https://x/{}", "p".repeat(1014));
+        assert_eq!(storable(&long, Some(1024)), Ok(()));
+        assert_eq!(
+            storable(&format!("{long}p"), Some(1024)),
+            Err(Unstorable::TooLong {
+                chars: 1025,
+                room: 1024
+            })
+        );
+        assert_eq!(storable(&format!("{long}p"), None), Ok(()));
+        assert_eq!(
+            storable("https://x/\0", None),
+            Err(Unstorable::ControlCharacter('\0'))
+        );
+        assert_eq!(
+            storable("https://x/\n", None),
+            Err(Unstorable::ControlCharacter('\n'))
+        );
+        for text in [
+            "/p.mp3",
+            "x/p.mp3",
+            "ftp://x/p",
+            "javascript:alert(1)",
+            "http://",
+            "https:x",
+            " https://x",
+            "https://x/a b",
+            "data:audio/mp3,a",
+        ] {
+            assert_eq!(storable(text, None), Err(Unstorable::NotAUrl), "{text}");
+        }
+    }
+
+    fn any_voice() -> impl Strategy<Value = Voice> {
+        let state = prop::sample::select(vec![
+            "not_started",
+            "queued",
+            "fine_tuning",
+            "fine_tuned",
+            "failed",
+            "delayed",
+            "new",
+        ]);
+        (
+            prop::option::of(prop::sample::select(vec!["cloned", "professional", "generated", "x"])),
+            prop::option::of("https://[a-z]{1,8}/[a-z]{0,8}"),
+            prop::collection::btree_map("[ab]", state, 0..3),
+            prop::option::of((any::<bool>(), any::<bool>())),
+            prop::option::of(prop::sample::select(vec!["NONE", "BAN", "CAPTCHA", "X"])),
+        )
+            .prop_map(|(category, preview, states, verification, safety)| {
+                serde_json::from_value(serde_json::json!({
+                    "voice_id": "v", "category": category, "preview_url": preview,
+                    "fine_tuning": {"state": states},
+                    "voice_verification": verification.map(|(r, v)| serde_json::json!({"requires_verification": r, "is_verified": v})),
+                    "safety_control": safety,
+                }))
+                .expect("a voice")
+            })
+    }
+
+    proptest! {
+        /// Growing older only ever decides what was undecided, and never a professional voice.
+        #[test]
+        fn age_never_overturns_a_decision(voice in any_voice(), young in 0u64..86_400, extra in 0u64..1_000_000) {
+            let before = judge(&voice, Duration::from_secs(young), &rules());
+            let after = judge(&voice, Duration::from_secs(young + extra), &rules());
+            if before != after {
+                prop_assert!(matches!(before, Verdict::Processing(_)));
+                prop_assert_eq!(after, Verdict::Failed(Failure::TimedOut));
+                prop_assert_ne!(voice.category, Some(Category::Professional));
+            }
+        }
+
+        /// What is stored of a preview is what the provider sent.
+        #[test]
+        fn a_preview_is_never_altered(voice in any_voice()) {
+            if let Verdict::Completed { preview_url } = judge(&voice, YOUNG, &rules()) {
+                prop_assert_eq!(preview_url.as_deref(), voice.preview());
+            }
+        }
+
+        #[test]
+        fn any_text_is_storable_or_refused_without_panic(text in any::<String>(), room in prop::option::of(0usize..64)) {
+            if storable(&text, room).is_ok() {
+                prop_assert!(text.to_ascii_lowercase().starts_with("http"));
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! How often to do what costs the database more the more voices there are. Pure: the present is an argument.
+
+use std::time::{Duration, Instant};
+
+/// Something that may take a part of the time at the most.
+#[derive(Debug)]
+pub(super) struct DutyCycle {
+    part: u32,
+    not_before: Option<Instant>,
+    done_at: Option<Instant>,
+}
+
+impl DutyCycle {
+    /// One part of so many.
+    pub(super) fn one_of(part: u32) -> Self {
+        Self {
+            part,
+            not_before: None,
+            done_at: None,
+        }
+    }
+
+    /// Whether it is time to do it.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.not_before.is_none_or(|not_before| now >= not_before)
+    }
+
+    /// The same, but not within this time after it was done.
+    pub(super) fn is_due_after(&self, pause: Duration, now: Instant) -> bool {
+        let is_over = |at: Instant| now.saturating_duration_since(at) >= pause;
+        self.is_due(now) && self.done_at.is_none_or(is_over)
+    }
+
+    /// It was done or given up, and took so long.
+    pub(super) fn took(&mut self, duration: Duration, now: Instant) {
+        self.done_at = Some(now);
+        self.not_before = now.checked_add(duration.saturating_mul(self.part.saturating_sub(1)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_takes_its_share_at_the_most() {
+        let mut share = DutyCycle::one_of(20);
+        let begin = Instant::now();
+        assert!(share.is_due(begin));
+        let mut now = begin;
+        let mut spent = Duration::ZERO;
+        for milliseconds in [1, 500, 20, 0, 3000] {
+            while !share.is_due(now) {
+                now += Duration::from_millis(10);
+            }
+            let took = Duration::from_millis(milliseconds);
+            now += took;
+            spent += took;
+            share.took(took, now);
+        }
+        assert!(!share.is_due_after(Duration::from_secs(100), now + Duration::from_secs(99)));
+        assert!(share.is_due_after(Duration::from_secs(100), now + Duration::from_secs(100)));
+        assert!(share.is_due(now + 19 * Duration::from_secs(3)));
+        assert!(!share.is_due(now + 18 * Duration::from_secs(3)));
+        assert!(
+            spent * 20 <= now - begin + 20 * Duration::from_secs(3),
+            "but for the last one"
+        );
+    }
+}

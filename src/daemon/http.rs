@@ -1,0 +1,91 @@
+//! What the daemon answers to those who watch it by HTTP.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use super::{AllowedHosts, Health, StatusCache};
+use crate::status::{Nonce, page};
+use crate::telemetry::exposition::Metrics;
+
+/// A browser looks again after this.
+const REFRESH: Duration = Duration::from_secs(10);
+
+/// The media type of OpenMetrics' exposition format.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const NOT_THIS_HOST: &str =
+    "this page is not served under that name; allow the name with --allowed-hosts\n";
+
+/// Routes of `/` (the status, for people), `/livez` (the loop moves), `/readyz` (database and schema) and
+/// `/metrics`. All of it is read-only.
+pub fn router(
+    watch: Arc<Health>,
+    metrics: Arc<Metrics>,
+    lookout: Arc<StatusCache>,
+    hosts: AllowedHosts,
+) -> Router {
+    let page = Router::new()
+        .route("/", get(status))
+        .with_state((lookout, Arc::new(hosts)));
+    Router::new()
+        .route("/livez", get(alive))
+        .route("/readyz", get(ready))
+        .with_state(watch)
+        .merge(page)
+        .merge(
+            Router::new()
+                .route("/metrics", get(show))
+                .with_state(metrics),
+        )
+}
+
+async fn alive(State(watch): State<Arc<Health>>) -> impl IntoResponse {
+    match watch.is_alive() {
+        true => (StatusCode::OK, "alive\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "the loop hangs\n"),
+    }
+}
+
+async fn ready(State(watch): State<Arc<Health>>) -> impl IntoResponse {
+    match watch.not_ready_reason() {
+        None => (StatusCode::OK, "ready\n".to_owned()),
+        Some(says) => (StatusCode::SERVICE_UNAVAILABLE, format!("{says}\n")),
+    }
+}
+
+async fn show(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, OPENMETRICS)], metrics.text())
+}
+
+async fn status(
+    State((lookout, hosts)): State<(Arc<StatusCache>, Arc<AllowedHosts>)>,
+    headers: HeaderMap,
+) -> Response {
+    let host = headers.get(header::HOST).map(HeaderValue::to_str);
+    if let Some(host) = host
+        && !host.is_ok_and(|host| hosts.allow(host))
+    {
+        return (StatusCode::MISDIRECTED_REQUEST, NOT_THIS_HOST).into_response();
+    }
+    let seen = lookout.status().await;
+    let (code, status) = match seen.as_ref() {
+        Ok(status) => (StatusCode::OK, Ok(status)),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, Err(reason.as_str())),
+    };
+    let nonce = Nonce::random();
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8".to_owned()),
+        (header::CONTENT_SECURITY_POLICY, nonce.policy()),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        (header::REFERRER_POLICY, "no-referrer".to_owned()),
+        (header::CACHE_CONTROL, "no-store".to_owned()),
+        (header::REFRESH, REFRESH.as_secs().to_string()),
+    ];
+    (code, headers, page(status, nonce)).into_response()
+}

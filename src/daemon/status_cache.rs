@@ -1,0 +1,121 @@
+//! The status that the daemon's page shows, at a bounded cost to the database.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+
+use crate::status::Status;
+
+/// What was seen is shown for so long, however many look at it.
+const FRESH: Duration = Duration::from_secs(2);
+/// Where looking takes long, it may take this part of the time.
+const SHARE: u32 = 20;
+/// A page that takes longer is of no use.
+const LONGEST: Duration = Duration::from_secs(10);
+
+type Look = Box<dyn Fn() -> BoxFuture<'static, Result<Status, String>> + Send + Sync>;
+
+/// What was seen; or why nothing was.
+pub type Seen = Result<Status, String>;
+
+/// Looks at how things stand when somebody asks, one at a time and not too often.
+pub struct StatusCache {
+    look: Look,
+    /// With the time until which it is shown.
+    last: Mutex<Option<(Instant, Arc<Seen>)>>,
+}
+
+impl StatusCache {
+    /// Will look in this way.
+    pub fn new(look: impl Fn() -> BoxFuture<'static, Seen> + Send + Sync + 'static) -> Self {
+        Self {
+            look: Box::new(look),
+            last: Mutex::default(),
+        }
+    }
+
+    /// How things stand, or stood a moment ago. Whoever asks may go away: what was begun is finished, for the
+    /// next to see, and not begun again.
+    pub async fn status(self: &Arc<Self>) -> Arc<Seen> {
+        let lookout = Arc::clone(self);
+        let looking = tokio::spawn(async move { lookout.refreshed().await });
+        looking
+            .await
+            .unwrap_or_else(|error| Arc::new(Err(error.to_string())))
+    }
+
+    async fn refreshed(&self) -> Arc<Seen> {
+        let mut last = self.last.lock().await;
+        let began = Instant::now();
+        match last.as_ref() {
+            Some((until, seen)) if *until > began => return Arc::clone(seen),
+            Some(_) | None => {}
+        }
+        let seen = timeout(LONGEST, (self.look)()).await;
+        let seen = Arc::new(seen.unwrap_or_else(|_elapsed| {
+            Err(format!(
+                "the database did not answer within {} s",
+                LONGEST.as_secs()
+            ))
+        }));
+        let until = Instant::now() + FRESH.max(began.elapsed() * SHARE);
+        *last = Some((until, Arc::clone(&seen)));
+        seen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_looks_no_more_often_than_it_may() {
+        let looks = Arc::new(AtomicU32::new(0));
+        let counted = looks.clone();
+        let lookout = Arc::new(StatusCache::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async {
+                sleep(Duration::from_secs(1)).await;
+                Err("away".to_owned())
+            })
+        }));
+        // A browser that is closed at once.
+        assert!(
+            timeout(Duration::from_millis(1), lookout.status())
+                .await
+                .is_err()
+        );
+        let both = tokio::join!(lookout.status(), lookout.status());
+        assert_eq!(
+            both.0.as_ref().as_ref().err().map(String::as_str),
+            Some("away")
+        );
+        assert_eq!(looks.load(Ordering::Relaxed), 1);
+        sleep(Duration::from_secs(19)).await;
+        lookout.status().await;
+        assert_eq!(
+            looks.load(Ordering::Relaxed),
+            1,
+            "it took a second, so it is shown for 20"
+        );
+        sleep(Duration::from_secs(2)).await;
+        lookout.status().await;
+        assert_eq!(looks.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_looks_does_not_wait_for_ever() {
+        let lookout = Arc::new(StatusCache::new(|| Box::pin(pending())));
+        assert!(lookout.status().await.is_err());
+        let quick = Arc::new(StatusCache::new(|| Box::pin(ready(Err(String::new())))));
+        assert!(quick.status().await.is_err());
+    }
+}

@@ -1,0 +1,65 @@
+//! What the daemon tells systemd: `sd_notify(3)`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::time::interval;
+use tracing::warn;
+
+use super::Health;
+
+/// How much longer a start may take that waits for the database.
+const ANOTHER_MINUTE: u32 = 60_000_000;
+
+/// A supervisor, if there is one that wants to be told.
+#[derive(Default)]
+pub struct Supervisor {
+    was_told: AtomicBool,
+}
+
+impl Supervisor {
+    /// Configuration, database and schema are right: what depends on the service may start.
+    pub(super) fn ready(&self) {
+        if !self.was_told.swap(true, Ordering::Relaxed) {
+            tell(&[NotifyState::Ready]);
+        }
+    }
+
+    /// A start that waits for the database is no failed one.
+    pub(super) fn waits(&self) {
+        if !self.was_told.load(Ordering::Relaxed) {
+            tell(&[NotifyState::ExtendTimeoutUsec(ANOTHER_MINUTE)]);
+        }
+    }
+
+    pub(super) fn status(&self, text: &str) {
+        tell(&[NotifyState::Status(text)]);
+    }
+
+    /// The daemon finishes what is under way.
+    pub fn stopping(&self) {
+        tell(&[NotifyState::Stopping]);
+    }
+
+    /// Tells that the daemon is alive for as long as its loop moves, if the supervisor wants to
+    /// know. Never returns.
+    pub async fn watchdog(&self, watch: &Health) {
+        let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) else {
+            return std::future::pending().await;
+        };
+        let mut ticks = interval((limit / 2).max(Duration::from_millis(1)));
+        loop {
+            ticks.tick().await;
+            if watch.is_alive() {
+                tell(&[NotifyState::Watchdog]);
+            }
+        }
+    }
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!(%error, "the supervisor could not be told");
+    }
+}

@@ -1,0 +1,267 @@
+//! What `voice-sync doctor` says of the database and of the application's table.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::check::Check;
+use super::{postgres, sqlite};
+use crate::store::{Database, NaiveZone, Names, Store, StoreError, literal};
+
+/// Clocks that are further apart than this are said to be.
+pub(super) const CLOCKS_APART: Duration = Duration::from_secs(2);
+/// Rows that are made so far in the future are of another zone, or of another clock.
+const CLOCKS_AHEAD: Duration = Duration::from_secs(60);
+/// No two zones are closer together that are not the same.
+const ZONES_APART: Duration = Duration::from_secs(15 * 60);
+/// So many rows, first seen later than others, tell how soon they are seen.
+const TELLING: i64 = 3;
+/// A table with fewer rows needs no index to find the voices in processing.
+pub(super) const SMALL_TABLE: u32 = 10_000;
+
+/// What kind of database it is, and whether it can be worked with.
+pub async fn database(database: &Database) -> Result<Check, StoreError> {
+    match database {
+        Database::Postgres(connections) => postgres::server(connections).await,
+        Database::Sqlite(pool) => sqlite::file(pool).await,
+    }
+}
+
+/// What could surprise a pass on this table.
+pub async fn table(store: &Store, names: &Names) -> Vec<Check> {
+    let mut checks = vec![columns(store, names)];
+    checks.extend(store.missing_columns().iter().map(|column| {
+        let name = column.name(&names.columns).quoted();
+        let says = format!("there is no {name}: {}", column.consequence());
+        Check::doubtful("columns", says, column.advice())
+    }));
+    checks.push(update(store.explain_update().await));
+    let default_in = match store.database() {
+        Database::Postgres(connections) => {
+            checks.extend(postgres::table(store, connections, names).await);
+            postgres::default_zone(store, connections, names).await
+        }
+        Database::Sqlite(pool) => {
+            checks.extend(sqlite::table(pool, names).await);
+            Ok(None)
+        }
+    };
+    checks.push(counted("backlog", backlog(store).await));
+    checks.push(counted("time zone", times(store, names, default_in).await));
+    if store.has_own_tables() {
+        checks.push(counted("second poller", second_poller(store).await));
+    }
+    checks
+}
+
+fn columns(store: &Store, names: &Names) -> Check {
+    let room = match store.preview_room() {
+        Some(room) => format!("previews of up to {room} characters fit"),
+        None => "previews of any length fit".to_owned(),
+    };
+    let says = format!(
+        "table {} has what is needed, and its status knows {}; {room}",
+        names.table.quoted(),
+        names.statuses.all().join(", ")
+    );
+    Check::fine("table", says)
+}
+
+/// A check that failed is a finding too, and what was found before it stays.
+pub(super) fn found(check: &'static str, result: Result<Check, StoreError>) -> Check {
+    result.unwrap_or_else(|error| Check::broken(check, error.exit(), error.to_string()))
+}
+
+/// Likewise for what only `doctor` asks: no pass fails because a large table is not counted in time.
+pub(super) fn counted(check: &'static str, result: Result<Check, StoreError>) -> Check {
+    match result {
+        Err(StoreError::Contended(reason)) => Check::doubtful(
+            check,
+            format!("it took too long to count: {reason}"),
+            "a longer statement_timeout of the role would tell; passes do not count",
+        ),
+        result => found(check, result),
+    }
+}
+
+/// Whether the database takes the update that a pass makes.
+pub(super) fn update(result: Result<(), StoreError>) -> Check {
+    const CHECK: &str = "update";
+    match result {
+        Ok(()) => Check::fine(CHECK, "the table takes what a pass writes"),
+        Err(error) => Check::broken(CHECK, error.exit(), error.to_string()),
+    }
+}
+
+/// Whether a list of values has those that voice-sync writes.
+pub(super) fn lists_ours(list: &str, names: &Names) -> bool {
+    [&names.statuses.completed, &names.statuses.failed]
+        .into_iter()
+        .all(|value| list.contains(&literal(value)))
+}
+
+pub(super) fn index(rows: u64, serves: bool, advice: String) -> Check {
+    const CHECK: &str = "index";
+    match (serves, rows < u64::from(SMALL_TABLE)) {
+        (true, _) => Check::fine(CHECK, "one leads to the voices in processing"),
+        (false, true) => Check::fine(
+            CHECK,
+            "none leads to the voices in processing, and the table is small",
+        ),
+        (false, false) => Check::doubtful(
+            CHECK,
+            format!("none leads to the voices in processing, among some {rows} rows"),
+            advice,
+        ),
+    }
+}
+
+async fn backlog(store: &Store) -> Result<Check, StoreError> {
+    let overview = store.overview().await?;
+    let since = overview.oldest.map(|oldest| {
+        let seconds = Duration::from_secs(oldest.as_secs());
+        format!(", the oldest for {}", humantime::format_duration(seconds))
+    });
+    let says = format!(
+        "{} voices in processing{}",
+        overview.processing,
+        since.unwrap_or_default()
+    );
+    Ok(Check::fine("backlog", says))
+}
+
+/// What tells in which time zone the application writes.
+#[derive(Debug, Clone, Default)]
+struct Times {
+    /// The zone of the database's or a role's settings, where `created_at` has none and its default is the present.
+    default_in: Option<String>,
+    /// How far in the future the newest row of the backlog was made.
+    ahead: Option<Duration>,
+    /// How long rows of the backlog had been there, at least, when voice-sync first saw them: of those that it saw
+    /// later than others.
+    behind: Option<Duration>,
+    /// How many these are.
+    late: i64,
+}
+
+fn zone(times: &Times, zone: &NaiveZone) -> Check {
+    const CHECK: &str = "time zone";
+    const ADVICE: &str = "if the application writes times of another zone without saying so, name it with --naive-timezone (PostgreSQL), or \
+                          let it write UTC; ages in `status`, and how soon a voice is looked up again, are wrong until then, and verdicts are not";
+    let about =
+        |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs() / 60 * 60));
+    let says = match times {
+        Times {
+            default_in: Some(other),
+            ..
+        } => format!(
+            "the default of created_at is the present in {other}, and it is read as one in {}",
+            zone.as_str()
+        ),
+        Times {
+            ahead: Some(ahead), ..
+        } if *ahead >= CLOCKS_AHEAD => {
+            format!(
+                "the newest voice in processing was made {} in the future",
+                about(*ahead)
+            )
+        }
+        Times {
+            behind: Some(behind),
+            late: TELLING..,
+            ..
+        } if *behind >= ZONES_APART => format!(
+            "every voice was there for {} or longer when voice-sync first saw it",
+            about(*behind)
+        ),
+        Times {
+            default_in: None,
+            ahead: _,
+            behind: _,
+            late: _,
+        } => {
+            return Check::fine(
+                CHECK,
+                format!("times without one are read as {}", zone.as_str()),
+            );
+        }
+    };
+    Check::doubtful(CHECK, says, ADVICE)
+}
+
+async fn times(
+    store: &Store,
+    names: &Names,
+    default_in: Result<Option<String>, StoreError>,
+) -> Result<Check, StoreError> {
+    let (table, dialect) = (store.table(), store.dialect());
+    let ahead = format!("max({})", table.created_at);
+    let since_created = dialect.between(&table.created_at, "w.first_seen");
+    let sql = format!(
+        "SELECT {ahead} AS ahead, min({since_created}) FILTER (WHERE w.is_late) AS behind,
+                count(*) FILTER (WHERE w.is_late) AS late
+         FROM {name} v
+         LEFT JOIN (SELECT row_id, first_seen, first_seen > min(first_seen) OVER () + {hour} AS is_late
+                    FROM {known} k) w ON w.row_id = {row_id}
+         WHERE {is_processing}",
+        ahead = dialect.between(dialect.now(), &ahead),
+        name = table.table,
+        hour = dialect.span(Duration::from_secs(60 * 60)),
+        known = table.known(),
+        row_id = table.row_id(),
+        is_processing = table.is_processing(),
+    );
+    let row = store
+        .database()
+        .fetch_one(sql, store.database().args())
+        .await?;
+    let times = Times {
+        default_in: default_in?.filter(|zone| !names.zone.is(zone)),
+        ahead: row.get_optional("ahead")?,
+        behind: row.get_optional("behind")?,
+        late: row.get("late")?,
+    };
+    Ok(zone(&times, &names.zone))
+}
+
+/// Counts rows completed, since the oldest event that is still known, without one of their own.
+async fn second_poller(store: &Store) -> Result<Check, StoreError> {
+    const CHECK: &str = "second poller";
+    let (table, dialect) = (store.table(), store.dialect());
+    let [outbox, batches] = ["outbox", "batches"].map(|table| dialect.own(table));
+    let since = format!(
+        "SELECT min(recorded_at) AS since FROM (
+             SELECT recorded_at FROM {batches} UNION ALL SELECT occurred_at FROM {outbox} WHERE batch_id IS NULL) e"
+    );
+    let row = store
+        .database()
+        .fetch_one(since, store.database().args())
+        .await?;
+    let Some(since) = row.get_optional::<DateTime<Utc>>("since")? else {
+        let says = "nothing to tell it by: no event was recorded lately";
+        return Ok(Check::fine(CHECK, says));
+    };
+    let mut args = store.database().args();
+    let sql = format!(
+        "SELECT count(*) AS strangers FROM {name} v
+         WHERE v.{status} = {completed} AND {completed_before} > {since}
+           AND NOT EXISTS (SELECT 1 FROM {outbox} o
+                           WHERE {is_about_it} AND o.event_type = 'voice.created')",
+        name = table.table,
+        status = table.status,
+        completed = table.completed,
+        completed_before = table.completed_before,
+        since = args.bind(since),
+        is_about_it = table.is_row_of_event(),
+    );
+    let row = store.database().fetch_one(sql, args).await?;
+    Ok(match row.count("strangers")? {
+        0 => Check::fine(CHECK, "nobody else completes voices"),
+        voices => Check::doubtful(
+            CHECK,
+            format!("{voices} voices were completed without an event of voice-sync's"),
+            "if the application's own polling task still runs, switch it off; runs of voice-sync without a \
+             Redis URL leave the same trace",
+        ),
+    })
+}

@@ -1,0 +1,225 @@
+//! What `voice-sync doctor` says of the event bus.
+
+use std::collections::HashMap;
+
+use redis::aio::MultiplexedConnection;
+
+use super::check::Check;
+use crate::core::event::EventType;
+use crate::core::exit::Exit;
+use crate::events::publisher::{Kind, Publisher};
+use crate::events::queue::{Queue, Shape};
+
+const BUS: &str = "event bus";
+const STREAMS: &str = "streams";
+const MEMORY: &str = "bus memory";
+
+/// Looks at the Redis, and writes nothing to it.
+pub async fn bus(publisher: &Publisher) -> Vec<Check> {
+    let mut connection = match publisher.server().connect().await {
+        Ok(connection) => connection,
+        Err(error) => {
+            return vec![
+                Check::broken(BUS, Exit::Temporary, publisher.server().at(&error))
+                    .advise("events wait in the outbox until it works; none is lost"),
+            ];
+        }
+    };
+    let said: Result<String, _> = redis::cmd("INFO").query_async(&mut connection).await;
+    let mut checks = match said {
+        Ok(text) => {
+            let info = fields(&text);
+            let mut checks = about(&publisher.address(), &info);
+            checks.push(persistence(&info, saves(&mut connection).await));
+            checks
+        }
+        Err(error) => vec![Check::doubtful(
+            BUS,
+            format!(
+                "it does not say how it is: {}",
+                publisher.server().at(&error)
+            ),
+            "let this user run INFO, to have its memory and persistence checked",
+        )],
+    };
+    if let Some(reason) = refused(publisher, &mut connection).await {
+        checks.push(
+            Check::broken(BUS, Exit::Temporary, reason)
+                .advise("events wait in the outbox until the user of REDIS_URL may publish them"),
+        );
+    }
+    match publisher.kind() {
+        Kind::Stream { .. } => checks.push(streams(publisher, &mut connection).await),
+        Kind::PubSub => checks.push(Check::doubtful(
+            STREAMS,
+            "events go to channels: who does not listen at that moment never gets them",
+            "with --events stream they wait for their consumers",
+        )),
+    }
+    checks
+}
+
+/// What this user may not do, where Redis can tell without doing it: from version 7 on, and to a
+/// user who may ask.
+async fn refused(publisher: &Publisher, connection: &mut MultiplexedConnection) -> Option<String> {
+    let who: String = redis::cmd("ACL")
+        .arg("WHOAMI")
+        .query_async(connection)
+        .await
+        .ok()?;
+    for event_type in EventType::ALL {
+        let mut ask = redis::cmd("ACL");
+        ask.arg("DRYRUN").arg(&who);
+        let key = publisher.key(event_type);
+        match publisher.kind() {
+            Kind::Stream { .. } => ask.arg("XADD").arg(key).arg("*").arg("event").arg("{}"),
+            Kind::PubSub => ask.arg("PUBLISH").arg(key).arg("{}"),
+        };
+        let answer: String = ask.query_async(connection).await.ok()?;
+        if answer != "OK" {
+            return Some(answer);
+        }
+    }
+    None
+}
+
+async fn streams(publisher: &Publisher, connection: &mut MultiplexedConnection) -> Check {
+    let mut others = Vec::new();
+    for event_type in EventType::ALL {
+        let key = publisher.key(event_type);
+        let kind: Result<String, _> = redis::cmd("TYPE").arg(&key).query_async(connection).await;
+        match kind.as_deref() {
+            Ok("stream" | "none") => {}
+            Ok(other) => others.push(format!("{key} is a {other}")),
+            Err(error) => others.push(format!("{key}: {}", publisher.server().at(error))),
+        }
+    }
+    match others.is_empty() {
+        true => Check::fine(STREAMS, "the keys are streams, or free"),
+        false => Check::broken(STREAMS, Exit::Temporary, others.join("; "))
+            .advise("rename what is in the way, or give another --event-prefix"),
+    }
+}
+
+/// Looks whether the application's queue is there, and of a shape that can be used.
+pub async fn queue(queue: &Queue) -> Check {
+    const CHECK: &str = "queue";
+    match queue.open().await {
+        Ok((_, Shape::Set)) => Check::fine(CHECK, "a set: finished voices are taken out of it"),
+        Ok((_, Shape::List)) => {
+            Check::fine(CHECK, "a list: whom its jobs name is asked about first")
+        }
+        Ok((_, Shape::Absent)) => Check::fine(CHECK, "nothing waits in it"),
+        Err(reason) => Check::doubtful(
+            CHECK,
+            reason.to_string(),
+            "passes do without it, and no voice is lost for that",
+        ),
+    }
+}
+
+fn fields(info: &str) -> HashMap<&str, &str> {
+    info.lines()
+        .filter_map(|line| line.split_once(':'))
+        .collect()
+}
+
+fn about(address: &str, info: &HashMap<&str, &str>) -> Vec<Check> {
+    let field = |name: &str| info.get(name).copied().unwrap_or_default();
+    let version = field("redis_version");
+    let bus = match field("role") {
+        "slave" => Check::broken(
+            BUS,
+            Exit::Temporary,
+            format!("Redis {version} at {address} is a replica, which takes no events"),
+        )
+        .advise("give the URL of the primary"),
+        _ => Check::fine(BUS, format!("Redis {version} at {address}")),
+    };
+    let policy = field("maxmemory_policy");
+    let number = |name: &str| field(name).parse::<u64>().unwrap_or_default();
+    let (used, most) = (number("used_memory"), number("maxmemory"));
+    if policy == "noeviction" && most > 0 && used >= most {
+        let says = format!("it is full: {used} of {most} bytes are in use, and it takes no events");
+        let full = Check::broken(MEMORY, Exit::Temporary, says)
+            .advise("raise maxmemory, or remove what nobody needs; events wait in the outbox");
+        return vec![bus, full];
+    }
+    let may_evict = policy.starts_with("allkeys") && field("maxmemory") != "0";
+    let memory = match may_evict {
+        true => Check::doubtful(
+            MEMORY,
+            format!(
+                "when it is full, it drops keys at will ({policy}): streams too, with their events"
+            ),
+            "set maxmemory-policy to noeviction or to one that begins with volatile",
+        ),
+        false => Check::fine(
+            MEMORY,
+            format!("it drops no streams when it is full ({policy})"),
+        ),
+    };
+    vec![bus, memory]
+}
+
+/// When snapshots are made; `None` where this user may not know.
+async fn saves(connection: &mut MultiplexedConnection) -> Option<String> {
+    let mut ask = redis::cmd("CONFIG");
+    let answer: Result<HashMap<String, String>, _> =
+        ask.arg("GET").arg("save").query_async(connection).await;
+    answer.ok()?.remove("save")
+}
+
+fn persistence(info: &HashMap<&str, &str>, saves: Option<String>) -> Check {
+    const CHECK: &str = "bus persistence";
+    const ADVICE: &str =
+        "set appendonly yes, if no consumer may miss an event over a crash of Redis";
+    if info.get("aof_enabled") == Some(&"1") {
+        return Check::fine(CHECK, "it keeps an append-only file");
+    }
+    match saves.as_deref() {
+        Some("") => Check::doubtful(
+            CHECK,
+            "it keeps nothing: a restart loses all events that no consumer has read",
+            ADVICE,
+        ),
+        Some(_) | None => Check::doubtful(
+            CHECK,
+            "it keeps snapshots at most: a crash loses the events after the last one",
+            ADVICE,
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::check::State;
+
+    #[test]
+    fn what_could_lose_events_is_told_from_what_redis_says() {
+        let info = |text: &str| {
+            let text = format!("# Memory\r\nredis_version:7.0.15\r\n{text}");
+            about("here", &fields(&text))
+        };
+        let states = |text: &str| info(text).iter().map(|f| f.state).collect::<Vec<_>>();
+        let fine = "role:master\r\nmaxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n";
+        assert_eq!(states(fine), [State::Fine, State::Fine]);
+        let evicting = fine.replace("maxmemory:0", "maxmemory:1000");
+        assert_eq!(states(&evicting), [State::Fine, State::Doubtful]);
+        let volatile = evicting.replace("allkeys", "volatile");
+        assert_eq!(states(&volatile), [State::Fine, State::Fine]);
+        let full = "used_memory:1000\r\nmaxmemory:1000\r\nmaxmemory_policy:noeviction\r\n";
+        assert_eq!(states(full)[1], State::Broken(Exit::Temporary));
+        let roomy = full.replace("used_memory:1000", "used_memory:999");
+        assert_eq!(states(&roomy)[1], State::Fine);
+        let replica = fine.replace("master", "slave");
+        assert_eq!(states(&replica)[0], State::Broken(Exit::Temporary));
+
+        let state =
+            |text, saves: Option<&str>| persistence(&fields(text), saves.map(str::to_owned)).state;
+        assert_eq!(state("aof_enabled:1", Some("")), State::Fine);
+        assert_eq!(state("aof_enabled:0", Some("")), State::Doubtful);
+        assert_eq!(state("aof_enabled:0", None), State::Doubtful);
+    }
+}

@@ -1,0 +1,281 @@
+//! What `voice-sync doctor` says of a PostgreSQL.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::check::Check;
+use super::database::{self, CLOCKS_APART, found};
+use crate::core::exit::Exit;
+use crate::store::{
+    Args, Connections, Dialect, Indexes, Names, Row, Store, StoreError, Value, drop_left_behind,
+    indexes, make_index, of_processing,
+};
+
+/// Which server it is, whether it takes writes, and what its clock says.
+pub(super) async fn server(connections: &Connections) -> Result<Check, StoreError> {
+    const SERVER: &str = "
+        SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS standby,
+               current_setting('default_transaction_read_only')::bool AS read_only,
+               extract(epoch FROM clock_timestamp())::float8 AS clock";
+    let row = one(connections, SERVER, []).await?;
+    let version: String = row.get("version")?;
+    let pooler = match connections.is_pooled() {
+        true => ", by way of a pooler",
+        false => "",
+    };
+    if row.get("standby")? || row.get("read_only")? {
+        let says = format!("PostgreSQL {version}{pooler}, which only allows reading");
+        return Ok(
+            Check::broken("database", Exit::Database, says).advise("give the URL of the primary")
+        );
+    }
+    let there: Duration = row.get("clock")?;
+    let here = SystemTime::now().duration_since(UNIX_EPOCH);
+    let apart = here.map_or(there, |here| here.abs_diff(there));
+    let says = format!("PostgreSQL {version}{pooler}, its clock is {apart:.1?} from this host's");
+    Ok(match apart < CLOCKS_APART {
+        true => Check::fine("database", says),
+        false => Check::doubtful(
+            "database",
+            says,
+            "have both set by NTP; only the database's clock decides, but logs will mislead",
+        ),
+    })
+}
+
+pub(super) async fn table(store: &Store, connections: &Connections, names: &Names) -> Vec<Check> {
+    let mut checks = Vec::new();
+    if store.has_own_tables() {
+        checks.push(found("privileges", own_privileges(connections).await));
+    }
+    checks.push(found(
+        "row security",
+        row_security(store, connections).await,
+    ));
+    checks.push(found(
+        "obstacles",
+        obstacles(store, connections, names).await,
+    ));
+    checks.push(found("index", index(connections, names).await));
+    checks
+}
+
+/// The row that a statement gives.
+async fn one(
+    connections: &Connections,
+    sql: &str,
+    parameters: impl IntoIterator<Item = Value>,
+) -> Result<Row, StoreError> {
+    let mut args = Args::new(Dialect::Postgres);
+    for parameter in parameters {
+        args.bind(parameter);
+    }
+    let rows = connections.fetch_all(sql.to_owned(), args).await?;
+    rows.into_iter()
+        .next()
+        .ok_or_else(|| StoreError::Unreachable("no answer".to_owned()))
+}
+
+async fn own_privileges(connections: &Connections) -> Result<Check, StoreError> {
+    const PRIVILEGES: &str = "
+        SELECT quote_ident(current_user) AS role,
+               ARRAY(SELECT DISTINCT p.privilege
+                     FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])
+                          WITH ORDINALITY AS p (privilege, place)
+                     WHERE c.relnamespace = to_regnamespace('voice_sync') AND c.relkind = 'r'
+                       AND NOT (c.relname IN ('migrations', 'adoptions') AND p.privilege <> 'SELECT')
+                       AND NOT (c.relname = 'completions' AND p.privilege = 'DELETE')
+                       AND NOT has_table_privilege(c.oid, p.privilege)) AS missing";
+    let row = one(connections, PRIVILEGES, []).await?;
+    let (role, missing) = (row.get::<String>("role")?, row.texts("missing")?);
+    if missing.is_empty() {
+        return Ok(Check::fine(
+            "privileges",
+            format!("role {role} has what it needs"),
+        ));
+    }
+    let missing = missing.join(", ");
+    let says = format!("role {role} lacks {missing} on voice-sync's own tables");
+    Ok(Check::broken("privileges", Exit::Config, says).advise(format!(
+        "as their owner, run: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA voice_sync TO {role};"
+    )))
+}
+
+async fn row_security(store: &Store, connections: &Connections) -> Result<Check, StoreError> {
+    const ACTIVE: &str = "SELECT row_security_active(to_regclass($1)) AS is_active, quote_ident(current_user) AS role";
+    let table = &store.table().table;
+    let row = one(connections, ACTIVE, [Value::from(table.as_str())]).await?;
+    let role: String = row.get("role")?;
+    Ok(match row.get("is_active")? {
+        false => Check::fine("row security", format!("hides nothing from role {role}")),
+        true => Check::doubtful(
+            "row security",
+            format!("policies of table {table} decide which voices role {role} sees"),
+            format!("give it a policy that shows all, or run: ALTER ROLE {role} BYPASSRLS;"),
+        ),
+    })
+}
+
+/// Triggers and constraints that could refuse what voice-sync writes.
+async fn obstacles(
+    store: &Store,
+    connections: &Connections,
+    names: &Names,
+) -> Result<Check, StoreError> {
+    const OBSTACLES: &str = "
+        SELECT 'trigger ' || quote_ident(tgname) AS name, '' AS definition
+        FROM pg_trigger
+        WHERE tgrelid = to_regclass($1) AND NOT tgisinternal AND tgenabled <> 'D'
+          AND tgtype & 16 <> 0
+        UNION ALL
+        SELECT 'constraint ' || quote_ident(conname), pg_get_constraintdef(oid)
+        FROM pg_constraint c
+        WHERE conrelid = to_regclass($1)
+          AND EXISTS (SELECT FROM pg_attribute a
+                      WHERE a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
+                        AND (c.contype = 'c' AND a.attname = ANY ($2)
+                             OR c.contype = 'f' AND a.attname = $3))
+        UNION ALL
+        SELECT format('constraint %I of type %s', conname, format_type(a.atttypid, -1)),
+               pg_get_constraintdef(c.oid)
+        FROM pg_constraint c JOIN pg_attribute a ON a.atttypid = c.contypid
+        WHERE a.attrelid = to_regclass($1) AND a.attname = ANY ($2) AND c.contype = 'c'
+        ORDER BY name";
+    let columns = &names.columns;
+    let written = [&columns.status, &columns.preview_url, &columns.completed_at];
+    let written = written.iter().map(|name| Some(name.as_str().to_owned()));
+    let table = store.table();
+    let mut args = store.database().args();
+    args.bind(table.table.as_str());
+    args.bind(Value::Texts(written.collect()));
+    args.bind(columns.status.as_str());
+    let rows = connections.fetch_all(OBSTACLES.to_owned(), args).await?;
+    let mut obstacles = Vec::new();
+    for row in rows {
+        let definition: String = row.get("definition")?;
+        if !allows(&definition, &table.status, names) {
+            obstacles.push(row.get::<String>("name")?);
+        }
+    }
+    Ok(match obstacles.is_empty() {
+        true => Check::fine("obstacles", "no trigger or constraint is in the way"),
+        false => Check::doubtful(
+            "obstacles",
+            format!(
+                "{} of table {} may refuse an update",
+                obstacles.join(", "),
+                table.table
+            ),
+            "see that they let a role without a session of the application write status, preview and completion",
+        ),
+    })
+}
+
+async fn index(connections: &Connections, names: &Names) -> Result<Check, StoreError> {
+    let Indexes {
+        rows,
+        serve,
+        partitions,
+    } = indexes(connections, names).await?;
+    let on_each = || {
+        let held = of_processing(Dialect::Postgres, names);
+        let statement = |partition| format!("CREATE INDEX CONCURRENTLY ON {partition} {held};");
+        partitions
+            .iter()
+            .map(statement)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let advice = match partitions.is_empty() {
+        true => make_index(Dialect::Postgres, names),
+        false => on_each(),
+    };
+    let advice = match drop_left_behind(connections, names).await? {
+        Some(drop) => format!("{drop}; {advice}"),
+        None => advice,
+    };
+    Ok(database::index(rows, serve, advice))
+}
+
+/// The zone of the database's or a role's settings, if `created_at` has none and its default is the present there.
+pub(super) async fn default_zone(
+    store: &Store,
+    connections: &Connections,
+    names: &Names,
+) -> Result<Option<String>, StoreError> {
+    // The session's own zone is UTC, whatever others have.
+    const DEFAULT: &str = "
+        SELECT (SELECT substring(c FROM '(?i)^timezone=(.*)$')
+                FROM pg_db_role_setting s, unnest(s.setconfig) c
+                WHERE c ~* '^timezone='
+                  AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+                ORDER BY s.setdatabase = 0, s.setrole = 0 DESC LIMIT 1) AS zone
+        FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attrelid = to_regclass($1) AND a.attname = $2 AND a.atttypid = 'timestamp'::regtype
+          AND pg_get_expr(d.adbin, d.adrelid) ~* '(now\\(|current_timestamp|localtimestamp|clock_timestamp|transaction_timestamp)'
+          AND pg_get_expr(d.adbin, d.adrelid) !~* '(time zone|timezone\\()'";
+    let mut args = store.database().args();
+    args.bind(store.table().table.as_str());
+    args.bind(names.columns.created_at.as_str());
+    let rows = connections.fetch_all(DEFAULT.to_owned(), args).await?;
+    rows.first()
+        .map_or(Ok(None), |row| row.get_optional("zone"))
+}
+
+/// Whether a constraint lists what the status may be, and lists what voice-sync writes, as that of
+/// SQLAlchemy's enums without a type of their own. PostgreSQL prints an `IN` as `= ANY`.
+fn allows(definition: &str, status: &str, names: &Names) -> bool {
+    let Some((column, list)) = definition.split_once(" = ANY (") else {
+        return false;
+    };
+    let column = column.trim_start_matches("CHECK ").trim_start_matches('(');
+    let column = column.trim_end_matches("::text").trim_end_matches(')');
+    let is_status = [status, status.trim_matches('"'), "VALUE"].contains(&column);
+    let is_whole = [" AND ", " OR "].iter().all(|word| !list.contains(word));
+    is_status && is_whole && database::lists_ours(list, names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{ColumnNames, NaiveZone, StatusValues, TableName};
+
+    #[test]
+    fn only_a_list_of_values_is_excused() {
+        let names = Names {
+            table: TableName::parse("voices").expect("a name"),
+            columns: ColumnNames::parse("").expect("names"),
+            statuses: StatusValues::parse("").expect("values"),
+            zone: NaiveZone::default(),
+        };
+        let list =
+            "ANY ((ARRAY['completed'::character varying, 'failed'::character varying])::text[])";
+        for (definition, is_allowed) in [
+            (format!("CHECK (((status)::text = {list}))"), true),
+            (format!("CHECK (((VALUE)::text = {list}))"), true),
+            (
+                "CHECK ((status = ANY (ARRAY['completed'::text, 'failed'::text])))".to_owned(),
+                true,
+            ),
+            (
+                "CHECK ((status = ANY (ARRAY['completed'::text])))".to_owned(),
+                false,
+            ),
+            (format!("CHECK (((status)::text <> {list}))"), false),
+            (format!("CHECK (((name)::text = {list}))"), false),
+            (
+                format!("CHECK (((status)::text = {list} AND (preview_url IS NOT NULL)))"),
+                false,
+            ),
+            (
+                "CHECK ((status = 'completed'::text) OR (status = 'failed'::text))".to_owned(),
+                false,
+            ),
+        ] {
+            assert_eq!(
+                allows(&definition, "\"status\"", &names),
+                is_allowed,
+                "{definition}"
+            );
+        }
+    }
+}

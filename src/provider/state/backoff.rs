@@ -1,0 +1,147 @@
+//! How long to wait before asking the provider again. Pure: jitter and clock are arguments.
+//!
+//! Full jitter as in Marc Brooker's "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015):
+//! a uniform draw between nothing and the exponential limit, which spreads a herd best.
+
+use std::time::{Duration, SystemTime};
+
+use crate::core::provider_state::MAX_RETRY_AFTER;
+
+/// Tries a request gets in all.
+pub const MAX_TRIES: u32 = 3;
+/// First limit of the wait after an error.
+const BASE: Duration = Duration::from_millis(250);
+/// First limit of the wait after being throttled.
+const THROTTLED_BASE: Duration = Duration::from_secs(1);
+/// No drawn wait is longer than this.
+const CEILING: Duration = Duration::from_secs(20);
+
+/// Which base a wait grows from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Network trouble or a 5xx.
+    Unavailable,
+    /// 429.
+    Throttled,
+}
+
+/// The wait after try number `tried` (1 is the first). `told` is what the provider asked for, and
+/// the wait is never shorter; `jitter` is uniform in 0..1.
+pub fn pause(tried: u32, cause: Cause, retry_after: Option<Duration>, jitter: f64) -> Duration {
+    let base = match cause {
+        Cause::Unavailable => BASE,
+        Cause::Throttled => THROTTLED_BASE,
+    };
+    let limit = base
+        .saturating_mul(2u32.saturating_pow(tried.saturating_sub(1)))
+        .min(CEILING);
+    let drawn = limit.mul_f64(jitter.clamp(0.0, 1.0));
+    retry_after.map_or(drawn, |retry_after| {
+        retry_after.min(MAX_RETRY_AFTER) + drawn
+    })
+}
+
+/// Reads what the provider asks for: `retry-after-ms`, `retry-after` in seconds or as an HTTP date
+/// (RFC 9110, 10.2.3), or `x-ratelimit-reset` in Unix seconds, the order in which ElevenLabs' own SDK
+/// tries them. What cannot be read or lies in the past asks for nothing; five minutes are the most.
+pub fn retry_after<'h>(
+    header: impl Fn(&str) -> Option<&'h str>,
+    now: SystemTime,
+) -> Option<Duration> {
+    let milliseconds = || positive(header("retry-after-ms")?, 1000.0);
+    let seconds = || positive(header("retry-after")?, 1.0);
+    let date = || {
+        until(
+            httpdate::parse_http_date(header("retry-after")?.trim()).ok()?,
+            now,
+        )
+    };
+    let reset = || {
+        let at = positive(header("x-ratelimit-reset")?, 1.0)?;
+        until(SystemTime::UNIX_EPOCH.checked_add(at)?, now)
+    };
+    milliseconds()
+        .or_else(seconds)
+        .or_else(date)
+        .or_else(reset)
+        .map(|retry_after| retry_after.min(MAX_RETRY_AFTER))
+}
+
+fn positive(text: &str, parts_per_second: f64) -> Option<Duration> {
+    let number: f64 = text.trim().parse().ok()?;
+    let seconds = number / parts_per_second;
+    (seconds.is_finite() && seconds >= 0.0)
+        .then(|| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+fn until(moment: SystemTime, now: SystemTime) -> Option<Duration> {
+    moment.duration_since(now).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn retry_after(headers: &[(&str, &str)]) -> Option<Duration> {
+        let now = httpdate::parse_http_date("Mon, 02 Nov 2026 08:00:00 GMT").expect("a date");
+        super::retry_after(
+            |name| headers.iter().find(|(n, _)| *n == name).map(|(_, v)| *v),
+            now,
+        )
+    }
+
+    #[test]
+    fn every_form_of_retry_after_is_read() {
+        let seconds = |s| Some(Duration::from_secs(s));
+        for (name, value, wait) in [
+            ("retry-after", "7", seconds(7)),
+            ("retry-after", " 7 ", seconds(7)),
+            ("retry-after", "1.5", Some(Duration::from_millis(1500))),
+            ("retry-after-ms", "250", Some(Duration::from_millis(250))),
+            ("retry-after", "Mon, 02 Nov 2026 08:00:30 GMT", seconds(30)),
+            ("retry-after", "Monday, 02-Nov-26 08:00:30 GMT", seconds(30)),
+            ("x-ratelimit-reset", "1793606430", seconds(30)),
+            ("retry-after", "86400", seconds(300)),
+            ("retry-after", "99999999999999999999999", seconds(300)),
+            ("retry-after", "Mon, 02 Nov 2099 08:00:30 GMT", seconds(300)),
+            ("retry-after", "Mon, 02 Nov 2026 07:00:00 GMT", None),
+            ("retry-after", "-5", None),
+            ("retry-after", "NaN", None),
+            ("retry-after", "inf", None),
+            ("retry-after", "soon", None),
+            ("retry-after", "", None),
+            ("x-ratelimit-reset", "12", None),
+            ("x-ratelimit-reset", "1e300", None),
+        ] {
+            assert_eq!(retry_after(&[(name, value)]), wait, "{name}: {value}");
+        }
+        assert_eq!(retry_after(&[]), None);
+        assert_eq!(
+            retry_after(&[("retry-after", "9"), ("retry-after-ms", "10")]),
+            Some(Duration::from_millis(10))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_wait_is_never_shorter_than_told_nor_longer_than_the_limits(
+            tried in 0u32..100, throttled: bool, retry_after in prop::option::of(0u64..1_000), jitter in 0.0f64..1.0
+        ) {
+            let cause = if throttled { Cause::Throttled } else { Cause::Unavailable };
+            let retry_after = retry_after.map(Duration::from_secs);
+            let pause = pause(tried, cause, retry_after, jitter);
+            let floor = retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
+            prop_assert!(pause >= floor);
+            prop_assert!(pause <= floor + CEILING);
+        }
+
+        #[test]
+        fn any_header_is_read_or_passed_over(value in any::<String>()) {
+            if let Some(wait) = retry_after(&[("retry-after", &value)]) {
+                prop_assert!(wait <= MAX_RETRY_AFTER);
+            }
+        }
+    }
+}

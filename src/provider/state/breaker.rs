@@ -1,0 +1,188 @@
+//! When to stop asking a provider that does not answer, and when to try again. Pure: the present is
+//! an argument.
+//!
+//! The circuit breaker of Nygard's "Release It!": closed while answers come, open when they do not,
+//! and after a pause one probe decides.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::core::provider_state::MAX_OPEN;
+
+/// So many tries without an answer in a row open it.
+const IN_A_ROW: u32 = 5;
+/// Or half of at least so many tries within [`WINDOW`].
+const AT_LEAST: usize = 10;
+const WINDOW: Duration = Duration::from_secs(30);
+/// The first pause; it doubles with each probe that fails.
+const FIRST_PAUSE: Duration = Duration::from_secs(15);
+
+/// Counts what came of tries, and says when there were too many failures.
+#[derive(Debug, Clone, Default)]
+pub struct Breaker {
+    /// How often it opened without an answer since: 0 is closed.
+    opened: u32,
+    failures_in_a_row: u32,
+    /// Whether an answer ever came.
+    was_answered: bool,
+    /// Tries within the window: when, and whether they failed.
+    recent: VecDeque<(Instant, bool)>,
+}
+
+impl Breaker {
+    /// A breaker that had opened so often before this process began.
+    pub fn resumed(opened: u32) -> Self {
+        Self {
+            opened,
+            ..Self::default()
+        }
+    }
+
+    /// How often it opened without an answer since; 0 if it is closed.
+    pub fn opened(&self) -> u32 {
+        self.opened
+    }
+
+    /// Counts an answer, whatever it says. Returns whether this closed the breaker.
+    pub fn answered(&mut self, now: Instant) -> bool {
+        self.failures_in_a_row = 0;
+        self.was_answered = true;
+        self.note(now, false);
+        let probing = self.opened > 0;
+        if probing {
+            self.recent.clear();
+        }
+        self.opened = 0;
+        probing
+    }
+
+    /// Counts a try without an answer. Returns the pause to make if this opened the breaker. A probe
+    /// that fails opens it again at once.
+    pub fn failed(&mut self, now: Instant) -> Option<Duration> {
+        self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
+        self.note(now, true);
+        let failures = self.recent.iter().filter(|(_, failed)| *failed).count();
+        let too_many = self.failures_in_a_row >= IN_A_ROW
+            || (self.recent.len() >= AT_LEAST && failures * 2 >= self.recent.len());
+        (self.opened > 0 || too_many).then(|| self.open())
+    }
+
+    /// Counts the end of a pass. Where it only ever failed, however few its tries were, this opens
+    /// the breaker: cron's next process begins to count anew, and one that has little to ask would
+    /// never come to five in a row. Returns the pause to make.
+    pub fn passed(&mut self) -> Option<Duration> {
+        let only_failed = self.failures_in_a_row > 0 && !self.was_answered;
+        (self.opened == 0 && only_failed).then(|| self.open())
+    }
+
+    /// Opens it, for a reason that it did not count. Returns the pause to make.
+    pub fn trip(&mut self) -> Duration {
+        self.open()
+    }
+
+    fn open(&mut self) -> Duration {
+        self.opened = self.opened.saturating_add(1);
+        self.failures_in_a_row = 0;
+        self.recent.clear();
+        pause(self.opened)
+    }
+
+    fn note(&mut self, now: Instant, failed: bool) {
+        self.recent.push_back((now, failed));
+        while let Some((then, _)) = self.recent.front()
+            && now.saturating_duration_since(*then) > WINDOW
+        {
+            self.recent.pop_front();
+        }
+    }
+}
+
+fn pause(opened: u32) -> Duration {
+    let doubled = 2u32.saturating_pow(opened.saturating_sub(1));
+    FIRST_PAUSE.saturating_mul(doubled).min(MAX_OPEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn five_failures_in_a_row_open_it() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        for _ in 0..4 {
+            assert_eq!(breaker.failed(now), None);
+        }
+        assert!(!breaker.answered(now), "it was not open");
+        for _ in 0..4 {
+            assert_eq!(breaker.failed(now), None);
+        }
+        assert_eq!(breaker.failed(now), Some(FIRST_PAUSE));
+        assert_eq!(breaker.opened(), 1);
+    }
+
+    #[test]
+    fn half_of_ten_within_the_window_open_it() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        for _ in 0..4 {
+            breaker.answered(now);
+            assert_eq!(breaker.failed(now), None);
+        }
+        breaker.answered(now);
+        assert_eq!(breaker.failed(now), Some(FIRST_PAUSE));
+
+        let (mut breaker, mut now) = (Breaker::default(), now);
+        for _ in 0..100 {
+            now += Duration::from_secs(16);
+            breaker.answered(now);
+            assert_eq!(breaker.failed(now), None, "too far apart");
+        }
+    }
+
+    #[test]
+    fn a_pass_that_only_failed_opens_it() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        assert_eq!(breaker.passed(), None, "it did not ask");
+        assert_eq!(breaker.failed(now), None);
+        assert_eq!(breaker.passed(), Some(FIRST_PAUSE));
+        assert_eq!(breaker.passed(), None, "it is open");
+
+        let mut breaker = Breaker::default();
+        breaker.answered(now);
+        assert_eq!(breaker.failed(now), None);
+        assert_eq!(breaker.passed(), None, "something was answered");
+    }
+
+    #[test]
+    fn the_pause_doubles_up_to_five_minutes_and_an_answer_ends_it() {
+        let (mut breaker, now) = (Breaker::resumed(1), Instant::now());
+        let pauses: Vec<_> = (0..6)
+            .map(|_| breaker.failed(now).expect("a probe that fails").as_secs())
+            .collect();
+        assert_eq!(pauses, [30, 60, 120, 240, 300, 300]);
+        assert!(breaker.answered(now), "closed");
+        assert_eq!(breaker.opened(), 0);
+        assert_eq!(breaker.failed(now), None);
+        assert_eq!(pause(u32::MAX), MAX_OPEN);
+    }
+
+    proptest! {
+        /// It never opens while fewer than half of the tries fail and no five in a row do.
+        #[test]
+        fn an_answering_provider_is_never_cut_off(pattern in prop::collection::vec(any::<bool>(), 0..200)) {
+            let (mut breaker, mut now) = (Breaker::default(), Instant::now());
+            let mut failures = 0usize;
+            for (number, failed) in pattern.into_iter().enumerate() {
+                now += Duration::from_millis(10);
+                if failed && (failures + 1) * 2 < number + 1 {
+                    failures += 1;
+                    prop_assert_eq!(breaker.failed(now), None);
+                    breaker.answered(now);
+                } else {
+                    breaker.answered(now);
+                }
+            }
+        }
+    }
+}

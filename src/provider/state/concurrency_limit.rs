@@ -1,0 +1,222 @@
+//! How many requests the provider bears at once. Pure.
+//!
+//! Additive increase, multiplicative decrease (Chiu and Jain, 1989), between one and what the user
+//! allows, and never above what the plan leaves after the application's own use.
+
+/// What an answer without trouble adds: ten allow one more request at once, whichever processes got
+/// them, since cron's may have only a few each.
+const GROWTH: f64 = 0.1;
+/// Ten tenths are a little less than one.
+const ROUNDING: f64 = 1e-6;
+/// What a timeout or a 5xx leaves of the limit.
+const EASED: f64 = 0.9;
+
+/// The limit as it has adapted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConcurrencyLimit {
+    now: f64,
+    /// What the user allows.
+    most: u32,
+    /// What the plan leaves, once the provider has told.
+    left_by_plan: Option<u32>,
+    /// Whether it began below the most.
+    was_low: bool,
+    /// Requests begun so far, and how many of them when it was last halved: answers to those begun
+    /// before say nothing new.
+    begun: u64,
+    halved_at: u64,
+}
+
+/// A request's place in the order in which they were begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Begun(u64);
+
+/// What the headers of an answer tell of the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// `current-concurrent-requests`: of everybody who uses the key.
+    pub current: u32,
+    /// `maximum-concurrent-requests`.
+    pub maximum: u32,
+}
+
+impl ConcurrencyLimit {
+    /// Starts where an earlier process left off, or at the most.
+    pub fn new(most: u32, adapted: Option<f64>) -> Self {
+        let most = most.max(1);
+        let now = adapted
+            .filter(|limit| limit.is_finite())
+            .unwrap_or(f64::from(most))
+            .clamp(1.0, f64::from(most));
+        Self {
+            now,
+            most,
+            left_by_plan: None,
+            was_low: now < f64::from(most),
+            begun: 0,
+            halved_at: 0,
+        }
+    }
+
+    /// Requests that may be under way at once, at least one.
+    pub fn get(&self) -> u32 {
+        let adapted = (self.now + ROUNDING) as u32;
+        adapted.min(self.left_by_plan.unwrap_or(u32::MAX)).max(1)
+    }
+
+    /// The adapted limit, to be kept for the next process; `None` if it always was the most: a
+    /// process that was allowed little learned nothing of how much the provider bears.
+    pub fn adapted(&self) -> Option<f64> {
+        (self.was_low || self.now < f64::from(self.most)).then_some(self.now)
+    }
+
+    /// Counts a request that begins.
+    pub fn begin(&mut self) -> Begun {
+        self.begun += 1;
+        Begun(self.begun)
+    }
+
+    /// An answer without trouble.
+    pub fn clean(&mut self) {
+        self.now = (self.now + GROWTH).min(f64::from(self.most));
+    }
+
+    /// A timeout or a 5xx.
+    pub fn ease(&mut self) {
+        self.now = (self.now * EASED).max(1.0);
+    }
+
+    /// `too_many_concurrent_requests`. Requests that were begun together are refused together: the
+    /// limit halves once for all of them.
+    pub fn halve(&mut self, begun: Begun) {
+        if begun.0 > self.halved_at {
+            self.halved_at = self.begun;
+            self.now = (self.now / 2.0).max(1.0);
+        }
+    }
+
+    /// Heeds what the plan leaves after others' use, with one kept free for the application.
+    /// `ours` are the requests that we had under way ourselves.
+    pub fn merge_remote(&mut self, plan: Plan, ours: u32) {
+        let others = plan.current.saturating_sub(ours);
+        let left = plan.maximum.saturating_sub(others).saturating_sub(1);
+        self.left_by_plan = Some(left.max(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn it_halves_once_for_requests_begun_together() {
+        let mut limit = ConcurrencyLimit::new(16, None);
+        let together: Vec<Begun> = (0..16).map(|_| limit.begin()).collect();
+        for begun in together {
+            limit.halve(begun);
+        }
+        assert_eq!(limit.get(), 8);
+        let next = limit.begin();
+        limit.halve(next);
+        assert_eq!(limit.get(), 4);
+    }
+
+    #[test]
+    fn it_eases_on_trouble_and_grows_back_on_calm() {
+        let mut limit = ConcurrencyLimit::new(10, None);
+        limit.ease();
+        assert_eq!(limit.get(), 9);
+        for _ in 0..9 {
+            limit.clean();
+        }
+        limit.ease();
+        assert_eq!(limit.get(), 8, "nine clean answers are not ten");
+        for _ in 0..100 {
+            limit.clean();
+        }
+        assert_eq!(limit.get(), 10, "and no more than the user allows");
+    }
+
+    #[test]
+    fn it_leaves_one_for_the_application() {
+        let mut limit = ConcurrencyLimit::new(10, None);
+        limit.merge_remote(
+            Plan {
+                current: 4,
+                maximum: 5,
+            },
+            4,
+        );
+        assert_eq!(limit.get(), 4);
+        limit.merge_remote(
+            Plan {
+                current: 6,
+                maximum: 10,
+            },
+            4,
+        );
+        assert_eq!(limit.get(), 7, "two are others'");
+        limit.merge_remote(
+            Plan {
+                current: 100,
+                maximum: 5,
+            },
+            1,
+        );
+        assert_eq!(limit.get(), 1, "one is always tried");
+        limit.merge_remote(
+            Plan {
+                current: 0,
+                maximum: 100,
+            },
+            3,
+        );
+        assert_eq!(limit.get(), 10);
+    }
+
+    #[test]
+    fn it_goes_on_where_an_earlier_process_stopped() {
+        assert_eq!(ConcurrencyLimit::new(10, Some(3.7)).get(), 3);
+        let mut kept = Some(2.0);
+        for _ in 0..5 {
+            let mut limit = ConcurrencyLimit::new(4, kept);
+            limit.clean();
+            limit.clean();
+            kept = limit.adapted();
+        }
+        assert_eq!(ConcurrencyLimit::new(4, kept).get(), 3);
+        assert_eq!(ConcurrencyLimit::new(2, Some(30.0)).get(), 2);
+        assert_eq!(ConcurrencyLimit::new(4, Some(f64::NAN)).get(), 4);
+        assert_eq!(ConcurrencyLimit::new(4, Some(-1.0)).get(), 1);
+
+        let mut little = ConcurrencyLimit::new(1, Some(8.0));
+        little.clean();
+        assert_eq!(
+            little.adapted(),
+            None,
+            "what it was not allowed it cannot know"
+        );
+        let mut recovering = ConcurrencyLimit::new(2, Some(1.9));
+        recovering.clean();
+        assert_eq!(recovering.adapted(), Some(2.0));
+    }
+
+    proptest! {
+        #[test]
+        fn it_stays_between_one_and_the_most(most in 1u32..1000, steps in prop::collection::vec((0u8..4, any::<u32>(), any::<u32>()), 0..300)) {
+            let mut limit = ConcurrencyLimit::new(most, None);
+            for (step, current, maximum) in steps {
+                let begun = limit.begin();
+                match step {
+                    0 => limit.clean(),
+                    1 => limit.ease(),
+                    2 => limit.halve(begun),
+                    _ => limit.merge_remote(Plan { current, maximum }, 1),
+                }
+                prop_assert!((1..=most).contains(&limit.get()));
+            }
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! How the provider is treated. Pure: times and random numbers are arguments.
+
+pub mod backoff;
+pub mod breaker;
+pub mod concurrency_limit;
+pub mod retry_budget;

@@ -1,0 +1,229 @@
+//! What operators change. Each change enters itself into the ledger, in its own transaction.
+
+use std::collections::HashSet;
+
+use uuid::Uuid;
+
+use super::database::{Column, Transaction};
+use super::dialect::Dialect;
+use super::survey::{EventFilter, VoiceRecord};
+use super::values::CommandRun;
+use super::{OUTBOX_LEASE, Store, StoreError};
+use crate::core::voice::RowId;
+
+/// Events that are moved into one batch, at the most.
+const BATCH: u32 = 500;
+
+impl Store {
+    pub(super) async fn put_back_once(
+        &self,
+        run: &CommandRun,
+        voices: &[VoiceRecord],
+    ) -> Result<HashSet<RowId>, StoreError> {
+        let mut transaction = self.database.begin().await?;
+        let table = &self.table;
+        let rows: Vec<_> = voices
+            .iter()
+            .map(|voice| Some(voice.row.to_string()))
+            .collect();
+        let provider_ids = voices.iter().map(|voice| voice.provider_id.clone());
+        let mut args = self.database.args();
+        let wanted = args.rows(
+            "a",
+            vec![
+                ("id", &table.id_type, Column::Text(rows.clone())),
+                ("provider_id", "text", Column::Text(provider_ids.collect())),
+            ],
+        );
+        let is_same = format!(
+            "v.{} = a.id AND v.{} = {} AND {} = a.provider_id",
+            table.id, table.status, table.failed, table.provider_id
+        );
+        // A row that the application has locked is left alone: it may be about to change it.
+        let (free, is_free) = match self.dialect() {
+            Dialect::Postgres => (
+                format!(
+                    "WITH free AS MATERIALIZED (
+                         SELECT v.{id} AS id FROM {name} v JOIN {wanted} ON {is_same}
+                         FOR NO KEY UPDATE OF v SKIP LOCKED
+                     )",
+                    id = table.id,
+                    name = table.table,
+                ),
+                format!("v.{} IN (SELECT id FROM free) AND", table.id),
+            ),
+            Dialect::Sqlite => (String::new(), String::new()),
+        };
+        let sql = format!(
+            "{free} UPDATE {name} AS v SET {status} = {processing} FROM {wanted}
+             WHERE {is_free} {is_same} RETURNING {returned}",
+            name = table.table,
+            status = table.status,
+            processing = table.processing,
+            returned = table.returned,
+        );
+        let changed = transaction.fetch_all(sql, args).await?;
+        let (mut changed_rows, mut provider_ids) = (Vec::new(), Vec::new());
+        for row in &changed {
+            changed_rows.push(row.get_optional("row_id")?);
+            provider_ids.push(row.get_optional("provider_id")?);
+        }
+        self.begin_anew(&mut transaction, run, changed_rows, provider_ids)
+            .await?;
+        self.enter_command(&mut transaction, run, "put_back", changed.len() as u64)
+            .await?;
+        let rows = rows.into_iter().flatten().collect();
+        let back = self.changed_by(&mut transaction, run, rows).await?;
+        transaction.commit().await?;
+        Ok(back)
+    }
+
+    /// Has the ages of voices begin anew: else the next answer would find them overdue.
+    async fn begin_anew(
+        &self,
+        transaction: &mut Transaction<'_>,
+        run: &CommandRun,
+        rows: Vec<Option<String>>,
+        provider_ids: Vec<Option<String>>,
+    ) -> Result<(), StoreError> {
+        let mut args = self.database.args();
+        let (run_id, now) = (args.bind(run.run_id), self.dialect().now());
+        let rows = args.rows(
+            "c",
+            vec![
+                ("row_id", "text", Column::Text(rows)),
+                ("provider_id", "text", Column::Text(provider_ids)),
+            ],
+        );
+        let sql = format!(
+            "INSERT INTO {voices} (row_id, provider_id, run_id, first_seen, restarted_at)
+             SELECT row_id, provider_id, {run_id}, {now}, {now} FROM {rows} WHERE TRUE
+             ON CONFLICT (row_id) DO UPDATE
+             SET provider_id = EXCLUDED.provider_id, run_id = EXCLUDED.run_id, restarted_at = EXCLUDED.restarted_at,
+                 kind = NULL, stage = NULL, missing_count = 0, missing_since = NULL, strikes = 0,
+                 set_aside_until = NULL, trouble = NULL, failed_at = NULL, failure = NULL, next_due = NULL,
+                 isolated = FALSE, unanswered = 0, unanswered_since = NULL",
+            voices = self.dialect().own("voices"),
+        );
+        transaction.execute(sql, args).await.map(drop)
+    }
+
+    pub(super) async fn release_once(
+        &self,
+        run: &CommandRun,
+        rows: &[&str],
+    ) -> Result<HashSet<RowId>, StoreError> {
+        let mut transaction = self.database.begin().await?;
+        let mut args = self.database.args();
+        let sql = format!(
+            "UPDATE {voices}
+             SET set_aside_until = NULL, strikes = 0, trouble = NULL, next_due = NULL, unanswered = 0, run_id = {run_id}
+             WHERE row_id {is_any} AND (set_aside_until > {now} OR unanswered > 0)",
+            voices = self.dialect().own("voices"),
+            run_id = args.bind(run.run_id),
+            is_any = args.is_any("text", rows.iter().copied()),
+            now = self.dialect().now(),
+        );
+        let released = transaction.execute(sql, args).await?;
+        self.enter_command(&mut transaction, run, "released", released)
+            .await?;
+        let rows = rows.iter().map(|row| (*row).to_owned()).collect();
+        let released = self.changed_by(&mut transaction, run, rows).await?;
+        transaction.commit().await?;
+        Ok(released)
+    }
+
+    /// Those of these voices that a command has changed, in this try or an earlier one whose reply was lost.
+    async fn changed_by(
+        &self,
+        transaction: &mut Transaction<'_>,
+        run: &CommandRun,
+        rows: Vec<String>,
+    ) -> Result<HashSet<RowId>, StoreError> {
+        let mut args = self.database.args();
+        let sql = format!(
+            "SELECT row_id FROM {} WHERE row_id {} AND run_id = {}",
+            self.dialect().own("voices"),
+            args.is_any("text", rows),
+            args.bind(run.run_id)
+        );
+        let rows = transaction.fetch_all(sql, args).await?;
+        rows.iter()
+            .map(|row| Ok(RowId::new(row.get::<String>("row_id")?)))
+            .collect()
+    }
+
+    pub(super) async fn resend_once(
+        &self,
+        run: &CommandRun,
+        filter: &EventFilter,
+    ) -> Result<u64, StoreError> {
+        let [outbox, batches] = ["outbox", "batches"].map(|table| self.dialect().own(table));
+        let mut transaction = self.database.begin().await?;
+        let mut resent = 0;
+        loop {
+            let mut args = self.database.args();
+            let published = format!(
+                "SELECT o.id, o.batch_id FROM {outbox} o LEFT JOIN {batches} b ON b.batch_id = o.batch_id
+                 WHERE {} AND COALESCE(b.published_at, o.published_at) IS NOT NULL ORDER BY o.id LIMIT {}",
+                self.is_wanted_event(&mut args, filter),
+                args.bind(BATCH)
+            );
+            let rows = transaction.fetch_all(published, args).await?;
+            if rows.is_empty() {
+                break;
+            }
+            let (mut ids, mut old) = (Vec::with_capacity(rows.len()), HashSet::new());
+            for row in &rows {
+                ids.push(row.get::<i64>("id")?);
+                old.extend(row.get_optional::<Uuid>("batch_id")?);
+            }
+            let batch = Uuid::new_v4();
+            let args = self.database.args();
+            resent += self
+                .rebatch(&mut transaction, args, ids, batch, "TRUE")
+                .await?;
+            self.make_batch(&mut transaction, batch, "NULL").await?;
+            self.recount(&mut transaction, old).await?;
+        }
+        let total = self
+            .enter_command(&mut transaction, run, "resent", resent)
+            .await?;
+        transaction.commit().await?;
+        Ok(total)
+    }
+
+    pub(super) async fn purge_once(
+        &self,
+        run: &CommandRun,
+        filter: &EventFilter,
+    ) -> Result<u64, StoreError> {
+        let [outbox, batches] = ["outbox", "batches"].map(|table| self.dialect().own(table));
+        let mut transaction = self.database.begin().await?;
+        let mut args = self.database.args();
+        let sql = format!(
+            "DELETE FROM {outbox} WHERE id IN (
+                 SELECT o.id FROM {outbox} o LEFT JOIN {batches} b ON b.batch_id = o.batch_id
+                 WHERE {is_wanted}
+                   AND (NOT {is_leased} OR COALESCE(b.published_at, o.published_at) IS NOT NULL))
+             RETURNING batch_id",
+            is_wanted = self.is_wanted_event(&mut args, filter),
+            is_leased = self
+                .dialect()
+                .is_ahead("COALESCE(b.leased_until, o.leased_until)", OUTBOX_LEASE),
+        );
+        let rows = transaction.fetch_all(sql, args).await?;
+        let mut of = HashSet::new();
+        for row in &rows {
+            of.extend(row.get_optional::<Uuid>("batch_id")?);
+        }
+        if !of.is_empty() {
+            self.recount(&mut transaction, of).await?;
+        }
+        let total = self
+            .enter_command(&mut transaction, run, "purged", rows.len() as u64)
+            .await?;
+        transaction.commit().await?;
+        Ok(total)
+    }
+}

@@ -1,0 +1,446 @@
+//! Making transitions happen: rows, their events and what is known of their voices, in one transaction.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::database::{Args, Column, Row, Transaction};
+use super::dialect::Dialect;
+use super::values::{Applied, Record};
+use super::{OUTBOX_LEASE, Store, StoreError, visit};
+use crate::core::event::{BatchId, OutboxEvent};
+use crate::core::transition::{Target, Transition};
+use crate::core::voice::RowId;
+
+/// How long a bulk waits for rows that the application has locked, before it goes on without them.
+const LOCK_TIMEOUT: &str = "900ms";
+
+/// What a bulk does about rows that somebody else has locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Locked {
+    /// It waits a moment: locks of the application are mostly short, and looking first costs time.
+    Wait,
+    /// It leaves them out.
+    Skip,
+}
+
+/// A transition that happened.
+struct Moved<'a> {
+    transition: &'a Transition,
+    user_id: Option<String>,
+}
+
+impl Store {
+    pub(super) async fn apply_once(
+        &self,
+        run_id: Uuid,
+        transitions: &[Transition],
+        record: Record,
+    ) -> Result<Applied, StoreError> {
+        match self
+            .apply_bulk(run_id, transitions, record, Locked::Wait)
+            .await
+        {
+            Err(StoreError::Contended(_)) if self.dialect() == Dialect::Postgres => {
+                self.apply_bulk(run_id, transitions, record, Locked::Skip)
+                    .await
+            }
+            done => done,
+        }
+    }
+
+    async fn apply_bulk(
+        &self,
+        run_id: Uuid,
+        transitions: &[Transition],
+        record: Record,
+        locked: Locked,
+    ) -> Result<Applied, StoreError> {
+        let impatient = format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'");
+        let mut transaction = self.database.begin_with(&impatient).await?;
+        let applied = self
+            .apply_in(&mut transaction, run_id, transitions, record, locked)
+            .await;
+        match applied {
+            Ok(applied) => {
+                visit("store.apply.commit").await?;
+                transaction.commit().await?;
+                Ok(applied)
+            }
+            Err(error) => {
+                // The connection is as good as before where it was the database that refused something.
+                if !matches!(error, StoreError::Unreachable(_)) {
+                    transaction.roll_back().await.ok();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn apply_in(
+        &self,
+        transaction: &mut Transaction<'_>,
+        run_id: Uuid,
+        transitions: &[Transition],
+        record: Record,
+        locked: Locked,
+    ) -> Result<Applied, StoreError> {
+        let mut applied = Applied::default();
+        if locked == Locked::Skip {
+            applied.locked = self.lock(transaction, transitions).await?;
+        }
+        let free = transitions
+            .iter()
+            .filter(|transition| !applied.locked.contains(&transition.row));
+        let free: Vec<_> = free.collect();
+        let (sql, args) = self.update(&free);
+        let rows = transaction.fetch_all(sql, args).await?;
+        let moved = moved(&rows, &free)?;
+        applied.moved = moved
+            .iter()
+            .map(|moved| moved.transition.row.clone())
+            .collect();
+        if record.is_wanted() && !moved.is_empty() {
+            applied.events = self.record(transaction, run_id, &moved, record).await?;
+        }
+        self.keep_completions(transaction, &moved).await?;
+        self.forget_completed(transaction, &moved).await?;
+        self.note_failures(transaction, run_id, &moved).await?;
+        Ok(applied)
+    }
+
+    /// Locks the rows of these transitions that nobody else has locked. Returns the others.
+    async fn lock(
+        &self,
+        transaction: &mut Transaction<'_>,
+        transitions: &[Transition],
+    ) -> Result<std::collections::HashSet<RowId>, StoreError> {
+        let mut args = self.database.args();
+        let answers = self.answers(&mut args, &transitions.iter().collect::<Vec<_>>());
+        let (table, is_unchanged) = (&self.table.table, self.is_unchanged());
+        let sql = format!(
+            "WITH unchanged AS MATERIALIZED (SELECT a.id FROM {table} v JOIN {answers} ON {is_unchanged}),
+             free AS MATERIALIZED (
+                 SELECT v.{id} AS id FROM {table} v WHERE v.{id} IN (SELECT id FROM unchanged)
+                 FOR NO KEY UPDATE OF v SKIP LOCKED
+             )
+             SELECT CAST(id AS text) AS row_id FROM unchanged WHERE id NOT IN (SELECT id FROM free)",
+            id = self.table.id,
+        );
+        let rows = transaction.fetch_all(sql, args).await?;
+        rows.iter()
+            .map(|row| Ok(RowId::new(row.get::<String>("row_id")?)))
+            .collect()
+    }
+
+    /// The answers as a table `a`.
+    fn answers(&self, args: &mut Args, transitions: &[&Transition]) -> String {
+        let text = |of: fn(&Transition) -> Option<&str>| {
+            let texts = transitions
+                .iter()
+                .map(|transition| of(transition).map(str::to_owned));
+            Column::Text(texts.collect())
+        };
+        let completes = transitions
+            .iter()
+            .map(|transition| transition.target.completes());
+        args.rows(
+            "a",
+            vec![
+                ("id", &self.table.id_type, text(|t| Some(t.row.as_str()))),
+                (
+                    "provider_id",
+                    "text",
+                    text(|t| Some(t.provider_id.as_str())),
+                ),
+                ("completes", "boolean", Column::Boolean(completes.collect())),
+                ("preview", "text", text(|t| t.target.preview_url())),
+            ],
+        )
+    }
+
+    /// What a row has to be for its answer still to count.
+    fn is_unchanged(&self) -> String {
+        let (table, id) = (&self.table, &self.table.id);
+        // On SQLite, the sign keeps it from going through all voices in processing by the index on their status,
+        // and through all answers for each: <https://www.sqlite.org/optoverview.html#uplus>.
+        let sign = match self.dialect() {
+            Dialect::Postgres => "",
+            Dialect::Sqlite => "+",
+        };
+        format!(
+            "v.{id} = a.id AND {sign}{} AND {} = a.provider_id",
+            table.is_processing(),
+            table.provider_key
+        )
+    }
+
+    /// The one statement that writes to the application's table.
+    fn update(&self, transitions: &[&Transition]) -> (String, Args) {
+        let table = &self.table;
+        let mut args = self.database.args();
+        let answers = self.answers(&mut args, transitions);
+        let preview = table.preview_url.iter().map(|column| {
+            format!(", {column} = CASE WHEN a.completes THEN COALESCE(a.preview, v.{column}) ELSE v.{column} END")
+        });
+        let moment = table.completed_at.iter().map(|column| {
+            let now = &table.completed_now;
+            format!(", {column} = CASE WHEN a.completes THEN {now} ELSE v.{column} END")
+        });
+        let others: String = preview.chain(moment).collect();
+        let sql = format!(
+            "UPDATE {name} AS v
+             SET {status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END {others}
+             FROM {answers}
+             WHERE {is_unchanged}
+             RETURNING {returned}",
+            name = table.table,
+            returned = table.returned,
+            status = table.status,
+            completed = table.completed,
+            failed = table.failed,
+            is_unchanged = self.is_unchanged(),
+        );
+        (sql, args)
+    }
+
+    /// Has the database plan the update of a bulk, which it refuses to do where it would refuse the
+    /// update itself, whatever the rows.
+    pub(crate) async fn explain_update(&self) -> Result<(), StoreError> {
+        let (sql, args) = self.update(&[]);
+        self.database
+            .fetch_all(format!("EXPLAIN {sql}"), args)
+            .await
+            .map(drop)
+    }
+
+    /// Records the events of transitions that happened, as one batch.
+    async fn record(
+        &self,
+        transaction: &mut Transaction<'_>,
+        run_id: Uuid,
+        moved: &[Moved<'_>],
+        record: Record,
+    ) -> Result<Vec<OutboxEvent>, StoreError> {
+        let batch_id = Uuid::new_v4();
+        let mut events: Vec<_> = moved.iter().map(|moved| self.event(moved)).collect();
+        let mut args = self.database.args();
+        let batch = args.bind(batch_id);
+        let text =
+            |of: fn(&OutboxEvent) -> Option<String>| Column::Text(events.iter().map(of).collect());
+        let rows = args.rows(
+            "e",
+            vec![
+                (
+                    "event_id",
+                    "uuid",
+                    text(|event| Some(event.event_id.to_string())),
+                ),
+                (
+                    "event_type",
+                    "text",
+                    text(|event| Some(event.event_type.to_string())),
+                ),
+                (
+                    "voice_id",
+                    "text",
+                    text(|event| Some(event.voice_id.clone())),
+                ),
+                ("user_id", "text", text(|event| event.user_id.clone())),
+            ],
+        );
+        let sql = format!(
+            "INSERT INTO {outbox} (batch_id, event_id, event_type, voice_id, user_id, run_id, occurred_at)
+             SELECT {batch}, event_id, event_type, voice_id, user_id, NULL, NULL FROM {rows}
+             RETURNING id",
+            outbox = self.dialect().own("outbox"),
+        );
+        // Both databases return rows in the order in which they inserted them, and number them in it.
+        let rows = transaction.fetch_all(sql, args).await?;
+        for (event, row) in events.iter_mut().zip(&rows) {
+            event.id = row.get("id")?;
+        }
+        events.sort_unstable_by_key(|event| event.id);
+        let [first, last] = [events.first(), events.last()].map(|event| event.map_or(0, |e| e.id));
+        let mut args = self.database.args();
+        let values = [
+            args.bind(batch_id),
+            args.bind(run_id),
+            args.bind(first),
+            args.bind(last),
+            args.bind(i64::try_from(events.len()).unwrap_or(i64::MAX)),
+        ];
+        let now = self.dialect().now();
+        let leased_until = match record {
+            // As if it had been tried just now.
+            Record::Nothing | Record::ForAnyone => now.to_owned(),
+            Record::ForMe => format!("{now} + {}", self.dialect().span(OUTBOX_LEASE)),
+        };
+        let sql = format!(
+            "INSERT INTO {batches} (batch_id, run_id, first_id, last_id, events, recorded_at, leased_until)
+             VALUES ({values}, {now}, {leased_until}) RETURNING recorded_at",
+            batches = self.dialect().own("batches"),
+            values = values.join(", "),
+        );
+        let recorded_at: DateTime<Utc> =
+            transaction.fetch_one(sql, args).await?.get("recorded_at")?;
+        for event in &mut events {
+            event.batch = BatchId(batch_id);
+            event.occurred_at = recorded_at;
+        }
+        Ok(events)
+    }
+
+    fn event(
+        &self,
+        Moved {
+            transition,
+            user_id,
+        }: &Moved<'_>,
+    ) -> OutboxEvent {
+        let table = &self.table;
+        OutboxEvent {
+            id: 0,
+            batch: BatchId(Uuid::nil()),
+            event_id: transition.event_id(),
+            event_type: transition.target.event_type(),
+            voice_id: table.id_form.read(transition.row.as_str()),
+            user_id: user_id.as_deref().map(|user| table.user_id_form.read(user)),
+            occurred_at: DateTime::default(),
+        }
+    }
+
+    /// Keeps what the application's table has no columns for.
+    async fn keep_completions(
+        &self,
+        transaction: &mut Transaction<'_>,
+        moved: &[Moved<'_>],
+    ) -> Result<(), StoreError> {
+        let completed = moved.iter().map(|moved| moved.transition);
+        let completed: Vec<_> = completed.filter(|t| t.target.completes()).collect();
+        if completed.is_empty() || !self.table.keeps_completions() {
+            return Ok(());
+        }
+        let mut args = self.database.args();
+        let text = |of: fn(&Transition) -> Option<&str>| {
+            let texts = completed
+                .iter()
+                .map(|transition| of(transition).map(str::to_owned));
+            Column::Text(texts.collect())
+        };
+        let rows = args.rows(
+            "c",
+            vec![
+                ("row_id", "text", text(|t| Some(t.row.as_str()))),
+                (
+                    "provider_id",
+                    "text",
+                    text(|t| Some(t.provider_id.as_str())),
+                ),
+                ("preview_url", "text", text(|t| t.target.preview_url())),
+            ],
+        );
+        let sql = format!(
+            "INSERT INTO {completions} (row_id, provider_id, preview_url, completed_at)
+             SELECT row_id, provider_id, preview_url, {now} FROM {rows} WHERE TRUE
+             ON CONFLICT (row_id) DO UPDATE
+             SET provider_id = EXCLUDED.provider_id, preview_url = EXCLUDED.preview_url,
+                 completed_at = EXCLUDED.completed_at",
+            completions = self.dialect().own("completions"),
+            now = self.dialect().now(),
+        );
+        transaction.execute(sql, args).await.map(drop)
+    }
+
+    async fn forget_completed(
+        &self,
+        transaction: &mut Transaction<'_>,
+        moved: &[Moved<'_>],
+    ) -> Result<(), StoreError> {
+        let completed = moved.iter().map(|moved| moved.transition);
+        let completed = completed.filter(|transition| transition.target.completes());
+        let rows: Vec<_> = completed
+            .map(|transition| transition.row.as_str())
+            .collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut args = self.database.args();
+        let sql = format!(
+            "DELETE FROM {} WHERE row_id {}",
+            self.dialect().own("voices"),
+            args.is_any("text", rows)
+        );
+        transaction.execute(sql, args).await.map(drop)
+    }
+
+    /// Keeps why voices failed.
+    async fn note_failures(
+        &self,
+        transaction: &mut Transaction<'_>,
+        run_id: Uuid,
+        moved: &[Moved<'_>],
+    ) -> Result<(), StoreError> {
+        let mut columns: [Vec<Option<String>>; 3] = Default::default();
+        for Moved { transition, .. } in moved {
+            if let Target::Failed { reason } = &transition.target {
+                let values = [
+                    transition.row.as_str(),
+                    transition.provider_id.as_str(),
+                    reason,
+                ];
+                for (column, value) in columns.iter_mut().zip(values) {
+                    column.push(Some(value.to_owned()));
+                }
+            }
+        }
+        if columns[0].is_empty() {
+            return Ok(());
+        }
+        let mut args = self.database.args();
+        let run_id = args.bind(run_id);
+        let [rows, provider_ids, reasons] = columns.map(Column::Text);
+        let rows = args.rows(
+            "f",
+            vec![
+                ("row_id", "text", rows),
+                ("provider_id", "text", provider_ids),
+                ("failure", "text", reasons),
+            ],
+        );
+        let now = self.dialect().now();
+        // What was missing counts for the guard of the key, if this is the clone that was.
+        let sql = format!(
+            "INSERT INTO {voices} AS w (row_id, provider_id, run_id, first_seen, last_asked, failed_at, failure)
+             SELECT row_id, provider_id, {run_id}, {now}, {now}, {now}, failure FROM {rows} WHERE TRUE
+             ON CONFLICT (row_id) DO UPDATE
+             SET provider_id = EXCLUDED.provider_id, run_id = EXCLUDED.run_id,
+                 last_asked = EXCLUDED.last_asked, failed_at = EXCLUDED.failed_at, failure = EXCLUDED.failure,
+                 missing_count = CASE WHEN w.provider_id = EXCLUDED.provider_id THEN w.missing_count ELSE 0 END",
+            voices = self.dialect().own("voices"),
+        );
+        transaction.execute(sql, args).await.map(drop)
+    }
+}
+
+/// Which transitions happened. A row that comes twice moves once, by the answer about the id that it has.
+fn moved<'a>(rows: &[Row], transitions: &[&'a Transition]) -> Result<Vec<Moved<'a>>, StoreError> {
+    let mut users = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let key: (String, String) = (row.get("row_id")?, row.get("provider_id")?);
+        users.insert(key, row.get_optional("user_id")?);
+    }
+    let moved = transitions.iter().filter_map(|transition| {
+        let key = (
+            transition.row.to_string(),
+            transition.provider_id.to_string(),
+        );
+        let user_id = users.remove(&key)?;
+        Some(Moved {
+            transition,
+            user_id,
+        })
+    });
+    Ok(moved.collect())
+}

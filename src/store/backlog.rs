@@ -1,0 +1,209 @@
+//! What waits: voices that are due, new or isolated, and how many there are.
+
+use uuid::Uuid;
+
+use super::database::{Column, Row};
+use super::dialect::Dialect;
+use super::values::{Agenda, Isolated, Overview, Upcoming};
+use super::{MAX_BUS_PAUSE, NEXT, OUTBOX_LEASE, REFUSED, Store, StoreError, present};
+use crate::core::voice::RowId;
+
+impl Store {
+    pub(super) async fn overview_once(&self) -> Result<Overview, StoreError> {
+        let (table, dialect) = (&self.table, self.dialect());
+        let is_restarted = super::TableSql::is_restarted(&table.provider_id);
+        let is_current = super::TableSql::is_current(&table.provider_id);
+        let clock = match dialect {
+            Dialect::Postgres => "date_part('epoch', clock_timestamp())",
+            Dialect::Sqlite => "unixepoch('subsec')",
+        };
+        let sql = format!(
+            "SELECT count(*) AS processing, max({age}) AS oldest,
+                    count(*) FILTER (WHERE {is_current} AND {is_set_aside}) AS set_aside,
+                    count(*) FILTER (WHERE {is_current} AND w.unanswered > 0) AS unanswerable,
+                    {clock} AS clock
+             FROM {name} v LEFT JOIN {known} w ON w.row_id = {row_id}
+             WHERE {is_processing} AND v.{id} IS NOT NULL",
+            age = table.age(&table.made_at(), &is_restarted),
+            is_set_aside = table.is_set_aside(),
+            name = table.table,
+            known = table.known(),
+            row_id = table.row_id(),
+            is_processing = table.is_processing(),
+            id = table.id,
+        );
+        let row = self.database.fetch_one(sql, self.database.args()).await?;
+        let (outbox, oldest_event) = self.waiting_events().await?;
+        Ok(Overview {
+            processing: row.get("processing")?,
+            oldest: row.get_optional("oldest")?,
+            set_aside: row.get("set_aside")?,
+            unanswerable: row.get("unanswerable")?,
+            outbox,
+            oldest_event,
+            clock_ahead: row.get::<f64>("clock")? - present(),
+        })
+    }
+
+    pub(super) async fn agenda_once(
+        &self,
+        most: u32,
+        bus: Option<Uuid>,
+    ) -> Result<Agenda, StoreError> {
+        let (table, dialect) = (&self.table, self.dialect());
+        let now = dialect.now();
+        let mut args = self.database.args();
+        let [most, next] = [most, NEXT].map(|limit| args.bind(limit));
+        let scheduled = |which: &str, limit: &str| {
+            format!(
+                "SELECT * FROM (
+                     SELECT w.row_id, w.kind, w.isolated, w.next_due,
+                            w.last_asked IS NOT NULL AND w.missing_count = 0 AND w.trouble IS NULL AS was_found
+                     FROM {known}
+                     WHERE w.next_due IS NOT NULL AND w.failed_at IS NULL AND {which}
+                       AND NOT {is_set_aside} AND NOT {is_leased}
+                     ORDER BY w.next_due LIMIT {limit}) s",
+                known = table.known_in_processing(),
+                is_set_aside = table.is_set_aside(),
+                is_leased = table.is_leased("w.row_id", None),
+            )
+        };
+        let is_later = format!("w.next_due > {now} AND {}", table.is_scheduled());
+        let bus_is_backing_off = bus.map_or("FALSE".to_owned(), |bus| {
+            format!(
+                "EXISTS (SELECT 1 FROM {} WHERE bus = {} AND {})",
+                dialect.own("buses"),
+                args.bind(bus),
+                dialect.is_ahead("retry_at", MAX_BUS_PAUSE)
+            )
+        });
+        let version = match dialect {
+            Dialect::Postgres => "txid_current_snapshot()::text",
+            Dialect::Sqlite => "(SELECT CAST(data_version AS text) FROM pragma_data_version)",
+        };
+        let sql = format!(
+            "WITH present AS (
+                 SELECT {now} AS read_at, {version} AS version,
+                        NOT {bus_is_backing_off}
+                        AND EXISTS (SELECT 1 FROM {batches} WHERE published_at IS NULL AND NOT {is_leased}
+                                    AND (leased_until IS NULL OR leased_until > {now}
+                                         OR leased_until <= {now} - {refused})) AS events_wait
+             ),
+             upcoming AS ({due} UNION ALL {later})
+             SELECT read_at, version, events_wait, row_id, kind, was_found, isolated,
+                    {due_in} AS due_in
+             FROM present LEFT JOIN upcoming ON TRUE ORDER BY next_due",
+            batches = dialect.own("batches"),
+            is_leased = dialect.is_ahead("leased_until", OUTBOX_LEASE),
+            refused = dialect.span(REFUSED),
+            due = scheduled(&format!("w.next_due <= {now}"), &most),
+            later = scheduled(&is_later, &next),
+            due_in = dialect.between("read_at", "next_due"),
+        );
+        let rows = self.database.fetch_all(sql, args).await?;
+        let mut agenda = Agenda::default();
+        for row in &rows {
+            agenda.read_at = row.get("read_at")?;
+            agenda.events_wait = row.get("events_wait")?;
+            agenda.version = row.get("version")?;
+            if let Some(id) = row.get_optional::<String>("row_id")? {
+                agenda.voices.push(Upcoming {
+                    row: RowId::new(id),
+                    due_in: row.get("due_in")?,
+                    kind: row.get_optional("kind")?,
+                    was_found: row.get("was_found")?,
+                    is_isolated: row.get("isolated")?,
+                });
+            }
+        }
+        Ok(agenda)
+    }
+
+    pub(super) async fn unscheduled_once(&self, most: u32) -> Result<Vec<Upcoming>, StoreError> {
+        let (table, dialect) = (&self.table, self.dialect());
+        let mut args = self.database.args();
+        let is_current = super::TableSql::is_current(&table.provider_id);
+        let sql = format!(
+            "SELECT {row_id} AS row_id, {is_current} AND w.isolated AS isolated
+             FROM {name} v LEFT JOIN {voices} w ON w.row_id = {row_id}
+             WHERE {is_processing} AND v.{id} IS NOT NULL AND NOT {is_leased}
+               AND CASE WHEN {is_current}
+                        THEN NOT {is_set_aside}
+                             AND (w.next_due IS NULL OR w.next_due > {now} AND NOT {is_scheduled})
+                        ELSE TRUE END
+             LIMIT {most}",
+            row_id = table.row_id(),
+            name = table.table,
+            voices = dialect.own("voices"),
+            is_processing = table.is_processing(),
+            id = table.id,
+            is_leased = table.is_leased(&table.row_id(), None),
+            is_set_aside = table.is_set_aside(),
+            now = dialect.now(),
+            is_scheduled = table.is_scheduled(),
+            most = args.bind(most),
+        );
+        let rows = self.database.fetch_all(sql, args).await?;
+        let voice = |row: &Row| {
+            let id: String = row.get("row_id")?;
+            Ok(Upcoming::unscheduled(RowId::new(id), row.get("isolated")?))
+        };
+        rows.iter().map(voice).collect()
+    }
+
+    pub(super) async fn isolated_once(
+        &self,
+        run_id: Uuid,
+        most: u32,
+    ) -> Result<Isolated, StoreError> {
+        let mut args = self.database.args();
+        let sql = format!(
+            "SELECT w.row_id, w.unanswered, {now} AS read_at FROM {voices} w
+             WHERE w.isolated AND w.failed_at IS NULL AND w.run_id <> {run_id} AND NOT {is_quarantined}
+             ORDER BY w.unanswered, w.next_due NULLS FIRST LIMIT {most}",
+            now = self.dialect().now(),
+            voices = self.dialect().own("voices"),
+            run_id = args.bind(run_id),
+            is_quarantined = self.table.is_quarantined(),
+            most = args.bind(most),
+        );
+        let mut isolated = Isolated::default();
+        for row in &self.database.fetch_all(sql, args).await? {
+            isolated.read_at = row.get("read_at")?;
+            isolated.new += usize::from(row.times("unanswered")? == 0);
+            isolated.rows.push(RowId::new(row.get::<String>("row_id")?));
+        }
+        Ok(isolated)
+    }
+
+    pub(super) async fn finished_once(&self, rows: &[String]) -> Result<Vec<String>, StoreError> {
+        let table = &self.table;
+        let mut args = self.database.args();
+        // Each in all forms that the column may have it in.
+        let (mut given, mut keys) = (Vec::new(), Vec::new());
+        for row in rows {
+            for key in table.keys(row) {
+                given.push(Some(row.clone()));
+                keys.push(Some(key));
+            }
+        }
+        let rows = args.rows(
+            "g",
+            vec![
+                ("given", "text", Column::Text(given)),
+                ("key", &table.key_type(), Column::Text(keys)),
+            ],
+        );
+        let sql = format!(
+            "SELECT DISTINCT g.given FROM {rows} CROSS JOIN {name} v
+             WHERE {key} = g.key AND v.{status} IN ({completed}, {failed})",
+            name = table.table,
+            key = table.key(),
+            status = table.status,
+            completed = table.completed,
+            failed = table.failed,
+        );
+        let rows = self.database.fetch_all(sql, args).await?;
+        rows.iter().map(|row| row.get("given")).collect()
+    }
+}

@@ -1,0 +1,182 @@
+//! Where the SQL of the two databases differs, but for what has a file of its own in `postgres` and `sqlite`.
+//!
+//! Moments are `timestamptz` on PostgreSQL and whole milliseconds since 1970 on SQLite. Statements take and give spans
+//! in seconds on both.
+
+use std::time::Duration;
+
+use super::CLOCK_SLACK;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    Postgres,
+    Sqlite,
+}
+
+impl Dialect {
+    /// The present: the same throughout a transaction on PostgreSQL, throughout a statement on SQLite.
+    pub(crate) fn now(self) -> &'static str {
+        match self {
+            Self::Postgres => "now()",
+            Self::Sqlite => "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+        }
+    }
+
+    /// A table of voice-sync's own.
+    pub(crate) fn own(self, table: &str) -> String {
+        match self {
+            Self::Postgres => format!("voice_sync.{table}"),
+            Self::Sqlite => format!("voice_sync_{table}"),
+        }
+    }
+
+    /// A constant span, to be added to a moment or taken from it.
+    pub(crate) fn span(self, span: Duration) -> String {
+        match self {
+            Self::Postgres => format!("interval '{} seconds'", span.as_secs()),
+            Self::Sqlite => span.as_millis().to_string(),
+        }
+    }
+
+    /// A span given in seconds, likewise.
+    pub(crate) fn seconds(self, seconds: &str) -> String {
+        match self {
+            Self::Postgres => format!("make_interval(secs => {seconds})"),
+            Self::Sqlite => format!("CAST({seconds} * 1000 AS INTEGER)"),
+        }
+    }
+
+    /// Seconds between two moments.
+    pub(crate) fn between(self, earlier: &str, later: &str) -> String {
+        match self {
+            Self::Postgres => format!("date_part('epoch', {later} - {earlier})"),
+            Self::Sqlite => format!("(({later} - {earlier}) / 1000.0)"),
+        }
+    }
+
+    /// Seconds since a moment.
+    pub(crate) fn since(self, moment: &str) -> String {
+        self.between(moment, self.now())
+    }
+
+    /// Whether a moment that was set this far ahead at the most is still to come. One that is much further ahead was
+    /// set before the database's clock was set back, and is over.
+    pub(crate) fn is_ahead(self, moment: &str, longest: Duration) -> String {
+        let (now, longest) = (self.now(), self.span(longest + CLOCK_SLACK));
+        format!("COALESCE({moment} > {now} AND {moment} <= {now} + {longest}, FALSE)")
+    }
+
+    /// Seconds until such a moment; 0 if it is over.
+    pub(crate) fn seconds_until(self, moment: &str, longest: Duration) -> String {
+        let (is_ahead, left) = (
+            self.is_ahead(moment, longest),
+            self.between(self.now(), moment),
+        );
+        format!("CASE WHEN {is_ahead} THEN {left} ELSE 0.0 END")
+    }
+
+    /// The later one of two such moments, unless the first is over.
+    pub(crate) fn latest(self, moment: &str, other: &str, longest: Duration) -> String {
+        let (is_ahead, greatest) = (self.is_ahead(moment, longest), self.greatest(moment, other));
+        format!("CASE WHEN {is_ahead} THEN {greatest} ELSE {other} END")
+    }
+
+    /// The greater one of two values; where there is one only, that one.
+    pub(crate) fn greatest(self, one: &str, other: &str) -> String {
+        match self {
+            Self::Postgres => format!("GREATEST({one}, {other})"),
+            Self::Sqlite => format!("max(COALESCE({one}, {other}), COALESCE({other}, {one}))"),
+        }
+    }
+
+    /// The lesser one of two values that are not null.
+    pub(crate) fn least(self, one: &str, other: &str) -> String {
+        match self {
+            Self::Postgres => format!("LEAST({one}, {other})"),
+            Self::Sqlite => format!("min({one}, {other})"),
+        }
+    }
+
+    /// A parameter that is a JSON document.
+    pub(crate) fn json(self, parameter: &str) -> String {
+        match self {
+            Self::Postgres => format!("{parameter}::jsonb"),
+            Self::Sqlite => parameter.to_owned(),
+        }
+    }
+
+    /// A parameter that is a text, where nothing else says so.
+    pub(crate) fn text(self, parameter: &str) -> String {
+        match self {
+            Self::Postgres => format!("{parameter}::text"),
+            Self::Sqlite => parameter.to_owned(),
+        }
+    }
+
+    /// A JSON object of keys and values.
+    pub(crate) fn json_object(self, members: &str) -> String {
+        match self {
+            Self::Postgres => format!("jsonb_build_object({members})"),
+            Self::Sqlite => format!("json_object({members})"),
+        }
+    }
+
+    /// A JSON object with the members of another one.
+    pub(crate) fn json_merged(self, object: &str, other: &str) -> String {
+        match self {
+            Self::Postgres => format!("{object} || {other}"),
+            Self::Sqlite => format!("json_patch({object}, {other})"),
+        }
+    }
+
+    /// A moment that is the value of a member of a JSON object.
+    pub(crate) fn stored_moment(self, value: &str) -> String {
+        match self {
+            Self::Postgres => format!("{value}::timestamptz"),
+            Self::Sqlite => value.to_owned(),
+        }
+    }
+
+    /// The least of some ids.
+    pub(crate) fn min_id(self, id: &str) -> String {
+        match self {
+            Self::Postgres => format!("min({id}::text)::uuid"),
+            Self::Sqlite => format!("min({id})"),
+        }
+    }
+
+    /// The members of a JSON object, as `key` and `value`.
+    pub(crate) fn members(self, object: &str) -> String {
+        match self {
+            Self::Postgres => format!("jsonb_each_text({object})"),
+            Self::Sqlite => format!("json_each({object})"),
+        }
+    }
+
+    /// Texts as a JSON array; an empty one, if there are none.
+    pub(crate) fn json_texts(self, text: &str) -> String {
+        match self {
+            Self::Postgres => format!("COALESCE(json_agg({text}), '[]')::text"),
+            Self::Sqlite => format!("json_group_array({text})"),
+        }
+    }
+
+    /// The keys of the voices of leases `l` that fulfil a condition.
+    pub(crate) fn leased_voices(self, condition: &str) -> String {
+        let leases = self.own("leases");
+        match self {
+            Self::Postgres => format!("SELECT unnest(l.voices) FROM {leases} l WHERE {condition}"),
+            Self::Sqlite => {
+                format!("SELECT j.value FROM {leases} l, json_each(l.voices) j WHERE {condition}")
+            }
+        }
+    }
+
+    /// Locks rows that a SELECT finds, but for those that others have locked. SQLite has one writer at a time.
+    pub(crate) fn skip_locked(self) -> &'static str {
+        match self {
+            Self::Postgres => "FOR UPDATE SKIP LOCKED",
+            Self::Sqlite => "",
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! What is known of voices that stay in processing.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::database::Column;
+use super::values::MissingVoice;
+use super::{MAX_STRIKES, SET_ASIDE, Store, StoreError};
+use crate::core::missing::MassAbsence;
+use crate::core::transition::{Note, Seen};
+use crate::core::verdict::Failure;
+use crate::core::voice::RowId;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Store {
+    /// `noted` tells one call from another: what a call has noted, it does not count again after a lost reply.
+    pub(super) async fn note_once(
+        &self,
+        run_id: Uuid,
+        account: Uuid,
+        noted: Uuid,
+        notes: &[Note],
+    ) -> Result<(), StoreError> {
+        let dialect = self.dialect();
+        let mut args = self.database.args();
+        let [run, account, noted] = [run_id, account, noted].map(|id| args.bind(id));
+        let text = |of: fn(&Note) -> Option<String>| Column::Text(notes.iter().map(of).collect());
+        let flag = |of: fn(&Seen) -> bool| {
+            Column::Boolean(notes.iter().map(|note| of(&note.seen)).collect())
+        };
+        let pauses = notes.iter().map(|note| note.again_in.as_secs_f64());
+        let rows = args.rows(
+            "n",
+            vec![
+                ("row_id", "text", text(|note| Some(note.row.to_string()))),
+                ("provider_id", "text", text(|note| note.provider_id.clone())),
+                (
+                    "again_in",
+                    "double precision",
+                    Column::Real(pauses.collect()),
+                ),
+                (
+                    "kind",
+                    "text",
+                    text(|note| kind_and_stage(&note.seen).map(|(kind, _)| kind)),
+                ),
+                (
+                    "stage",
+                    "text",
+                    text(|note| kind_and_stage(&note.seen).map(|(_, stage)| stage)),
+                ),
+                ("trouble", "text", text(|note| trouble(&note.seen))),
+                ("answered", "boolean", flag(is_answer)),
+                (
+                    "missing",
+                    "boolean",
+                    flag(|seen| matches!(seen, Seen::Missing)),
+                ),
+                (
+                    "strike",
+                    "boolean",
+                    flag(|seen| matches!(seen, Seen::SetAside(_))),
+                ),
+                (
+                    "unanswerable",
+                    "boolean",
+                    flag(|seen| matches!(seen, Seen::Unanswerable { .. })),
+                ),
+                ("isolated", "boolean", flag(is_isolated)),
+            ],
+        );
+        let (voices, now) = (dialect.own("voices"), dialect.now());
+        let next_due = format!("{now} + {}", dialect.seconds("n.again_in"));
+        let set_aside_until = format!("{now} + {}", dialect.span(SET_ASIDE));
+        let is_leased = format!(
+            "n.row_id IN ({})",
+            dialect.leased_voices(&format!("l.run_id = {run}"))
+        );
+        // A voice that another process has claimed since is left to it. An answer is known by `last_asked`.
+        let is_restarted = super::TableSql::is_restarted("EXCLUDED.provider_id");
+        let sql = format!(
+            "INSERT INTO {voices} AS w (row_id, provider_id, run_id, noted, first_seen, scheduled_at, next_due,
+                 last_asked, kind, stage, trouble, missing_account, missing_count, missing_since, strikes, isolated,
+                 unanswered, unanswered_since)
+             SELECT n.row_id, n.provider_id, {run}, {noted}, {now}, {now}, {next_due},
+                 CASE WHEN n.answered THEN {now} END, n.kind, n.stage, n.trouble,
+                 CASE WHEN n.missing THEN {account} END, CASE WHEN n.missing THEN 1 ELSE 0 END,
+                 CASE WHEN n.missing THEN {now} END, CASE WHEN n.strike THEN 1 ELSE 0 END, n.isolated,
+                 CASE WHEN n.unanswerable THEN 1 ELSE 0 END, CASE WHEN n.unanswerable THEN {now} END
+             FROM {rows}
+             WHERE {is_leased}
+                OR EXISTS (SELECT 1 FROM {voices} k WHERE k.row_id = n.row_id AND k.run_id = {run})
+             ON CONFLICT (row_id) DO UPDATE
+             SET provider_id = EXCLUDED.provider_id, run_id = EXCLUDED.run_id, noted = EXCLUDED.noted,
+                 failed_at = NULL, failure = NULL,
+                 first_seen = CASE WHEN {is_restarted} THEN EXCLUDED.first_seen ELSE w.first_seen END,
+                 restarted_at = CASE WHEN {is_restarted} THEN EXCLUDED.first_seen ELSE w.restarted_at END,
+                 scheduled_at = EXCLUDED.scheduled_at, next_due = EXCLUDED.next_due,
+                 last_asked = COALESCE(EXCLUDED.last_asked, w.last_asked),
+                 kind = COALESCE(EXCLUDED.kind, CASE WHEN {is_restarted} THEN NULL ELSE w.kind END),
+                 stage = CASE WHEN {is_restarted} OR EXCLUDED.last_asked IS NOT NULL THEN EXCLUDED.stage
+                              ELSE w.stage END,
+                 trouble = EXCLUDED.trouble,
+                 missing_account = CASE WHEN {is_restarted} OR EXCLUDED.last_asked IS NOT NULL
+                                        THEN EXCLUDED.missing_account ELSE w.missing_account END,
+                 missing_count = CASE WHEN {is_restarted} THEN EXCLUDED.missing_count
+                                      WHEN EXCLUDED.missing_count > 0 AND w.missing_account = EXCLUDED.missing_account
+                                      THEN w.missing_count + 1
+                                      WHEN EXCLUDED.last_asked IS NOT NULL THEN EXCLUDED.missing_count
+                                      ELSE w.missing_count END,
+                 missing_since = CASE WHEN {is_restarted} THEN EXCLUDED.missing_since
+                                      WHEN EXCLUDED.missing_count > 0 AND w.missing_account = EXCLUDED.missing_account
+                                      THEN COALESCE(w.missing_since, EXCLUDED.missing_since)
+                                      WHEN EXCLUDED.last_asked IS NOT NULL THEN EXCLUDED.missing_since
+                                      ELSE w.missing_since END,
+                 strikes = CASE WHEN {is_restarted} THEN EXCLUDED.strikes
+                                WHEN EXCLUDED.strikes > 0 THEN w.strikes + 1
+                                WHEN EXCLUDED.last_asked IS NOT NULL THEN 0 ELSE w.strikes END,
+                 set_aside_until = CASE WHEN EXCLUDED.strikes > 0 AND w.strikes + 1 >= {MAX_STRIKES}
+                                             AND NOT {is_restarted} THEN {set_aside_until} END,
+                 isolated = EXCLUDED.isolated
+                            OR w.isolated AND EXCLUDED.last_asked IS NULL AND NOT {is_restarted},
+                 unanswered = CASE WHEN {is_restarted} THEN EXCLUDED.unanswered
+                                   WHEN EXCLUDED.last_asked IS NOT NULL THEN 0
+                                   ELSE w.unanswered + EXCLUDED.unanswered END,
+                 unanswered_since = CASE WHEN {is_restarted} THEN EXCLUDED.unanswered_since
+                                         WHEN EXCLUDED.last_asked IS NULL
+                                         THEN COALESCE(w.unanswered_since, EXCLUDED.unanswered_since) END
+             WHERE w.noted IS DISTINCT FROM EXCLUDED.noted"
+        );
+        self.database.execute(sql, args).await.map(drop)
+    }
+
+    pub(super) async fn missing_once(
+        &self,
+        run_id: Uuid,
+        account: Uuid,
+        after: Option<&RowId>,
+        limit: u32,
+    ) -> Result<Vec<MissingVoice>, StoreError> {
+        let dialect = self.dialect();
+        let mut args = self.database.args();
+        let sql = format!(
+            "SELECT w.row_id, w.provider_id, w.missing_count, {lasting} AS lasting,
+                    (SELECT {last_found} FROM {provider} p WHERE p.account = {account}) AS last_found
+             FROM {voices} w
+             WHERE w.run_id = {run_id} AND w.missing_count > 0 AND w.trouble IS NULL
+               AND w.provider_id IS NOT NULL AND w.row_id > {after}
+             ORDER BY w.row_id LIMIT {limit}",
+            lasting = dialect.since("w.missing_since"),
+            last_found = dialect.since("p.found_at"),
+            provider = dialect.own("provider"),
+            voices = dialect.own("voices"),
+            account = args.bind(account),
+            run_id = args.bind(run_id),
+            after = args.bind(after.map_or("", RowId::as_str)),
+            limit = args.bind(limit),
+        );
+        let rows = self.database.fetch_all(sql, args).await?;
+        let missing = rows.iter().map(|row| {
+            Ok(MissingVoice {
+                row: RowId::new(row.get::<String>("row_id")?),
+                provider_id: row.get("provider_id")?,
+                times: row.times("missing_count")?,
+                lasting: row.get("lasting")?,
+                last_found: row.get_optional("last_found")?,
+            })
+        });
+        missing.collect()
+    }
+
+    pub(super) async fn mass_absence_once(&self, account: Uuid) -> Result<MassAbsence, StoreError> {
+        let dialect = self.dialect();
+        let [voices, runs, provider] =
+            ["voices", "runs", "provider"].map(|table| dialect.own(table));
+        let yesterday = format!("{} - {}", dialect.now(), dialect.span(DAY));
+        let sum = |name: &str, account: &str| {
+            format!(
+                "(SELECT COALESCE(CAST(sum(CAST(counts ->> '{name}' AS bigint)) AS bigint), 0) FROM {runs}
+                  WHERE account = {account} AND finished_at > {yesterday})"
+            )
+        };
+        let mut args = self.database.args();
+        let (id, failure) = (args.bind(account), args.bind(Failure::Missing.to_string()));
+        let failed = dialect.greatest(
+            &format!("count(*) FILTER (WHERE failure = {failure} AND failed_at > {yesterday})"),
+            &sum("failed_missing", &id),
+        );
+        let missing = format!(
+            "SELECT count(*) FILTER (WHERE failed_at IS NULL AND EXISTS (
+                        SELECT 1 FROM {table} v WHERE {is_row} AND {is_processing})) AS missing,
+                    {failed} AS failed,
+                    COALESCE((SELECT mass_absence_since IS NOT NULL FROM {provider}
+                              WHERE account = {id}), FALSE) AS lasts
+             FROM {voices} w WHERE missing_account = {id} AND missing_count > 0",
+            table = self.table.table,
+            is_row = self.table.is_row_of_own(),
+            is_processing = self.table.is_processing(),
+        );
+        let row = self.database.fetch_one(missing, args).await?;
+        let (missing, failed) = (row.count("missing")?, row.count("failed")?);
+        let enough = MassAbsence::enough_found(missing + failed);
+        let mut args = self.database.args();
+        let (id, enough) = (
+            args.bind(account),
+            args.bind(i64::try_from(enough).unwrap_or(i64::MAX)),
+        );
+        let found = format!(
+            "SELECT (SELECT count(*) FROM (
+                         SELECT 1 FROM {voices}
+                         WHERE missing_count = 0 AND unanswered = 0 AND failed_at IS NULL
+                           AND last_asked > {yesterday} AND kind IS NOT NULL LIMIT {enough}) w)
+                    + {} AS found",
+            sum("completed", &id)
+        );
+        let found = self.database.fetch_one(found, args).await?;
+        Ok(MassAbsence {
+            missing,
+            failed,
+            found: found.count("found")?,
+            lasts: row.get("lasts")?,
+        })
+    }
+
+    pub(super) async fn save_mass_absence_once(
+        &self,
+        account: Uuid,
+        lasts: bool,
+    ) -> Result<(), StoreError> {
+        let now = self.dialect().now();
+        let (since, again) = match lasts {
+            true => (
+                now,
+                "COALESCE(p.mass_absence_since, EXCLUDED.mass_absence_since)",
+            ),
+            false => ("NULL", "NULL"),
+        };
+        let mut args = self.database.args();
+        let sql = format!(
+            "INSERT INTO {} AS p (account, mass_absence_since) VALUES ({}, {since})
+             ON CONFLICT (account) DO UPDATE SET mass_absence_since = {again}",
+            self.dialect().own("provider"),
+            args.bind(account),
+        );
+        self.database.execute(sql, args).await.map(drop)
+    }
+}
+
+fn kind_and_stage(seen: &Seen) -> Option<(String, String)> {
+    match seen {
+        Seen::Processing { kind, stage } => Some((kind.clone(), stage.to_string())),
+        Seen::Missing
+        | Seen::SetAside(_)
+        | Seen::Unanswerable { .. }
+        | Seen::Suspected(_)
+        | Seen::Unavailable(_)
+        | Seen::Superseded => None,
+    }
+}
+
+fn trouble(seen: &Seen) -> Option<String> {
+    match seen {
+        Seen::SetAside(reason) => Some(reason.to_string()),
+        Seen::Unanswerable { reason, times: _ }
+        | Seen::Suspected(reason)
+        | Seen::Unavailable(reason) => Some(reason.clone()),
+        Seen::Processing { .. } | Seen::Missing | Seen::Superseded => None,
+    }
+}
+
+/// Whether the provider said something about the voice, or nothing can be asked about it.
+fn is_answer(seen: &Seen) -> bool {
+    match seen {
+        Seen::Processing { .. } | Seen::Missing | Seen::SetAside(_) => true,
+        Seen::Unanswerable { .. }
+        | Seen::Suspected(_)
+        | Seen::Unavailable(_)
+        | Seen::Superseded => false,
+    }
+}
+
+fn is_isolated(seen: &Seen) -> bool {
+    matches!(seen, Seen::Unanswerable { .. } | Seen::Suspected(_))
+}

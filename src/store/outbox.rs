@@ -1,0 +1,401 @@
+//! Events between their transition and their publication, by batch.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::database::{Args, Column, Row, Transaction};
+use super::values::{LeasedEvents, Pending, Recorded};
+use super::{OUTBOX_LEASE, Store, StoreError};
+use crate::core::event::{BatchId, EventType, OutboxEvent};
+
+/// What became of the events of some batches.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Settlement {
+    /// Batches of which events were published, and how many: all that are left in them, once the others are moved.
+    published: Vec<(BatchId, usize)>,
+    refused: Unpublished,
+    unpublished: Unpublished,
+}
+
+/// Whole batches, and events of others.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Unpublished {
+    batches: Vec<BatchId>,
+    events: Vec<(BatchId, i64)>,
+}
+
+impl Settlement {
+    /// What became of these events, which are all of their batches.
+    pub(super) fn new(leased: &LeasedEvents, published: &[i64], refused: &[i64]) -> Self {
+        let [published, refused] =
+            [published, refused].map(|ids| ids.iter().collect::<HashSet<_>>());
+        let mut batches: BTreeMap<BatchId, [Vec<i64>; 3]> = BTreeMap::new();
+        for event in &leased.events {
+            let of = match () {
+                () if published.contains(&event.id) => 0,
+                () if refused.contains(&event.id) => 1,
+                () => 2,
+            };
+            batches.entry(event.batch).or_default()[of].push(event.id);
+        }
+        for (batch, id) in &leased.unknown {
+            batches.entry(*batch).or_default()[1].push(*id);
+        }
+        let mut settlement = Self::default();
+        for (batch, [published, refused, rest]) in batches {
+            if !published.is_empty() {
+                settlement.published.push((batch, published.len()));
+            }
+            for (events, into) in [
+                (&refused, &mut settlement.refused),
+                (&rest, &mut settlement.unpublished),
+            ] {
+                let is_whole = events.len() == published.len() + refused.len() + rest.len();
+                match is_whole {
+                    true => into.batches.push(batch),
+                    false => into.events.extend(events.iter().map(|id| (batch, *id))),
+                }
+            }
+        }
+        settlement
+    }
+}
+
+/// Batches that are leased at once, at the most.
+const MAX_BATCHES: u32 = 200;
+/// Events of one batch that were moved there.
+const MOVED_AT_ONCE: u32 = 500;
+
+/// Columns of an event, of the outbox `o` and its batch `b`.
+const EVENT: &str = "o.id, o.batch_id, o.event_id, o.event_type, o.voice_id, o.user_id,
+                     COALESCE(o.occurred_at, b.recorded_at) AS occurred_at";
+
+impl Store {
+    /// The outbox `o` joined with its batches `b`.
+    pub(super) fn batched_outbox(&self) -> String {
+        let [outbox, batches] = ["outbox", "batches"].map(|table| self.dialect().own(table));
+        format!(
+            "{batches} b JOIN {outbox} o ON o.id BETWEEN b.first_id AND b.last_id AND o.batch_id = b.batch_id"
+        )
+    }
+
+    pub(super) async fn lease_events_once(&self, limit: u32) -> Result<LeasedEvents, StoreError> {
+        let dialect = self.dialect();
+        let batches = dialect.own("batches");
+        let mut transaction = self.database.begin().await?;
+        let mut args = self.database.args();
+        let sql = format!(
+            "SELECT batch_id, events FROM {batches}
+             WHERE published_at IS NULL AND NOT {is_leased}
+             ORDER BY leased_until NULLS FIRST, first_id LIMIT {most} {skip_locked}",
+            is_leased = dialect.is_ahead("leased_until", OUTBOX_LEASE),
+            most = args.bind(MAX_BATCHES),
+            skip_locked = dialect.skip_locked(),
+        );
+        let rows = transaction.fetch_all(sql, args).await?;
+        let mut chosen = Vec::new();
+        let mut events = 0;
+        for row in &rows {
+            events += row.count("events")?;
+            if !chosen.is_empty() && events > u64::from(limit) {
+                break;
+            }
+            chosen.push(row.get::<Uuid>("batch_id")?);
+        }
+        if chosen.is_empty() {
+            transaction.roll_back().await?;
+            return Ok(LeasedEvents::default());
+        }
+        let ids = || chosen.iter().map(Uuid::to_string);
+        let mut args = self.database.args();
+        let sql = format!(
+            "UPDATE {batches} SET leased_until = {now} + {lease} WHERE batch_id {is_chosen}",
+            now = dialect.now(),
+            lease = dialect.span(OUTBOX_LEASE),
+            is_chosen = args.is_any("uuid", ids()),
+        );
+        transaction.execute(sql, args).await?;
+        let mut args = self.database.args();
+        let sql = format!(
+            "SELECT {EVENT} FROM {} WHERE b.batch_id {} ORDER BY o.id",
+            self.batched_outbox(),
+            args.is_any("uuid", ids())
+        );
+        let rows = transaction.fetch_all(sql, args).await?;
+        transaction.commit().await?;
+        let mut leased = LeasedEvents::default();
+        for row in &rows {
+            match event(row)? {
+                Some(event) => leased.events.push(event),
+                None => leased
+                    .unknown
+                    .push((BatchId(row.get("batch_id")?), row.get("id")?)),
+            }
+        }
+        Ok(leased)
+    }
+
+    /// What this run recorded earlier of these events.
+    pub(super) async fn recorded_once(
+        &self,
+        run_id: Uuid,
+        event_ids: &[Uuid],
+    ) -> Result<Vec<Recorded>, StoreError> {
+        let mut args = self.database.args();
+        let sql = format!(
+            "SELECT {EVENT}, b.published_at IS NOT NULL AS is_published FROM {outbox}
+             WHERE b.run_id = {run_id} AND o.event_id {is_any} ORDER BY o.id",
+            outbox = self.batched_outbox(),
+            run_id = args.bind(run_id),
+            is_any = args.is_any("uuid", event_ids.iter().map(Uuid::to_string)),
+        );
+        let mut recorded = Vec::new();
+        for row in &self.database.fetch_all(sql, args).await? {
+            let is_published = row.get("is_published")?;
+            recorded.extend(event(row)?.map(|event| Recorded {
+                event,
+                is_published,
+            }));
+        }
+        Ok(recorded)
+    }
+
+    pub(super) async fn settle_once(
+        &self,
+        settlement: &Settlement,
+        new: [Uuid; 2],
+    ) -> Result<(), StoreError> {
+        let Settlement {
+            published,
+            refused,
+            unpublished,
+        } = settlement;
+        let (dialect, now) = (self.dialect(), self.dialect().now());
+        let batches = dialect.own("batches");
+        // Nothing is lost with a mark but that the events are published once more.
+        let quick = "SET LOCAL synchronous_commit = off";
+        let mut transaction = self.database.begin_with(quick).await?;
+        for (
+            Unpublished {
+                batches: whole,
+                events,
+            },
+            leased_until,
+            new,
+        ) in [(refused, now, new[0]), (unpublished, "NULL", new[1])]
+        {
+            self.move_events(&mut transaction, events, leased_until, new)
+                .await?;
+            if !whole.is_empty() {
+                let mut args = self.database.args();
+                let sql = format!(
+                    "UPDATE {batches} SET leased_until = {leased_until}
+                     WHERE published_at IS NULL AND batch_id {}",
+                    args.is_any("uuid", whole.iter().map(|BatchId(id)| id.to_string()))
+                );
+                transaction.execute(sql, args).await?;
+            }
+        }
+        if !published.is_empty() {
+            let mut args = self.database.args();
+            let text = |of: fn(&(BatchId, usize)) -> String| {
+                Column::Text(published.iter().map(|batch| Some(of(batch))).collect())
+            };
+            let rows = args.rows(
+                "p",
+                vec![
+                    ("batch_id", "uuid", text(|(BatchId(id), _)| id.to_string())),
+                    ("events", "bigint", text(|(_, events)| events.to_string())),
+                ],
+            );
+            // Of a batch that has other events as well, nothing is known.
+            let sql = format!(
+                "UPDATE {batches} AS b SET published_at = {now} FROM {rows}
+                 WHERE b.batch_id = p.batch_id AND b.published_at IS NULL
+                   AND b.events = CAST(p.events AS bigint)"
+            );
+            transaction.execute(sql, args).await?;
+        }
+        transaction.commit().await
+    }
+
+    /// Moves events that are not published into a batch of their own, with a lease until then. After a lost reply, they
+    /// are there already.
+    async fn move_events(
+        &self,
+        transaction: &mut Transaction<'_>,
+        events: &[(BatchId, i64)],
+        leased_until: &str,
+        new: Uuid,
+    ) -> Result<(), StoreError> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let old: HashSet<Uuid> = events.iter().map(|(BatchId(id), _)| *id).collect();
+        let mut args = self.database.args();
+        let is_unpublished = format!(
+            "o.batch_id IN (SELECT batch_id FROM {} WHERE published_at IS NULL AND batch_id {})",
+            self.dialect().own("batches"),
+            args.is_any("uuid", old.iter().map(Uuid::to_string))
+        );
+        let ids = events.iter().map(|(_, id)| *id);
+        let moved = self
+            .rebatch(transaction, args, ids, new, &is_unpublished)
+            .await?;
+        if moved > 0 {
+            self.make_batch(transaction, new, leased_until).await?;
+            self.recount(transaction, old).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives events another batch, which is to be made, and what they had of the one before. Returns how many.
+    pub(super) async fn rebatch(
+        &self,
+        transaction: &mut Transaction<'_>,
+        mut args: Args,
+        ids: impl IntoIterator<Item = i64>,
+        new: Uuid,
+        condition: &str,
+    ) -> Result<u64, StoreError> {
+        let [outbox, batches] = ["outbox", "batches"].map(|table| self.dialect().own(table));
+        let of_batch = |column: &str| {
+            format!("(SELECT b.{column} FROM {batches} b WHERE b.batch_id = o.batch_id)")
+        };
+        let sql = format!(
+            "UPDATE {outbox} AS o
+             SET batch_id = {new}, run_id = COALESCE(o.run_id, {run_id}),
+                 occurred_at = COALESCE(o.occurred_at, {recorded_at}), leased_until = NULL, published_at = NULL
+             WHERE o.id {is_any} AND {condition}",
+            new = args.bind(new),
+            run_id = of_batch("run_id"),
+            recorded_at = of_batch("recorded_at"),
+            is_any = args.is_any("bigint", ids.into_iter().map(|id| id.to_string())),
+        );
+        transaction.execute(sql, args).await
+    }
+
+    /// Makes the batch of events that were given its id.
+    pub(super) async fn make_batch(
+        &self,
+        transaction: &mut Transaction<'_>,
+        batch: Uuid,
+        leased_until: &str,
+    ) -> Result<(), StoreError> {
+        let [outbox, batches] = ["outbox", "batches"].map(|table| self.dialect().own(table));
+        let mut args = self.database.args();
+        let sql = format!(
+            "INSERT INTO {batches} (batch_id, run_id, recorded_at, first_id, last_id, events, leased_until)
+             SELECT batch_id, {run_id}, min(occurred_at), min(id), max(id), count(*), {leased_until}
+             FROM {outbox} WHERE batch_id = {batch} GROUP BY batch_id",
+            run_id = self.dialect().min_id("run_id"),
+            batch = args.bind(batch),
+        );
+        transaction.execute(sql, args).await.map(drop)
+    }
+
+    /// Counts the events of batches again from which some were taken. A batch without any is removed.
+    pub(super) async fn recount(
+        &self,
+        transaction: &mut Transaction<'_>,
+        batches: impl IntoIterator<Item = Uuid>,
+    ) -> Result<(), StoreError> {
+        let ids: Vec<String> = batches.into_iter().map(|id| id.to_string()).collect();
+        let [outbox, batches] = ["outbox", "batches"].map(|table| self.dialect().own(table));
+        let mut args = self.database.args();
+        let count = format!(
+            "UPDATE {batches} AS b SET events = (
+                 SELECT count(*) FROM {outbox} o
+                 WHERE o.id BETWEEN b.first_id AND b.last_id AND o.batch_id = b.batch_id)
+             WHERE batch_id {}",
+            args.is_any("uuid", &ids)
+        );
+        transaction.execute(count, args).await?;
+        let mut args = self.database.args();
+        let remove = format!(
+            "DELETE FROM {batches} WHERE events = 0 AND batch_id {}",
+            args.is_any("uuid", &ids)
+        );
+        transaction.execute(remove, args).await.map(drop)
+    }
+
+    /// Puts events that an earlier version recorded into a batch, as long as it is not publishing them itself.
+    pub(super) async fn adopt_events(
+        &self,
+        transaction: &mut Transaction<'_>,
+    ) -> Result<(), StoreError> {
+        let dialect = self.dialect();
+        let (outbox, batch) = (dialect.own("outbox"), Uuid::new_v4());
+        let mut args = self.database.args();
+        let sql = format!(
+            "UPDATE {outbox} SET batch_id = {batch}
+             WHERE id IN (SELECT id FROM {outbox}
+                          WHERE batch_id IS NULL AND published_at IS NULL AND NOT {is_leased}
+                          ORDER BY id LIMIT {most} {skip_locked})",
+            batch = args.bind(batch),
+            is_leased = dialect.is_ahead("leased_until", OUTBOX_LEASE),
+            most = args.bind(MOVED_AT_ONCE),
+            skip_locked = dialect.skip_locked(),
+        );
+        match transaction.execute(sql, args).await? {
+            0 => Ok(()),
+            _ => self.make_batch(transaction, batch, "NULL").await,
+        }
+    }
+
+    pub(super) async fn pending_events_once(
+        &self,
+        up_to: Option<i64>,
+    ) -> Result<Pending, StoreError> {
+        let mut args = self.database.args();
+        let is_leased = self.dialect().is_ahead("leased_until", OUTBOX_LEASE);
+        let sql = format!(
+            "SELECT CAST(COALESCE(sum(events), 0) AS bigint) AS total,
+                    CAST(COALESCE(sum(events) FILTER (WHERE NOT {is_leased}), 0) AS bigint) AS unleased,
+                    max(last_id) AS newest
+             FROM {batches} WHERE published_at IS NULL AND first_id <= {up_to}",
+            batches = self.dialect().own("batches"),
+            up_to = args.bind(up_to.unwrap_or(i64::MAX)),
+        );
+        let row = self.database.fetch_one(sql, args).await?;
+        Ok(Pending {
+            all: row.count("total")?,
+            unleased: row.count("unleased")?,
+            newest: row.get_optional("newest")?,
+        })
+    }
+
+    /// How many events wait, and how long the oldest of them has.
+    pub(super) async fn waiting_events(&self) -> Result<(i64, Option<Duration>), StoreError> {
+        if !self.has_own_tables() {
+            return Ok((0, None));
+        }
+        let sql = format!(
+            "SELECT CAST(COALESCE(sum(events), 0) AS bigint) AS events, {oldest} AS oldest
+             FROM {batches} WHERE published_at IS NULL",
+            oldest = self.dialect().since("min(recorded_at)"),
+            batches = self.dialect().own("batches"),
+        );
+        let row = self.database.fetch_one(sql, self.database.args()).await?;
+        Ok((row.get("events")?, row.get_optional("oldest")?))
+    }
+}
+
+/// A newer version's event is left for it to publish.
+fn event(row: &Row) -> Result<Option<OutboxEvent>, StoreError> {
+    let event_type: String = row.get("event_type")?;
+    let Some(event_type) = EventType::parse(&event_type) else {
+        return Ok(None);
+    };
+    Ok(Some(OutboxEvent {
+        id: row.get("id")?,
+        batch: BatchId(row.get("batch_id")?),
+        event_id: row.get("event_id")?,
+        event_type,
+        voice_id: row.get("voice_id")?,
+        user_id: row.get_optional("user_id")?,
+        occurred_at: row.get("occurred_at")?,
+    }))
+}

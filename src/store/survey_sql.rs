@@ -1,0 +1,425 @@
+//! Reading what operators are shown.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::database::{Args, Row};
+use super::dialect::Dialect;
+use super::ledger::texts;
+use super::provider_state::{state, state_columns};
+use super::survey::{
+    Account, EventFilter, EventRecord, FailingBus, Notes, RowState, Survey, VoiceRecord, Wanted,
+};
+use super::{LEASE, MAX_BUS_PAUSE, NEWEST_RUNS, Store, StoreError, UNLISTED};
+use crate::core::backlog::{BAND_ENDS, BacklogKind};
+use crate::core::quantiles::Quantiles;
+use crate::core::verdict::AgeFrom;
+use crate::core::voice::RowId;
+
+/// A bus that failed longer ago is not shown.
+const FAILED_LATELY: Duration = Duration::from_secs(60 * 60);
+
+impl Store {
+    pub(super) async fn survey_once(
+        &self,
+        fail_after: Option<Duration>,
+        age_from: AgeFrom,
+        oldest: u32,
+        runs: u32,
+    ) -> Result<Survey, StoreError> {
+        let present = format!("SELECT {} AS present", self.dialect().now());
+        let present = self
+            .database
+            .fetch_one(present, self.database.args())
+            .await?;
+        let mut survey = Survey {
+            read_at: present.get("present")?,
+            has_own_tables: self.has_own_tables(),
+            ..Survey::default()
+        };
+        let (sql, args) = self.backlog_sql(fail_after, age_from, oldest);
+        let mut ids = Vec::new();
+        for row in &self.database.fetch_all(sql, args).await? {
+            if let Some(id) = row.get_optional("row_id")? {
+                ids.push(id);
+                continue;
+            }
+            let kind: String = row.get("kind")?;
+            let kind = BacklogKind::parse(&kind).unwrap_or(BacklogKind::Young);
+            let band = usize::try_from(row.count("band")?).unwrap_or(0);
+            let (oldest, unasked) = (row.get("oldest")?, row.get("unasked")?);
+            survey
+                .backlog
+                .add(kind, band, row.count("voices")?, oldest, unasked);
+        }
+        if self.has_own_tables() {
+            let (events, oldest_event) = self.waiting_events().await?;
+            survey.pending_events = events.unsigned_abs();
+            survey.oldest_event = oldest_event;
+            survey.completion_times = self.completion_times().await?;
+            survey.accounts = self.accounts().await?;
+            survey.failing_buses = self.failing_buses().await?;
+        }
+        survey.oldest = self.records_once(&Wanted::Rows(ids), oldest).await?;
+        survey.oldest.sort_by_key(|record| Reverse(record.age));
+        survey.runs = self.runs_once(runs).await?;
+        Ok(survey)
+    }
+
+    /// The voices in processing, counted by kind and band of age, and then the oldest of them.
+    ///
+    /// What both need of each voice is worked out once: of a million, joining them takes longest.
+    fn backlog_sql(
+        &self,
+        fail_after: Option<Duration>,
+        age_from: AgeFrom,
+        oldest: u32,
+    ) -> (String, Args) {
+        let (table, dialect) = (&self.table, self.dialect());
+        let mut args = self.database.args();
+        let is_restarted = super::TableSql::is_restarted(&table.provider_id);
+        let is_current = super::TableSql::is_current(&table.provider_id);
+        let counted = match age_from {
+            AgeFrom::FirstSeen => "witnessed",
+            AgeFrom::Created => "CASE WHEN was_finished THEN witnessed ELSE age END",
+        };
+        let is_overdue = fail_after.map_or("FALSE".to_owned(), |limit| {
+            format!("{counted} > {}", args.bind(limit))
+        });
+        let bands =
+            BAND_ENDS.map(|end| format!("CASE WHEN age >= {} THEN 1 ELSE 0 END", end.as_secs()));
+        let sql = format!(
+            "WITH p AS (
+                 SELECT {row_id} AS row_id, {is_current} AS is_current, {is_current} AND {is_set_aside} AS is_set_aside,
+                        {completed_before} IS NOT NULL AS was_finished, w.unanswered, w.missing_count, w.kind, w.stage,
+                        {age} AS age, {witnessed} AS witnessed, {asked_ago} AS asked_ago
+                 FROM {name} v LEFT JOIN {known} w ON w.row_id = {row_id}
+                 WHERE {is_processing} AND v.{id} IS NOT NULL
+             )
+             SELECT CASE WHEN is_set_aside THEN 'set_aside'
+                         WHEN is_current AND unanswered > 0 THEN 'unanswerable'
+                         WHEN is_current AND missing_count > 0 THEN 'missing'
+                         WHEN is_current AND kind = 'professional' AND stage <> 'preparing' THEN stage
+                         WHEN {is_overdue} THEN 'overdue'
+                         WHEN is_current AND stage IN ('training', 'waiting_for_owner') THEN stage
+                         ELSE 'young' END AS kind,
+                    {bands} AS band, count(*) AS voices, max(age) AS oldest,
+                    max({unasked}) AS unasked, CAST(NULL AS text) AS row_id
+             FROM p GROUP BY 1, 2
+             UNION ALL
+             SELECT * FROM (SELECT CAST(NULL AS text), CAST(NULL AS integer), CAST(NULL AS bigint), age,
+                                   CAST(NULL AS double precision), row_id
+                            FROM p ORDER BY age DESC, row_id LIMIT {oldest}) o",
+            row_id = table.row_id(),
+            is_set_aside = table.is_set_aside(),
+            completed_before = table.completed_before,
+            age = table.age(&table.made_at(), &is_restarted),
+            witnessed = table.witnessed(&is_restarted),
+            asked_ago = dialect.since("w.last_asked"),
+            name = table.table,
+            known = table.known(),
+            is_processing = table.is_processing(),
+            id = table.id,
+            bands = bands.join(" + "),
+            unasked = dialect.least("age", "COALESCE(asked_ago, age)"),
+            oldest = args.bind(oldest),
+        );
+        (sql, args)
+    }
+
+    async fn completion_times(&self) -> Result<Quantiles, StoreError> {
+        let dialect = self.dialect();
+        // Whoever may write there, no sum is too large.
+        let sum = match dialect {
+            Dialect::Postgres => "LEAST(sum(t.value::numeric), 9e18)::bigint",
+            Dialect::Sqlite => "sum(t.value)",
+        };
+        let sql = format!(
+            "SELECT CAST(t.key AS integer) AS bucket, {sum} AS voices
+             FROM {} r, {} t GROUP BY 1",
+            dialect.own("runs"),
+            dialect.members("r.completion_times")
+        );
+        let mut times = Quantiles::default();
+        for row in &self.database.fetch_all(sql, self.database.args()).await? {
+            let bucket = i32::try_from(row.get::<i64>("bucket")?).unwrap_or(i32::MAX);
+            times.add_to_bucket(bucket, row.count("voices")?);
+        }
+        Ok(times)
+    }
+
+    /// The account of the newest pass that used one.
+    async fn accounts(&self) -> Result<Vec<Account>, StoreError> {
+        let dialect = self.dialect();
+        let mut args = self.database.args();
+        let is_unlisted = dialect.is_ahead(&dialect.stored_moment("u.value"), UNLISTED);
+        let sql = format!(
+            "SELECT p.account, p.found_at, p.mass_absence_since, {state},
+                    (SELECT {kinds} FROM {members} u WHERE {is_unlisted}) AS unlisted
+             FROM {provider} p
+             WHERE p.account = (SELECT account FROM (SELECT * FROM {runs} ORDER BY id DESC LIMIT {newest}) r
+                                WHERE account IS NOT NULL ORDER BY id DESC LIMIT 1)",
+            state = state_columns(dialect),
+            kinds = dialect.json_texts("u.key"),
+            members = dialect.members("p.unlisted"),
+            provider = dialect.own("provider"),
+            runs = dialect.own("runs"),
+            newest = args.bind(NEWEST_RUNS),
+        );
+        let rows = self.database.fetch_all(sql, args).await?;
+        let accounts = rows.iter().map(|row| {
+            let mut unlisted = texts(&row.get::<String>("unlisted")?);
+            unlisted.sort_unstable();
+            Ok(Account {
+                account: row.get("account")?,
+                state: state(row)?,
+                found_at: row.get_optional("found_at")?,
+                unlisted,
+                mass_absence_since: row.get_optional("mass_absence_since")?,
+            })
+        });
+        accounts.collect()
+    }
+
+    async fn failing_buses(&self) -> Result<Vec<FailingBus>, StoreError> {
+        let dialect = self.dialect();
+        let sql = format!(
+            "SELECT failures, {left} AS backing_off FROM {buses}
+             WHERE retry_at > {now} - {lately} ORDER BY retry_at",
+            left = dialect.seconds_until("retry_at", MAX_BUS_PAUSE),
+            buses = dialect.own("buses"),
+            now = dialect.now(),
+            lately = dialect.span(FAILED_LATELY),
+        );
+        let rows = self.database.fetch_all(sql, self.database.args()).await?;
+        let buses = rows.iter().map(|row| {
+            Ok(FailingBus {
+                failures: row.times("failures")?,
+                backing_off_for: row.get("backing_off")?,
+            })
+        });
+        buses.collect()
+    }
+
+    pub(super) async fn records_once(
+        &self,
+        wanted: &Wanted,
+        limit: u32,
+    ) -> Result<Vec<VoiceRecord>, StoreError> {
+        let (table, dialect) = (&self.table, self.dialect());
+        let mut args = self.database.args();
+        let own_preview = format!(
+            "(SELECT c.preview_url FROM {} c WHERE c.row_id = {})",
+            dialect.own("completions"),
+            table.row_id()
+        );
+        let preview = match (&table.preview_url, table.has_own_tables) {
+            (Some(column), _) => format!("CAST(v.{column} AS text)"),
+            (None, true) => own_preview,
+            (None, false) => "CAST(NULL AS text)".to_owned(),
+        };
+        let condition = self.is_wanted(&mut args, wanted);
+        let is_restarted = super::TableSql::is_restarted(&table.provider_id);
+        // A moment that Rust cannot hold is none.
+        let shown = |moment: &str| match dialect {
+            Dialect::Postgres => format!(
+                "CASE WHEN {moment} BETWEEN '0001-01-01Z' AND '9999-12-31Z' THEN {moment} END"
+            ),
+            Dialect::Sqlite => moment.to_owned(),
+        };
+        let lease = match (table.has_own_tables, dialect) {
+            (false, _) => "CAST(NULL AS timestamptz)".to_owned(),
+            (true, Dialect::Postgres) => format!(
+                "(SELECT max(l.lease_until) FROM voice_sync.leases l WHERE {} = ANY(l.voices) AND {})",
+                table.row_id(),
+                dialect.is_ahead("l.lease_until", LEASE)
+            ),
+            (true, Dialect::Sqlite) => format!(
+                "(SELECT max(l.lease_until) FROM voice_sync_leases l, json_each(l.voices) j
+                  WHERE j.value = {} AND {})",
+                table.row_id(),
+                dialect.is_ahead("l.lease_until", LEASE)
+            ),
+        };
+        let sql = format!(
+            "SELECT {row_id} AS row_id, {user_id} AS user_id, {provider_id} AS row_provider_id,
+                    CAST(v.{status} AS text) AS status,
+                    CASE v.{status} WHEN {processing} THEN 'processing' WHEN {completed} THEN 'completed'
+                                    WHEN {failed} THEN 'failed' ELSE 'other' END AS state,
+                    {preview} AS preview_url, {created_at} AS created_at, {completed_at} AS completed_at,
+                    {age} AS age, {witnessed} AS witnessed, {lease} AS lease_until,
+                    w.row_id IS NOT NULL AS known, w.provider_id, w.first_seen, w.restarted_at, w.last_asked,
+                    w.next_due, w.run_id, w.kind, w.stage, w.missing_count, w.missing_since, w.strikes,
+                    w.set_aside_until, w.trouble, w.failed_at, w.failure, w.unanswered, w.unanswered_since
+             FROM {name} v LEFT JOIN {known} w ON w.row_id = {row_id}
+             WHERE {condition} AND v.{id} IS NOT NULL ORDER BY v.{id} LIMIT {limit}",
+            row_id = table.row_id(),
+            user_id = table.user_id,
+            provider_id = table.provider_id,
+            status = table.status,
+            processing = table.processing,
+            completed = table.completed,
+            failed = table.failed,
+            created_at = shown(&table.created_at),
+            completed_at = shown(&table.completed_before),
+            age = table.age(&table.made_at(), &is_restarted),
+            witnessed = table.witnessed(&is_restarted),
+            name = table.table,
+            known = table.known(),
+            id = table.id,
+            limit = args.bind(limit),
+        );
+        let rows = self.database.fetch_all(sql, args).await?;
+        rows.iter().map(|row| self.record_of(row)).collect()
+    }
+
+    fn is_wanted(&self, args: &mut Args, wanted: &Wanted) -> String {
+        let table = &self.table;
+        let after = |args: &mut Args, row: &Option<RowId>| match row {
+            None => String::new(),
+            Some(row) => {
+                let row = args.bind(row.as_str());
+                let row = match self.dialect() {
+                    Dialect::Postgres => format!("({row}::text::{})", table.id_type),
+                    Dialect::Sqlite => row,
+                };
+                format!(" AND v.{} > {row}", table.id)
+            }
+        };
+        match wanted {
+            Wanted::Rows(rows) => table.has_key(args, rows),
+            Wanted::ProviderIds(ids) => {
+                let ids = ids.iter().filter(|id| !id.contains('\0'));
+                format!("{} {}", table.provider_key, args.is_any("text", ids))
+            }
+            Wanted::Failed(row) => {
+                format!("v.{} = {}{}", table.status, table.failed, after(args, row))
+            }
+            Wanted::SetAside(row) => format!(
+                "{} AND {} AND {}{}",
+                table.is_processing(),
+                super::TableSql::is_current(&table.provider_id),
+                table.is_set_aside(),
+                after(args, row)
+            ),
+        }
+    }
+
+    fn record_of(&self, row: &Row) -> Result<VoiceRecord, StoreError> {
+        let row_id: String = row.get("row_id")?;
+        let state = RowState::parse(&row.get::<String>("state")?);
+        let in_processing = state == RowState::Processing;
+        let user: Option<String> = row.get_optional("user_id")?;
+        let lease_until: Option<DateTime<Utc>> = row.get_optional("lease_until")?;
+        let notes = match row.get("known")? {
+            false => None,
+            true => Some(notes(row, lease_until)?),
+        };
+        let [age, witnessed] = ["age", "witnessed"].map(|column| row.get(column));
+        Ok(VoiceRecord {
+            voice_id: self.table.id_form.read(&row_id),
+            row: RowId::new(row_id),
+            user_id: user.map(|user| self.table.user_id_form.read(&user)),
+            provider_id: row.get_optional("row_provider_id")?,
+            status: row.get_optional("status")?.unwrap_or_default(),
+            state,
+            preview_url: row.get_optional("preview_url")?,
+            created_at: row.get_optional("created_at")?,
+            completed_at: row.get_optional("completed_at")?,
+            age: Some(age?).filter(|_| in_processing),
+            witnessed: Some(witnessed?).filter(|_| in_processing),
+            lease_until,
+            notes,
+        })
+    }
+
+    pub(super) async fn events_once(
+        &self,
+        filter: &EventFilter,
+        limit: u32,
+    ) -> Result<Vec<EventRecord>, StoreError> {
+        let mut args = self.database.args();
+        let sql = format!(
+            "SELECT o.id, o.event_id, COALESCE(o.run_id, b.run_id) AS run_id, o.event_type, o.voice_id, o.user_id,
+                    {OCCURRED_AT} AS occurred_at, COALESCE(b.leased_until, o.leased_until) AS leased_until,
+                    {PUBLISHED_AT} AS published_at
+             FROM {outbox} o LEFT JOIN {batches} b ON b.batch_id = o.batch_id
+             WHERE {is_wanted} ORDER BY o.id DESC LIMIT {limit}",
+            outbox = self.dialect().own("outbox"),
+            batches = self.dialect().own("batches"),
+            is_wanted = self.is_wanted_event(&mut args, filter),
+            limit = args.bind(limit),
+        );
+        let rows = self.database.fetch_all(sql, args).await?;
+        let events = rows.iter().map(|row| {
+            Ok(EventRecord {
+                id: row.get("id")?,
+                event_id: row.get("event_id")?,
+                run_id: row.get_optional::<Uuid>("run_id")?.unwrap_or_default(),
+                event_type: row.get("event_type")?,
+                voice_id: row.get("voice_id")?,
+                user_id: row.get_optional("user_id")?,
+                occurred_at: row.get_optional("occurred_at")?.unwrap_or_default(),
+                leased_until: row.get_optional("leased_until")?,
+                published_at: row.get_optional("published_at")?,
+            })
+        });
+        events.collect()
+    }
+
+    /// Whether an event of the outbox `o`, with its batch `b`, passes the filter.
+    pub(super) fn is_wanted_event(&self, args: &mut Args, filter: &EventFilter) -> String {
+        let (dialect, now) = (self.dialect(), self.dialect().now());
+        let mut conditions = vec![format!(
+            "{OCCURRED_AT} <= {now} - {}",
+            dialect.span(EventFilter::bounded(filter.older_than))
+        )];
+        if let Some(since) = filter.since {
+            let since = dialect.span(EventFilter::bounded(since));
+            conditions.push(format!("{OCCURRED_AT} >= {now} - {since}"));
+        }
+        if let Some(published) = filter.published {
+            let is = if published { "IS NOT NULL" } else { "IS NULL" };
+            conditions.push(format!("{PUBLISHED_AT} {is}"));
+        }
+        let names = filter.all_names();
+        if !names.is_empty() {
+            conditions.push(format!(
+                "(CAST(o.event_id AS text) {} OR o.voice_id {})",
+                args.is_any("text", &names),
+                args.is_any("text", &names)
+            ));
+        }
+        conditions.join(" AND ")
+    }
+}
+
+/// Of the outbox `o` and its batch `b`.
+const OCCURRED_AT: &str = "COALESCE(o.occurred_at, b.recorded_at)";
+const PUBLISHED_AT: &str = "COALESCE(b.published_at, o.published_at)";
+
+fn notes(row: &Row, lease_until: Option<DateTime<Utc>>) -> Result<Notes, StoreError> {
+    Ok(Notes {
+        provider_id: row.get_optional("provider_id")?,
+        first_seen: row.get("first_seen")?,
+        restarted_at: row.get_optional("restarted_at")?,
+        last_asked: row.get_optional("last_asked")?,
+        next_due: row.get_optional("next_due")?,
+        lease_until,
+        run_id: row.get("run_id")?,
+        kind: row.get_optional("kind")?,
+        stage: row.get_optional("stage")?,
+        missing_count: row.times("missing_count")?,
+        missing_since: row.get_optional("missing_since")?,
+        strikes: row.times("strikes")?,
+        set_aside_until: row.get_optional("set_aside_until")?,
+        trouble: row.get_optional("trouble")?,
+        failed_at: row.get_optional("failed_at")?,
+        failure: row.get_optional("failure")?,
+        unanswered: row.times("unanswered")?,
+        unanswered_since: row.get_optional("unanswered_since")?,
+    })
+}

@@ -1,0 +1,170 @@
+//! Claiming: which voices a worker looks up next, and their leases.
+
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::task::yield_now;
+use tokio::time::Instant;
+
+use super::batch::{Batch, cut};
+use super::isolation::UnderWay;
+use super::progress::{Apart, Claims, Progress};
+use super::{BATCHES_AT_ONCE, Pass};
+use crate::provider::lookup::Mode;
+use crate::store::StoreError;
+
+/// Voices that are isolated from the start of a pass, at the most.
+const ISOLATED_AT_ONCE: u32 = 10_000;
+/// How long they are asked about: they are likely to be bad, and some bad voices take all the time there is. The
+/// next pass goes on with those that it was longest ago for.
+const ISOLATED_TIME: Duration = Duration::from_secs(20);
+/// The same where other voices may come due meanwhile.
+const SHORT_ISOLATED_TIME: Duration = Duration::from_secs(2);
+
+/// What a worker does next.
+enum Next {
+    LookUp(Batch),
+    /// Wait: what others have under way may come back in parts.
+    Wait,
+    Nothing,
+}
+
+impl Pass<'_> {
+    /// Leases the next voices, those of other workers that wait included; `None` where there are no
+    /// more, or the pass has to stop.
+    pub(super) async fn claim<'p>(
+        &self,
+        progress: &'p Progress,
+    ) -> Result<Option<(Batch, UnderWay<'p>)>, StoreError> {
+        progress.idle.fetch_add(1, Ordering::Relaxed);
+        // So that the first claim is one for all.
+        yield_now().await;
+        let claimed = loop {
+            let mut changed = pin!(progress.isolation.changed());
+            changed.as_mut().enable();
+            let mut claims = progress.claims.lock().await;
+            match self.claim_next(progress, &mut claims).await {
+                Ok(Next::LookUp(batch)) => break Ok(Some((batch, progress.isolation.begin()))),
+                Ok(Next::Wait) => {
+                    drop(claims);
+                    changed.await;
+                }
+                Ok(Next::Nothing) => break Ok(None),
+                Err(error) => break Err(error),
+            }
+        };
+        progress.idle.fetch_sub(1, Ordering::Relaxed);
+        claimed
+    }
+
+    async fn claim_next(
+        &self,
+        progress: &Progress,
+        claims: &mut Claims,
+    ) -> Result<Next, StoreError> {
+        loop {
+            if self.has_no_database(progress) {
+                return Ok(Next::Nothing);
+            }
+            let (is_unclear, is_outage) = {
+                let tally = progress.tally();
+                (!tally.any_answered, tally.looks_like_an_outage())
+            };
+            if progress.isolation.is_pressing()
+                && !is_outage
+                && let Some(part) = progress.isolation.pop(is_unclear)
+            {
+                return Ok(Next::LookUp(part));
+            }
+            if let Some(batch) = claims.ready.pop_front() {
+                return Ok(Next::LookUp(batch));
+            }
+            let mode = match claims.is_isolated() {
+                true => Mode::Isolated,
+                false => Mode::Batch,
+            };
+            let size = self.batch_size(progress, mode);
+            let idle = progress.idle.load(Ordering::Relaxed);
+            let next = claims.cursor.next(size * idle.clamp(1, BATCHES_AT_ONCE));
+            let next = next.filter(|_| !claims.is_over());
+            let has_parts = !progress.isolation.is_empty();
+            if next.is_none() && is_outage {
+                // Voices that earlier passes isolated may still be answered.
+                if self.begin_isolated(progress, claims).await? {
+                    continue;
+                }
+                self.provider.lookups_fail();
+            }
+            if let Some(stop_reason) = self.reason_to_stop(progress)
+                && (next.is_some() || has_parts || stop_reason.is_about_the_key())
+            {
+                progress.stop_reason(stop_reason);
+            }
+            let stopped = progress.tally().stop_reason.is_some();
+            let Some((selection, limit)) = next.filter(|_| !stopped) else {
+                // Where the pass has to stop, they are given back.
+                if let Some(part) = progress.isolation.pop(is_unclear) {
+                    return Ok(Next::LookUp(part));
+                }
+                if !progress.isolation.is_idle() {
+                    return Ok(Next::Wait);
+                }
+                match stopped || !self.begin_isolated(progress, claims).await? {
+                    true => return Ok(Next::Nothing),
+                    false => continue,
+                }
+            };
+            let claimed_at = Instant::now();
+            let page = match self.scope.dry_run {
+                true => self.store.peek(&selection, limit).await,
+                false => self.store.claim(progress.run_id, &selection, limit).await,
+            };
+            // A database that fails here would fail the other workers in their turn, each after
+            // its own patience.
+            let page = page.inspect_err(|error| progress.database_failed(error))?;
+            let place = claims.cursor.advance(&selection, &page);
+            progress.tally().claimed(&page);
+            self.metrics.reclaimed.inc_by(page.reclaimed);
+            claims
+                .ready
+                .extend(cut(page, size, place, claimed_at, mode));
+        }
+    }
+
+    /// Goes on with the voices that earlier passes isolated, when all others have been asked about. Returns
+    /// whether there may be more to claim.
+    async fn begin_isolated(
+        &self,
+        progress: &Progress,
+        claims: &mut Claims,
+    ) -> Result<bool, StoreError> {
+        let isolated = match std::mem::replace(&mut claims.apart, Apart::Nothing) {
+            Apart::Nothing => return Ok(false),
+            begun @ Apart::Begun { .. } => {
+                claims.apart = begun;
+                return Ok(false);
+            }
+            Apart::Known(isolated) => isolated,
+            Apart::Unread => {
+                let isolated = self.store.isolated(progress.run_id, ISOLATED_AT_ONCE).await;
+                isolated.inspect_err(|error| progress.database_failed(error))?
+            }
+        };
+        if isolated.rows.is_empty() {
+            // What was kept of a limit for them, others may have.
+            return Ok(claims.cursor.release());
+        }
+        let longest = match self.scope.continuous {
+            true => SHORT_ISOLATED_TIME,
+            false => ISOLATED_TIME,
+        };
+        claims.apart = Apart::Begun {
+            until: Instant::now() + longest,
+            all: isolated.rows.len(),
+            new: isolated.new,
+        };
+        claims.cursor.go_on_with(isolated.rows, isolated.read_at);
+        Ok(true)
+    }
+}

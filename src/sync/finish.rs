@@ -1,0 +1,334 @@
+//! What a pass does when all its voices have been asked about: it fails those whose absence is
+//! confirmed, publishes what is left in the outbox, and writes itself into the ledger.
+
+use chrono::{DateTime, Utc};
+use serde_json::json;
+use tracing::{error, info, warn};
+
+use super::progress::Progress;
+use super::{Pass, Which};
+use crate::core::exit::Exit;
+use crate::core::missing::{self, Absence, Others};
+use crate::core::report::{self, Report, StopReason};
+use crate::core::transition::{Note, Seen, Target, Transition};
+use crate::core::verdict::Failure;
+use crate::core::voice::{Position, ProviderVoiceId};
+use crate::store::{MissingVoice, NextPass, Run, StoreError};
+
+/// Missing voices looked through at once.
+const PAGE: u32 = 500;
+
+/// Rows of each of its own tables that a pass removes at the most, unless it added more.
+const TIDIED_AT_ONCE: u32 = 1000;
+/// Of so many passes without work, one tidies up.
+const IDLE_PASSES_A_TIDYING: u32 = 50;
+
+/// What is known at the end of a pass.
+#[derive(Default)]
+pub(super) struct Ending {
+    resume_after: Option<Position>,
+    pub(super) events_stuck: bool,
+}
+
+impl Pass<'_> {
+    pub(super) async fn finish(&self, progress: Progress, started_at: DateTime<Utc>) -> Report {
+        let mut ending = Ending::default();
+        if !self.has_no_database(&progress)
+            && let Err(error) = self.end(&progress, &mut ending).await
+        {
+            progress.database_failed(&error);
+        }
+        let report = self.report(&progress, &ending, started_at);
+        if !self.scope.dry_run && !self.has_no_database(&progress) {
+            self.record(&progress, &report, ending).await;
+        }
+        report
+    }
+
+    pub(super) fn has_no_database(&self, progress: &Progress) -> bool {
+        matches!(progress.tally().stop_reason, Some(StopReason::Database(..)))
+    }
+
+    async fn end(&self, progress: &Progress, ending: &mut Ending) -> Result<(), StoreError> {
+        self.note_undecided(progress).await?;
+        self.left_undone(progress, ending).await?;
+        self.judge_missing(progress).await?;
+        let refused = progress.tally().refuses_all();
+        if let Some(stop_reason) = refused {
+            progress.stop_reason(stop_reason);
+        }
+        if self.scope.dry_run {
+            return Ok(());
+        }
+        // Who was cut short, or asked about a few voices only, saw too little to speak for all.
+        let was_cut_short = progress.tally().stop_reason.is_some() || self.is_over(progress);
+        if !was_cut_short && self.scope.which == Which::All {
+            self.provider.passed();
+        }
+        self.share_state(progress).await?;
+        self.publish_rest(progress, ending).await?;
+        self.take_out_finished(progress).await;
+        Ok(())
+    }
+
+    async fn note_undecided(&self, progress: &Progress) -> Result<(), StoreError> {
+        let notes = progress.tally().take_undecided();
+        match self.scope.dry_run {
+            true => Ok(()),
+            false => {
+                let account = self.provider.account();
+                self.store.note(progress.run_id, account, &notes).await
+            }
+        }
+    }
+
+    /// Counts what a pass never claimed because it had to stop, or because isolated voices took too long; and says
+    /// where the next one begins.
+    async fn left_undone(
+        &self,
+        progress: &Progress,
+        ending: &mut Ending,
+    ) -> Result<(), StoreError> {
+        let claims = &progress.claims.lock().await;
+        let (rest, resume_after) = claims.cursor.rest();
+        ending.resume_after = progress.tally().resume_after(resume_after);
+        let was_stopped = progress.tally().stop_reason.is_some();
+        if !was_stopped && !claims.is_isolated() {
+            return Ok(());
+        }
+        let mut left = 0;
+        for selection in &rest {
+            left += self.store.count(selection).await?;
+        }
+        let left = claims.cursor.left().map_or(left, |limit| limit.min(left));
+        let counts = &mut progress.tally().counts;
+        counts.due += left;
+        if !was_stopped {
+            counts.unanswerable += left.saturating_sub(claims.new_left());
+        }
+        Ok(())
+    }
+
+    /// Fails the voices whose absence is confirmed, unless so many are missing that the key is to
+    /// blame rather than they.
+    async fn judge_missing(&self, progress: &Progress) -> Result<(), StoreError> {
+        let guard = progress.tally().guard;
+        let account = self.provider.account();
+        if guard.is_tripped() {
+            progress.stop_reason(StopReason::OtherWorkspace(guard));
+            if !self.scope.dry_run {
+                self.store.begin_mass_absence(account).await?;
+            }
+        }
+        if !guard.is_tripped() && !guard.missed_any() && progress.mass_absence {
+            // Without a missing voice in this pass it may be over.
+            self.store.mass_absence(account).await?;
+        }
+        if guard.is_tripped() || !guard.missed_any() {
+            return Ok(());
+        }
+        if self.scope.dry_run {
+            let counts = &mut progress.tally().counts;
+            if self.missing_after.is_zero() {
+                counts.failed += std::mem::take(&mut counts.missing);
+            }
+            return Ok(());
+        }
+        // Who names voices knows what became of them.
+        if !matches!(self.scope.which, Which::Named(_)) {
+            let absence = self.store.mass_absence(account).await?;
+            if absence.forbids_failures() {
+                progress.stop_reason(StopReason::OtherWorkspace(absence.as_guard()));
+                return Ok(());
+            }
+        }
+        let mut after = None;
+        loop {
+            let page = self
+                .store
+                .missing(progress.run_id, account, after.as_ref(), PAGE)
+                .await?;
+            let Some(last) = page.last() else {
+                return Ok(());
+            };
+            after = Some(last.row.clone());
+            let confirmed = page
+                .into_iter()
+                .filter_map(|voice| self.confirm(voice, guard.found_any()));
+            self.fail_missing(progress, confirmed.collect()).await?;
+        }
+    }
+
+    fn confirm(&self, voice: MissingVoice, found_any: bool) -> Option<Transition> {
+        let MissingVoice {
+            row,
+            provider_id,
+            times,
+            lasting,
+            last_found,
+        } = voice;
+        let others = match last_found {
+            _ if found_any => Others::FoundSince,
+            Some(ago) if ago < lasting => Others::FoundSince,
+            Some(_) => Others::FoundBefore,
+            None => Others::NeverFound,
+        };
+        let absence = Absence {
+            times,
+            lasting,
+            others,
+        };
+        let confirmed = missing::is_confirmed(absence, self.missing_after, self.rules.fail_after);
+        Some(Transition {
+            row,
+            provider_id: ProviderVoiceId::parse(&provider_id)
+                .ok()
+                .filter(|_| confirmed)?,
+            target: Target::Failed {
+                reason: Failure::Missing.to_string(),
+            },
+        })
+    }
+
+    async fn fail_missing(
+        &self,
+        progress: &Progress,
+        confirmed: Vec<Transition>,
+    ) -> Result<(), StoreError> {
+        let mut refused: Vec<Note> = Vec::new();
+        let count = confirmed.len() as u64;
+        let events = self.apply_each(progress, confirmed, &mut refused).await?;
+        // Each of them was counted as missing when it was looked up.
+        {
+            let mut tally = progress.tally();
+            tally.counts.missing = tally.counts.missing.saturating_sub(count);
+            tally.failed_missing += count;
+        }
+        // Of a row that the application changed or holds, what is known of its absence stays.
+        refused.retain(|note| note.seen != Seen::Superseded);
+        self.store
+            .note(progress.run_id, self.provider.account(), &refused)
+            .await?;
+        self.count_notes(progress, &refused);
+        self.publish_new(progress, events).await
+    }
+
+    fn report(&self, progress: &Progress, ending: &Ending, started_at: DateTime<Utc>) -> Report {
+        let tally = progress.tally();
+        let mut counts = tally.counts.clone();
+        let (requests, retries) = progress.requests_before;
+        counts.requests = self.provider.requests() - requests;
+        counts.retries = self.provider.retries() - retries;
+        counts.looked_up = counts.answered();
+        counts.unavailable = counts
+            .due
+            .saturating_sub(counts.looked_up + counts.leased_elsewhere);
+        let exit_code = report::exit(&counts, tally.stop_reason.as_ref(), ending.events_stuck);
+        let duration = progress.started.elapsed();
+        let reason = tally.stop_reason.as_ref().map(StopReason::to_string);
+        let obstacles = tally.obstacles();
+        tally.log_set_aside();
+        tally.log_unanswerable();
+        // Who goes on tells of them once, and not with each pass.
+        if !self.scope.continuous {
+            tally.log_troubles();
+        }
+        if let Some(stop_reason) = tally
+            .stop_reason
+            .as_ref()
+            .filter(|_| !self.scope.continuous)
+        {
+            match exit_code {
+                Exit::Temporary => warn!(
+                    exit_code = exit_code.code(),
+                    "the pass stopped: {stop_reason}"
+                ),
+                Exit::Success
+                | Exit::Usage
+                | Exit::Database
+                | Exit::Io
+                | Exit::Key
+                | Exit::Config => {
+                    error!(
+                        exit_code = exit_code.code(),
+                        "the pass stopped: {stop_reason}"
+                    );
+                }
+            }
+        }
+        info!(
+            run_id = %progress.run_id, dry_run = self.scope.dry_run, exit_code = exit_code.code(),
+            duration_ms = duration.as_millis() as u64, due = counts.due,
+            completed = counts.completed, failed = counts.failed, processing = counts.processing,
+            missing = counts.missing, unavailable = counts.unavailable,
+            set_aside = counts.set_aside, superseded = counts.superseded,
+            leased_elsewhere = counts.leased_elsewhere, requests = counts.requests,
+            events_published = counts.events_published, events_pending = counts.events_pending,
+            "pass finished"
+        );
+        Report {
+            run_id: progress.run_id,
+            started_at,
+            finished_at: Utc::now(),
+            duration_ms: duration.as_millis() as u64,
+            dry_run: self.scope.dry_run,
+            counts,
+            exit_code,
+            reason,
+            obstacles,
+            key_works: (tally.guard.found_any() || progress.key_works)
+                && !matches!(tally.stop_reason, Some(StopReason::KeyRefused(_))),
+        }
+    }
+
+    /// As the ledger has them: with the voices that failed because they were missing, which the guard of the key counts.
+    /// What is known of a voice is forgotten when it is cloned anew. Who names voices knows what became of them.
+    fn counts(&self, report: &Report, failed_missing: u64) -> serde_json::Value {
+        let mut counts = json!(report.counts);
+        if failed_missing > 0 && !matches!(self.scope.which, Which::Named(_)) {
+            counts["failed_missing"] = failed_missing.into();
+        }
+        counts
+    }
+
+    /// Writes the pass into the ledger and tidies up. Neither is worth failing a pass for.
+    async fn record(&self, progress: &Progress, report: &Report, ending: Ending) {
+        let (found, failed_missing, unlisted, completion_times) = {
+            let mut tally = progress.tally();
+            let times = std::mem::take(&mut tally.completion_times);
+            (
+                tally.guard.found(),
+                tally.failed_missing,
+                tally.unlisted(),
+                times,
+            )
+        };
+        let run = Run {
+            run_id: report.run_id,
+            account: (report.counts.requests > 0).then(|| self.provider.account()),
+            started_at: report.started_at,
+            duration: progress.started.elapsed(),
+            exit_code: report.exit_code.code(),
+            found,
+            counts: self.counts(report, failed_missing),
+            cursor: match (&self.scope.which, ending.resume_after) {
+                (Which::Named(_) | Which::Due(_), _) => NextPass::AsBefore,
+                (Which::All, None) => NextPass::FromTheBeginning,
+                (Which::All, Some(position)) => NextPass::After(position),
+            },
+            unlisted,
+            concurrency: self.provider.state().concurrency,
+            completion_times,
+        };
+        if let Err(error) = self.store.record_run(&run).await {
+            warn!(%error, "the pass could not be written into the ledger");
+        }
+        // What a pass adds, the next ones must be able to remove. A pass without work seldom looks.
+        let at_once = TIDIED_AT_ONCE.max(u32::try_from(report.counts.due * 2).unwrap_or(u32::MAX));
+        if (report.counts.due > 0 || fastrand::u32(..IDLE_PASSES_A_TIDYING) == 0)
+            && let Err(error) = self.store.tidy(at_once).await
+        {
+            warn!(%error, "old rows of voice-sync's own tables could not be removed");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The application's queue of waiting voices. Whatever becomes of it, the pass goes over the table:
+//! trouble with the queue is a warning.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::Pass;
+use super::progress::Progress;
+use crate::events::queue::{Hints, Queue};
+
+/// Jobs that a pass takes at the most.
+const MOST_HINTS: u64 = 1000;
+/// How long finished voices are looked for. The next pass looks again.
+const WALK: Duration = Duration::from_secs(5);
+/// The same where other voices may come due meanwhile.
+const SHORT_WALK: Duration = Duration::from_millis(500);
+
+impl Pass<'_> {
+    /// Voices to ask about first: those that the application's jobs name. Where the pass has a limit,
+    /// they are half of it, so that the table has its turn too.
+    pub(super) async fn hints(&self, progress: &Progress) -> Vec<String> {
+        let Some(queue) = self.queue.filter(|_| self.scope.which.takes_hints()) else {
+            return Vec::new();
+        };
+        let half = self.scope.limit.map_or(u64::MAX, |limit| limit.div_ceil(2));
+        let most = half.min(MOST_HINTS);
+        match queue.hints(most, !self.scope.dry_run).await {
+            Ok(Hints { voices, malformed }) => {
+                if malformed > 0 {
+                    warn!(
+                        malformed,
+                        "jobs in the application's queue cannot be read and are passed over"
+                    );
+                }
+                if !voices.is_empty() {
+                    let voices = voices.len();
+                    info!(
+                        voices,
+                        "jobs in the application's queue say whom to ask about first"
+                    );
+                }
+                voices
+            }
+            Err(reason) => {
+                do_without(progress, &reason);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Takes the voices out of the application's set that are finished, whoever finished them.
+    pub(super) async fn take_out_finished(&self, progress: &Progress) {
+        let Some(queue) = self.queue else { return };
+        if progress.queue_is_down.load(Ordering::Relaxed) {
+            return;
+        }
+        match self.take_out(progress, queue).await {
+            Ok(0) => {}
+            Ok(voices) => info!(voices, "finished, and taken out of the application's queue"),
+            Err(reason) => do_without(progress, &reason),
+        }
+    }
+
+    async fn take_out(&self, progress: &Progress, queue: &Queue) -> anyhow::Result<usize> {
+        let Some(mut members) = queue.members().await? else {
+            return Ok(0);
+        };
+        let longest = match self.scope.continuous {
+            true => SHORT_WALK,
+            false => WALK,
+        };
+        let deadline = Instant::now() + longest;
+        let mut taken_out = 0;
+        while let Some(page) = members.next().await? {
+            let finished = self.store.finished(&page).await?;
+            members.remove(&finished).await?;
+            taken_out += finished.len();
+            // Even a pass that has to stop looks at one page.
+            if self.is_over(progress) || Instant::now() >= deadline {
+                break;
+            }
+        }
+        Ok(taken_out)
+    }
+}
+
+/// Says once why this pass leaves the queue alone from here on.
+fn do_without(progress: &Progress, reason: &anyhow::Error) {
+    progress.queue_is_down.store(true, Ordering::Relaxed);
+    warn!(%reason, "the pass goes on without the application's queue");
+}

@@ -1,0 +1,220 @@
+//! Publishing: what a pass recorded, and what others left in the outbox.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tracing::{error, info, warn};
+
+use super::Pass;
+use super::finish::Ending;
+use super::progress::Progress;
+use crate::core::event::OutboxEvent;
+use crate::events::backoff;
+use crate::events::publisher::{BATCH, Publication, Publisher};
+use crate::store::{BusPermit, LeasedEvents, StoreError};
+
+/// How long a pass waits for events that another process is publishing, or was before it crashed.
+const OTHERS_EVENTS: Duration = Duration::from_secs(17);
+
+/// How long a pass publishes what is left where voices may come due meanwhile.
+const OUTBOX_TIME: Duration = Duration::from_secs(1);
+/// A pass offers no more events to a bus that refuses all of them, one after the other.
+const MOST_REFUSED: u64 = 5 * BATCH as u64;
+
+const POLL_OTHERS: Duration = Duration::from_millis(250);
+
+impl Pass<'_> {
+    /// Publishes the events of a bulk right after their commit.
+    pub(super) async fn publish_new(
+        &self,
+        progress: &Progress,
+        events: Vec<OutboxEvent>,
+    ) -> Result<(), StoreError> {
+        match self.publisher.filter(|_| !events.is_empty()) {
+            Some(publisher) => {
+                let leased = LeasedEvents::from(events);
+                self.publish(progress, publisher, &leased).await.map(drop)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Publishes events that are leased to this pass, and marks what got out; the leases of the
+    /// others are given back. Those that the bus refuses come after all others from then on. Once the bus failed,
+    /// the rest of the pass only records: its end tries again, and so does the next pass. Returns how many
+    /// got out.
+    pub(super) async fn publish(
+        &self,
+        progress: &Progress,
+        publisher: &Publisher,
+        leased: &LeasedEvents,
+    ) -> Result<u64, StoreError> {
+        let Publication {
+            published,
+            refused,
+            refusal,
+            failure: _,
+        } = self
+            .try_to_publish(progress, publisher, &leased.events)
+            .await?;
+        self.store
+            .settle_events(leased, &published, &refused)
+            .await?;
+        let mut tally = progress.tally();
+        tally.counts.events_published += published.len() as u64;
+        if let Some(reason) = refusal {
+            let events = refused.len();
+            warn!(
+                events, %reason,
+                "the event bus refuses events; they stay in the outbox, and others go on"
+            );
+            tally.bus_trouble.get_or_insert(reason);
+        }
+        Ok(published.len() as u64)
+    }
+
+    /// One batch at a time: where the bus hangs, the others need not find out for themselves.
+    async fn try_to_publish(
+        &self,
+        progress: &Progress,
+        publisher: &Publisher,
+        events: &[OutboxEvent],
+    ) -> Result<Publication, StoreError> {
+        let mut failures = progress.bus_failures.lock().await;
+        // A database that failed one batch here would fail the others in their turn.
+        if progress.bus_is_down.load(Ordering::Relaxed) || self.has_no_database(progress) {
+            return Ok(Publication::default());
+        }
+        let failures = match *failures {
+            Some(ref mut failures) => failures,
+            None => match self.bus_turn(progress, publisher).await? {
+                BusPermit::Works => failures.insert(0),
+                BusPermit::Probe { failures: before } => failures.insert(before),
+                BusPermit::BackingOff(pause) => {
+                    let pause_ms = pause.as_millis();
+                    let says = format!("it failed lately and is left alone for {pause_ms} ms");
+                    self.bus_fails(progress, says);
+                    return Ok(Publication::default());
+                }
+            },
+        };
+        let publication = publisher.publish(events).await;
+        match &publication.failure {
+            None => {
+                if std::mem::take(failures) > 0 {
+                    if !self.scope.continuous {
+                        info!("the event bus works again");
+                    }
+                    // Worth telling, and not worth leaving these events unmarked.
+                    if let Err(error) = self.store.bus_works(publisher.bus()).await {
+                        warn!(%error, "the other processes could not be told");
+                    }
+                }
+            }
+            Some(reason) => {
+                self.bus_fails(progress, reason.clone());
+                let failures = failures.saturating_add(1);
+                let pause = backoff::pause(failures, fastrand::f64());
+                self.store
+                    .bus_failed(publisher.bus(), failures, pause)
+                    .await?;
+            }
+        }
+        Ok(publication)
+    }
+
+    fn bus_fails(&self, progress: &Progress, reason: String) {
+        progress.bus_is_down.store(true, Ordering::Relaxed);
+        if !self.scope.continuous {
+            error!(%reason, "events cannot be published; they stay in the outbox");
+        }
+        progress.tally().bus_trouble = Some(reason);
+    }
+
+    async fn bus_turn(
+        &self,
+        progress: &Progress,
+        publisher: &Publisher,
+    ) -> Result<BusPermit, StoreError> {
+        let turn = self
+            .store
+            .bus_permit(publisher.bus(), progress.run_id)
+            .await;
+        turn.inspect_err(|error| progress.database_failed(error))
+    }
+
+    /// Publishes whatever the outbox still holds, of this pass or an earlier one. Events that
+    /// another process has leased are waited for: a crashed one's come free in a few seconds.
+    pub(super) async fn publish_rest(
+        &self,
+        progress: &Progress,
+        ending: &mut Ending,
+    ) -> Result<(), StoreError> {
+        let Some(publisher) = self.publisher else {
+            return Ok(());
+        };
+        // If the bus failed, the rest of the pass only recorded; by now it may be time to try again.
+        if progress.bus_is_down.swap(false, Ordering::Relaxed) {
+            *progress.bus_failures.lock().await = None;
+        }
+        let mut pending = self.store.pending_events(None).await?;
+        // Others may go on recording while this pass ends: those events are theirs.
+        let ours = pending.newest;
+        let began = Instant::now();
+        let (mut refused_in_a_row, mut is_counted) = (0, true);
+        // Even a pass that has to stop tries once.
+        for round in 0.. {
+            let others_only = pending.unleased == 0;
+            let is_over = match self.scope.continuous {
+                true => self.is_over(progress) || began.elapsed() >= OUTBOX_TIME,
+                false => self.is_over(progress),
+            };
+            if pending.all == 0
+                || progress.bus_is_down.load(Ordering::Relaxed)
+                || round > 0 && is_over
+                || refused_in_a_row >= pending.all.min(MOST_REFUSED)
+                || others_only && (self.scope.continuous || began.elapsed() >= OTHERS_EVENTS)
+            {
+                break;
+            }
+            let leased = self.store.lease_events(BATCH as u32).await?;
+            let events = leased.events.len() + leased.unknown.len();
+            let published = match events {
+                0 => {
+                    sleep(POLL_OTHERS).await;
+                    0
+                }
+                _ => self.publish(progress, publisher, &leased).await?,
+            };
+            match published {
+                0 => refused_in_a_row += events as u64,
+                _ => refused_in_a_row = 0,
+            }
+            (self.observe)(&progress.tally().counts);
+            // Counting them takes the longer the more there are: not again while there are many.
+            is_counted = events < BATCH;
+            if is_counted {
+                pending = self.store.pending_events(ours).await?;
+            } else {
+                pending.all = pending.all.saturating_sub(published);
+                pending.unleased = pending.unleased.saturating_sub(published);
+            }
+        }
+        if !is_counted {
+            pending = self.store.pending_events(ours).await?;
+        }
+        progress.tally().counts.events_pending = pending.all;
+        ending.events_stuck = match self.scope.continuous {
+            true => pending.unleased > 0 && progress.bus_is_down.load(Ordering::Relaxed),
+            false => pending.all > 0,
+        };
+        if ending.events_stuck && !self.scope.continuous {
+            warn!(
+                events.pending = pending.all,
+                "events wait in the outbox; the next run publishes them"
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! The start of a pass: what earlier ones left behind, and which voices come first.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::cursor::Cursor;
+use super::progress::{Apart, Progress};
+use super::{Pass, Scope, Which};
+use crate::core::provider_state::ProviderState;
+use crate::core::report::StopReason;
+use crate::core::schedule;
+use crate::core::voice::RowId;
+use crate::provider::lookup::{BATCH, Strategy};
+use crate::store::{Agenda, Isolated, PriorState, StoreError, Upcoming};
+
+/// How long a pass claims voices where others may come due meanwhile, new ones above all.
+const POLL_TIME: Duration = Duration::from_secs(3);
+/// Part of a limit that is kept for isolated voices, which come after all others.
+const ISOLATED_SHARE: f64 = 0.1;
+
+impl Pass<'_> {
+    /// Where a pass begins, and what it knows already.
+    pub(super) fn start(&self, prior: PriorState, started: Instant) -> Progress {
+        let Scope {
+            which,
+            limit,
+            until,
+            dry_run: _,
+            continuous: _,
+        } = self.scope;
+        let mut cursor = match which {
+            Which::All => Cursor::over_all(*limit, prior.resume_after),
+            Which::Named(names) => Cursor::over_names(*limit, names.clone()),
+            Which::Due(agenda) => {
+                let rows = self.topped_up(agenda, &prior.unlisted);
+                Cursor::over_due(*limit, rows, agenda.read_at)
+            }
+        };
+        let isolated = match which {
+            Which::All if prior.any_isolated => Apart::Unread,
+            Which::All | Which::Named(_) => Apart::Nothing,
+            Which::Due(agenda) => Apart::Known(isolated(agenda)),
+        };
+        if isolated.any() {
+            // A small limit has room for one now and then.
+            let share = limit.map(|limit| limit as f64 * ISOLATED_SHARE + fastrand::f64());
+            cursor.reserve(share.map_or(0, |share| share as u64));
+        }
+        let requests_before = (self.provider.requests(), self.provider.retries());
+        let mut progress = Progress::new(
+            Uuid::new_v4(),
+            started,
+            requests_before,
+            *until,
+            cursor,
+            isolated,
+            prior.unlisted,
+        );
+        progress.mass_absence = prior.mass_absence;
+        progress.key_works = prior.key_works;
+        progress
+    }
+
+    /// Those that are due, and as many of the next as requests have room for: only such as the list
+    /// is known to show, as others would take a request of their own.
+    fn topped_up(&self, agenda: &Agenda, unlisted: &HashSet<String>) -> Vec<RowId> {
+        let room = match self.strategy == Strategy::Single || self.provider.has_no_list() {
+            true => 1,
+            false => BATCH,
+        };
+        let is_due = |voice: &&Upcoming| voice.due_in.is_zero();
+        let others = agenda.voices.iter().filter(|voice| !voice.is_isolated);
+        let (due, later): (Vec<_>, Vec<_>) = others.partition(is_due);
+        let spare = schedule::topped_up(due.len(), room) - due.len();
+        let is_listed = |kind: &String| !unlisted.contains(kind);
+        let free = later
+            .into_iter()
+            .filter(|voice| voice.was_found && voice.kind.as_ref().is_some_and(is_listed));
+        let chosen = due.into_iter().chain(free.take(spare));
+        chosen.map(|voice| voice.row.clone()).collect()
+    }
+
+    /// Heeds what others learned of the provider: while its breaker is open nobody asks, and when it
+    /// is time to probe, one process does.
+    pub(super) async fn begin(
+        &self,
+        progress: &Progress,
+        state: ProviderState,
+    ) -> Result<(), StoreError> {
+        let may_probe = state.wants_probe()
+            && !self.scope.dry_run
+            && self
+                .store
+                .claim_probe(self.provider.account(), progress.run_id)
+                .await?;
+        if state.is_open() || state.wants_probe() && !may_probe {
+            progress.stop_reason(StopReason::ProviderDown);
+        }
+        self.provider.resume(state);
+        // Who may not ask leaves the jobs to others.
+        if progress.tally().stop_reason.is_none() {
+            let hints = self.hints(progress).await;
+            let mut claims = progress.claims.lock().await;
+            claims.cursor.begin_with(hints);
+            claims.until = self.scope.continuous.then(|| Instant::now() + POLL_TIME);
+        }
+        Ok(())
+    }
+}
+
+/// Those of the voices that are due which are asked about after the others.
+fn isolated(agenda: &Agenda) -> Isolated {
+    let voices = agenda.voices.iter();
+    let rows = voices.filter(|voice| voice.is_isolated && voice.due_in.is_zero());
+    Isolated {
+        read_at: agenda.read_at,
+        rows: rows.map(|voice| voice.row.clone()).collect(),
+        new: 0,
+    }
+}

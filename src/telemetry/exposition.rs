@@ -1,0 +1,328 @@
+//! What is shown to Prometheus, on `/metrics` and in node_exporter's textfile, in OpenMetrics'
+//! exposition format: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use chrono::Utc;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+use tempfile::NamedTempFile;
+
+use crate::core::exit::Exit;
+use crate::core::provider_state::Pressure;
+use crate::core::report::{Counts, Report};
+use crate::store::Overview;
+use crate::telemetry::metrics::{Label, PassMetrics, ProviderMetrics};
+
+type Number = Gauge<f64, AtomicU64>;
+
+/// Everything that is shown, zero at first.
+pub struct Metrics {
+    registry: Registry,
+    /// Counted by the provider.
+    pub provider: ProviderMetrics,
+    /// Counted by passes.
+    pub pass: PassMetrics,
+    last_success: Number,
+    duration: Histogram,
+    passes: Family<Label, Counter>,
+    transitions: Family<Label, Counter>,
+    publications: Family<Label, Counter>,
+    processing: Gauge,
+    oldest_processing: Number,
+    resting: Gauge,
+    unanswerable: Gauge,
+    outbox: Gauge,
+    oldest_event: Number,
+    clock: Number,
+    limit: Gauge,
+    breaker_open: Gauge,
+    retry_tokens: Gauge,
+}
+
+const EXITS: [(Exit, &str); 7] = [
+    (Exit::Success, "0"),
+    (Exit::Usage, "2"),
+    (Exit::Database, "69"),
+    (Exit::Io, "74"),
+    (Exit::Temporary, "75"),
+    (Exit::Key, "77"),
+    (Exit::Config, "78"),
+];
+
+fn family(name: &'static str, values: &[&'static str]) -> Family<Label, Counter> {
+    let family = Family::default();
+    for value in values {
+        let _zero = Family::get_or_create(&family, &[(name, *value)]);
+    }
+    family
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("voice_sync");
+        let provider = ProviderMetrics::default();
+        let pass = PassMetrics::default();
+        let exits = EXITS.map(|(_, code)| code);
+        let this = Self {
+            last_success: Gauge::default(),
+            duration: Histogram::new([
+                0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+            ]),
+            passes: family("exit", &exits),
+            transitions: family("target", &["completed", "failed"]),
+            publications: family("result", &["published", "postponed"]),
+            processing: Gauge::default(),
+            oldest_processing: Gauge::default(),
+            resting: Gauge::default(),
+            unanswerable: Gauge::default(),
+            outbox: Gauge::default(),
+            oldest_event: Gauge::default(),
+            clock: Gauge::default(),
+            limit: Gauge::default(),
+            breaker_open: Gauge::default(),
+            retry_tokens: Gauge::default(),
+            provider,
+            pass,
+            registry: Registry::default(),
+        };
+        let r = &mut registry;
+        r.register_with_unit(
+            "last_success_timestamp",
+            "When a pass last did all it meant to, or nothing was due",
+            Unit::Seconds,
+            this.last_success.clone(),
+        );
+        r.register_with_unit(
+            "pass_duration",
+            "How long passes take",
+            Unit::Seconds,
+            this.duration.clone(),
+        );
+        r.register(
+            "passes",
+            "Passes by the exit code that each would end a process with",
+            this.passes.clone(),
+        );
+        r.register(
+            "transitions",
+            "Voices moved, by what to",
+            this.transitions.clone(),
+        );
+        r.register(
+            "publications",
+            "Events that reached the event bus, and that had to wait",
+            this.publications.clone(),
+        );
+        r.register(
+            "processing_voices",
+            "Voices in processing",
+            this.processing.clone(),
+        );
+        r.register_with_unit(
+            "oldest_processing_age",
+            "How long the oldest of them has been",
+            Unit::Seconds,
+            this.oldest_processing.clone(),
+        );
+        r.register_with_unit(
+            "detection_lag",
+            "Time from the lookup before to the transition: finished voices waited for so long at most",
+            Unit::Seconds,
+            this.pass.lag.clone(),
+        );
+        r.register(
+            "set_aside",
+            "Voices that could not be asked about or stored, each time",
+            this.pass.set_aside.clone(),
+        );
+        r.register(
+            "resting_voices",
+            "Voices that are left alone for a day since they kept being set aside",
+            this.resting.clone(),
+        );
+        r.register(
+            "unanswerable_voices",
+            "Voices that cannot be looked up while the provider answers other requests",
+            this.unanswerable.clone(),
+        );
+        r.register(
+            "lease_reclaims",
+            "Voices taken over from a process that did not give them back",
+            this.pass.reclaimed.clone(),
+        );
+        r.register(
+            "stale_answers_dropped",
+            "Answers that came too late, or about rows that had changed",
+            this.pass.stale.clone(),
+        );
+        r.register(
+            "unknown_values",
+            "Values of the provider's that this version does not know",
+            this.pass.unknown.clone(),
+        );
+        r.register(
+            "outbox_events",
+            "Events recorded and not published",
+            this.outbox.clone(),
+        );
+        r.register_with_unit(
+            "outbox_oldest_age",
+            "How long the oldest of them has waited",
+            Unit::Seconds,
+            this.oldest_event.clone(),
+        );
+        r.register_with_unit(
+            "clock_difference",
+            "The database's clock against this host's; positive if it is ahead",
+            Unit::Seconds,
+            this.clock.clone(),
+        );
+        r.register(
+            "provider_requests",
+            "Requests, retries included",
+            this.provider.requests.clone(),
+        );
+        r.register_with_unit(
+            "provider_request_duration",
+            "How long requests take",
+            Unit::Seconds,
+            this.provider.duration.clone(),
+        );
+        r.register(
+            "provider_requests_in_flight",
+            "Requests under way",
+            this.provider.in_flight.clone(),
+        );
+        r.register(
+            "provider_concurrency_limit",
+            "Requests that may be under way, as adapted",
+            this.limit.clone(),
+        );
+        r.register(
+            "provider_breaker_open",
+            "1 while the circuit breaker is open, or a cooldown lasts",
+            this.breaker_open.clone(),
+        );
+        r.register(
+            "provider_retry_tokens",
+            "Repetitions that the retry budget has left",
+            this.retry_tokens.clone(),
+        );
+        r.register(
+            "build",
+            "The version that runs",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        Self { registry, ..this }
+    }
+}
+
+impl Metrics {
+    /// Counts a pass.
+    pub fn passed(&self, report: &Report) {
+        let Counts {
+            completed,
+            failed,
+            superseded,
+            events_published,
+            events_pending,
+            ..
+        } = report.counts;
+        let exit = EXITS.iter().find(|(exit, _)| *exit == report.exit_code);
+        if let Some((_, code)) = exit {
+            self.passes.get_or_create(&[("exit", *code)]).inc();
+        }
+        self.duration
+            .observe(Duration::from_millis(report.duration_ms).as_secs_f64());
+        if report.exit_code == Exit::Success {
+            self.succeeded();
+        }
+        for (target, voices) in [("completed", completed), ("failed", failed)] {
+            self.transitions
+                .get_or_create(&[("target", target)])
+                .inc_by(voices);
+        }
+        for (result, events) in [
+            ("published", events_published),
+            ("postponed", events_pending),
+        ] {
+            self.publications
+                .get_or_create(&[("result", result)])
+                .inc_by(events);
+        }
+        self.pass.stale.inc_by(superseded);
+    }
+
+    /// Notes that all is done for now.
+    pub fn succeeded(&self) {
+        self.last_success
+            .set(Utc::now().timestamp_millis() as f64 / 1000.0);
+    }
+
+    /// Shows how things stand.
+    pub fn stand(&self, overview: &Overview) {
+        let Overview {
+            processing,
+            oldest,
+            set_aside,
+            unanswerable,
+            outbox,
+            oldest_event,
+            clock_ahead,
+        } = overview;
+        let seconds = |age: &Option<Duration>| age.unwrap_or_default().as_secs_f64();
+        self.processing.set(*processing);
+        self.oldest_processing.set(seconds(oldest));
+        self.resting.set(*set_aside);
+        self.unanswerable.set(*unanswerable);
+        self.outbox.set(*outbox);
+        self.oldest_event.set(seconds(oldest_event));
+        self.clock.set(*clock_ahead);
+    }
+
+    /// Shows how hard the provider may be pressed.
+    pub fn press(&self, pressure: Pressure) {
+        let Pressure {
+            limit,
+            is_open,
+            retries_left,
+        } = pressure;
+        self.limit.set(limit.into());
+        self.breaker_open.set(is_open.into());
+        self.retry_tokens.set(retries_left.into());
+    }
+
+    /// All of it, as text.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("a String takes all that is written");
+        text
+    }
+
+    /// Writes it to a file that whoever reads it sees whole, the old one or the new.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let directory = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        let mut file = NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))?;
+        file.write_all(self.text().as_bytes())?;
+        // node_exporter runs as another user.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let readable = std::fs::Permissions::from_mode(0o644);
+            file.as_file().set_permissions(readable)?;
+        }
+        file.persist(path)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,195 @@
+//! What is measured while it happens. Whoever does the work counts here; [`crate::telemetry::exposition`] shows it.
+//!
+//! Each meter is shared by its clones, and counts for nobody until it is registered.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+
+/// One label.
+pub type Label = [(&'static str, &'static str); 1];
+/// The labels of a request.
+pub type RequestLabels = [(&'static str, &'static str); 2];
+
+/// Which endpoint a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `GET /v2/voices`.
+    List,
+    /// `GET /v1/voices/{voice_id}`.
+    Single,
+}
+
+impl Endpoint {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::List, Self::Single];
+
+    /// As a label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::List => "list",
+            Self::Single => "single",
+        }
+    }
+}
+
+/// What a request came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// It was answered.
+    Ok,
+    /// There is no such voice, or no such endpoint.
+    NotFound,
+    /// The key is refused.
+    Refused,
+    /// The request is wrong.
+    Rejected,
+    /// 429.
+    Throttled,
+    /// 5xx, or another status that says "later".
+    ServerError,
+    /// No answer in time.
+    Timeout,
+    /// No connection.
+    Connect,
+    /// An answer that broke off or cannot be read.
+    Broken,
+    /// Given up by ourselves.
+    Abandoned,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Ok,
+        Self::NotFound,
+        Self::Refused,
+        Self::Rejected,
+        Self::Throttled,
+        Self::ServerError,
+        Self::Timeout,
+        Self::Connect,
+        Self::Broken,
+        Self::Abandoned,
+    ];
+
+    /// As a label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::NotFound => "not_found",
+            Self::Refused => "refused",
+            Self::Rejected => "rejected",
+            Self::Throttled => "throttled",
+            Self::ServerError => "server_error",
+            Self::Timeout => "timeout",
+            Self::Connect => "connect",
+            Self::Broken => "broken",
+            Self::Abandoned => "abandoned",
+        }
+    }
+}
+
+/// Requests to the provider.
+#[derive(Debug, Clone)]
+pub struct ProviderMetrics {
+    pub(crate) requests: Family<RequestLabels, Counter>,
+    pub(crate) duration: Histogram,
+    pub(crate) in_flight: Gauge,
+}
+
+impl Default for ProviderMetrics {
+    fn default() -> Self {
+        let requests = Family::default();
+        for endpoint in Endpoint::ALL {
+            for class in Class::ALL {
+                let _zero = Family::get_or_create(&requests, &labels(endpoint, class));
+            }
+        }
+        Self {
+            requests,
+            duration: Histogram::new([0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]),
+            in_flight: Gauge::default(),
+        }
+    }
+}
+
+impl ProviderMetrics {
+    /// Counts a request that came to its end.
+    pub fn ended(&self, endpoint: Endpoint, class: Class, took: Duration) {
+        self.requests.get_or_create(&labels(endpoint, class)).inc();
+        self.duration.observe(took.as_secs_f64());
+    }
+}
+
+fn labels(endpoint: Endpoint, class: Class) -> RequestLabels {
+    [("endpoint", endpoint.as_str()), ("class", class.as_str())]
+}
+
+/// Why a voice was set aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Its provider id cannot be one.
+    ProviderId,
+    /// Its preview cannot be stored.
+    Preview,
+    /// The provider takes its id for a wrong request.
+    Rejected,
+    /// The database refuses the change.
+    Refused,
+}
+
+impl Reason {
+    const ALL: [Self; 4] = [
+        Self::ProviderId,
+        Self::Preview,
+        Self::Rejected,
+        Self::Refused,
+    ];
+
+    fn label(self) -> Label {
+        let reason = match self {
+            Self::ProviderId => "provider_id",
+            Self::Preview => "preview",
+            Self::Rejected => "rejected_by_provider",
+            Self::Refused => "refused_by_database",
+        };
+        [("reason", reason)]
+    }
+}
+
+/// What passes do to voices.
+#[derive(Debug, Clone)]
+pub struct PassMetrics {
+    pub(crate) lag: Histogram,
+    pub(crate) set_aside: Family<Label, Counter>,
+    pub(crate) reclaimed: Counter,
+    pub(crate) stale: Counter,
+    pub(crate) unknown: Counter,
+}
+
+impl Default for PassMetrics {
+    fn default() -> Self {
+        let set_aside = Family::default();
+        for reason in Reason::ALL {
+            let _zero = Family::get_or_create(&set_aside, &reason.label());
+        }
+        Self {
+            lag: Histogram::new([1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 3600.0]),
+            set_aside,
+            reclaimed: Counter::default(),
+            stale: Counter::default(),
+            unknown: Counter::default(),
+        }
+    }
+}
+
+impl PassMetrics {
+    /// Counts a voice that was set aside.
+    pub fn set_aside(&self, reason: Reason) {
+        self.set_aside.get_or_create(&reason.label()).inc();
+    }
+}

@@ -1,0 +1,6 @@
+//! What people and monitoring see of a run: log lines, metrics, a progress bar.
+
+pub mod exposition;
+pub mod logs;
+pub mod metrics;
+pub mod progress_bar;
