@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::status::Viewer;
-use super::{Options, UNFINISHED, in_time, open};
+use super::{Options, UNFINISHED, in_time, interval, open};
 use crate::cli::shutdown;
 use crate::core::exit::{Exit, Failed};
 use crate::daemon::{self, AllowedHosts, DutyCycles, Health, StatusCache, Supervisor};
@@ -48,17 +48,6 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     local.or_else(|_| text.parse()).map_err(|_| {
         "give a port, such as 9090, or an address and a port, such as 0.0.0.0:9090".to_owned()
     })
-}
-
-/// A pause between two looks.
-pub(super) fn interval(text: &str) -> Result<Duration, String> {
-    const SHORTEST: Duration = Duration::from_millis(100);
-    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
-    let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    match (SHORTEST..=LONGEST).contains(&interval) {
-        true => Ok(interval),
-        false => Err("give a time from 100ms to 24h".to_owned()),
-    }
 }
 
 impl Daemon {

@@ -318,6 +318,16 @@ fn limit(text: &str) -> Result<Limit, humantime::DurationError> {
     }
 }
 
+fn interval(text: &str) -> Result<Duration, String> {
+    const SHORTEST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+    let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match (SHORTEST..=LONGEST).contains(&interval) {
+        true => Ok(interval),
+        false => Err("give a time from 100ms to 24h".to_owned()),
+    }
+}
+
 fn concurrency(text: &str) -> Result<NonZeroU32, String> {
     const MOST: u32 = 1000;
     text.parse::<NonZeroU32>()

@@ -8,8 +8,7 @@ use serde_json::json;
 use tokio::signal;
 use tokio::time::sleep;
 
-use super::daemon::interval;
-use super::{Options, Output, at, in_time, open, print, show, unwritten, width};
+use super::{Options, Output, at, in_time, interval, open, print, show, unwritten, width};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, span};
 use crate::core::verdict::AgeFrom;

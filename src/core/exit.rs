@@ -23,6 +23,14 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// Whether the same may succeed a moment later.
+    pub fn is_transient(self) -> bool {
+        match self {
+            Self::Database | Self::Io | Self::Temporary => true,
+            Self::Success | Self::Usage | Self::Key | Self::Config => false,
+        }
+    }
+
     /// The number that the supervisor sees.
     pub const fn code(self) -> u8 {
         self as u8

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 
 /// Names and messages of others may hold line ends and terminal codes, with which they could write lines of
 /// their own.
@@ -70,6 +70,11 @@ pub fn printable(text: &str) -> String {
         .map(|c| if c.is_control() { ' ' } else { c })
         .take(MAX_CHARS)
         .collect()
+}
+
+/// A time for programs: RFC 3339, in UTC, with milliseconds.
+pub fn timestamp(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! anything from outside this folder.
 
 pub mod backlog;
+pub mod backoff;
 pub mod bisect;
 pub mod event;
 pub mod exit;

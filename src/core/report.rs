@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::core::exit::Exit;
+use crate::core::format::timestamp;
 use crate::core::missing::MassAbsenceGuard;
 
 /// Voices, requests and events, counted over one pass.
@@ -278,7 +279,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
+    serializer.serialize_str(&timestamp(*time))
 }
 
 fn code<S: Serializer>(exit: &Exit, serializer: S) -> Result<S::Ok, S::Error> {

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use crate::core::backoff::exponential;
 use crate::core::transition::Seen;
 use crate::core::verdict::Stage;
 
@@ -37,8 +38,7 @@ pub fn again_in(age: Duration, seen: &Seen, random: f64) -> Duration {
             reason: _,
         } => by_age,
         Seen::Unanswerable { times, reason: _ } => {
-            let doubled = 2_u32.saturating_pow(times - 2);
-            QUARANTINE.saturating_mul(doubled).min(LONGEST_QUARANTINE)
+            exponential(QUARANTINE, times - 1, LONGEST_QUARANTINE)
         }
         Seen::Processing {
             stage: Stage::WaitingForOwner,

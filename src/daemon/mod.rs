@@ -27,6 +27,7 @@ pub use systemd::Supervisor;
 pub use tick::{DUE_AT_ONCE, DutyCycles, Tick, tick};
 pub use wait::until_nothing_waits;
 
+use crate::core::backoff::exponential;
 use crate::core::exit::{Exit, Failed};
 use crate::core::report::{Obstacle, Part, Report};
 use crate::failpoint;
@@ -64,14 +65,12 @@ pub async fn run(
                     supervisor.ready();
                     continue;
                 }
-                Some(Err(Failed { exit, message })) => match exit {
-                    Exit::Database | Exit::Io | Exit::Temporary => Tick::Unreadable {
+                Some(Err(Failed { exit, message })) => match exit.is_transient() {
+                    true => Tick::Unreadable {
                         exit,
                         says: format!("{message:#}"),
                     },
-                    Exit::Success | Exit::Usage | Exit::Key | Exit::Config => {
-                        return Err(Failed { exit, message });
-                    }
+                    false => return Err(Failed { exit, message }),
                 },
             },
             Some(store) => turn(store).await,
@@ -136,10 +135,7 @@ fn pause_after(report: &Report, interval: Duration) -> Option<Duration> {
 
 fn again_in(failures: &mut u32) -> Duration {
     *failures = failures.saturating_add(1);
-    let doubled = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(*failures - 1));
-    doubled
-        .min(LONGEST_PAUSE)
-        .mul_f64(0.8 + 0.4 * fastrand::f64())
+    exponential(FIRST_PAUSE, *failures, LONGEST_PAUSE).mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 
 fn reason(obstacles: &[Obstacle]) -> String {

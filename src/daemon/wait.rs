@@ -25,9 +25,8 @@ pub async fn until_nothing_waits(
     let watch = Health::default();
     let (mut failures, mut looks) = (0, DutyCycles::default());
     loop {
-        match report.exit_code {
-            Exit::Success | Exit::Database | Exit::Io | Exit::Temporary => {}
-            Exit::Usage | Exit::Key | Exit::Config => return report,
+        if report.exit_code != Exit::Success && !report.exit_code.is_transient() {
+            return report;
         }
         let now = Instant::now();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(now));

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::core::backoff::exponential;
+
 /// The first pause at the longest.
 const FIRST: Duration = Duration::from_secs(1);
 /// A bus that works again is found out within this, and a run of cron.
@@ -12,8 +14,7 @@ pub const LONGEST: Duration = Duration::from_secs(60);
 ///
 /// Not full jitter as towards the provider: a pause of next to nothing would be a try at once.
 pub fn pause(failures: u32, jitter: f64) -> Duration {
-    let doubled = 2u32.saturating_pow(failures.saturating_sub(1));
-    let limit = FIRST.saturating_mul(doubled).min(LONGEST);
+    let limit = exponential(FIRST, failures, LONGEST);
     limit.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0).max(FIRST)
 }
 

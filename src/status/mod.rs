@@ -5,7 +5,6 @@ mod text;
 
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
 pub use page::{Nonce, page};
@@ -14,7 +13,7 @@ pub(crate) use text::{HEADING, runs, table};
 
 use crate::core::backlog::BacklogKind;
 use crate::core::exit::Exit;
-use crate::core::format::{number_of, span};
+use crate::core::format::{number_of, span, timestamp};
 use crate::core::missing::MASS_ABSENCE_ADVICE;
 use crate::store::{Account, LedgerEntry, Survey};
 
@@ -121,14 +120,14 @@ impl Status {
             json!({"account": id, "breaker": Breaker::of(account).as_str(),
                    "open_for_seconds": state.open_for.as_secs_f64(),
                    "not_before_seconds": state.cooldown.as_secs_f64(), "limit": state.concurrency,
-                   "last_found_at": found_at.map(rfc3339), "unlisted": unlisted,
-                   "mass_absence_since": mass_absence_since.map(rfc3339)})
+                   "last_found_at": found_at.map(timestamp), "unlisted": unlisted,
+                   "mass_absence_since": mass_absence_since.map(timestamp)})
         });
         let attention = attention
             .iter()
             .map(|a| json!({"says": a.says, "advice": a.advice}));
         json!({
-            "read_at": rfc3339(*read_at),
+            "read_at": timestamp(*read_at),
             "backlog": backlog,
             "oldest": oldest,
             "runs": runs,
@@ -168,10 +167,6 @@ impl Breaker {
             Self::HalfOpen => "half-open",
         }
     }
-}
-
-fn rfc3339(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {

@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use chrono::DateTime;
+
 use super::*;
 use crate::core::backlog::Backlog;
 use crate::core::provider_state::ProviderState;

@@ -3,12 +3,13 @@
 use std::iter;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::core::backlog::Backlog;
+use crate::core::format::timestamp;
 use crate::core::provider_state::ProviderState;
 use crate::core::quantiles::Quantiles;
 use crate::core::transition::Claimed;
@@ -331,7 +332,7 @@ pub(super) fn forms(key: &str) -> impl Iterator<Item = String> {
 }
 
 fn time<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
+    serializer.serialize_str(&timestamp(*time))
 }
 
 fn optional_time<S: Serializer>(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::cursor::Place;
+use super::segments::Place;
 use crate::core::transition::{Claimed, Note, Transition};
 use crate::core::voice::ProviderVoiceId;
 use crate::provider::lookup::{Mode, next_steps};

@@ -86,7 +86,7 @@ impl Pass<'_> {
             };
             let size = self.batch_size(progress, mode);
             let idle = progress.idle.load(Ordering::Relaxed);
-            let next = claims.cursor.next(size * idle.clamp(1, BATCHES_AT_ONCE));
+            let next = claims.segments.next(size * idle.clamp(1, BATCHES_AT_ONCE));
             let next = next.filter(|_| !claims.is_over());
             let has_parts = !progress.isolation.is_empty();
             if next.is_none() && is_outage {
@@ -123,7 +123,7 @@ impl Pass<'_> {
             // A database that fails here would fail the other workers in their turn, each after
             // its own patience.
             let page = page.inspect_err(|error| progress.database_failed(error))?;
-            let place = claims.cursor.advance(&selection, &page);
+            let place = claims.segments.advance(&selection, &page);
             progress.tally().claimed(&page);
             self.metrics.reclaimed.inc_by(page.reclaimed);
             claims
@@ -153,7 +153,7 @@ impl Pass<'_> {
         };
         if isolated.rows.is_empty() {
             // What was kept of a limit for them, others may have.
-            return Ok(claims.cursor.release());
+            return Ok(claims.segments.release());
         }
         let longest = match self.scope.continuous {
             true => SHORT_ISOLATED_TIME,
@@ -164,7 +164,7 @@ impl Pass<'_> {
             all: isolated.rows.len(),
             new: isolated.new,
         };
-        claims.cursor.go_on_with(isolated.rows, isolated.read_at);
+        claims.segments.go_on_with(isolated.rows, isolated.read_at);
         Ok(true)
     }
 }

@@ -90,7 +90,7 @@ impl Pass<'_> {
         ending: &mut Ending,
     ) -> Result<(), StoreError> {
         let claims = &progress.claims.lock().await;
-        let (rest, resume_after) = claims.cursor.rest();
+        let (rest, resume_after) = claims.segments.rest();
         ending.resume_after = progress.tally().resume_after(resume_after);
         let was_stopped = progress.tally().stop_reason.is_some();
         if !was_stopped && !claims.is_isolated() {
@@ -100,7 +100,7 @@ impl Pass<'_> {
         for selection in &rest {
             left += self.store.count(selection).await?;
         }
-        let left = claims.cursor.left().map_or(left, |limit| limit.min(left));
+        let left = claims.segments.left().map_or(left, |limit| limit.min(left));
         let counts = &mut progress.tally().counts;
         counts.due += left;
         if !was_stopped {

@@ -9,7 +9,6 @@
 mod apply;
 mod batch;
 mod claim;
-mod cursor;
 mod finish;
 mod hints;
 mod isolation;
@@ -19,6 +18,7 @@ mod pace;
 mod progress;
 mod publish;
 mod scope;
+mod segments;
 mod shared_state;
 mod start;
 

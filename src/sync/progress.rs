@@ -9,8 +9,8 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::batch::Batch;
-use super::cursor::{Cursor, Place};
 use super::isolation::Isolation;
+use super::segments::{Place, Segments};
 use crate::core::exit::Exit;
 use crate::core::lookup::Lookup;
 use crate::core::lookup::{Unavailable, UnavailableKind};
@@ -59,7 +59,7 @@ pub(super) struct Progress {
 
 /// What has been claimed, and what has not.
 pub(super) struct Claims {
-    pub(super) cursor: Cursor,
+    pub(super) segments: Segments,
     /// Batches of the last page.
     pub(super) ready: VecDeque<Batch>,
     /// Voices that earlier passes isolated.
@@ -112,7 +112,7 @@ impl Claims {
     pub(super) fn new_left(&self) -> u64 {
         match self.apart {
             Apart::Begun { all, new, .. } => {
-                let asked = all.saturating_sub(self.cursor.rows_left());
+                let asked = all.saturating_sub(self.segments.rows_left());
                 new.saturating_sub(asked) as u64
             }
             Apart::Unread | Apart::Known(_) | Apart::Nothing => 0,
@@ -160,7 +160,7 @@ impl Progress {
         started: Instant,
         requests_before: (u64, u64),
         deadline: Option<Instant>,
-        cursor: Cursor,
+        segments: Segments,
         apart: Apart,
         unlisted: HashSet<String>,
     ) -> Self {
@@ -170,7 +170,7 @@ impl Progress {
             requests_before,
             deadline,
             claims: tokio::sync::Mutex::new(Claims {
-                cursor,
+                segments,
                 ready: VecDeque::new(),
                 apart,
                 until: None,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::cursor::Cursor;
 use super::progress::{Apart, Progress};
+use super::segments::Segments;
 use super::{Pass, Scope, Which};
 use crate::core::provider_state::ProviderState;
 use crate::core::report::StopReason;
@@ -31,12 +31,12 @@ impl Pass<'_> {
             dry_run: _,
             continuous: _,
         } = self.scope;
-        let mut cursor = match which {
-            Which::All => Cursor::over_all(*limit, prior.resume_after),
-            Which::Named(names) => Cursor::over_names(*limit, names.clone()),
+        let mut segments = match which {
+            Which::All => Segments::over_all(*limit, prior.resume_after),
+            Which::Named(names) => Segments::over_names(*limit, names.clone()),
             Which::Due(agenda) => {
                 let rows = self.topped_up(agenda, &prior.unlisted);
-                Cursor::over_due(*limit, rows, agenda.read_at)
+                Segments::over_due(*limit, rows, agenda.read_at)
             }
         };
         let isolated = match which {
@@ -47,7 +47,7 @@ impl Pass<'_> {
         if isolated.any() {
             // A small limit has room for one now and then.
             let share = limit.map(|limit| limit as f64 * ISOLATED_SHARE + fastrand::f64());
-            cursor.reserve(share.map_or(0, |share| share as u64));
+            segments.reserve(share.map_or(0, |share| share as u64));
         }
         let requests_before = (self.provider.requests(), self.provider.retries());
         let mut progress = Progress::new(
@@ -55,7 +55,7 @@ impl Pass<'_> {
             started,
             requests_before,
             *until,
-            cursor,
+            segments,
             isolated,
             prior.unlisted,
         );
@@ -104,7 +104,7 @@ impl Pass<'_> {
         if progress.tally().stop_reason.is_none() {
             let hints = self.hints(progress).await;
             let mut claims = progress.claims.lock().await;
-            claims.cursor.begin_with(hints);
+            claims.segments.begin_with(hints);
             claims.until = self.scope.continuous.then(|| Instant::now() + POLL_TIME);
         }
         Ok(())

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::core::backoff::exponential;
 use crate::core::provider_state::MAX_RETRY_AFTER;
 
 /// Tries a request gets in all.
@@ -32,9 +33,7 @@ pub fn pause(tried: u32, cause: Cause, retry_after: Option<Duration>, jitter: f6
         Cause::Unavailable => BASE,
         Cause::Throttled => THROTTLED_BASE,
     };
-    let limit = base
-        .saturating_mul(2u32.saturating_pow(tried.saturating_sub(1)))
-        .min(CEILING);
+    let limit = exponential(base, tried, CEILING);
     let drawn = limit.mul_f64(jitter.clamp(0.0, 1.0));
     retry_after.map_or(drawn, |retry_after| {
         retry_after.min(MAX_RETRY_AFTER) + drawn

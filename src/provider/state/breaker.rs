@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use crate::core::backoff::exponential;
 use crate::core::provider_state::MAX_OPEN;
 
 /// So many tries without an answer in a row open it.
@@ -98,8 +99,7 @@ impl Breaker {
 }
 
 fn pause(opened: u32) -> Duration {
-    let doubled = 2u32.saturating_pow(opened.saturating_sub(1));
-    FIRST_PAUSE.saturating_mul(doubled).min(MAX_OPEN)
+    exponential(FIRST_PAUSE, opened, MAX_OPEN)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Where a pass is in the table. Pure.
+//! Where a pass is in the table: a queue of segments, taken one after the other. Pure.
 //!
 //! A pass takes the rows in the order of their positions. Where the last one did not get to the end, this
 //! one begins after it and wraps around: otherwise rows at the end would never be asked about.
@@ -20,10 +20,10 @@ const NAMES_AT_ONCE: usize = 1000;
 /// application may use one voice in several rows.
 const ROWS_OF_NAMES: u32 = 10_000;
 
-/// The place of a pass, or its end.
+/// What a pass has yet to claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Cursor {
-    way: Way,
+pub(super) struct Segments {
+    queue: VecDeque<Segment>,
     /// Row or provider ids of the voices that come first.
     hints: Vec<String>,
     /// Voices that may still be claimed.
@@ -35,30 +35,21 @@ pub(super) struct Cursor {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Way {
-    /// The hints, and then as without them.
-    Hinted {
+enum Segment {
+    /// The voices that the application hinted at, after a row.
+    Hinted(Option<Position>),
+    /// Rows of the table, after one and up to another.
+    Range {
         after: Option<Position>,
-        then: Box<Way>,
+        up_to: Option<Position>,
     },
-    /// From a row to the end of the table, and then from its beginning.
-    ToTheEnd {
-        start: Option<Position>,
-        after: Option<Position>,
-    },
-    /// From the beginning of the table to where the pass had started.
-    ToTheStart {
-        start: Position,
-        after: Option<Position>,
-    },
-    /// By name.
+    /// By name; never empty.
     Named(Vec<String>),
-    /// Those that were due at one moment, in the order in which they were.
+    /// Those that were due at one moment, in the order in which they were; never empty.
     Due {
-        rows: VecDeque<String>,
+        rows: Vec<String>,
         read_at: DateTime<Utc>,
     },
-    Over,
 }
 
 /// Where in the walk over the table some voices were claimed.
@@ -80,29 +71,36 @@ impl Place {
     }
 }
 
-impl Cursor {
-    /// Over the whole table, beginning after a row.
+impl Segments {
+    /// The whole table, beginning after a row.
     pub(super) fn over_all(limit: Option<u64>, resume_after: Option<Position>) -> Self {
-        let way = Way::ToTheEnd {
-            start: resume_after.clone(),
-            after: resume_after,
+        let to_the_end = Segment::Range {
+            after: resume_after.clone(),
+            up_to: None,
         };
-        Self::on(way, limit)
+        let to_the_start = resume_after.map(|start| Segment::Range {
+            after: None,
+            up_to: Some(start),
+        });
+        Self::new([to_the_end].into_iter().chain(to_the_start), limit)
     }
 
     pub(super) fn over_names(limit: Option<u64>, names: Vec<String>) -> Self {
-        Self::on(Way::Named(names), limit)
+        let portions = names.chunks(NAMES_AT_ONCE);
+        Self::new(portions.map(|names| Segment::Named(names.to_vec())), limit)
     }
 
-    /// Over the rows that were due at one moment.
+    /// The rows that were due at one moment.
     pub(super) fn over_due(limit: Option<u64>, rows: Vec<RowId>, read_at: DateTime<Utc>) -> Self {
-        let rows = rows.iter().map(|row| row.as_str().to_owned()).collect();
-        Self::on(Way::Due { rows, read_at }, limit)
+        Self::new(
+            due(rows.iter().map(RowId::to_string).collect(), read_at),
+            limit,
+        )
     }
 
-    fn on(way: Way, limit: Option<u64>) -> Self {
+    fn new(segments: impl IntoIterator<Item = Segment>, limit: Option<u64>) -> Self {
         Self {
-            way,
+            queue: segments.into_iter().collect(),
             hints: Vec::new(),
             left: limit,
             reserved: 0,
@@ -110,19 +108,19 @@ impl Cursor {
         }
     }
 
-    /// Takes these voices first. For a cursor that has not moved, and goes by no names.
+    /// Takes these voices first. For a pass that has claimed nothing, and goes by no names.
     pub(super) fn begin_with(&mut self, hints: Vec<String>) {
         if hints.is_empty() {
             return;
         }
-        let mut then = std::mem::replace(&mut self.way, Way::Over);
-        if let Way::Due { rows, .. } = &mut then {
-            rows.retain(|row| !hints.contains(row));
+        for segment in &mut self.queue {
+            if let Segment::Due { rows, .. } = segment {
+                rows.retain(|row| !hints.contains(row));
+            }
         }
-        self.way = Way::Hinted {
-            after: None,
-            then: Box::new(then),
-        };
+        self.queue
+            .retain(|segment| !matches!(segment, Segment::Due { rows, .. } if rows.is_empty()));
+        self.queue.push_front(Segment::Hinted(None));
         self.hints = hints;
     }
 
@@ -141,163 +139,113 @@ impl Cursor {
         reserved > 0
     }
 
-    /// Goes on with these rows. For a cursor that is at its end.
+    /// Goes on with these rows, after all others.
     pub(super) fn go_on_with(&mut self, rows: Vec<RowId>, read_at: DateTime<Utc>) {
         self.release();
-        self.way = Self::over_due(None, rows, read_at).way;
+        self.queue = due(rows.iter().map(RowId::to_string).collect(), read_at)
+            .into_iter()
+            .collect();
     }
 
     /// What to claim next, and how many rows at the most.
     pub(super) fn next(&self, size: usize) -> Option<(Selection, u32)> {
-        let size = match &self.way {
-            Way::Named(_) => ROWS_OF_NAMES,
-            Way::Hinted { .. }
-            | Way::ToTheEnd { .. }
-            | Way::ToTheStart { .. }
-            | Way::Due { .. }
-            | Way::Over => u32::try_from(size).unwrap_or(u32::MAX),
-        };
-        let left = self
-            .left
-            .map_or(u32::MAX, |left| u32::try_from(left).unwrap_or(u32::MAX));
-        let selection = match &self.way {
-            Way::Hinted { after, .. } => self.hinted(after),
-            Way::ToTheEnd { after, .. } => self.range(after, None),
-            Way::ToTheStart { start, after } => self.range(after, Some(start)),
-            Way::Named(names) if names.is_empty() => return None,
-            Way::Named(names) => {
-                Selection::Named(names.iter().take(NAMES_AT_ONCE).cloned().collect())
+        let saturated = |number| u32::try_from(number).unwrap_or(u32::MAX);
+        let left = self.left.map_or(u32::MAX, saturated);
+        let size = u32::try_from(size).unwrap_or(u32::MAX).min(left);
+        let segment = self.queue.front().filter(|_| left > 0)?;
+        Some(match segment {
+            Segment::Hinted(_) | Segment::Range { .. } => (self.selection(segment), size),
+            Segment::Named(_) => (self.selection(segment), ROWS_OF_NAMES.min(left)),
+            Segment::Due { rows, read_at } => {
+                let rows = rows.iter().take(size as usize).cloned().collect();
+                let read_at = *read_at;
+                (Selection::Due { rows, read_at }, size)
             }
-            Way::Due { rows, .. } if rows.is_empty() => return None,
-            Way::Due { rows, read_at } => {
-                let size = size.min(left) as usize;
-                Self::due(rows.iter().take(size), read_at)
-            }
-            Way::Over => return None,
-        };
-        (left > 0).then_some((selection, size.min(left)))
+        })
     }
 
-    fn due<'a>(rows: impl Iterator<Item = &'a String>, read_at: &DateTime<Utc>) -> Selection {
-        Selection::Due {
-            rows: rows.cloned().collect(),
-            read_at: *read_at,
-        }
-    }
-
-    fn hinted(&self, after: &Option<Position>) -> Selection {
-        Selection::Hinted {
-            names: self.hints.clone(),
-            after: after.clone(),
-        }
-    }
-
-    fn range(&self, after: &Option<Position>, up_to: Option<&Position>) -> Selection {
-        Selection::Range {
-            after: after.clone(),
-            up_to: up_to.cloned(),
-            except: self.hints.clone(),
+    /// All that a segment has left.
+    fn selection(&self, segment: &Segment) -> Selection {
+        match segment.clone() {
+            Segment::Hinted(after) => Selection::Hinted {
+                names: self.hints.clone(),
+                after,
+            },
+            Segment::Range { after, up_to } => Selection::Range {
+                after,
+                up_to,
+                except: self.hints.clone(),
+            },
+            Segment::Named(names) => Selection::Named(names),
+            Segment::Due { rows, read_at } => Selection::Due { rows, read_at },
         }
     }
 
     /// Goes on behind a page that was claimed by this selection. Returns the page's place, if it was
     /// one of the table.
     pub(super) fn advance(&mut self, selection: &Selection, page: &Page) -> Option<Place> {
-        let place = match &self.way {
-            Way::ToTheEnd { after, .. } | Way::ToTheStart { after, .. } => Some(Place {
-                number: self.claimed,
-                preceded_by: after.clone(),
-            }),
-            Way::Hinted { .. } | Way::Named(_) | Way::Due { .. } | Way::Over => None,
-        };
+        let number = self.claimed;
         self.claimed += page.voices.len() as u64;
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(page.voices.len() as u64 + page.leased_elsewhere);
         }
-        self.way = match (
-            std::mem::replace(&mut self.way, Way::Over),
-            page.last.clone(),
-        ) {
-            (Way::Hinted { then, .. }, Some(last)) => Way::Hinted {
-                then,
-                after: Some(last),
-            },
-            (Way::Hinted { then, .. }, None) => *then,
-            (Way::Due { mut rows, read_at }, _) => {
+        let (place, rest) = match (self.queue.pop_front()?, page.last.clone()) {
+            (Segment::Range { after, up_to }, last) => {
+                let rest = last.map(|last| Segment::Range {
+                    after: Some(last),
+                    up_to,
+                });
+                let preceded_by = after;
+                (
+                    Some(Place {
+                        number,
+                        preceded_by,
+                    }),
+                    rest,
+                )
+            }
+            (Segment::Hinted(_), last) => (None, last.map(|last| Segment::Hinted(Some(last)))),
+            (Segment::Named(_), _) => (None, None),
+            (Segment::Due { mut rows, read_at }, _) => {
                 if let Selection::Due { rows: claimed, .. } = selection {
                     rows.drain(..claimed.len().min(rows.len()));
                 }
-                Way::Due { rows, read_at }
-            }
-            (Way::ToTheEnd { start, .. }, Some(last)) => Way::ToTheEnd {
-                start,
-                after: Some(last),
-            },
-            (
-                Way::ToTheEnd {
-                    start: Some(start), ..
-                },
-                None,
-            ) => Way::ToTheStart { start, after: None },
-            (Way::ToTheStart { start, .. }, Some(last)) => Way::ToTheStart {
-                start,
-                after: Some(last),
-            },
-            (Way::Named(names), _) => Way::Named(names.into_iter().skip(NAMES_AT_ONCE).collect()),
-            (Way::ToTheEnd { start: None, .. } | Way::ToTheStart { .. }, None) | (Way::Over, _) => {
-                Way::Over
+                (None, due(rows, read_at))
             }
         };
+        if let Some(rest) = rest {
+            self.queue.push_front(rest);
+        }
         place
     }
 
     /// What was never claimed, and the row after which it begins: for a pass that had to stop.
     pub(super) fn rest(&self) -> (Vec<Selection>, Option<Position>) {
-        self.rest_of(&self.way)
-    }
-
-    fn rest_of(&self, way: &Way) -> (Vec<Selection>, Option<Position>) {
-        let wrapped = |start: &Option<Position>| start.as_ref().map(|s| self.range(&None, Some(s)));
-        match way {
-            Way::Hinted { after, then } => {
-                let (mut rest, place) = self.rest_of(then);
-                rest.insert(0, self.hinted(after));
-                (rest, place)
-            }
-            Way::ToTheEnd { start, after } => {
-                let ahead = [self.range(after, None)];
-                (
-                    ahead.into_iter().chain(wrapped(start)).collect(),
-                    after.clone(),
-                )
-            }
-            Way::ToTheStart { start, after } => {
-                (vec![self.range(after, Some(start))], after.clone())
-            }
-            Way::Named(names) if names.is_empty() => (Vec::new(), None),
-            Way::Named(names) => (vec![Selection::Named(names.clone())], None),
-            Way::Due { rows, .. } if rows.is_empty() => (Vec::new(), None),
-            Way::Due { rows, read_at } => (vec![Self::due(rows.iter(), read_at)], None),
-            Way::Over => (Vec::new(), None),
-        }
+        let place = self.queue.iter().find_map(|segment| match segment {
+            Segment::Range { after, .. } => Some(after.clone()),
+            Segment::Hinted(_) | Segment::Named(_) | Segment::Due { .. } => None,
+        });
+        let rest = self.queue.iter().map(|segment| self.selection(segment));
+        (rest.collect(), place.flatten())
     }
 
     /// Rows that are still to be claimed, where they are given one by one.
     pub(super) fn rows_left(&self) -> usize {
-        match &self.way {
-            Way::Due { rows, .. } => rows.len(),
-            Way::Hinted { .. }
-            | Way::ToTheEnd { .. }
-            | Way::ToTheStart { .. }
-            | Way::Named(_)
-            | Way::Over => 0,
-        }
+        let rows = self.queue.iter().map(|segment| match segment {
+            Segment::Due { rows, .. } => rows.len(),
+            Segment::Hinted(_) | Segment::Range { .. } | Segment::Named(_) => 0,
+        });
+        rows.sum()
     }
 
     /// Voices that may still be claimed, where there is a limit.
     pub(super) fn left(&self) -> Option<u64> {
         self.left.map(|left| left + self.reserved)
     }
+}
+
+fn due(rows: Vec<String>, read_at: DateTime<Utc>) -> Option<Segment> {
+    (!rows.is_empty()).then_some(Segment::Due { rows, read_at })
 }
 
 #[cfg(test)]
@@ -344,10 +292,10 @@ mod tests {
         }
     }
 
-    fn cursor(hints: &[u32], limit: Option<u64>, start: Option<Position>) -> Cursor {
-        let mut cursor = Cursor::over_all(limit, start);
-        cursor.begin_with(hints.iter().map(u32::to_string).collect());
-        cursor
+    fn segments(hints: &[u32], limit: Option<u64>, start: Option<Position>) -> Segments {
+        let mut segments = Segments::over_all(limit, start);
+        segments.begin_with(hints.iter().map(u32::to_string).collect());
+        segments
     }
 
     /// Rows that the application may hint at, some of which are not there.
@@ -359,10 +307,10 @@ mod tests {
         prop::option::of((0u32..60).prop_map(|row| Position::new(row.to_string())))
     }
 
-    fn walk(cursor: &mut Cursor, rows: &[u32], size: usize, pages: usize) -> Vec<u32> {
+    fn walk(segments: &mut Segments, rows: &[u32], size: usize, pages: usize) -> Vec<u32> {
         let mut seen = Vec::new();
         for _ in 0..pages {
-            let Some((selection, limit)) = cursor.next(size) else {
+            let Some((selection, limit)) = segments.next(size) else {
                 break;
             };
             let page = claim(rows, &selection, limit);
@@ -371,7 +319,7 @@ mod tests {
                     .iter()
                     .map(|v| v.row.as_str().parse::<u32>().expect("a number")),
             );
-            cursor.advance(&selection, &page);
+            segments.advance(&selection, &page);
         }
         seen
     }
@@ -381,7 +329,7 @@ mod tests {
         #[test]
         fn every_row_is_seen_once(n in 0u32..40, hints in hints(), start in place(), size in 1usize..12) {
             let rows: Vec<u32> = (10..10 + n).collect();
-            let mut seen = walk(&mut cursor(&hints, None, start), &rows, size, 1000);
+            let mut seen = walk(&mut segments(&hints, None, start), &rows, size, 1000);
             let hinted = rows.iter().filter(|row| hints.contains(row)).count();
             prop_assert!(seen[..hinted].iter().all(|row| hints.contains(row)));
             seen.sort_unstable();
@@ -396,9 +344,9 @@ mod tests {
             let mut seen = std::collections::BTreeSet::new();
             let mut resume = None;
             for _ in 0..rows.len() + 2 {
-                let mut cursor = cursor(&std::mem::take(&mut hints), Some(limit), resume.take());
-                seen.extend(walk(&mut cursor, &rows, size, 1000));
-                resume = cursor.rest().1;
+                let mut segments = segments(&std::mem::take(&mut hints), Some(limit), resume.take());
+                seen.extend(walk(&mut segments, &rows, size, 1000));
+                resume = segments.rest().1;
             }
             prop_assert_eq!(seen.len(), rows.len());
         }
@@ -407,9 +355,9 @@ mod tests {
         #[test]
         fn the_rest_is_what_was_not_seen(n in 0u32..40, hints in hints(), start in place(), size in 1usize..12, pages in 0usize..5) {
             let rows: Vec<u32> = (10..10 + n).collect();
-            let mut cursor = cursor(&hints, None, start);
-            let mut seen = walk(&mut cursor, &rows, size, pages);
-            for selection in cursor.rest().0 {
+            let mut segments = segments(&hints, None, start);
+            let mut seen = walk(&mut segments, &rows, size, pages);
+            for selection in segments.rest().0 {
                 seen.extend(claim(&rows, &selection, 1000).voices.iter().map(|v| v.row.as_str().parse::<u32>().expect("a number")));
             }
             seen.sort_unstable();
@@ -420,23 +368,23 @@ mod tests {
         #[test]
         fn hints_move_nothing(n in 1u32..40, hints in hints(), start in place(), size in 1usize..12) {
             let rows: Vec<u32> = (10..10 + n).collect();
-            let mut cursor = cursor(&hints, None, start.clone());
-            while let Some((selection @ Selection::Hinted { .. }, limit)) = cursor.next(size) {
-                prop_assert_eq!(cursor.rest().1, start.clone());
-                prop_assert_eq!(cursor.advance(&selection, &claim(&rows, &selection, limit)), None);
+            let mut segments = segments(&hints, None, start.clone());
+            while let Some((selection @ Selection::Hinted { .. }, limit)) = segments.next(size) {
+                prop_assert_eq!(segments.rest().1, start.clone());
+                prop_assert_eq!(segments.advance(&selection, &claim(&rows, &selection, limit)), None);
             }
-            prop_assert_eq!(cursor.rest().1, start);
+            prop_assert_eq!(segments.rest().1, start);
         }
     }
 
     #[test]
     fn names_are_taken_in_portions() {
         let names: Vec<String> = (0..2400).map(|n| n.to_string()).collect();
-        let mut cursor = Cursor::over_names(None, names);
+        let mut segments = Segments::over_names(None, names);
         let mut portions = Vec::new();
-        while let Some((Selection::Named(names), _)) = cursor.next(100) {
+        while let Some((Selection::Named(names), _)) = segments.next(100) {
             portions.push(names.len());
-            cursor.advance(&Selection::Named(Vec::new()), &Page::default());
+            segments.advance(&Selection::Named(Vec::new()), &Page::default());
         }
         assert_eq!(portions, [1000, 1000, 400]);
     }
