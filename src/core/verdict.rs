@@ -117,13 +117,13 @@ pub enum Stage {
     WaitingForOwner,
 }
 
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Stage {
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Preparing => "preparing",
             Self::Training => "training",
             Self::WaitingForOwner => "waiting_for_owner",
-        })
+        }
     }
 }
 

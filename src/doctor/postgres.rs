@@ -6,8 +6,8 @@ use super::check::Check;
 use super::database::{self, CLOCKS_APART, found};
 use crate::core::exit::Exit;
 use crate::store::{
-    Args, Connections, Dialect, Indexes, Names, Row, Store, StoreError, Value, drop_left_behind,
-    indexes, make_index, of_processing,
+    Args, Column, Connections, Dialect, Indexes, Names, Row, Store, StoreError, Value,
+    drop_left_behind, indexes, make_index, of_processing,
 };
 
 /// Which server it is, whether it takes writes, and what its clock says.
@@ -63,7 +63,7 @@ pub(super) async fn table(store: &Store, connections: &Connections, names: &Name
 async fn one(
     connections: &Connections,
     sql: &str,
-    parameters: impl IntoIterator<Item = Value>,
+    parameters: impl IntoIterator<Item = Value<'static>>,
 ) -> Result<Row, StoreError> {
     let mut args = Args::new(Dialect::Postgres);
     for parameter in parameters {
@@ -103,7 +103,7 @@ async fn own_privileges(connections: &Connections) -> Result<Check, StoreError> 
 async fn row_security(store: &Store, connections: &Connections) -> Result<Check, StoreError> {
     const ACTIVE: &str = "SELECT row_security_active(to_regclass($1)) AS is_active, quote_ident(current_user) AS role";
     let table = &store.table().table;
-    let row = one(connections, ACTIVE, [Value::from(table.as_str())]).await?;
+    let row = one(connections, ACTIVE, [Value::from(table.clone())]).await?;
     let role: String = row.get("role")?;
     Ok(match row.get("is_active")? {
         false => Check::fine("row security", format!("hides nothing from role {role}")),
@@ -142,11 +142,11 @@ async fn obstacles(
         ORDER BY name";
     let columns = &names.columns;
     let written = [&columns.status, &columns.preview_url, &columns.completed_at];
-    let written = written.iter().map(|name| Some(name.as_str().to_owned()));
+    let written = written.iter().map(|name| Some(name.as_str()));
     let table = store.table();
     let mut args = store.database().args();
     args.bind(table.table.as_str());
-    args.bind(Value::Texts(written.collect()));
+    args.bind(Value::Column(Column::Text(written.collect())));
     args.bind(columns.status.as_str());
     let rows = connections.fetch_all(OBSTACLES.to_owned(), args).await?;
     let mut obstacles = Vec::new();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use uuid::Uuid;
 
-use super::database::{Column, Transaction};
+use super::database::{Columns, Row, Transaction};
 use super::dialect::Dialect;
 use super::survey::{EventFilter, VoiceRecord};
 use super::values::CommandRun;
@@ -22,19 +22,11 @@ impl Store {
     ) -> Result<HashSet<RowId>, StoreError> {
         let mut transaction = self.database.begin().await?;
         let table = &self.table;
-        let rows: Vec<_> = voices
-            .iter()
-            .map(|voice| Some(voice.row.to_string()))
-            .collect();
-        let provider_ids = voices.iter().map(|voice| voice.provider_id.clone());
         let mut args = self.database.args();
-        let wanted = args.rows(
-            "a",
-            vec![
-                ("id", &table.id_type, Column::Text(rows.clone())),
-                ("provider_id", "text", Column::Text(provider_ids.collect())),
-            ],
-        );
+        let wanted = Columns::of(voices)
+            .key("id", &table.id_type, |voice| Some(voice.row.as_str()))
+            .text("provider_id", |voice| voice.provider_id.as_deref());
+        let wanted = args.rows("a", wanted);
         let is_same = format!(
             "v.{} = a.id AND v.{} = {} AND {} = a.provider_id",
             table.id, table.status, table.failed, table.provider_id
@@ -63,17 +55,11 @@ impl Store {
             returned = table.returned,
         );
         let changed = transaction.fetch_all(sql, args).await?;
-        let (mut changed_rows, mut provider_ids) = (Vec::new(), Vec::new());
-        for row in &changed {
-            changed_rows.push(row.get_optional("row_id")?);
-            provider_ids.push(row.get_optional("provider_id")?);
-        }
-        self.begin_anew(&mut transaction, run, changed_rows, provider_ids)
-            .await?;
+        self.begin_anew(&mut transaction, run, &changed).await?;
         self.enter_command(&mut transaction, run, "put_back", changed.len() as u64)
             .await?;
-        let rows = rows.into_iter().flatten().collect();
-        let back = self.changed_by(&mut transaction, run, rows).await?;
+        let rows: Vec<_> = voices.iter().map(|voice| voice.row.as_str()).collect();
+        let back = self.changed_by(&mut transaction, run, &rows).await?;
         transaction.commit().await?;
         Ok(back)
     }
@@ -83,18 +69,19 @@ impl Store {
         &self,
         transaction: &mut Transaction<'_>,
         run: &CommandRun,
-        rows: Vec<Option<String>>,
-        provider_ids: Vec<Option<String>>,
+        changed: &[Row],
     ) -> Result<(), StoreError> {
+        let mut voices = Vec::with_capacity(changed.len());
+        for row in changed {
+            let id: (String, String) = (row.get("row_id")?, row.get("provider_id")?);
+            voices.push(id);
+        }
         let mut args = self.database.args();
         let (run_id, now) = (args.bind(run.run_id), self.dialect().now());
-        let rows = args.rows(
-            "c",
-            vec![
-                ("row_id", "text", Column::Text(rows)),
-                ("provider_id", "text", Column::Text(provider_ids)),
-            ],
-        );
+        let rows = Columns::of(&voices)
+            .text("row_id", |(row, _)| Some(row))
+            .text("provider_id", |(_, provider_id)| Some(provider_id));
+        let rows = args.rows("c", rows);
         let sql = format!(
             "INSERT INTO {voices} (row_id, provider_id, run_id, first_seen, restarted_at)
              SELECT row_id, provider_id, {run_id}, {now}, {now} FROM {rows} WHERE TRUE
@@ -127,7 +114,6 @@ impl Store {
         let released = transaction.execute(sql, args).await?;
         self.enter_command(&mut transaction, run, "released", released)
             .await?;
-        let rows = rows.iter().map(|row| (*row).to_owned()).collect();
         let released = self.changed_by(&mut transaction, run, rows).await?;
         transaction.commit().await?;
         Ok(released)
@@ -138,13 +124,13 @@ impl Store {
         &self,
         transaction: &mut Transaction<'_>,
         run: &CommandRun,
-        rows: Vec<String>,
+        rows: &[&str],
     ) -> Result<HashSet<RowId>, StoreError> {
         let mut args = self.database.args();
         let sql = format!(
             "SELECT row_id FROM {} WHERE row_id {} AND run_id = {}",
             self.dialect().own("voices"),
-            args.is_any("text", rows),
+            args.is_any("text", rows.iter().copied()),
             args.bind(run.run_id)
         );
         let rows = transaction.fetch_all(sql, args).await?;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::database::{Args, Column, Row, Transaction};
+use super::database::{Args, Columns, Row, Transaction};
 use super::dialect::Dialect;
 use super::values::{Applied, Record};
 use super::{OUTBOX_LEASE, Store, StoreError, visit};
@@ -136,28 +136,12 @@ impl Store {
 
     /// The answers as a table `a`.
     fn answers(&self, args: &mut Args, transitions: &[&Transition]) -> String {
-        let text = |of: fn(&Transition) -> Option<&str>| {
-            let texts = transitions
-                .iter()
-                .map(|transition| of(transition).map(str::to_owned));
-            Column::Text(texts.collect())
-        };
-        let completes = transitions
-            .iter()
-            .map(|transition| transition.target.completes());
-        args.rows(
-            "a",
-            vec![
-                ("id", &self.table.id_type, text(|t| Some(t.row.as_str()))),
-                (
-                    "provider_id",
-                    "text",
-                    text(|t| Some(t.provider_id.as_str())),
-                ),
-                ("completes", "boolean", Column::Boolean(completes.collect())),
-                ("preview", "text", text(|t| t.target.preview_url())),
-            ],
-        )
+        let answers = Columns::of(transitions)
+            .key("id", &self.table.id_type, |t| Some(t.row.as_str()))
+            .text("provider_id", |t| Some(t.provider_id.as_str()))
+            .boolean("completes", |t| t.target.completes())
+            .text("preview", |t| t.target.preview_url());
+        args.rows("a", answers)
     }
 
     /// What a row has to be for its answer still to count.
@@ -227,29 +211,12 @@ impl Store {
         let mut events: Vec<_> = moved.iter().map(|moved| self.event(moved)).collect();
         let mut args = self.database.args();
         let batch = args.bind(batch_id);
-        let text =
-            |of: fn(&OutboxEvent) -> Option<String>| Column::Text(events.iter().map(of).collect());
-        let rows = args.rows(
-            "e",
-            vec![
-                (
-                    "event_id",
-                    "uuid",
-                    text(|event| Some(event.event_id.to_string())),
-                ),
-                (
-                    "event_type",
-                    "text",
-                    text(|event| Some(event.event_type.to_string())),
-                ),
-                (
-                    "voice_id",
-                    "text",
-                    text(|event| Some(event.voice_id.clone())),
-                ),
-                ("user_id", "text", text(|event| event.user_id.clone())),
-            ],
-        );
+        let rows = Columns::of(&events)
+            .id("event_id", |event| event.event_id)
+            .text("event_type", |event| Some(event.event_type.as_str()))
+            .text("voice_id", |event| Some(event.voice_id.as_str()))
+            .text("user_id", |event| event.user_id.as_deref());
+        let rows = args.rows("e", rows);
         let sql = format!(
             "INSERT INTO {outbox} (batch_id, event_id, event_type, voice_id, user_id, run_id, occurred_at)
              SELECT {batch}, event_id, event_type, voice_id, user_id, NULL, NULL FROM {rows}
@@ -323,24 +290,11 @@ impl Store {
             return Ok(());
         }
         let mut args = self.database.args();
-        let text = |of: fn(&Transition) -> Option<&str>| {
-            let texts = completed
-                .iter()
-                .map(|transition| of(transition).map(str::to_owned));
-            Column::Text(texts.collect())
-        };
-        let rows = args.rows(
-            "c",
-            vec![
-                ("row_id", "text", text(|t| Some(t.row.as_str()))),
-                (
-                    "provider_id",
-                    "text",
-                    text(|t| Some(t.provider_id.as_str())),
-                ),
-                ("preview_url", "text", text(|t| t.target.preview_url())),
-            ],
-        );
+        let rows = Columns::of(&completed)
+            .text("row_id", |t| Some(t.row.as_str()))
+            .text("provider_id", |t| Some(t.provider_id.as_str()))
+            .text("preview_url", |t| t.target.preview_url());
+        let rows = args.rows("c", rows);
         let sql = format!(
             "INSERT INTO {completions} (row_id, provider_id, preview_url, completed_at)
              SELECT row_id, provider_id, preview_url, {now} FROM {rows} WHERE TRUE
@@ -382,33 +336,25 @@ impl Store {
         run_id: Uuid,
         moved: &[Moved<'_>],
     ) -> Result<(), StoreError> {
-        let mut columns: [Vec<Option<String>>; 3] = Default::default();
-        for Moved { transition, .. } in moved {
-            if let Target::Failed { reason } = &transition.target {
-                let values = [
-                    transition.row.as_str(),
-                    transition.provider_id.as_str(),
-                    reason,
-                ];
-                for (column, value) in columns.iter_mut().zip(values) {
-                    column.push(Some(value.to_owned()));
-                }
-            }
-        }
-        if columns[0].is_empty() {
+        let failed: Vec<_> = moved
+            .iter()
+            .filter_map(|Moved { transition, .. }| match &transition.target {
+                Target::Failed { reason } => Some((*transition, reason.as_str())),
+                Target::Completed { .. } => None,
+            })
+            .collect();
+        if failed.is_empty() {
             return Ok(());
         }
         let mut args = self.database.args();
         let run_id = args.bind(run_id);
-        let [rows, provider_ids, reasons] = columns.map(Column::Text);
-        let rows = args.rows(
-            "f",
-            vec![
-                ("row_id", "text", rows),
-                ("provider_id", "text", provider_ids),
-                ("failure", "text", reasons),
-            ],
-        );
+        let rows = Columns::of(&failed)
+            .text("row_id", |(transition, _)| Some(transition.row.as_str()))
+            .text("provider_id", |(transition, _)| {
+                Some(transition.provider_id.as_str())
+            })
+            .text("failure", |(_, reason)| Some(reason));
+        let rows = args.rows("f", rows);
         let now = self.dialect().now();
         // What was missing counts for the guard of the key, if this is the clone that was.
         let sql = format!(
@@ -428,15 +374,16 @@ impl Store {
 fn moved<'a>(rows: &[Row], transitions: &[&'a Transition]) -> Result<Vec<Moved<'a>>, StoreError> {
     let mut users = HashMap::with_capacity(rows.len());
     for row in rows {
-        let key: (String, String) = (row.get("row_id")?, row.get("provider_id")?);
-        users.insert(key, row.get_optional("user_id")?);
+        let id: (String, String) = (row.get("row_id")?, row.get("provider_id")?);
+        users.insert(id.0, (id.1, row.get_optional("user_id")?));
     }
     let moved = transitions.iter().filter_map(|transition| {
-        let key = (
-            transition.row.to_string(),
-            transition.provider_id.to_string(),
-        );
-        let user_id = users.remove(&key)?;
+        let (provider_id, _) = users.get(transition.row.as_str())?;
+        let is_about_it = provider_id == transition.provider_id.as_str();
+        if !is_about_it {
+            return None;
+        }
+        let (_, user_id) = users.remove(transition.row.as_str())?;
         Some(Moved {
             transition,
             user_id,

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::database::{Column, Row};
+use super::database::{Columns, Row};
 use super::dialect::Dialect;
 use super::values::{Agenda, Isolated, Overview, Upcoming};
 use super::{MAX_BUS_PAUSE, NEXT, OUTBOX_LEASE, REFUSED, Store, StoreError, present};
@@ -180,20 +180,15 @@ impl Store {
         let table = &self.table;
         let mut args = self.database.args();
         // Each in all forms that the column may have it in.
-        let (mut given, mut keys) = (Vec::new(), Vec::new());
-        for row in rows {
-            for key in table.keys(row) {
-                given.push(Some(row.clone()));
-                keys.push(Some(key));
-            }
-        }
-        let rows = args.rows(
-            "g",
-            vec![
-                ("given", "text", Column::Text(given)),
-                ("key", &table.key_type(), Column::Text(keys)),
-            ],
-        );
+        let forms = rows
+            .iter()
+            .map(|row| table.keys(row).into_iter().map(move |key| (row, key)));
+        let forms: Vec<_> = forms.flatten().collect();
+        let key_type = table.key_type();
+        let rows = Columns::of(&forms)
+            .text("given", |(given, _)| Some(given))
+            .key("key", &key_type, |(_, key)| Some(key));
+        let rows = args.rows("g", rows);
         let sql = format!(
             "SELECT DISTINCT g.given FROM {rows} CROSS JOIN {name} v
              WHERE {key} = g.key AND v.{status} IN ({completed}, {failed})",

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::database::{Args, Row, Transaction, Value};
+use super::database::{Args, Column, Row, Transaction, Value};
 use super::dialect::Dialect;
 use super::values::{LeaseId, Page, Selection};
 use super::{LEASE, Store, StoreError, visit};
@@ -140,14 +140,12 @@ impl Store {
         voices: &[Claimed],
     ) -> Result<LeaseId, StoreError> {
         let lease_id = Uuid::new_v4();
-        let keys = voices
-            .iter()
-            .map(|voice| Some(voice.row.as_str().to_owned()));
+        let keys = voices.iter().map(|voice| Some(voice.row.as_str()));
         let mut args = self.database.args();
         let values = [
             args.bind(lease_id),
             args.bind(run_id),
-            args.bind(Value::Texts(keys.collect())),
+            args.bind(Value::Column(Column::Text(keys.collect()))),
         ];
         let sql = format!(
             "INSERT INTO {leases} (lease_id, run_id, voices, lease_until)
@@ -176,11 +174,11 @@ impl Store {
 
     pub(super) async fn end_leases_once(&self, leases: &[LeaseId]) -> Result<(), StoreError> {
         let mut args = self.database.args();
-        let ids = leases.iter().map(|LeaseId(id)| id.to_string());
+        let ids = leases.iter().map(|LeaseId(id)| *id);
         let sql = format!(
             "DELETE FROM {} WHERE lease_id {}",
             self.dialect().own("leases"),
-            args.is_any("uuid", ids)
+            args.is_one_of(Column::Id(ids.collect()))
         );
         self.database.execute(sql, args).await.map(drop)
     }

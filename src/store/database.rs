@@ -1,13 +1,15 @@
 //! A connection to either database: statements, their parameters and rows.
 
+use std::borrow::Cow;
 use std::convert::identity;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value as Json, json};
+use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{Arguments, AssertSqlSafe, Column as _, Row as _, Sqlite, SqlitePool, ValueRef};
+use sqlx::{Arguments, AssertSqlSafe, Column as _, Row as _, Sqlite, SqlitePool, TypeInfo as _};
 use uuid::Uuid;
 
 use super::dialect::Dialect;
@@ -29,31 +31,89 @@ pub(crate) enum Transaction<'a> {
 
 /// The parameters of a statement, each known by the placeholder that it got.
 pub(crate) struct Args {
-    dialect: Dialect,
-    values: Vec<Value>,
+    encoded: Encoded,
+    count: usize,
+    /// Why one could not be encoded.
+    error: Option<sqlx::Error>,
+}
+
+enum Encoded {
+    Postgres(PgArguments),
+    Sqlite(SqliteArguments),
 }
 
 /// A parameter. A null has a type as well: PostgreSQL prepares a statement for the types of its first parameters.
-pub(crate) enum Value {
-    Text(Option<String>),
+pub(crate) enum Value<'a> {
+    Text(Option<Cow<'a, str>>),
     Integer(Option<i64>),
     Real(Option<f64>),
     Boolean(Option<bool>),
     Id(Option<Uuid>),
     Moment(Option<DateTime<Utc>>),
-    /// An array on PostgreSQL, one of JSON on SQLite.
-    Texts(Vec<Option<String>>),
-    Reals(Vec<f64>),
-    Booleans(Vec<bool>),
-    /// Of SQLite only: rows as arrays of JSON.
-    Rows(String),
+    /// Several of them: an array on PostgreSQL, one of JSON on SQLite.
+    Column(Column<'a>),
 }
 
 /// A column of rows that are given to a statement.
-pub(crate) enum Column {
-    Text(Vec<Option<String>>),
+pub(crate) enum Column<'a> {
+    Text(Vec<Option<&'a str>>),
     Real(Vec<f64>),
     Boolean(Vec<bool>),
+    Id(Vec<Uuid>),
+    Integer(Vec<i64>),
+}
+
+/// Rows that are given to a statement: of each item one, with these columns. Types are those of PostgreSQL.
+pub(crate) struct Columns<'a, T> {
+    items: &'a [T],
+    columns: Vec<(&'a str, &'a str, Column<'a>)>,
+}
+
+impl<'a, T> Columns<'a, T> {
+    pub(crate) fn of(items: &'a [T]) -> Self {
+        let columns = Vec::new();
+        Self { items, columns }
+    }
+
+    pub(crate) fn text(self, name: &'a str, of: impl FnMut(&'a T) -> Option<&'a str>) -> Self {
+        self.key(name, "text", of)
+    }
+
+    /// A text that is cast to a type.
+    pub(crate) fn key(
+        self,
+        name: &'a str,
+        sql_type: &'a str,
+        of: impl FnMut(&'a T) -> Option<&'a str>,
+    ) -> Self {
+        let column = Column::Text(self.items.iter().map(of).collect());
+        self.and(name, sql_type, column)
+    }
+
+    pub(crate) fn real(self, name: &'a str, of: impl FnMut(&'a T) -> f64) -> Self {
+        let column = Column::Real(self.items.iter().map(of).collect());
+        self.and(name, "double precision", column)
+    }
+
+    pub(crate) fn boolean(self, name: &'a str, of: impl FnMut(&'a T) -> bool) -> Self {
+        let column = Column::Boolean(self.items.iter().map(of).collect());
+        self.and(name, "boolean", column)
+    }
+
+    pub(crate) fn id(self, name: &'a str, of: impl FnMut(&'a T) -> Uuid) -> Self {
+        let column = Column::Id(self.items.iter().map(of).collect());
+        self.and(name, "uuid", column)
+    }
+
+    pub(crate) fn integer(self, name: &'a str, of: impl FnMut(&'a T) -> i64) -> Self {
+        let column = Column::Integer(self.items.iter().map(of).collect());
+        self.and(name, "bigint", column)
+    }
+
+    fn and(mut self, name: &'a str, sql_type: &'a str, column: Column<'a>) -> Self {
+        self.columns.push((name, sql_type, column));
+        self
+    }
 }
 
 /// A row that a statement gave.
@@ -199,136 +259,150 @@ fn one(rows: Vec<Row>) -> Result<Row, StoreError> {
 
 impl Args {
     pub(crate) fn new(dialect: Dialect) -> Self {
+        let encoded = match dialect {
+            Dialect::Postgres => Encoded::Postgres(PgArguments::default()),
+            Dialect::Sqlite => Encoded::Sqlite(SqliteArguments::default()),
+        };
         Self {
-            dialect,
-            values: Vec::new(),
+            encoded,
+            count: 0,
+            error: None,
         }
     }
 
     /// Adds a parameter. Returns its placeholder.
-    pub(crate) fn bind(&mut self, value: impl Into<Value>) -> String {
-        self.values.push(value.into());
-        format!("${}", self.values.len())
-    }
-
-    /// Whether what stands before is one of these texts, which are of this type on PostgreSQL.
-    pub(crate) fn is_any<T: Into<String>>(
-        &mut self,
-        sql_type: &str,
-        texts: impl IntoIterator<Item = T>,
-    ) -> String {
-        let texts = texts.into_iter().map(|text| Some(text.into()));
-        let parameter = self.bind(Value::Texts(texts.collect()));
-        match self.dialect {
-            Dialect::Postgres => format!("= ANY({parameter}::{sql_type}[])"),
-            Dialect::Sqlite => format!("IN (SELECT value FROM json_each({parameter}))"),
-        }
-    }
-
-    /// Adds rows, given by their columns: each with its name, its type on PostgreSQL and its values. Returns what to
-    /// select from.
-    pub(crate) fn rows(&mut self, alias: &str, columns: Vec<(&str, &str, Column)>) -> String {
-        let names: Vec<_> = columns
-            .iter()
-            .map(|(name, ..)| (*name).to_owned())
-            .collect();
-        match self.dialect {
-            Dialect::Postgres => {
-                let arrays: Vec<_> = columns
-                    .into_iter()
-                    .map(|(_, sql_type, column)| {
-                        let array = match column {
-                            Column::Text(texts) => Value::Texts(texts),
-                            Column::Real(reals) => Value::Reals(reals),
-                            Column::Boolean(booleans) => Value::Booleans(booleans),
-                        };
-                        format!("{}::{sql_type}[]", self.bind(array))
-                    })
-                    .collect();
-                format!(
-                    "unnest({}) AS {alias} ({})",
-                    arrays.join(", "),
-                    names.join(", ")
-                )
-            }
-            Dialect::Sqlite => {
-                let columns: Vec<Vec<Json>> = columns
-                    .into_iter()
-                    .map(|(_, _, column)| match column {
-                        Column::Text(texts) => texts.into_iter().map(Json::from).collect(),
-                        Column::Real(reals) => reals.into_iter().map(Json::from).collect(),
-                        Column::Boolean(flags) => flags.into_iter().map(Json::from).collect(),
-                    })
-                    .collect();
-                let rows = columns.first().map_or(0, Vec::len);
-                let rows: Vec<Vec<&Json>> = (0..rows)
-                    .map(|row| columns.iter().map(|column| &column[row]).collect())
-                    .collect();
-                let parameter = self.bind(Value::Rows(json!(rows).to_string()));
-                let values: Vec<_> = names
-                    .iter()
-                    .enumerate()
-                    .map(|(place, name)| format!("value ->> {place} AS {name}"))
-                    .collect();
-                format!(
-                    "(SELECT {} FROM json_each({parameter})) AS {alias}",
-                    values.join(", ")
-                )
-            }
-        }
-    }
-
-    pub(super) fn of_postgres(self) -> Result<PgArguments, sqlx::Error> {
-        let mut arguments = PgArguments::default();
-        for value in self.values {
-            let added = match value {
+    pub(crate) fn bind<'a>(&mut self, value: impl Into<Value<'a>>) -> String {
+        let value = value.into();
+        let added = match &mut self.encoded {
+            Encoded::Postgres(arguments) => match value {
                 Value::Text(text) => arguments.add(text),
-                Value::Rows(rows) => arguments.add(rows),
                 Value::Integer(integer) => arguments.add(integer),
                 Value::Real(real) => arguments.add(real),
                 Value::Boolean(boolean) => arguments.add(boolean),
                 Value::Id(id) => arguments.add(id),
                 Value::Moment(moment) => arguments.add(moment),
-                Value::Texts(texts) => arguments.add(texts),
-                Value::Reals(reals) => arguments.add(reals),
-                Value::Booleans(booleans) => arguments.add(booleans),
-            };
-            added.map_err(sqlx::Error::Encode)?;
-        }
-        Ok(arguments)
-    }
-
-    fn of_sqlite(self) -> Result<SqliteArguments, sqlx::Error> {
-        let mut arguments = SqliteArguments::default();
-        for value in self.values {
-            let added = match value {
+                Value::Column(Column::Text(texts)) => arguments.add(texts),
+                Value::Column(Column::Real(reals)) => arguments.add(reals),
+                Value::Column(Column::Boolean(booleans)) => arguments.add(booleans),
+                Value::Column(Column::Id(ids)) => arguments.add(ids),
+                Value::Column(Column::Integer(integers)) => arguments.add(integers),
+            },
+            Encoded::Sqlite(arguments) => match value {
                 Value::Text(text) => arguments.add(text),
-                Value::Rows(rows) => arguments.add(rows),
                 Value::Integer(integer) => arguments.add(integer),
                 Value::Real(real) => arguments.add(real),
                 Value::Boolean(boolean) => arguments.add(boolean),
                 Value::Id(id) => arguments.add(id.map(|id| id.to_string())),
                 Value::Moment(moment) => arguments.add(moment.map(|at| at.timestamp_millis())),
-                Value::Texts(texts) => arguments.add(json!(texts).to_string()),
-                Value::Reals(reals) => arguments.add(json!(reals).to_string()),
-                Value::Booleans(booleans) => arguments.add(json!(booleans).to_string()),
-            };
-            added.map_err(sqlx::Error::Encode)?;
+                Value::Column(column) => arguments.add(json!(column.json()).to_string()),
+            },
+        };
+        self.added(added)
+    }
+
+    fn added(&mut self, added: Result<(), BoxDynError>) -> String {
+        if let Err(error) = added {
+            self.error.get_or_insert(sqlx::Error::Encode(error));
         }
-        Ok(arguments)
+        self.count += 1;
+        format!("${}", self.count)
+    }
+
+    /// Whether what stands before is one of these texts, which are of this type on PostgreSQL.
+    pub(crate) fn is_any<'a, T: AsRef<str> + ?Sized + 'a>(
+        &mut self,
+        sql_type: &str,
+        texts: impl IntoIterator<Item = &'a T>,
+    ) -> String {
+        let texts = texts.into_iter().map(|text| Some(text.as_ref())).collect();
+        let parameter = self.bind(Value::Column(Column::Text(texts)));
+        match self.encoded {
+            Encoded::Postgres(_) => format!("= ANY({parameter}::{sql_type}[])"),
+            Encoded::Sqlite(_) => format!("IN (SELECT value FROM json_each({parameter}))"),
+        }
+    }
+
+    /// Whether what stands before is one of these values of its own type.
+    pub(crate) fn is_one_of(&mut self, values: Column<'_>) -> String {
+        let parameter = self.bind(Value::Column(values));
+        match self.encoded {
+            Encoded::Postgres(_) => format!("= ANY({parameter})"),
+            Encoded::Sqlite(_) => format!("IN (SELECT value FROM json_each({parameter}))"),
+        }
+    }
+
+    /// Adds rows. Returns what to select from.
+    pub(crate) fn rows<T>(&mut self, alias: &str, rows: Columns<'_, T>) -> String {
+        let Columns { items, columns } = rows;
+        let names: Vec<_> = columns
+            .iter()
+            .map(|(name, ..)| (*name).to_owned())
+            .collect();
+        match &mut self.encoded {
+            Encoded::Postgres(_) => {
+                let arrays = columns.into_iter().map(|(_, sql_type, column)| {
+                    format!("{}::{sql_type}[]", self.bind(Value::Column(column)))
+                });
+                let arrays = arrays.collect::<Vec<_>>().join(", ");
+                format!("unnest({arrays}) AS {alias} ({})", names.join(", "))
+            }
+            Encoded::Sqlite(arguments) => {
+                let columns: Vec<_> = columns.iter().map(|(_, _, column)| column.json()).collect();
+                let row = |row: usize| columns.iter().map(move |column| &column[row]).collect();
+                let rows: Vec<Vec<&Json>> = (0..items.len()).map(row).collect();
+                let added = arguments.add(json!(rows).to_string());
+                let parameter = self.added(added);
+                let values = names.iter().enumerate();
+                let values = values.map(|(place, name)| format!("value ->> {place} AS {name}"));
+                let values = values.collect::<Vec<_>>().join(", ");
+                format!("(SELECT {values} FROM json_each({parameter})) AS {alias}")
+            }
+        }
+    }
+
+    pub(super) fn of_postgres(self) -> Result<PgArguments, sqlx::Error> {
+        match (self.error, self.encoded) {
+            (None, Encoded::Postgres(arguments)) => Ok(arguments),
+            (Some(error), _) => Err(error),
+            (None, Encoded::Sqlite(_)) => Err(other_database()),
+        }
+    }
+
+    fn of_sqlite(self) -> Result<SqliteArguments, sqlx::Error> {
+        match (self.error, self.encoded) {
+            (None, Encoded::Sqlite(arguments)) => Ok(arguments),
+            (Some(error), _) => Err(error),
+            (None, Encoded::Postgres(_)) => Err(other_database()),
+        }
+    }
+}
+
+fn other_database() -> sqlx::Error {
+    sqlx::Error::Protocol("parameters of another database".to_owned())
+}
+
+impl Column<'_> {
+    fn json(&self) -> Vec<Json> {
+        match self {
+            Self::Text(texts) => texts.iter().map(|text| json!(text)).collect(),
+            Self::Real(reals) => reals.iter().map(|real| json!(real)).collect(),
+            Self::Boolean(booleans) => booleans.iter().map(|flag| json!(flag)).collect(),
+            Self::Id(ids) => ids.iter().map(|id| json!(id)).collect(),
+            Self::Integer(integers) => integers.iter().map(|number| json!(number)).collect(),
+        }
     }
 }
 
 /// Values of these types, and none of them.
 macro_rules! value {
     ($($from:ty => $variant:ident, $convert:expr;)+) => {$(
-        impl From<$from> for Value {
+        impl<'a> From<$from> for Value<'a> {
             fn from(value: $from) -> Self {
                 Self::$variant(Some($convert(value)))
             }
         }
 
-        impl From<Option<$from>> for Value {
+        impl<'a> From<Option<$from>> for Value<'a> {
             fn from(value: Option<$from>) -> Self {
                 Self::$variant(value.map($convert))
             }
@@ -337,8 +411,8 @@ macro_rules! value {
 }
 
 value! {
-    &str => Text, str::to_owned;
-    String => Text, identity;
+    &'a str => Text, Cow::Borrowed;
+    String => Text, Cow::Owned;
     i64 => Integer, identity;
     u32 => Integer, i64::from;
     f64 => Real, identity;
@@ -363,17 +437,10 @@ impl Row {
         &self,
         column: &str,
     ) -> Result<Option<T>, StoreError> {
-        let value = match self {
-            Self::Postgres(row) => match row.try_get_raw(column)?.is_null() {
-                true => None,
-                false => Some(T::of_postgres(row, column)?),
-            },
-            Self::Sqlite(row) => match row.try_get_raw(column)?.is_null() {
-                true => None,
-                false => Some(T::of_sqlite(row, column)?),
-            },
-        };
-        Ok(value)
+        Ok(match self {
+            Self::Postgres(row) => T::of_postgres(row, column)?,
+            Self::Sqlite(row) => T::of_sqlite(row, column)?,
+        })
     }
 
     /// An array of texts, of PostgreSQL only.
@@ -397,99 +464,65 @@ impl Row {
 
 /// A type that a column of either database is read as.
 pub(crate) trait FromColumn: Sized {
-    fn of_postgres(row: &PgRow, column: &str) -> Result<Self, sqlx::Error>;
-    fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error>;
+    fn of_postgres(row: &PgRow, column: &str) -> Result<Option<Self>, sqlx::Error>;
+    fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Option<Self>, sqlx::Error>;
 }
 
-impl FromColumn for i64 {
-    fn of_postgres(row: &PgRow, column: &str) -> Result<Self, sqlx::Error> {
-        use sqlx::TypeInfo as _;
-        match row.column(column).type_info().name() {
-            "INT2" => Ok(row.try_get::<i16, _>(column)?.into()),
-            "INT4" => Ok(row.try_get::<i32, _>(column)?.into()),
-            _ => row.try_get(column),
+/// As PostgreSQL has it, and on SQLite as this type: its values have types of their own, whatever the column's.
+macro_rules! from_column {
+    ($($type:ty, $stored:ty => $convert:expr;)+) => {$(
+        impl FromColumn for $type {
+            fn of_postgres(row: &PgRow, column: &str) -> Result<Option<Self>, sqlx::Error> {
+                row.try_get(column)
+            }
+
+            fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Option<Self>, sqlx::Error> {
+                let stored: Option<$stored> = row.try_get_unchecked(column)?;
+                Ok(stored.map($convert))
+            }
         }
+    )+};
+}
+
+from_column! {
+    f64, f64 => identity;
+    bool, i64 => |stored| stored != 0;
+    // Whatever bytes the application stored.
+    String, Vec<u8> => lossy;
+    // Nil, if somebody else wrote there.
+    Uuid, String => |text: String| Self::parse_str(&text).unwrap_or_default();
+    DateTime<Utc>, i64 => |stored| Self::from_timestamp_millis(stored).unwrap_or_default();
+    Json, String => |text: String| serde_json::from_str(&text).unwrap_or_default();
+}
+
+fn lossy(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// Of any of PostgreSQL's integers.
+impl FromColumn for i64 {
+    fn of_postgres(row: &PgRow, column: &str) -> Result<Option<Self>, sqlx::Error> {
+        Ok(match row.try_column(column)?.type_info().name() {
+            "INT2" => row.try_get::<Option<i16>, _>(column)?.map(Self::from),
+            "INT4" => row.try_get::<Option<i32>, _>(column)?.map(Self::from),
+            _ => row.try_get(column)?,
+        })
     }
 
-    fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error> {
+    fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Option<Self>, sqlx::Error> {
         row.try_get_unchecked(column)
-    }
-}
-
-impl FromColumn for f64 {
-    fn of_postgres(row: &PgRow, column: &str) -> Result<Self, sqlx::Error> {
-        row.try_get(column)
-    }
-
-    fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error> {
-        row.try_get_unchecked(column)
-    }
-}
-
-impl FromColumn for bool {
-    fn of_postgres(row: &PgRow, column: &str) -> Result<Self, sqlx::Error> {
-        row.try_get(column)
-    }
-
-    fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error> {
-        Ok(row.try_get_unchecked::<i64, _>(column)? != 0)
-    }
-}
-
-/// On SQLite, whatever bytes the application stored.
-impl FromColumn for String {
-    fn of_postgres(row: &PgRow, column: &str) -> Result<Self, sqlx::Error> {
-        row.try_get(column)
-    }
-
-    fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error> {
-        let bytes: Vec<u8> = row.try_get_unchecked(column)?;
-        Ok(Self::from_utf8_lossy(&bytes).into_owned())
-    }
-}
-
-/// On SQLite nil, if somebody else wrote there.
-impl FromColumn for Uuid {
-    fn of_postgres(row: &PgRow, column: &str) -> Result<Self, sqlx::Error> {
-        row.try_get(column)
-    }
-
-    fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error> {
-        let text = String::of_sqlite(row, column)?;
-        Ok(Self::parse_str(&text).unwrap_or_default())
-    }
-}
-
-impl FromColumn for DateTime<Utc> {
-    fn of_postgres(row: &PgRow, column: &str) -> Result<Self, sqlx::Error> {
-        row.try_get(column)
-    }
-
-    fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error> {
-        let milliseconds = i64::of_sqlite(row, column)?;
-        Ok(Self::from_timestamp_millis(milliseconds).unwrap_or_default())
     }
 }
 
 /// From seconds. What is below zero is none.
 impl FromColumn for Duration {
-    fn of_postgres(row: &PgRow, column: &str) -> Result<Self, sqlx::Error> {
-        f64::of_postgres(row, column).map(seconds)
+    fn of_postgres(row: &PgRow, column: &str) -> Result<Option<Self>, sqlx::Error> {
+        Ok(f64::of_postgres(row, column)?.map(seconds))
     }
 
-    fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error> {
-        f64::of_sqlite(row, column).map(seconds)
-    }
-}
-
-impl FromColumn for Json {
-    fn of_postgres(row: &PgRow, column: &str) -> Result<Self, sqlx::Error> {
-        row.try_get(column)
-    }
-
-    fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Self, sqlx::Error> {
-        let text = String::of_sqlite(row, column)?;
-        Ok(serde_json::from_str(&text).unwrap_or_default())
+    fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Option<Self>, sqlx::Error> {
+        Ok(f64::of_sqlite(row, column)?.map(seconds))
     }
 }
 

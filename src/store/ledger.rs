@@ -7,7 +7,7 @@ use chrono::Utc;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::database::{Args, Transaction};
+use super::database::{Args, Column, Transaction};
 use super::provider_state::{state, state_columns};
 use super::survey::LedgerEntry;
 use super::values::{CommandRun, NextPass, PriorState, Run};
@@ -266,7 +266,7 @@ impl Store {
         let mut ids = Vec::with_capacity(rows.len());
         let mut of = HashSet::new();
         for row in &rows {
-            ids.push(row.get::<i64>("id")?.to_string());
+            ids.push(row.get("id")?);
             of.extend(row.get_optional::<Uuid>("batch_id")?);
         }
         if ids.is_empty() {
@@ -275,14 +275,14 @@ impl Store {
         let mut args = self.database.args();
         let events = format!(
             "DELETE FROM {outbox} WHERE id {}",
-            args.is_any("bigint", ids)
+            args.is_one_of(Column::Integer(ids))
         );
         let mut of_batches = self.database.args();
         let empty = format!(
             "DELETE FROM {batches} WHERE published_at < {old} AND batch_id {}
                AND NOT EXISTS (SELECT 1 FROM {outbox} o
                                WHERE o.id BETWEEN first_id AND last_id AND o.batch_id = {batches}.batch_id)",
-            of_batches.is_any("uuid", of.iter().map(Uuid::to_string))
+            of_batches.is_one_of(Column::Id(of.into_iter().collect()))
         );
         Ok(vec![(events, args), (empty, of_batches)])
     }

@@ -37,7 +37,7 @@ use uuid::Uuid;
 pub use adopt::Adoption;
 pub(crate) use adopt::{make_index, of_processing};
 pub use database::Database;
-pub(crate) use database::{Args, Row, Value};
+pub(crate) use database::{Args, Column, Row, Value};
 pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
 pub(crate) use dialect::Dialect;
 pub use error::StoreError;

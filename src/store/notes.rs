@@ -1,10 +1,11 @@
 //! What is known of voices that stay in processing.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::database::Column;
+use super::database::Columns;
 use super::values::MissingVoice;
 use super::{MAX_STRIKES, SET_ASIDE, Store, StoreError};
 use crate::core::missing::MassAbsence;
@@ -26,51 +27,22 @@ impl Store {
         let dialect = self.dialect();
         let mut args = self.database.args();
         let [run, account, noted] = [run_id, account, noted].map(|id| args.bind(id));
-        let text = |of: fn(&Note) -> Option<String>| Column::Text(notes.iter().map(of).collect());
-        let flag = |of: fn(&Seen) -> bool| {
-            Column::Boolean(notes.iter().map(|note| of(&note.seen)).collect())
-        };
-        let pauses = notes.iter().map(|note| note.again_in.as_secs_f64());
-        let rows = args.rows(
-            "n",
-            vec![
-                ("row_id", "text", text(|note| Some(note.row.to_string()))),
-                ("provider_id", "text", text(|note| note.provider_id.clone())),
-                (
-                    "again_in",
-                    "double precision",
-                    Column::Real(pauses.collect()),
-                ),
-                (
-                    "kind",
-                    "text",
-                    text(|note| kind_and_stage(&note.seen).map(|(kind, _)| kind)),
-                ),
-                (
-                    "stage",
-                    "text",
-                    text(|note| kind_and_stage(&note.seen).map(|(_, stage)| stage)),
-                ),
-                ("trouble", "text", text(|note| trouble(&note.seen))),
-                ("answered", "boolean", flag(is_answer)),
-                (
-                    "missing",
-                    "boolean",
-                    flag(|seen| matches!(seen, Seen::Missing)),
-                ),
-                (
-                    "strike",
-                    "boolean",
-                    flag(|seen| matches!(seen, Seen::SetAside(_))),
-                ),
-                (
-                    "unanswerable",
-                    "boolean",
-                    flag(|seen| matches!(seen, Seen::Unanswerable { .. })),
-                ),
-                ("isolated", "boolean", flag(is_isolated)),
-            ],
-        );
+        let noted_rows: Vec<_> = notes.iter().map(NoteRow::new).collect();
+        let rows = Columns::of(&noted_rows)
+            .text("row_id", |row| Some(row.note.row.as_str()))
+            .text("provider_id", |row| row.note.provider_id.as_deref())
+            .real("again_in", |row| row.note.again_in.as_secs_f64())
+            .text("kind", |row| row.kind)
+            .text("stage", |row| row.stage)
+            .text("trouble", |row| row.trouble.as_deref())
+            .boolean("answered", |row| row.is_answered)
+            .boolean("isolated", |row| row.is_isolated)
+            .boolean("missing", |row| row.note.seen == Seen::Missing)
+            .boolean("strike", |row| matches!(row.note.seen, Seen::SetAside(_)))
+            .boolean("unanswerable", |row| {
+                matches!(row.note.seen, Seen::Unanswerable { .. })
+            });
+        let rows = args.rows("n", rows);
         let (voices, now) = (dialect.own("voices"), dialect.now());
         let next_due = format!("{now} + {}", dialect.seconds("n.again_in"));
         let set_aside_until = format!("{now} + {}", dialect.span(SET_ASIDE));
@@ -248,39 +220,49 @@ impl Store {
     }
 }
 
-fn kind_and_stage(seen: &Seen) -> Option<(String, String)> {
-    match seen {
-        Seen::Processing { kind, stage } => Some((kind.clone(), stage.to_string())),
-        Seen::Missing
-        | Seen::SetAside(_)
-        | Seen::Unanswerable { .. }
-        | Seen::Suspected(_)
-        | Seen::Unavailable(_)
-        | Seen::Superseded => None,
-    }
+/// A note as columns.
+struct NoteRow<'a> {
+    note: &'a Note,
+    kind: Option<&'a str>,
+    stage: Option<&'static str>,
+    trouble: Option<Cow<'a, str>>,
+    /// The provider said something about the voice, or nothing can be asked about it.
+    is_answered: bool,
+    is_isolated: bool,
 }
 
-fn trouble(seen: &Seen) -> Option<String> {
-    match seen {
-        Seen::SetAside(reason) => Some(reason.to_string()),
-        Seen::Unanswerable { reason, times: _ }
-        | Seen::Suspected(reason)
-        | Seen::Unavailable(reason) => Some(reason.clone()),
-        Seen::Processing { .. } | Seen::Missing | Seen::Superseded => None,
+impl<'a> NoteRow<'a> {
+    fn new(note: &'a Note) -> Self {
+        let row = Self {
+            note,
+            kind: None,
+            stage: None,
+            trouble: None,
+            is_answered: true,
+            is_isolated: false,
+        };
+        match &note.seen {
+            Seen::Processing { kind, stage } => Self {
+                kind: Some(kind),
+                stage: Some(stage.as_str()),
+                ..row
+            },
+            Seen::Missing | Seen::Superseded => row,
+            Seen::SetAside(reason) => Self {
+                trouble: Some(reason.to_string().into()),
+                ..row
+            },
+            Seen::Unanswerable { reason, times: _ } | Seen::Suspected(reason) => Self {
+                trouble: Some(reason.into()),
+                is_answered: false,
+                is_isolated: true,
+                ..row
+            },
+            Seen::Unavailable(reason) => Self {
+                trouble: Some(reason.into()),
+                is_answered: false,
+                ..row
+            },
+        }
     }
-}
-
-/// Whether the provider said something about the voice, or nothing can be asked about it.
-fn is_answer(seen: &Seen) -> bool {
-    match seen {
-        Seen::Processing { .. } | Seen::Missing | Seen::SetAside(_) => true,
-        Seen::Unanswerable { .. }
-        | Seen::Suspected(_)
-        | Seen::Unavailable(_)
-        | Seen::Superseded => false,
-    }
-}
-
-fn is_isolated(seen: &Seen) -> bool {
-    matches!(seen, Seen::Unanswerable { .. } | Seen::Suspected(_))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::database::{Args, Column, Row, Transaction};
+use super::database::{Args, Column, Columns, Row, Transaction};
 use super::values::{LeasedEvents, Pending, Recorded};
 use super::{OUTBOX_LEASE, Store, StoreError};
 use crate::core::event::{BatchId, EventType, OutboxEvent};
@@ -108,20 +108,20 @@ impl Store {
             transaction.roll_back().await?;
             return Ok(LeasedEvents::default());
         }
-        let ids = || chosen.iter().map(Uuid::to_string);
+        let ids = || Column::Id(chosen.clone());
         let mut args = self.database.args();
         let sql = format!(
             "UPDATE {batches} SET leased_until = {now} + {lease} WHERE batch_id {is_chosen}",
             now = dialect.now(),
             lease = dialect.span(OUTBOX_LEASE),
-            is_chosen = args.is_any("uuid", ids()),
+            is_chosen = args.is_one_of(ids()),
         );
         transaction.execute(sql, args).await?;
         let mut args = self.database.args();
         let sql = format!(
             "SELECT {EVENT} FROM {} WHERE b.batch_id {} ORDER BY o.id",
             self.batched_outbox(),
-            args.is_any("uuid", ids())
+            args.is_one_of(ids())
         );
         let rows = transaction.fetch_all(sql, args).await?;
         transaction.commit().await?;
@@ -149,7 +149,7 @@ impl Store {
              WHERE b.run_id = {run_id} AND o.event_id {is_any} ORDER BY o.id",
             outbox = self.batched_outbox(),
             run_id = args.bind(run_id),
-            is_any = args.is_any("uuid", event_ids.iter().map(Uuid::to_string)),
+            is_any = args.is_one_of(Column::Id(event_ids.to_vec())),
         );
         let mut recorded = Vec::new();
         for row in &self.database.fetch_all(sql, args).await? {
@@ -193,28 +193,24 @@ impl Store {
                 let sql = format!(
                     "UPDATE {batches} SET leased_until = {leased_until}
                      WHERE published_at IS NULL AND batch_id {}",
-                    args.is_any("uuid", whole.iter().map(|BatchId(id)| id.to_string()))
+                    args.is_one_of(Column::Id(whole.iter().map(|BatchId(id)| *id).collect()))
                 );
                 transaction.execute(sql, args).await?;
             }
         }
         if !published.is_empty() {
             let mut args = self.database.args();
-            let text = |of: fn(&(BatchId, usize)) -> String| {
-                Column::Text(published.iter().map(|batch| Some(of(batch))).collect())
-            };
-            let rows = args.rows(
-                "p",
-                vec![
-                    ("batch_id", "uuid", text(|(BatchId(id), _)| id.to_string())),
-                    ("events", "bigint", text(|(_, events)| events.to_string())),
-                ],
-            );
+            let rows = Columns::of(published)
+                .id("batch_id", |(BatchId(id), _)| *id)
+                .integer("events", |(_, events)| {
+                    i64::try_from(*events).unwrap_or(i64::MAX)
+                });
+            let rows = args.rows("p", rows);
             // Of a batch that has other events as well, nothing is known.
             let sql = format!(
                 "UPDATE {batches} AS b SET published_at = {now} FROM {rows}
                  WHERE b.batch_id = p.batch_id AND b.published_at IS NULL
-                   AND b.events = CAST(p.events AS bigint)"
+                   AND b.events = p.events"
             );
             transaction.execute(sql, args).await?;
         }
@@ -238,7 +234,7 @@ impl Store {
         let is_unpublished = format!(
             "o.batch_id IN (SELECT batch_id FROM {} WHERE published_at IS NULL AND batch_id {})",
             self.dialect().own("batches"),
-            args.is_any("uuid", old.iter().map(Uuid::to_string))
+            args.is_one_of(Column::Id(old.iter().copied().collect()))
         );
         let ids = events.iter().map(|(_, id)| *id);
         let moved = self
@@ -272,7 +268,7 @@ impl Store {
             new = args.bind(new),
             run_id = of_batch("run_id"),
             recorded_at = of_batch("recorded_at"),
-            is_any = args.is_any("bigint", ids.into_iter().map(|id| id.to_string())),
+            is_any = args.is_one_of(Column::Integer(ids.into_iter().collect())),
         );
         transaction.execute(sql, args).await
     }
@@ -302,7 +298,7 @@ impl Store {
         transaction: &mut Transaction<'_>,
         batches: impl IntoIterator<Item = Uuid>,
     ) -> Result<(), StoreError> {
-        let ids: Vec<String> = batches.into_iter().map(|id| id.to_string()).collect();
+        let ids: Vec<Uuid> = batches.into_iter().collect();
         let [outbox, batches] = ["outbox", "batches"].map(|table| self.dialect().own(table));
         let mut args = self.database.args();
         let count = format!(
@@ -310,13 +306,13 @@ impl Store {
                  SELECT count(*) FROM {outbox} o
                  WHERE o.id BETWEEN b.first_id AND b.last_id AND o.batch_id = b.batch_id)
              WHERE batch_id {}",
-            args.is_any("uuid", &ids)
+            args.is_one_of(Column::Id(ids.clone()))
         );
         transaction.execute(count, args).await?;
         let mut args = self.database.args();
         let remove = format!(
             "DELETE FROM {batches} WHERE events = 0 AND batch_id {}",
-            args.is_any("uuid", &ids)
+            args.is_one_of(Column::Id(ids.clone()))
         );
         transaction.execute(remove, args).await.map(drop)
     }

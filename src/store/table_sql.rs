@@ -230,8 +230,8 @@ impl TableSql {
 
     /// Whether the row `v` has one of these keys.
     pub(crate) fn has_key(&self, args: &mut Args, keys: &[String]) -> String {
-        let keys = keys.iter().flat_map(|key| self.keys(key));
-        format!("{} {}", self.key(), args.is_any(&self.key_type(), keys))
+        let keys: Vec<String> = keys.iter().flat_map(|key| self.keys(key)).collect();
+        format!("{} {}", self.key(), args.is_any(&self.key_type(), &keys))
     }
 
     /// Whether the row `v` is the one that is known as `w`. There may be rows of another table too: their keys may be
