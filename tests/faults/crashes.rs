@@ -18,8 +18,10 @@ const POINTS: &[(Circumstances, &[&str])] = &[
         &[
             "store.load_state.before",
             "store.claim.before",
+            "store.claim.commit",
             "store.claim.after",
             "store.apply.before",
+            "store.apply.commit",
             "store.apply.after",
             "store.note.before",
             "store.note.after",
@@ -54,12 +56,6 @@ const POINTS: &[(Circumstances, &[&str])] = &[
         &["store.claim_probe.before", "store.claim_probe.after"],
     ),
 ];
-
-/// SQLite alone has several statements in a transaction.
-const COMMITS: &[(Circumstances, &[&str])] = &[(
-    Circumstances::Calm,
-    &["store.claim.commit", "store.apply.commit"],
-)];
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Circumstances {
@@ -126,7 +122,6 @@ async fn whoever_dies_anywhere_on_postgresql_is_succeeded() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_dies_anywhere_on_sqlite_is_succeeded() {
     whoever_dies_is_succeeded(Variant::E32, POINTS).await;
-    whoever_dies_is_succeeded(Variant::E32, COMMITS).await;
 }
 
 /// Five instances; one after the other is killed and followed by a new one.

@@ -327,3 +327,25 @@ async fn a_full_disk_leaves_an_sqlite_file_intact() {
     scene.recover().await;
     scene.check().await;
 }
+
+/// A note that is written again after a lost reply counts an absence once, and the next pass counts the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_absence_whose_reply_is_lost_counts_once() {
+    for variant in [Variant::A, Variant::Pooled, Variant::E32] {
+        let scene = Scene::new(variant, &["missing"], 2).await;
+        let counts = format!(
+            "SELECT sum(missing_count) FROM {} WHERE missing_count > 0",
+            scene.app.own("voices")
+        );
+        let counts = format!("SELECT CAST(COALESCE(({counts}), 0) AS bigint)");
+        for passes in 1..=2 {
+            let run = scene
+                .command()
+                .env("VOICE_SYNC_FAILPOINTS", "store.note.after=error@1")
+                .run()
+                .await;
+            run.expect_code(0);
+            assert_eq!(scene.app.number(&counts).await, 2 * passes, "{variant:?}");
+        }
+    }
+}

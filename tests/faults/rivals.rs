@@ -56,3 +56,35 @@ async fn a_few_processes_on_sqlite_share_the_work() {
 async fn twenty_processes_ask_about_one_voice_once() {
     each_voice_is_asked_about_by_one_process(Variant::D, 20, 1).await;
 }
+
+/// As one that is suspended does. Others wait for it while it claims, and its locks end by themselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_stops_in_a_transaction_holds_up_nobody_for_long() {
+    const IN_TRANSACTION: &str = "
+        SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND state = 'idle in transaction'";
+    for variant in [Variant::A, Variant::Pooled] {
+        for point in ["store.claim.commit", "store.apply.commit"] {
+            let scene = Scene::new(variant, DECIDED, 20).await;
+            let fault = format!("{point}=stall:1h");
+            let stopped = scene.command().env("VOICE_SYNC_FAILPOINTS", fault);
+            let mut stopped = stopped.start();
+            while scene.app.number(IN_TRANSACTION).await == 0 {
+                tokio::task::yield_now().await;
+            }
+            let run = scene.command().run().await;
+            run.expect_code(0);
+            let (claimed, left) = match point {
+                "store.claim.commit" => (20, 0),
+                _ => (0, 20),
+            };
+            assert_eq!(run.count("looked_up"), claimed, "{variant:?} {point}");
+            assert_eq!(run.count("leased_elsewhere"), left, "{variant:?} {point}");
+            stopped.kill().expect("it is killed");
+            stopped.wait().expect("it is waited for");
+            scene.recover().await;
+            assert_eq!(scene.undecided().await, 0, "{variant:?} {point}");
+            scene.check().await;
+        }
+    }
+}
