@@ -260,7 +260,7 @@ async fn an_event_is_published_again_and_the_same_on_sqlite() {
     whoever_dies_between_publishing_and_marking_publishes_again(Variant::E32).await;
 }
 
-fn signal(child: &Child, signal: &str) {
+pub(crate) fn signal(child: &Child, signal: &str) {
     let sent = Command::new("kill")
         .args([signal, &child.id().to_string()])
         .status();

@@ -3,6 +3,7 @@
 use futures_util::future::join_all;
 
 use crate::budget;
+use crate::crashes::signal;
 use crate::scene::{DECIDED, Scene};
 use crate::support::app::Variant;
 
@@ -60,18 +61,29 @@ async fn twenty_processes_ask_about_one_voice_once() {
 /// As one that is suspended does. Others wait for it while it claims, and its locks end by themselves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_stops_in_a_transaction_holds_up_nobody_for_long() {
-    const IN_TRANSACTION: &str = "
-        SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND state = 'idle in transaction'";
     for variant in [Variant::A, Variant::Pooled] {
-        for point in ["store.claim.commit", "store.apply.commit"] {
+        for (point, is_there) in [
+            (
+                "store.claim.commit",
+                "query LIKE '%INSERT INTO voice_sync.leases%'",
+            ),
+            (
+                "store.apply.commit",
+                "EXISTS (SELECT FROM voice_sync.leases)",
+            ),
+        ] {
             let scene = Scene::new(variant, DECIDED, 20).await;
             let fault = format!("{point}=stall:1h");
             let stopped = scene.command().env("VOICE_SYNC_FAILPOINTS", fault);
             let mut stopped = stopped.start();
-            while scene.app.number(IN_TRANSACTION).await == 0 {
+            let in_transaction = format!(
+                "SELECT count(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND state = 'idle in transaction' AND {is_there}"
+            );
+            while scene.app.number(&in_transaction).await == 0 {
                 tokio::task::yield_now().await;
             }
+            signal(&stopped, "-STOP");
             let run = scene.command().run().await;
             run.expect_code(0);
             let (claimed, left) = match point {
