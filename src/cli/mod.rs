@@ -539,7 +539,6 @@ async fn in_time<T>(
 /// What is to be done about voice-sync's own tables before a command can work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OwnTables {
-    /// Nothing.
     There,
     /// Nothing either: who only reads can do without.
     Unneeded,

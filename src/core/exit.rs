@@ -47,7 +47,6 @@ impl From<Exit> for process::ExitCode {
 #[derive(Debug, thiserror::Error)]
 #[error("{message:#}")]
 pub struct Failed {
-    /// The code.
     pub exit: Exit,
     /// What failed, on what, why, and what to do next.
     pub message: anyhow::Error,

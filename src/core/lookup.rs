@@ -11,7 +11,6 @@ use super::voice::{ProviderVoiceId, Voice};
 pub enum Lookup {
     /// How far it is. `listed` says whether the list showed it.
     Found {
-        /// The voice.
         voice: Voice,
         /// Found in the list, rather than by a single lookup.
         listed: bool,

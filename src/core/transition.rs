@@ -11,7 +11,6 @@ use super::voice::{InvalidProviderId, Position, ProviderVoiceId, RowId};
 /// A voice in processing that this pass may look up.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claimed {
-    /// Its row.
     pub row: RowId,
     /// Where it stands in a walk.
     pub position: Position,
@@ -96,7 +95,6 @@ impl Target {
 /// What became of a claimed voice that made no transition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
-    /// Its row.
     pub row: RowId,
     /// The provider id that this is about, as it stood there.
     pub provider_id: Option<String>,
@@ -111,7 +109,6 @@ pub struct Note {
 pub enum Seen {
     /// It is still processing.
     Processing {
-        /// Its category.
         kind: String,
         /// What it waits for.
         stage: Stage,
@@ -122,7 +119,6 @@ pub enum Seen {
     SetAside(SetAside),
     /// It cannot be looked up, while the provider answers other requests.
     Unanswerable {
-        /// Why.
         reason: String,
         /// How often in a row, this time included.
         times: u32,

@@ -276,12 +276,7 @@ pub enum Unstorable {
     NotAUrl,
     /// Cutting it would give a URL that leads elsewhere.
     #[error("the preview_url has {chars} characters, the column holds {room}")]
-    TooLong {
-        /// Its length.
-        chars: usize,
-        /// The column's length.
-        room: usize,
-    },
+    TooLong { chars: usize, room: usize },
 }
 
 /// Checks that a preview can be stored as it is in a column of `room` characters (`None`: any length).

@@ -253,7 +253,6 @@ pub enum FineTuningState {
     Queued,
     /// Under way.
     FineTuning,
-    /// Done.
     FineTuned,
     /// Over, without success.
     Failed,
@@ -277,7 +276,6 @@ pub struct Verification {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum SafetyControl {
-    /// Nothing.
     None,
     /// The voice will never be usable.
     Ban,

@@ -29,7 +29,6 @@ pub enum Tick {
     Unreadable {
         /// What `sync-once` would exit with.
         exit: Exit,
-        /// Why.
         says: String,
     },
 }

@@ -12,7 +12,6 @@ use crate::core::format::in_line;
 pub struct Check {
     /// What was looked at, in a word or two.
     pub check: &'static str,
-    /// How it is.
     pub state: State,
     /// What was seen.
     pub says: String,

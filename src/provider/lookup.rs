@@ -43,7 +43,6 @@ pub enum Strategy {
 /// How one step of a lookup asks about its voices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// All at once.
     Batch,
     /// All at once, as a part of a batch that failed.
     Part,

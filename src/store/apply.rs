@@ -160,7 +160,7 @@ impl Store {
         )
     }
 
-    /// The one statement that writes to the application's table.
+    /// The one statement of a pass that writes to the application's table.
     fn update(&self, transitions: &[&Transition]) -> (String, Args) {
         let table = &self.table;
         let mut args = self.database.args();

@@ -44,9 +44,7 @@ pub enum InvalidDatabaseUrl {
     /// A known parameter with a value that is not.
     #[error("its parameter {name:?} cannot be {value:?}; use {allowed}")]
     Value {
-        /// The parameter.
         name: &'static str,
-        /// Its value.
         value: String,
         /// Values that it may have.
         allowed: &'static str,

@@ -81,9 +81,7 @@ pub enum MigrationState {
 /// A migration that has not been applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingMigration {
-    /// Its number.
     pub version: i64,
-    /// Its name.
     pub name: String,
     /// What it does.
     pub sql: String,

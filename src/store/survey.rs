@@ -82,7 +82,6 @@ pub struct LedgerEntry {
     /// How long it took.
     #[serde(rename = "duration_ms", serialize_with = "milliseconds")]
     pub duration: Duration,
-    /// How it ended.
     pub exit_code: u8,
     /// The counts of a pass's report, or what a command did.
     pub counts: Value,
@@ -103,16 +102,13 @@ pub struct VoiceRecord {
     /// Its row, as the database has it.
     #[serde(skip)]
     pub row: RowId,
-    /// Its user.
     pub user_id: Option<String>,
-    /// The provider's id.
     pub provider_id: Option<String>,
     /// The status, as it stands there.
     pub status: String,
     /// What voice-sync takes the status for.
     #[serde(skip)]
     pub state: RowState,
-    /// Its preview.
     pub preview_url: Option<String>,
     /// When the row was made.
     #[serde(serialize_with = "optional_time")]
@@ -231,7 +227,6 @@ pub struct Notes {
     pub lease_until: Option<DateTime<Utc>>,
     /// The last pass or command that noted something.
     pub run_id: Uuid,
-    /// Its category.
     pub kind: Option<String>,
     /// What it waits for.
     pub stage: Option<String>,
@@ -250,7 +245,6 @@ pub struct Notes {
     /// When voice-sync failed it.
     #[serde(serialize_with = "optional_time")]
     pub failed_at: Option<DateTime<Utc>>,
-    /// Why.
     pub failure: Option<String>,
     /// How often in a row it could not be looked up, while the provider answered other requests.
     pub unanswered: u32,
@@ -281,11 +275,8 @@ pub struct EventRecord {
     pub event_id: Uuid,
     /// The run that recorded it.
     pub run_id: Uuid,
-    /// Its type.
     pub event_type: String,
-    /// The voice.
     pub voice_id: String,
-    /// Its user.
     pub user_id: Option<String>,
     /// When its transition committed.
     #[serde(serialize_with = "time")]

@@ -98,7 +98,6 @@ pub struct ColumnNames {
     pub id: Identifier,
     /// Whose voice it is; goes into events.
     pub user_id: Identifier,
-    /// The provider's id.
     pub elevenlabs_voice_id: Identifier,
     /// Where the status stands.
     pub status: Identifier,
@@ -148,7 +147,6 @@ impl ColumnNames {
 pub struct StatusValues {
     /// Not finished.
     pub processing: String,
-    /// Ready.
     pub completed: String,
     /// Never ready.
     pub failed: String,
@@ -215,9 +213,7 @@ fn pairs<const N: usize>(text: &str, keys: [&'static str; N]) -> Result<[String;
 /// Everything a user says about the application's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
-    /// The table.
     pub table: TableName,
-    /// Its columns.
     pub columns: ColumnNames,
     /// The values in its status column.
     pub statuses: StatusValues,
@@ -316,9 +312,7 @@ pub enum SchemaError {
          called, as in --columns status=state, or add what is missing with `voice-sync migrate --adopt`"
     )]
     NoColumns {
-        /// The table.
         table: String,
-        /// The missing ones.
         columns: String,
         /// Those that it has.
         there: String,
@@ -329,33 +323,23 @@ pub enum SchemaError {
          {table}; say what the application writes with --status-values"
     )]
     NoRoom {
-        /// The table.
         table: String,
-        /// The status column.
         column: String,
-        /// The value.
         value: String,
-        /// The column's length.
         room: usize,
     },
     /// What the role may not do, and the statement that lets it.
     #[error("role {role} lacks a privilege on table {table}; as its owner, run: {grant}")]
     Privilege {
-        /// The role.
         role: String,
-        /// The table.
         table: String,
-        /// The statement.
         grant: String,
     },
     /// A column of a type that nothing sensible can be written to.
     #[error("column {column} of table {table} is of type {sql_type}, not {wanted}")]
     Type {
-        /// The table.
         table: String,
-        /// The column.
         column: String,
-        /// Its type.
         sql_type: String,
         /// What it should be.
         wanted: &'static str,
@@ -365,22 +349,14 @@ pub enum SchemaError {
         "column {column} of table {table} stands for two different things, as SQLite does not tell upper \
          from lower case; say with --columns what they are called"
     )]
-    Shared {
-        /// The table.
-        table: String,
-        /// The column.
-        column: String,
-    },
+    Shared { table: String, column: String },
     /// A status that the enum does not know.
     #[error(
         "status value {value:?} is not one of {labels} in column {column} of table {table}; say what the application writes with --status-values, as in processing=PROCESSING,completed=COMPLETED,failed=FAILED"
     )]
     Label {
-        /// The table.
         table: String,
-        /// The status column.
         column: String,
-        /// The value.
         value: String,
         /// What the enum has.
         labels: String,

@@ -25,7 +25,6 @@ pub(crate) struct TableSql {
     pub(crate) dialect: Dialect,
     /// The name, as SQL.
     pub(crate) table: String,
-    /// The key's column.
     pub(crate) id: String,
     /// The key's type; of interest on PostgreSQL.
     pub(crate) id_type: String,
@@ -43,7 +42,6 @@ pub(crate) struct TableSql {
     pub(crate) provider_id: String,
     /// The same to compare with texts, by an index if there is one.
     pub(crate) provider_key: String,
-    /// The status's column.
     pub(crate) status: String,
     /// Where this or the next one is missing, completions are kept in voice-sync's own table.
     pub(crate) preview_url: Option<String>,

@@ -110,7 +110,6 @@ pub struct Agenda {
 /// A voice that is due now or later.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upcoming {
-    /// Its row.
     pub row: RowId,
     /// When it is due; zero, if it is.
     pub due_in: Duration,
@@ -232,7 +231,6 @@ pub(super) struct Recorded {
 /// A voice that the provider did not know, this time and perhaps earlier.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MissingVoice {
-    /// Its row.
     pub row: RowId,
     /// The provider id that is not known.
     pub provider_id: String,
@@ -247,7 +245,6 @@ pub struct MissingVoice {
 /// Events that are recorded and not published.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pending {
-    /// All of them.
     pub all: u64,
     /// Those that no process is just publishing.
     pub unleased: u64,
@@ -291,19 +288,15 @@ pub struct PriorState {
 /// An entry of the ledger.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
-    /// The pass.
     pub run_id: Uuid,
     /// The provider's account, if any voice was asked about.
     pub account: Option<Uuid>,
-    /// When it began.
     pub started_at: DateTime<Utc>,
     /// How long it took.
     pub duration: Duration,
-    /// How it ended.
     pub exit_code: u8,
     /// Voices that the provider knew.
     pub found: u64,
-    /// The report's counts.
     pub counts: Value,
     /// Where the next pass should begin.
     pub cursor: NextPass,
@@ -318,11 +311,8 @@ pub struct Run {
 /// A command that changes something, for the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandRun {
-    /// Its id.
     pub run_id: Uuid,
-    /// The command.
     pub command: &'static str,
-    /// When it began.
     pub started_at: DateTime<Utc>,
 }
 
