@@ -28,7 +28,8 @@ CREATE INDEX batches_unpublished ON voice_sync.batches (first_id) WHERE publishe
 ALTER TABLE voice_sync.voices ADD COLUMN noted uuid;
 
 -- What an event has in common with others is in its batch. Events of earlier versions have it themselves, and so have
--- events that were moved to another batch.
+-- events that were moved to another batch. Whether an event of a batch is published, the batch says; to a program of an
+-- earlier version that is still running, it looks published.
 ALTER TABLE voice_sync.outbox
     ADD COLUMN batch_id uuid,
     ALTER COLUMN run_id DROP NOT NULL,

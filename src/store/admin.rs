@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::database::{Columns, Row, Transaction};
 use super::dialect::Dialect;
+use super::outbox::PUBLISHED_AT;
 use super::survey::{EventFilter, VoiceRecord};
 use super::values::CommandRun;
 use super::{OUTBOX_LEASE, Store, StoreError};
@@ -151,7 +152,7 @@ impl Store {
             let mut args = self.database.args();
             let published = format!(
                 "SELECT o.id, o.batch_id FROM {outbox} o LEFT JOIN {batches} b ON b.batch_id = o.batch_id
-                 WHERE {} AND COALESCE(b.published_at, o.published_at) IS NOT NULL ORDER BY o.id LIMIT {}",
+                 WHERE {} AND {PUBLISHED_AT} IS NOT NULL ORDER BY o.id LIMIT {}",
                 self.is_wanted_event(&mut args, filter),
                 args.bind(BATCH)
             );
@@ -191,7 +192,7 @@ impl Store {
             "DELETE FROM {outbox} WHERE id IN (
                  SELECT o.id FROM {outbox} o LEFT JOIN {batches} b ON b.batch_id = o.batch_id
                  WHERE {is_wanted}
-                   AND (NOT {is_leased} OR COALESCE(b.published_at, o.published_at) IS NOT NULL))
+                   AND (NOT {is_leased} OR {PUBLISHED_AT} IS NOT NULL))
              RETURNING batch_id",
             is_wanted = self.is_wanted_event(&mut args, filter),
             is_leased = self

@@ -218,10 +218,12 @@ impl Store {
             .text("user_id", |event| event.user_id.as_deref());
         let rows = args.rows("e", rows);
         let sql = format!(
-            "INSERT INTO {outbox} (batch_id, event_id, event_type, voice_id, user_id, run_id, occurred_at)
-             SELECT {batch}, event_id, event_type, voice_id, user_id, NULL, NULL FROM {rows}
+            "INSERT INTO {outbox} (batch_id, event_id, event_type, voice_id, user_id, run_id, occurred_at,
+                                   published_at)
+             SELECT {batch}, event_id, event_type, voice_id, user_id, NULL, NULL, {now} FROM {rows}
              RETURNING id",
             outbox = self.dialect().own("outbox"),
+            now = self.dialect().now(),
         );
         // Both databases return rows in the order in which they inserted them, and number them in it.
         let rows = transaction.fetch_all(sql, args).await?;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::database::{Args, Column, Transaction};
+use super::outbox::PUBLISHED_AT;
 use super::provider_state::{state, state_columns};
 use super::survey::LedgerEntry;
 use super::values::{CommandRun, NextPass, PriorState, Run};
@@ -259,7 +260,7 @@ impl Store {
         let oldest = format!(
             "SELECT o.id, o.batch_id FROM (SELECT * FROM {outbox} ORDER BY id LIMIT {}) o
              LEFT JOIN {batches} b ON b.batch_id = o.batch_id
-             WHERE COALESCE(b.published_at, o.published_at) < {old}",
+             WHERE {PUBLISHED_AT} < {old}",
             args.bind(at_once)
         );
         let rows = transaction.fetch_all(oldest, args).await?;

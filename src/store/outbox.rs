@@ -68,6 +68,12 @@ const MAX_BATCHES: u32 = 200;
 /// Events of one batch that were moved there.
 const MOVED_AT_ONCE: u32 = 500;
 
+/// When the transition of an event of the outbox `o` committed, and when the event was published, if it was. Events of
+/// earlier versions have no batch `b`; to a program of such a version, which may be running, all others look published.
+pub(super) const OCCURRED_AT: &str = "COALESCE(o.occurred_at, b.recorded_at)";
+pub(super) const PUBLISHED_AT: &str =
+    "CASE WHEN o.batch_id IS NULL THEN o.published_at ELSE b.published_at END";
+
 /// Columns of an event, of the outbox `o` and its batch `b`.
 const EVENT: &str = "o.id, o.batch_id, o.event_id, o.event_type, o.voice_id, o.user_id,
                      COALESCE(o.occurred_at, b.recorded_at) AS occurred_at";
@@ -263,9 +269,11 @@ impl Store {
         let sql = format!(
             "UPDATE {outbox} AS o
              SET batch_id = {new}, run_id = COALESCE(o.run_id, {run_id}),
-                 occurred_at = COALESCE(o.occurred_at, {recorded_at}), leased_until = NULL, published_at = NULL
+                 occurred_at = COALESCE(o.occurred_at, {recorded_at}), leased_until = NULL,
+                 published_at = COALESCE(o.published_at, {now})
              WHERE o.id {is_any} AND {condition}",
             new = args.bind(new),
+            now = self.dialect().now(),
             run_id = of_batch("run_id"),
             recorded_at = of_batch("recorded_at"),
             is_any = args.is_one_of(Column::Integer(ids.into_iter().collect())),
@@ -326,11 +334,12 @@ impl Store {
         let (outbox, batch) = (dialect.own("outbox"), Uuid::new_v4());
         let mut args = self.database.args();
         let sql = format!(
-            "UPDATE {outbox} SET batch_id = {batch}
+            "UPDATE {outbox} SET batch_id = {batch}, published_at = {now}
              WHERE id IN (SELECT id FROM {outbox}
                           WHERE batch_id IS NULL AND published_at IS NULL AND NOT {is_leased}
                           ORDER BY id LIMIT {most} {skip_locked})",
             batch = args.bind(batch),
+            now = dialect.now(),
             is_leased = dialect.is_ahead("leased_until", OUTBOX_LEASE),
             most = args.bind(MOVED_AT_ONCE),
             skip_locked = dialect.skip_locked(),

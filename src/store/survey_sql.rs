@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::database::{Args, Row};
 use super::dialect::Dialect;
 use super::ledger::texts;
+use super::outbox::{OCCURRED_AT, PUBLISHED_AT};
 use super::provider_state::{state, state_columns};
 use super::survey::{
     Account, EventFilter, EventRecord, FailingBus, Notes, RowState, Survey, VoiceRecord, Wanted,
@@ -396,10 +397,6 @@ impl Store {
         conditions.join(" AND ")
     }
 }
-
-/// Of the outbox `o` and its batch `b`.
-const OCCURRED_AT: &str = "COALESCE(o.occurred_at, b.recorded_at)";
-const PUBLISHED_AT: &str = "COALESCE(b.published_at, o.published_at)";
 
 fn notes(row: &Row, lease_until: Option<DateTime<Utc>>) -> Result<Notes, StoreError> {
     Ok(Notes {

@@ -141,7 +141,7 @@ impl Scene {
             assert!(told == moved, "{event_type} exactly where a row was moved");
             let recorded = format!(
                 "SELECT count(*) FROM {} o LEFT JOIN {} b ON b.batch_id = o.batch_id
-                 WHERE o.event_type = '{event_type}' AND COALESCE(b.published_at, o.published_at) IS NOT NULL",
+                 WHERE o.event_type = '{event_type}' AND b.published_at IS NOT NULL",
                 self.app.own("outbox"),
                 self.app.own("batches")
             );
