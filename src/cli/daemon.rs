@@ -79,7 +79,7 @@ impl Daemon {
                     limits: Limits::default(),
                     store: None,
                 }));
-                let lookout = StatusCache::new(move || {
+                let cache = StatusCache::new(move || {
                     let viewer = Arc::clone(&viewer);
                     Box::pin(async move {
                         let seen = viewer.lock().await.look().await;
@@ -89,7 +89,7 @@ impl Daemon {
                 let router = daemon::router(
                     watch.clone(),
                     metrics.clone(),
-                    Arc::new(lookout),
+                    Arc::new(cache),
                     AllowedHosts::new(self.allowed_hosts),
                 );
                 let serving = daemon::serve(listener, router, stopped.clone());

@@ -61,7 +61,7 @@ pub(super) async fn run(options: &Options, given: &ArgMatches) -> Result<Exit, F
     } else if let Some(provider) = &provider {
         let stop = CancellationToken::new();
         let deadline = RequestDeadline {
-            until: tokio::time::Instant::now() + super::PATIENCE,
+            until: tokio::time::Instant::now() + super::COMMAND_TIMEOUT,
             stop: &stop,
         };
         let checkup = doctor::provider::provider(provider, &known.sample, options.lookup, deadline);

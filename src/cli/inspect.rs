@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::outbox::publication;
-use super::{Options, Output, PATIENCE, at, in_time, open, print};
+use super::{COMMAND_TIMEOUT, Options, Output, at, in_time, open, print};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{ago, in_line, moment, span};
 use crate::core::judge::{Grounds, Judgement, judge};
@@ -148,7 +148,7 @@ async fn ask(
 async fn look_up(provider: &Provider, id: ProviderVoiceId) -> Answer {
     let stop = CancellationToken::new();
     let deadline = RequestDeadline {
-        until: tokio::time::Instant::now() + PATIENCE,
+        until: tokio::time::Instant::now() + COMMAND_TIMEOUT,
         stop: &stop,
     };
     let mut lookups = provider

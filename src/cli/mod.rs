@@ -41,7 +41,7 @@ use crate::store::{
 use crate::telemetry::logs::LogFormat;
 
 /// More than the longest statement of a start, a migration that waits for another, needs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 const UNUSABLE_REDIS: &str = "the Redis URL (--redis-url or REDIS_URL) cannot be used";
 
@@ -528,10 +528,13 @@ async fn in_time<T>(
     url: &DatabaseUrl,
     work: impl Future<Output = Result<T, Failed>>,
 ) -> Result<T, Failed> {
-    timeout(PATIENCE, work).await.unwrap_or_else(|_| {
+    timeout(COMMAND_TIMEOUT, work).await.unwrap_or_else(|_| {
         Err(Failed {
             exit: Exit::Database,
-            message: anyhow!("the {url} did not answer within {} s", PATIENCE.as_secs()),
+            message: anyhow!(
+                "the {url} did not answer within {} s",
+                COMMAND_TIMEOUT.as_secs()
+            ),
         })
     })
 }

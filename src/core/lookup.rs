@@ -59,7 +59,7 @@ pub enum UnavailableKind {
     TooLarge,
     /// 429, still after the retries.
     Throttled,
-    /// Not asked: the lease, the pass or the provider's patience was at its end.
+    /// Not asked: the time of the lease or the pass was over, or the provider asked for a pause.
     NotAsked,
 }
 

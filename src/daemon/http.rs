@@ -27,12 +27,12 @@ const NOT_THIS_HOST: &str =
 pub fn router(
     watch: Arc<Health>,
     metrics: Arc<Metrics>,
-    lookout: Arc<StatusCache>,
+    cache: Arc<StatusCache>,
     hosts: AllowedHosts,
 ) -> Router {
     let page = Router::new()
         .route("/", get(status))
-        .with_state((lookout, Arc::new(hosts)));
+        .with_state((cache, Arc::new(hosts)));
     Router::new()
         .route("/livez", get(alive))
         .route("/readyz", get(ready))
@@ -64,7 +64,7 @@ async fn show(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
 }
 
 async fn status(
-    State((lookout, hosts)): State<(Arc<StatusCache>, Arc<AllowedHosts>)>,
+    State((cache, hosts)): State<(Arc<StatusCache>, Arc<AllowedHosts>)>,
     headers: HeaderMap,
 ) -> Response {
     let host = headers.get(header::HOST).map(HeaderValue::to_str);
@@ -73,7 +73,7 @@ async fn status(
     {
         return (StatusCode::MISDIRECTED_REQUEST, NOT_THIS_HOST).into_response();
     }
-    let seen = lookout.status().await;
+    let seen = cache.status().await;
     let (code, status) = match seen.as_ref() {
         Ok(status) => (StatusCode::OK, Ok(status)),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, Err(reason.as_str())),

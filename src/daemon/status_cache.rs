@@ -40,8 +40,8 @@ impl StatusCache {
     /// How things stand, or stood a moment ago. Whoever asks may go away: what was begun is finished, for the
     /// next to see, and not begun again.
     pub async fn status(self: &Arc<Self>) -> Arc<Seen> {
-        let lookout = Arc::clone(self);
-        let looking = tokio::spawn(async move { lookout.refreshed().await });
+        let cache = Arc::clone(self);
+        let looking = tokio::spawn(async move { cache.refreshed().await });
         looking
             .await
             .unwrap_or_else(|error| Arc::new(Err(error.to_string())))
@@ -80,7 +80,7 @@ mod tests {
     async fn it_looks_no_more_often_than_it_may() {
         let looks = Arc::new(AtomicU32::new(0));
         let counted = looks.clone();
-        let lookout = Arc::new(StatusCache::new(move || {
+        let cache = Arc::new(StatusCache::new(move || {
             counted.fetch_add(1, Ordering::Relaxed);
             Box::pin(async {
                 sleep(Duration::from_secs(1)).await;
@@ -89,32 +89,32 @@ mod tests {
         }));
         // A browser that is closed at once.
         assert!(
-            timeout(Duration::from_millis(1), lookout.status())
+            timeout(Duration::from_millis(1), cache.status())
                 .await
                 .is_err()
         );
-        let both = tokio::join!(lookout.status(), lookout.status());
+        let both = tokio::join!(cache.status(), cache.status());
         assert_eq!(
             both.0.as_ref().as_ref().err().map(String::as_str),
             Some("away")
         );
         assert_eq!(looks.load(Ordering::Relaxed), 1);
         sleep(Duration::from_secs(19)).await;
-        lookout.status().await;
+        cache.status().await;
         assert_eq!(
             looks.load(Ordering::Relaxed),
             1,
             "it took a second, so it is shown for 20"
         );
         sleep(Duration::from_secs(2)).await;
-        lookout.status().await;
+        cache.status().await;
         assert_eq!(looks.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_looks_does_not_wait_for_ever() {
-        let lookout = Arc::new(StatusCache::new(|| Box::pin(pending())));
-        assert!(lookout.status().await.is_err());
+        let cache = Arc::new(StatusCache::new(|| Box::pin(pending())));
+        assert!(cache.status().await.is_err());
         let quick = Arc::new(StatusCache::new(|| Box::pin(ready(Err(String::new())))));
         assert!(quick.status().await.is_err());
     }

@@ -69,8 +69,8 @@ pub async fn tick(pass: Pass<'_>, metrics: &Metrics, looks: &mut DutyCycles) -> 
             };
         }
     };
-    let state_changed = agenda.events_wait && pass.publisher.is_some();
-    if !state_changed && !agenda.voices.iter().any(is_due) {
+    let events_wait = agenda.events_wait && pass.publisher.is_some();
+    if !events_wait && !agenda.voices.iter().any(is_due) {
         metrics.succeeded();
         let pause = match agenda.voices.is_empty() {
             true => Duration::ZERO,

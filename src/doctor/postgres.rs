@@ -6,8 +6,8 @@ use super::check::Check;
 use super::database::{self, CLOCKS_APART, found};
 use crate::core::exit::Exit;
 use crate::store::{
-    Args, Column, Connections, Dialect, Indexes, Names, Row, Store, StoreError, Value,
-    drop_left_behind, indexes, make_index, of_processing,
+    Args, Column, Connections, Dialect, Indexes, Names, Store, StoreError, Value, drop_left_behind,
+    indexes, make_index, of_processing,
 };
 
 /// Which server it is, whether it takes writes, and what its clock says.
@@ -16,7 +16,9 @@ pub(super) async fn server(connections: &Connections) -> Result<Check, StoreErro
         SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS standby,
                current_setting('default_transaction_read_only')::bool AS read_only,
                extract(epoch FROM clock_timestamp())::float8 AS clock";
-    let row = one(connections, SERVER, []).await?;
+    let row = connections
+        .fetch_one(SERVER.to_owned(), Args::new(Dialect::Postgres))
+        .await?;
     let version: String = row.get("version")?;
     let pooler = match connections.is_pooled() {
         true => ", by way of a pooler",
@@ -59,22 +61,6 @@ pub(super) async fn table(store: &Store, connections: &Connections, names: &Name
     checks
 }
 
-/// The row that a statement gives.
-async fn one(
-    connections: &Connections,
-    sql: &str,
-    parameters: impl IntoIterator<Item = Value<'static>>,
-) -> Result<Row, StoreError> {
-    let mut args = Args::new(Dialect::Postgres);
-    for parameter in parameters {
-        args.bind(parameter);
-    }
-    let rows = connections.fetch_all(sql.to_owned(), args).await?;
-    rows.into_iter()
-        .next()
-        .ok_or_else(|| StoreError::Unreachable("no answer".to_owned()))
-}
-
 async fn own_privileges(connections: &Connections) -> Result<Check, StoreError> {
     const PRIVILEGES: &str = "
         SELECT quote_ident(current_user) AS role,
@@ -85,7 +71,9 @@ async fn own_privileges(connections: &Connections) -> Result<Check, StoreError> 
                        AND NOT (c.relname IN ('migrations', 'adoptions') AND p.privilege <> 'SELECT')
                        AND NOT (c.relname = 'completions' AND p.privilege = 'DELETE')
                        AND NOT has_table_privilege(c.oid, p.privilege)) AS missing";
-    let row = one(connections, PRIVILEGES, []).await?;
+    let row = connections
+        .fetch_one(PRIVILEGES.to_owned(), Args::new(Dialect::Postgres))
+        .await?;
     let (role, missing) = (row.get::<String>("role")?, row.texts("missing")?);
     if missing.is_empty() {
         return Ok(Check::fine(
@@ -103,7 +91,9 @@ async fn own_privileges(connections: &Connections) -> Result<Check, StoreError> 
 async fn row_security(store: &Store, connections: &Connections) -> Result<Check, StoreError> {
     const ACTIVE: &str = "SELECT row_security_active(to_regclass($1)) AS is_active, quote_ident(current_user) AS role";
     let table = &store.table().table;
-    let row = one(connections, ACTIVE, [Value::from(table.clone())]).await?;
+    let mut args = store.database().args();
+    args.bind(table.as_str());
+    let row = connections.fetch_one(ACTIVE.to_owned(), args).await?;
     let role: String = row.get("role")?;
     Ok(match row.get("is_active")? {
         false => Check::fine("row security", format!("hides nothing from role {role}")),

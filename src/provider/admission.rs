@@ -10,8 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::RequestDeadline;
-use crate::core::provider_state::{Pressure, Spent};
-use crate::core::provider_state::{ProviderState, StateChange};
+use crate::core::provider_state::{Pressure, ProviderState, Spent, StateChange};
 use crate::provider::state::breaker::Breaker;
 use crate::provider::state::concurrency_limit::{Begun, ConcurrencyLimit, Plan};
 use crate::provider::state::retry_budget::RetryBudget;
@@ -22,7 +21,7 @@ const KNOWS_BETTER: Duration = Duration::from_secs(5);
 pub(super) struct Traffic {
     gate: Semaphore,
     state: Mutex<State>,
-    /// Wakes whoever waits for changed.
+    /// Wakes whoever waits for what other processes should know.
     changed: Notify,
     /// Wakes whoever waits for the end of requests under way.
     settled: Notify,
@@ -304,7 +303,7 @@ impl Traffic {
         let mut state = self.state();
         if let Some(plan) = plan {
             let ours = state.taken;
-            state.limit.merge_remote(plan, ours);
+            state.limit.apply_plan(plan, ours);
         }
         match outcome {
             Outcome::Answered => {
@@ -370,7 +369,7 @@ impl Traffic {
     }
 
     /// Nobody asks before this time is over.
-    pub(super) fn cooldown(&self, pause: Duration) {
+    pub(super) fn begin_cooldown(&self, pause: Duration) {
         let mut state = self.state();
         let until = Instant::now() + pause;
         if state.hold_until.is_none_or(|held| held < until) {

@@ -1,10 +1,11 @@
 //! What a refusal by the provider means, by what the caller does about it.
 
-use crate::core::format::printable;
-use crate::core::lookup::{Unavailable, UnavailableKind};
 use std::time::Duration;
 
 use serde_json::Value;
+
+use crate::core::format::printable;
+use crate::core::lookup::{Unavailable, UnavailableKind};
 
 /// A request that did not bring what was asked for. None of these is a verdict about a voice except
 /// [`ProviderError::NotFound`], and that one has to be confirmed.

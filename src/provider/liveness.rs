@@ -35,7 +35,7 @@ impl Provider {
     ) -> Option<bool> {
         let mut failed_at = self.liveness_failed_at.lock().await;
         let others = self.traffic.is_served_since(since);
-        if timeout(self.patience_with_others(), others).await == Ok(true) {
+        if timeout(self.time_for_others(), others).await == Ok(true) {
             return Some(true);
         }
         let answered_at = self.traffic.answered_at();
@@ -46,7 +46,7 @@ impl Provider {
         match self.liveness(deadline, place).await {
             Err(ProviderError::Throttled { retry_after, .. }) => {
                 let pause = backoff::pause(1, Cause::Throttled, None, fastrand::f64());
-                self.traffic.cooldown(retry_after.unwrap_or(pause));
+                self.traffic.begin_cooldown(retry_after.unwrap_or(pause));
                 None
             }
             Err(ProviderError::Unavailable(trouble))
@@ -56,7 +56,7 @@ impl Provider {
             }
             Err(ProviderError::Unavailable(trouble)) => {
                 if let Some(pause) = trouble.retry_after {
-                    self.traffic.cooldown(pause);
+                    self.traffic.begin_cooldown(pause);
                 }
                 *failed_at = Some(Instant::now());
                 Some(false)
@@ -94,7 +94,7 @@ impl Provider {
     }
 
     /// How long requests under way are waited for, whose answers may spare one.
-    fn patience_with_others(&self) -> Duration {
+    fn time_for_others(&self) -> Duration {
         let usual = self.latency().saturating_mul(4);
         usual.clamp(SHORTEST_WAIT, LONGEST_WAIT)
     }

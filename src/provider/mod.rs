@@ -32,8 +32,7 @@ use latency::Latencies;
 pub(crate) use liveness::NO_VOICE;
 pub use request_deadline::RequestDeadline;
 
-use crate::core::provider_state::{Pressure, Spent};
-use crate::core::provider_state::{ProviderState, StateChange};
+use crate::core::provider_state::{Pressure, ProviderState, Spent, StateChange};
 use crate::provider::state::backoff::{self, Cause};
 use crate::provider::state::concurrency_limit::Plan;
 use crate::telemetry::metrics::{Class, Endpoint, ProviderMetrics};
@@ -380,7 +379,7 @@ impl Provider {
             let pause = backoff::pause(tried, cause, retry_after, fastrand::f64());
             let is_about_a_voice = matches!(refusal, ProviderError::Unanswerable(_));
             if cause == Cause::Throttled || retry_after.is_some() && !is_about_a_voice {
-                self.traffic.cooldown(retry_after.unwrap_or(pause));
+                self.traffic.begin_cooldown(retry_after.unwrap_or(pause));
             }
             let may_repeat = match purpose {
                 Purpose::Batch if is_about_a_voice => false,

@@ -135,9 +135,7 @@ impl Store {
             args.bind(run.run_id)
         );
         let rows = transaction.fetch_all(sql, args).await?;
-        rows.iter()
-            .map(|row| Ok(RowId::new(row.get::<String>("row_id")?)))
-            .collect()
+        rows.iter().map(|row| row.get("row_id")).collect()
     }
 
     pub(super) async fn resend_once(
@@ -204,9 +202,7 @@ impl Store {
         for row in &rows {
             of.extend(row.get_optional::<Uuid>("batch_id")?);
         }
-        if !of.is_empty() {
-            self.recount(&mut transaction, of).await?;
-        }
+        self.recount(&mut transaction, of).await?;
         let total = self
             .enter_command(&mut transaction, run, "purged", rows.len() as u64)
             .await?;

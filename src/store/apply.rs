@@ -129,9 +129,7 @@ impl Store {
             id = self.table.id,
         );
         let rows = transaction.fetch_all(sql, args).await?;
-        rows.iter()
-            .map(|row| Ok(RowId::new(row.get::<String>("row_id")?)))
-            .collect()
+        rows.iter().map(|row| row.get("row_id")).collect()
     }
 
     /// The answers as a table `a`.
@@ -238,7 +236,7 @@ impl Store {
             args.bind(run_id),
             args.bind(first),
             args.bind(last),
-            args.bind(i64::try_from(events.len()).unwrap_or(i64::MAX)),
+            args.bind(events.len()),
         ];
         let now = self.dialect().now();
         let leased_until = match record {
@@ -286,8 +284,7 @@ impl Store {
         transaction: &mut Transaction<'_>,
         moved: &[Moved<'_>],
     ) -> Result<(), StoreError> {
-        let completed = moved.iter().map(|moved| moved.transition);
-        let completed: Vec<_> = completed.filter(|t| t.target.completes()).collect();
+        let completed: Vec<_> = completed(moved).collect();
         if completed.is_empty() || !self.table.keeps_completions() {
             return Ok(());
         }
@@ -314,11 +311,7 @@ impl Store {
         transaction: &mut Transaction<'_>,
         moved: &[Moved<'_>],
     ) -> Result<(), StoreError> {
-        let completed = moved.iter().map(|moved| moved.transition);
-        let completed = completed.filter(|transition| transition.target.completes());
-        let rows: Vec<_> = completed
-            .map(|transition| transition.row.as_str())
-            .collect();
+        let rows: Vec<_> = completed(moved).map(|t| t.row.as_str()).collect();
         if rows.is_empty() {
             return Ok(());
         }
@@ -370,6 +363,11 @@ impl Store {
         );
         transaction.execute(sql, args).await.map(drop)
     }
+}
+
+fn completed<'a>(moved: &[Moved<'a>]) -> impl Iterator<Item = &'a Transition> {
+    let transitions = moved.iter().map(|moved| moved.transition);
+    transitions.filter(|transition| transition.target.completes())
 }
 
 /// Which transitions happened. A row that comes twice moves once, by the answer about the id that it has.

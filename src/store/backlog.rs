@@ -6,7 +6,6 @@ use super::database::{Columns, Row};
 use super::dialect::Dialect;
 use super::values::{Agenda, Isolated, Overview, Upcoming};
 use super::{MAX_BUS_PAUSE, NEXT, OUTBOX_LEASE, REFUSED, Store, StoreError, present};
-use crate::core::voice::RowId;
 
 impl Store {
     pub(super) async fn overview_once(&self) -> Result<Overview, StoreError> {
@@ -106,9 +105,9 @@ impl Store {
             agenda.read_at = row.get("read_at")?;
             agenda.events_wait = row.get("events_wait")?;
             agenda.version = row.get("version")?;
-            if let Some(id) = row.get_optional::<String>("row_id")? {
+            if let Some(row_id) = row.get_optional("row_id")? {
                 agenda.voices.push(Upcoming {
-                    row: RowId::new(id),
+                    row: row_id,
                     due_in: row.get("due_in")?,
                     kind: row.get_optional("kind")?,
                     was_found: row.get("was_found")?,
@@ -145,8 +144,10 @@ impl Store {
         );
         let rows = self.database.fetch_all(sql, args).await?;
         let voice = |row: &Row| {
-            let id: String = row.get("row_id")?;
-            Ok(Upcoming::unscheduled(RowId::new(id), row.get("isolated")?))
+            Ok(Upcoming::unscheduled(
+                row.get("row_id")?,
+                row.get("isolated")?,
+            ))
         };
         rows.iter().map(voice).collect()
     }
@@ -171,7 +172,7 @@ impl Store {
         for row in &self.database.fetch_all(sql, args).await? {
             isolated.read_at = row.get("read_at")?;
             isolated.new += usize::from(row.times("unanswered")? == 0);
-            isolated.rows.push(RowId::new(row.get::<String>("row_id")?));
+            isolated.rows.push(row.get("row_id")?);
         }
         Ok(isolated)
     }

@@ -8,7 +8,7 @@ use super::values::{LeaseId, Page, Selection};
 use super::{LEASE, Store, StoreError, visit};
 use crate::core::transition::Claimed;
 use crate::core::verdict::Age;
-use crate::core::voice::{Position, RowId};
+use crate::core::voice::Position;
 
 /// `pg_advisory_xact_lock` key: the ASCII bytes of "voicelse". One claim is made at a time: of two at once, neither
 /// would see the other's lease.
@@ -213,7 +213,7 @@ fn claimed(row: &Row) -> Result<Claimed, StoreError> {
     };
     let asked_ago = row.get_optional("asked_ago")?;
     Ok(Claimed {
-        row: RowId::new(row.get::<String>("row_id")?),
+        row: row.get("row_id")?,
         position: Position::new(row.get::<String>("position")?),
         provider_id: row.get_optional("provider_id")?,
         age,

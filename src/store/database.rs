@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::dialect::Dialect;
 use super::{Access, DatabaseUrl, StoreError, postgres, sqlite};
+use crate::core::voice::RowId;
 
 /// A connected database whose application table has not been looked at.
 pub enum Database {
@@ -252,7 +253,7 @@ impl Transaction<'_> {
     }
 }
 
-fn one(rows: Vec<Row>) -> Result<Row, StoreError> {
+pub(super) fn one(rows: Vec<Row>) -> Result<Row, StoreError> {
     let first = rows.into_iter().next();
     first.ok_or_else(|| sqlx::Error::RowNotFound.into())
 }
@@ -393,6 +394,11 @@ impl Column<'_> {
     }
 }
 
+/// No count is larger.
+fn saturated(count: impl TryInto<i64>) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
+}
+
 /// Values of these types, and none of them.
 macro_rules! value {
     ($($from:ty => $variant:ident, $convert:expr;)+) => {$(
@@ -415,6 +421,8 @@ value! {
     String => Text, Cow::Owned;
     i64 => Integer, identity;
     u32 => Integer, i64::from;
+    u64 => Integer, saturated;
+    usize => Integer, saturated;
     f64 => Real, identity;
     bool => Boolean, identity;
     Uuid => Id, identity;
@@ -512,6 +520,16 @@ impl FromColumn for i64 {
 
     fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Option<Self>, sqlx::Error> {
         row.try_get_unchecked(column)
+    }
+}
+
+impl FromColumn for RowId {
+    fn of_postgres(row: &PgRow, column: &str) -> Result<Option<Self>, sqlx::Error> {
+        Ok(String::of_postgres(row, column)?.map(Self::new))
+    }
+
+    fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Option<Self>, sqlx::Error> {
+        Ok(String::of_sqlite(row, column)?.map(Self::new))
     }
 }
 

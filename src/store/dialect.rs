@@ -161,6 +161,14 @@ impl Dialect {
         }
     }
 
+    /// The keys of the voices of the lease `l`.
+    pub(crate) fn voices_of_lease(self) -> &'static str {
+        match self {
+            Self::Postgres => "SELECT unnest(l.voices)",
+            Self::Sqlite => "SELECT j.value FROM json_each(l.voices) j",
+        }
+    }
+
     /// The keys of the voices of leases `l` that fulfil a condition.
     pub(crate) fn leased_voices(self, condition: &str) -> String {
         let leases = self.own("leases");

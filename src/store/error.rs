@@ -91,7 +91,7 @@ fn by_sqlstate(error: &PgDatabaseError) -> StoreError {
     let message = said(error, &code);
     match code {
         // A statement that was cancelled (57014) has mostly waited for a lock, up to a
-        // `statement_timeout` that is shorter than our own patience.
+        // `statement_timeout` that is shorter than our own time limit.
         "40001" | "40P01" | "55P03" | "57014" => StoreError::Contended(message),
         "0A000" if error.routine() == Some(REPLANNED) => StoreError::Contended(message),
         // A view or rule that cannot be written through. With a connection that was refused, 55000

@@ -12,11 +12,10 @@ use super::outbox::PUBLISHED_AT;
 use super::provider_state::{state, state_columns};
 use super::survey::LedgerEntry;
 use super::values::{CommandRun, NextPass, PriorState, Run};
-use super::{KEPT, NEWEST_RUNS, RUNS_KEPT, Store, StoreError, UNLISTED};
+use super::{DAY, KEPT, NEWEST_RUNS, RUNS_KEPT, Store, StoreError, UNLISTED};
 use crate::core::provider_state::{RETRY_WINDOW, Spent};
 use crate::core::voice::Position;
 
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Voices that are no longer in processing are forgotten after this time.
 const FORGOTTEN: Duration = Duration::from_secs(60 * 60);
 
@@ -29,9 +28,6 @@ impl Store {
         let now = dialect.now();
         let mut args = self.database.args();
         let account = args.bind(account);
-        let sum = |name: &str| {
-            format!("CAST(COALESCE(sum(CAST(counts ->> '{name}' AS bigint)), 0) AS bigint)")
-        };
         let unlisted = dialect.is_ahead(&dialect.stored_moment("u.value"), UNLISTED);
         let sql = format!(
             "SELECT (SELECT resume_after FROM {cursors} WHERE table_name = {table}) AS resume_after,
@@ -53,8 +49,8 @@ impl Store {
             is_quarantined = self.table.is_quarantined(),
             day = dialect.span(DAY),
             state_columns = state_columns(dialect),
-            requests = sum("requests"),
-            retries = sum("retries"),
+            requests = sum_of("requests"),
+            retries = sum_of("retries"),
             runs = dialect.own("runs"),
             newest = args.bind(NEWEST_RUNS),
             window = dialect.span(RETRY_WINDOW),
@@ -85,7 +81,7 @@ impl Store {
             args.bind(run.started_at),
             args.bind(milliseconds(run.duration)),
             args.bind(i64::from(run.exit_code)),
-            args.bind(i64::try_from(run.found).unwrap_or(i64::MAX)),
+            args.bind(run.found),
             dialect.json(&args.bind(run.counts.to_string())),
             dialect.json(&args.bind(run.completion_times().map(|times| times.to_string()))),
         ];
@@ -175,7 +171,7 @@ impl Store {
         let runs = dialect.own("runs");
         if number > 0 {
             let mut args = self.database.args();
-            let number = args.bind(i64::try_from(number).unwrap_or(i64::MAX));
+            let number = args.bind(number);
             let before = format!("COALESCE(CAST(r.counts ->> '{count}' AS bigint), 0)");
             let sql = format!(
                 "INSERT INTO {runs} AS r (run_id, command, started_at, finished_at, duration_ms, exit_code, found,
@@ -330,6 +326,11 @@ impl Store {
         );
         (sql, args)
     }
+}
+
+/// The sum of a count over entries.
+pub(super) fn sum_of(count: &str) -> String {
+    format!("CAST(COALESCE(sum(CAST(counts ->> '{count}' AS bigint)), 0) AS bigint)")
 }
 
 /// The texts of a JSON array.

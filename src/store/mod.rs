@@ -37,7 +37,7 @@ use uuid::Uuid;
 pub use adopt::Adoption;
 pub(crate) use adopt::{make_index, of_processing};
 pub use database::Database;
-pub(crate) use database::{Args, Column, Row, Value};
+pub(crate) use database::{Args, Column, Value};
 pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
 pub(crate) use dialect::Dialect;
 pub use error::StoreError;
@@ -71,6 +71,7 @@ use crate::failpoint;
 use outbox::Settlement;
 use values::Recorded;
 
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a claimed voice is this process's alone, by the database's clock.
 pub const LEASE: Duration = Duration::from_secs(60);
 /// An event that the event bus refuses is no reason for a pass within this time.
@@ -80,7 +81,7 @@ const OUTBOX_LEASE: Duration = Duration::from_secs(15);
 /// A voice that could not be asked about or stored so often is left alone for [`SET_ASIDE`].
 const MAX_STRIKES: u32 = 3;
 /// How long a voice that keeps making trouble is left alone.
-const SET_ASIDE: Duration = Duration::from_secs(24 * 60 * 60);
+const SET_ASIDE: Duration = DAY;
 /// How long published events, failures and passes are kept for people to look at.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Passes that are kept at the most: a daemon makes one every few seconds.

@@ -1,19 +1,17 @@
 //! What is known of voices that stay in processing.
 
 use std::borrow::Cow;
-use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::database::Columns;
+use super::ledger::sum_of;
 use super::values::MissingVoice;
-use super::{MAX_STRIKES, SET_ASIDE, Store, StoreError};
+use super::{DAY, MAX_STRIKES, SET_ASIDE, Store, StoreError};
 use crate::core::missing::MassAbsence;
 use crate::core::transition::{Note, Seen};
 use crate::core::verdict::Failure;
 use crate::core::voice::RowId;
-
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Store {
     /// `noted` tells one call from another: what a call has noted, it does not count again after a lost reply.
@@ -133,7 +131,7 @@ impl Store {
         let rows = self.database.fetch_all(sql, args).await?;
         let missing = rows.iter().map(|row| {
             Ok(MissingVoice {
-                row: RowId::new(row.get::<String>("row_id")?),
+                row: row.get("row_id")?,
                 provider_id: row.get("provider_id")?,
                 times: row.times("missing_count")?,
                 lasting: row.get("lasting")?,
@@ -150,8 +148,8 @@ impl Store {
         let yesterday = format!("{} - {}", dialect.now(), dialect.span(DAY));
         let sum = |name: &str, account: &str| {
             format!(
-                "(SELECT COALESCE(CAST(sum(CAST(counts ->> '{name}' AS bigint)) AS bigint), 0) FROM {runs}
-                  WHERE account = {account} AND finished_at > {yesterday})"
+                "(SELECT {} FROM {runs} WHERE account = {account} AND finished_at > {yesterday})",
+                sum_of(name)
             )
         };
         let mut args = self.database.args();
@@ -175,10 +173,7 @@ impl Store {
         let (missing, failed) = (row.count("missing")?, row.count("failed")?);
         let enough = MassAbsence::enough_found(missing + failed);
         let mut args = self.database.args();
-        let (id, enough) = (
-            args.bind(account),
-            args.bind(i64::try_from(enough).unwrap_or(i64::MAX)),
-        );
+        let (id, enough) = (args.bind(account), args.bind(enough));
         let found = format!(
             "SELECT (SELECT count(*) FROM (
                          SELECT 1 FROM {voices}

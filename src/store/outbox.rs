@@ -33,10 +33,12 @@ impl Settlement {
             [published, refused].map(|ids| ids.iter().collect::<HashSet<_>>());
         let mut batches: BTreeMap<BatchId, [Vec<i64>; 3]> = BTreeMap::new();
         for event in &leased.events {
-            let of = match () {
-                () if published.contains(&event.id) => 0,
-                () if refused.contains(&event.id) => 1,
-                () => 2,
+            let of = if published.contains(&event.id) {
+                0
+            } else if refused.contains(&event.id) {
+                1
+            } else {
+                2
             };
             batches.entry(event.batch).or_default()[of].push(event.id);
         }
@@ -74,9 +76,8 @@ pub(super) const OCCURRED_AT: &str = "COALESCE(o.occurred_at, b.recorded_at)";
 pub(super) const PUBLISHED_AT: &str =
     "CASE WHEN o.batch_id IS NULL THEN o.published_at ELSE b.published_at END";
 
-/// Columns of an event, of the outbox `o` and its batch `b`.
-const EVENT: &str = "o.id, o.batch_id, o.event_id, o.event_type, o.voice_id, o.user_id,
-                     COALESCE(o.occurred_at, b.recorded_at) AS occurred_at";
+/// Columns of an event of the outbox `o`, besides [`OCCURRED_AT`].
+const EVENT: &str = "o.id, o.batch_id, o.event_id, o.event_type, o.voice_id, o.user_id";
 
 impl Store {
     /// The outbox `o` joined with its batches `b`.
@@ -125,7 +126,7 @@ impl Store {
         transaction.execute(sql, args).await?;
         let mut args = self.database.args();
         let sql = format!(
-            "SELECT {EVENT} FROM {} WHERE b.batch_id {} ORDER BY o.id",
+            "SELECT {EVENT}, {OCCURRED_AT} AS occurred_at FROM {} WHERE b.batch_id {} ORDER BY o.id",
             self.batched_outbox(),
             args.is_one_of(ids())
         );
@@ -151,7 +152,7 @@ impl Store {
     ) -> Result<Vec<Recorded>, StoreError> {
         let mut args = self.database.args();
         let sql = format!(
-            "SELECT {EVENT}, b.published_at IS NOT NULL AS is_published FROM {outbox}
+            "SELECT {EVENT}, {OCCURRED_AT} AS occurred_at, b.published_at IS NOT NULL AS is_published FROM {outbox}
              WHERE b.run_id = {run_id} AND o.event_id {is_any} ORDER BY o.id",
             outbox = self.batched_outbox(),
             run_id = args.bind(run_id),
@@ -307,6 +308,9 @@ impl Store {
         batches: impl IntoIterator<Item = Uuid>,
     ) -> Result<(), StoreError> {
         let ids: Vec<Uuid> = batches.into_iter().collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
         let [outbox, batches] = ["outbox", "batches"].map(|table| self.dialect().own(table));
         let mut args = self.database.args();
         let count = format!(
@@ -320,7 +324,7 @@ impl Store {
         let mut args = self.database.args();
         let remove = format!(
             "DELETE FROM {batches} WHERE events = 0 AND batch_id {}",
-            args.is_one_of(Column::Id(ids.clone()))
+            args.is_one_of(Column::Id(ids))
         );
         transaction.execute(remove, args).await.map(drop)
     }

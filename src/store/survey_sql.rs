@@ -231,17 +231,13 @@ impl Store {
             ),
             Dialect::Sqlite => moment.to_owned(),
         };
-        let lease = match (table.has_own_tables, dialect) {
-            (false, _) => "CAST(NULL AS timestamptz)".to_owned(),
-            (true, Dialect::Postgres) => format!(
-                "(SELECT max(l.lease_until) FROM voice_sync.leases l WHERE {} = ANY(l.voices) AND {})",
+        let lease = match table.has_own_tables {
+            false => "CAST(NULL AS timestamptz)".to_owned(),
+            true => format!(
+                "(SELECT max(l.lease_until) FROM {} l WHERE {} IN ({}) AND {})",
+                dialect.own("leases"),
                 table.row_id(),
-                dialect.is_ahead("l.lease_until", LEASE)
-            ),
-            (true, Dialect::Sqlite) => format!(
-                "(SELECT max(l.lease_until) FROM voice_sync_leases l, json_each(l.voices) j
-                  WHERE j.value = {} AND {})",
-                table.row_id(),
+                dialect.voices_of_lease(),
                 dialect.is_ahead("l.lease_until", LEASE)
             ),
         };
@@ -281,14 +277,11 @@ impl Store {
         let table = &self.table;
         let after = |args: &mut Args, row: &Option<RowId>| match row {
             None => String::new(),
-            Some(row) => {
-                let row = args.bind(row.as_str());
-                let row = match self.dialect() {
-                    Dialect::Postgres => format!("({row}::text::{})", table.id_type),
-                    Dialect::Sqlite => row,
-                };
-                format!(" AND v.{} > {row}", table.id)
-            }
+            Some(row) => format!(
+                " AND v.{} > {}",
+                table.id,
+                table.bind_key(args, row.as_str())
+            ),
         };
         match wanted {
             Wanted::Rows(rows) => table.has_key(args, rows),

@@ -9,7 +9,6 @@ use super::dialect::Dialect;
 use super::survey::forms;
 use super::table::MissingColumn;
 use super::{LEASE, MAX_ISOLATED_SCHEDULE, MAX_SCHEDULE, SET_ASIDE, values::Selection};
-use crate::core::voice::Position;
 
 /// How a column holds a UUID or another key, and how it reads to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -333,18 +332,19 @@ impl TableSql {
         let mut condition = format!("{is_processing} AND v.{id} IS NOT NULL{filter}");
         for (comparison, position) in [(">", after), ("<=", up_to)] {
             if let Some(position) = position {
-                let position = self.bind_position(args, position);
+                let position = self.bind_key(args, position.as_str());
                 condition.push_str(&format!(" AND v.{} {comparison} {position}", self.position));
             }
         }
         condition
     }
 
-    fn bind_position(&self, args: &mut Args, position: &Position) -> String {
-        let position = args.bind(position.as_str());
+    /// A key or position that rows are compared with. Returns its placeholder, cast.
+    pub(crate) fn bind_key(&self, args: &mut Args, key: &str) -> String {
+        let key = args.bind(key);
         match self.dialect {
-            Dialect::Postgres => format!("({position}::text::{})", self.id_type),
-            Dialect::Sqlite => position,
+            Dialect::Postgres => format!("({key}::text::{})", self.id_type),
+            Dialect::Sqlite => key,
         }
     }
 

@@ -99,7 +99,7 @@ impl Pass<'_> {
             if let Some(stop_reason) = self.reason_to_stop(progress)
                 && (next.is_some() || has_parts || stop_reason.is_about_the_key())
             {
-                progress.stop_reason(stop_reason);
+                progress.stop(stop_reason);
             }
             let stopped = progress.tally().stop_reason.is_some();
             let Some((selection, limit)) = next.filter(|_| !stopped) else {
@@ -121,7 +121,7 @@ impl Pass<'_> {
                 false => self.store.claim(progress.run_id, &selection, limit).await,
             };
             // A database that fails here would fail the other workers in their turn, each after
-            // its own patience.
+            // its own time limit.
             let page = page.inspect_err(|error| progress.database_failed(error))?;
             let place = claims.segments.advance(&selection, &page);
             progress.tally().claimed(&page);

@@ -55,7 +55,7 @@ impl Pass<'_> {
         self.judge_missing(progress).await?;
         let refused = progress.tally().refuses_all();
         if let Some(stop_reason) = refused {
-            progress.stop_reason(stop_reason);
+            progress.stop(stop_reason);
         }
         if self.scope.dry_run {
             return Ok(());
@@ -115,7 +115,7 @@ impl Pass<'_> {
         let guard = progress.tally().guard;
         let account = self.provider.account();
         if guard.is_tripped() {
-            progress.stop_reason(StopReason::OtherWorkspace(guard));
+            progress.stop(StopReason::OtherWorkspace(guard));
             if !self.scope.dry_run {
                 self.store.begin_mass_absence(account).await?;
             }
@@ -138,7 +138,7 @@ impl Pass<'_> {
         if !matches!(self.scope.which, Which::Named(_)) {
             let absence = self.store.mass_absence(account).await?;
             if absence.forbids_failures() {
-                progress.stop_reason(StopReason::OtherWorkspace(absence.as_guard()));
+                progress.stop(StopReason::OtherWorkspace(absence.as_guard()));
                 return Ok(());
             }
         }

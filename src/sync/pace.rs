@@ -55,6 +55,11 @@ impl Pass<'_> {
         }
     }
 
+    /// Whether each voice takes a request of its own.
+    pub(super) fn asks_singly(&self) -> bool {
+        self.strategy == Strategy::Single || self.provider.has_no_list()
+    }
+
     pub(super) fn lookup_workers(&self) -> usize {
         self.provider.concurrency() + SPARE_WORKERS
     }
@@ -67,12 +72,11 @@ impl Pass<'_> {
     /// Voices of a batch: as many as a list request carries, but no more than can be asked
     /// about within their lease where many take a request of their own.
     pub(super) fn batch_size(&self, progress: &Progress, mode: Mode) -> usize {
-        let singly = self.strategy == Strategy::Single || self.provider.has_no_list();
         let (requests_a_voice, latency) = match mode {
             // Each may hang.
             Mode::Isolated => (1.0, self.provider.single_timeout()),
             Mode::Batch | Mode::Part | Mode::Single | Mode::OneByOne => {
-                let requests = match singly {
+                let requests = match self.asks_singly() {
                     true => 1.0,
                     false => progress.tally().singles_a_voice(),
                 };

@@ -12,8 +12,7 @@ use super::batch::Batch;
 use super::isolation::Isolation;
 use super::segments::{Place, Segments};
 use crate::core::exit::Exit;
-use crate::core::lookup::Lookup;
-use crate::core::lookup::{Unavailable, UnavailableKind};
+use crate::core::lookup::{Lookup, Unavailable, UnavailableKind};
 use crate::core::missing::MassAbsenceGuard;
 use crate::core::quantiles::Quantiles;
 use crate::core::report::{Counts, Obstacle, Part, StopReason};
@@ -202,7 +201,7 @@ impl Progress {
     }
 
     /// Stops the pass from claiming more. The first reason stays.
-    pub(super) fn stop_reason(&self, stop_reason: StopReason) {
+    pub(super) fn stop(&self, stop_reason: StopReason) {
         self.tally().stop_reason.get_or_insert(stop_reason);
     }
 

@@ -139,7 +139,7 @@ impl Segments {
         reserved > 0
     }
 
-    /// Goes on with these rows, after all others.
+    /// Goes on with these rows alone: the others are claimed, or a limit has no room for them.
     pub(super) fn go_on_with(&mut self, rows: Vec<RowId>, read_at: DateTime<Utc>) {
         self.release();
         self.queue = due(rows.iter().map(RowId::to_string).collect(), read_at)

@@ -64,7 +64,7 @@ impl Pass<'_> {
     async fn read_shared_state(&self, progress: &Progress) -> Result<(), StoreError> {
         let state = self.store.provider_state(self.provider.account()).await?;
         if self.provider.merge_remote(state) || state.cooldown > MAX_COOLDOWN {
-            progress.stop_reason(StopReason::ProviderDown);
+            progress.stop(StopReason::ProviderDown);
         }
         Ok(())
     }

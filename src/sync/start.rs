@@ -13,7 +13,7 @@ use crate::core::provider_state::ProviderState;
 use crate::core::report::StopReason;
 use crate::core::schedule;
 use crate::core::voice::RowId;
-use crate::provider::lookup::{BATCH, Strategy};
+use crate::provider::lookup::BATCH;
 use crate::store::{Agenda, Isolated, PriorState, StoreError, Upcoming};
 
 /// How long a pass claims voices where others may come due meanwhile, new ones above all.
@@ -67,7 +67,7 @@ impl Pass<'_> {
     /// Those that are due, and as many of the next as requests have room for: only such as the list
     /// is known to show, as others would take a request of their own.
     fn topped_up(&self, agenda: &Agenda, unlisted: &HashSet<String>) -> Vec<RowId> {
-        let room = match self.strategy == Strategy::Single || self.provider.has_no_list() {
+        let room = match self.asks_singly() {
             true => 1,
             false => BATCH,
         };
@@ -97,7 +97,7 @@ impl Pass<'_> {
                 .claim_probe(self.provider.account(), progress.run_id)
                 .await?;
         if state.is_open() || state.wants_probe() && !may_probe {
-            progress.stop_reason(StopReason::ProviderDown);
+            progress.stop(StopReason::ProviderDown);
         }
         self.provider.resume(state);
         // Who may not ask leaves the jobs to others.

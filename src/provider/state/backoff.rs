@@ -26,7 +26,7 @@ pub enum Cause {
     Throttled,
 }
 
-/// The wait after try number `tried` (1 is the first). `told` is what the provider asked for, and
+/// The wait after try number `tried` (1 is the first). `retry_after` is what the provider asked for, and
 /// the wait is never shorter; `jitter` is uniform in 0..1.
 pub fn pause(tried: u32, cause: Cause, retry_after: Option<Duration>, jitter: f64) -> Duration {
     let base = match cause {

@@ -97,7 +97,7 @@ impl ConcurrencyLimit {
 
     /// Heeds what the plan leaves after others' use, with one kept free for the application.
     /// `ours` are the requests that we had under way ourselves.
-    pub fn merge_remote(&mut self, plan: Plan, ours: u32) {
+    pub fn apply_plan(&mut self, plan: Plan, ours: u32) {
         let others = plan.current.saturating_sub(ours);
         let left = plan.maximum.saturating_sub(others).saturating_sub(1);
         self.left_by_plan = Some(left.max(1));
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn it_leaves_one_for_the_application() {
         let mut limit = ConcurrencyLimit::new(10, None);
-        limit.merge_remote(
+        limit.apply_plan(
             Plan {
                 current: 4,
                 maximum: 5,
@@ -150,7 +150,7 @@ mod tests {
             4,
         );
         assert_eq!(limit.get(), 4);
-        limit.merge_remote(
+        limit.apply_plan(
             Plan {
                 current: 6,
                 maximum: 10,
@@ -158,7 +158,7 @@ mod tests {
             4,
         );
         assert_eq!(limit.get(), 7, "two are others'");
-        limit.merge_remote(
+        limit.apply_plan(
             Plan {
                 current: 100,
                 maximum: 5,
@@ -166,7 +166,7 @@ mod tests {
             1,
         );
         assert_eq!(limit.get(), 1, "one is always tried");
-        limit.merge_remote(
+        limit.apply_plan(
             Plan {
                 current: 0,
                 maximum: 100,
@@ -213,7 +213,7 @@ mod tests {
                     0 => limit.clean(),
                     1 => limit.ease(),
                     2 => limit.halve(begun),
-                    _ => limit.merge_remote(Plan { current, maximum }, 1),
+                    _ => limit.apply_plan(Plan { current, maximum }, 1),
                 }
                 prop_assert!((1..=most).contains(&limit.get()));
             }

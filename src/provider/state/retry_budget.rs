@@ -13,6 +13,7 @@ use crate::core::provider_state::{RETRY_WINDOW as WINDOW, Spent};
 const FLOOR: u32 = 10;
 /// First tries that allow one repetition.
 const FIRST_TRIES_A_RETRY: u32 = 10;
+
 /// First tries and repetitions within the window, by the second.
 #[derive(Debug, Clone, Default)]
 pub struct RetryBudget {

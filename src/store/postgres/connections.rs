@@ -17,7 +17,7 @@ use sqlx::{
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::store::database::{Args, Row};
+use crate::store::database::{Args, Row, one};
 use crate::store::dialect::Dialect;
 use crate::store::{ACQUIRE_TIMEOUT, StoreError, operation_timeout};
 
@@ -120,8 +120,7 @@ impl Connections {
             "SELECT quote_ident(current_user) AS role, quote_ident({}) AS schema",
             args.bind(schema)
         );
-        let rows = self.fetch_all(names, args).await?;
-        let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        let row = self.fetch_one(names, args).await?;
         let (role, schema): (String, String) = (row.get("role")?, row.get("schema")?);
         Ok(StoreError::Config(format!(
             "role {role} may not use schema {schema}, or its tables; as their owner, run: GRANT USAGE ON SCHEMA \
@@ -173,6 +172,10 @@ impl Connections {
         let mut connection = self.acquire().await?;
         let rows = connection.fetch_all(sql, args).await;
         connection.give_back_after(rows)
+    }
+
+    pub(crate) async fn fetch_one(&self, sql: String, args: Args) -> Result<Row, StoreError> {
+        one(self.fetch_all(sql, args).await?)
     }
 
     pub(in crate::store) async fn execute(

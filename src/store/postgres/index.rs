@@ -164,6 +164,6 @@ async fn is_so(
     for parameter in parameters {
         args.bind(parameter);
     }
-    let rows = connections.fetch_all(question.to_owned(), args).await?;
-    rows.first().map_or(Ok(false), |row| row.get("is_so"))
+    let answer = connections.fetch_one(question.to_owned(), args).await?;
+    answer.get("is_so")
 }
