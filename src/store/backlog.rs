@@ -84,7 +84,7 @@ impl Store {
             "WITH present AS (
                  SELECT {now} AS read_at, {version} AS version,
                         NOT {bus_is_backing_off}
-                        AND EXISTS (SELECT 1 FROM {batches} WHERE published_at IS NULL AND NOT {is_leased}
+                        AND EXISTS (SELECT 1 FROM {unpublished} WHERE NOT {is_leased}
                                     AND (leased_until IS NULL OR leased_until > {now}
                                          OR leased_until <= {now} - {refused})) AS events_wait
              ),
@@ -92,7 +92,7 @@ impl Store {
              SELECT read_at, version, events_wait, row_id, kind, was_found, isolated,
                     {due_in} AS due_in
              FROM present LEFT JOIN upcoming ON TRUE ORDER BY next_due",
-            batches = dialect.own("batches"),
+            unpublished = self.unpublished(),
             is_leased = dialect.is_ahead("leased_until", OUTBOX_LEASE),
             refused = dialect.span(REFUSED),
             due = scheduled(&format!("w.next_due <= {now}"), &most),

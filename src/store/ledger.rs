@@ -226,21 +226,23 @@ impl Store {
         entries.collect()
     }
 
-    pub(super) async fn tidy_once(&self, at_once: u32) -> Result<(), StoreError> {
+    pub(super) async fn tidy_once(&self, at_once: u32) -> Result<u64, StoreError> {
         let mut transaction = self
             .database
             .begin_with("SET LOCAL synchronous_commit = off")
             .await?;
-        self.adopt_events(&mut transaction).await?;
-        self.end_expired_leases(&mut transaction).await?;
+        let mut removed = 0;
         let forget_events = self.events_sql(&mut transaction, at_once).await?;
         for (sql, args) in forget_events
             .into_iter()
             .chain([self.runs_sql(at_once), self.left_behind_sql(at_once)])
         {
-            transaction.execute(sql, args).await?;
+            removed += transaction.execute(sql, args).await?;
         }
-        transaction.commit().await
+        // Last: a claim that wants to end them as well waits for the commit, and all other claims for it.
+        self.end_expired_leases(&mut transaction).await?;
+        transaction.commit().await?;
+        Ok(removed)
     }
 
     /// Removes published events and their batches, from the oldest on. No scan, whatever the size.

@@ -41,6 +41,7 @@ fn for_postgres() -> Vec<Migration> {
         migration!(6, "mass_absence", "postgres"),
         migration!(7, "due", "postgres"),
         migration!(8, "batches", "postgres"),
+        migration!(9, "unbatched_events", "postgres"),
     ]
 }
 
@@ -54,6 +55,7 @@ fn for_sqlite() -> Vec<Migration> {
         migration!(6, "mass_absence", "sqlite"),
         migration!(7, "due", "sqlite"),
         migration!(8, "batches", "sqlite"),
+        migration!(9, "unbatched_events", "sqlite"),
     ]
 }
 

@@ -549,8 +549,8 @@ impl Store {
     /// Removes, in a small step, what is no longer of use: published events, failures and passes
     /// older than a week, and notes of voices that are no longer in processing.
     ///
-    /// At most `at_once` rows of each table.
-    pub async fn tidy(&self, at_once: u32) -> Result<(), StoreError> {
+    /// At most `at_once` rows of each table. Returns how many in all.
+    pub async fn tidy(&self, at_once: u32) -> Result<u64, StoreError> {
         self.attempt("store.tidy", || self.tidy_once(at_once)).await
     }
 

@@ -1,6 +1,7 @@
 //! What is known of voices that stay in processing.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use uuid::Uuid;
 
@@ -25,7 +26,9 @@ impl Store {
         let dialect = self.dialect();
         let mut args = self.database.args();
         let [run, account, noted] = [run_id, account, noted].map(|id| args.bind(id));
-        let noted_rows: Vec<_> = notes.iter().map(NoteRow::new).collect();
+        // A row that comes twice, as by its own id and by the provider's, was seen once: the last answer counts.
+        let last: HashMap<&RowId, &Note> = notes.iter().map(|note| (&note.row, note)).collect();
+        let noted_rows: Vec<_> = last.into_values().map(NoteRow::new).collect();
         let rows = Columns::of(&noted_rows)
             .text("row_id", |row| Some(row.note.row.as_str()))
             .text("provider_id", |row| row.note.provider_id.as_deref())
@@ -36,6 +39,7 @@ impl Store {
             .boolean("answered", |row| row.is_answered)
             .boolean("isolated", |row| row.is_isolated)
             .boolean("missing", |row| row.note.seen == Seen::Missing)
+            .boolean("superseded", |row| row.note.seen == Seen::Superseded)
             .boolean("strike", |row| matches!(row.note.seen, Seen::SetAside(_)))
             .boolean("unanswerable", |row| {
                 matches!(row.note.seen, Seen::Unanswerable { .. })
@@ -48,7 +52,8 @@ impl Store {
             "n.row_id IN ({})",
             dialect.leased_voices(&format!("l.run_id = {run}"))
         );
-        // A voice that another process has claimed since is left to it. An answer is known by `last_asked`.
+        // A voice that another process has claimed since is left to it. If the status was changed by somebody whose
+        // reason for a failure is known, that stays known. An answer is known by `last_asked`.
         let is_restarted = super::TableSql::is_restarted("EXCLUDED.provider_id");
         let sql = format!(
             "INSERT INTO {voices} AS w (row_id, provider_id, run_id, noted, first_seen, scheduled_at, next_due,
@@ -60,11 +65,12 @@ impl Store {
                  CASE WHEN n.missing THEN {now} END, CASE WHEN n.strike THEN 1 ELSE 0 END, n.isolated,
                  CASE WHEN n.unanswerable THEN 1 ELSE 0 END, CASE WHEN n.unanswerable THEN {now} END
              FROM {rows}
-             WHERE {is_leased}
-                OR EXISTS (SELECT 1 FROM {voices} k WHERE k.row_id = n.row_id AND k.run_id = {run})
+             WHERE ({is_leased} OR EXISTS (SELECT 1 FROM {voices} k WHERE k.row_id = n.row_id AND k.run_id = {run}))
+               AND NOT (n.superseded
+                        AND EXISTS (SELECT 1 FROM {voices} k WHERE k.row_id = n.row_id AND k.failed_at IS NOT NULL))
              ON CONFLICT (row_id) DO UPDATE
              SET provider_id = EXCLUDED.provider_id, run_id = EXCLUDED.run_id, noted = EXCLUDED.noted,
-                 failed_at = NULL, failure = NULL,
+                 failed_at = NULL, failure = NULL, lease_until = NULL,
                  first_seen = CASE WHEN {is_restarted} THEN EXCLUDED.first_seen ELSE w.first_seen END,
                  restarted_at = CASE WHEN {is_restarted} THEN EXCLUDED.first_seen ELSE w.restarted_at END,
                  scheduled_at = EXCLUDED.scheduled_at, next_due = EXCLUDED.next_due,

@@ -92,6 +92,7 @@ impl Store {
         let dialect = self.dialect();
         let batches = dialect.own("batches");
         let mut transaction = self.database.begin().await?;
+        self.adopt_events(&mut transaction).await?;
         let mut args = self.database.args();
         let sql = format!(
             "SELECT batch_id, events FROM {batches}
@@ -131,6 +132,11 @@ impl Store {
             args.is_one_of(ids())
         );
         let rows = transaction.fetch_all(sql, args).await?;
+        let mut empty: HashSet<Uuid> = chosen.into_iter().collect();
+        for row in &rows {
+            empty.remove(&row.get("batch_id")?);
+        }
+        self.recount(&mut transaction, empty).await?;
         transaction.commit().await?;
         let mut leased = LeasedEvents::default();
         for row in &rows {
@@ -213,11 +219,13 @@ impl Store {
                     i64::try_from(*events).unwrap_or(i64::MAX)
                 });
             let rows = args.rows("p", rows);
-            // Of a batch that has other events as well, nothing is known.
+            // Of a batch that has other events as well, nothing is known. One that has fewer lost them to somebody
+            // who removed them by hand.
             let sql = format!(
                 "UPDATE {batches} AS b SET published_at = {now} FROM {rows}
                  WHERE b.batch_id = p.batch_id AND b.published_at IS NULL
-                   AND b.events = p.events"
+                   AND (b.events = p.events OR {all} <= p.events)",
+                all = self.events_of_batch(),
             );
             transaction.execute(sql, args).await?;
         }
@@ -301,6 +309,14 @@ impl Store {
         transaction.execute(sql, args).await.map(drop)
     }
 
+    /// How many events the batch `b` has.
+    fn events_of_batch(&self) -> String {
+        format!(
+            "(SELECT count(*) FROM {} o WHERE o.id BETWEEN b.first_id AND b.last_id AND o.batch_id = b.batch_id)",
+            self.dialect().own("outbox")
+        )
+    }
+
     /// Counts the events of batches again from which some were taken. A batch without any is removed.
     pub(super) async fn recount(
         &self,
@@ -311,13 +327,11 @@ impl Store {
         if ids.is_empty() {
             return Ok(());
         }
-        let [outbox, batches] = ["outbox", "batches"].map(|table| self.dialect().own(table));
+        let batches = self.dialect().own("batches");
         let mut args = self.database.args();
         let count = format!(
-            "UPDATE {batches} AS b SET events = (
-                 SELECT count(*) FROM {outbox} o
-                 WHERE o.id BETWEEN b.first_id AND b.last_id AND o.batch_id = b.batch_id)
-             WHERE batch_id {}",
+            "UPDATE {batches} AS b SET events = {} WHERE batch_id {}",
+            self.events_of_batch(),
             args.is_one_of(Column::Id(ids.clone()))
         );
         transaction.execute(count, args).await?;
@@ -329,11 +343,20 @@ impl Store {
         transaction.execute(remove, args).await.map(drop)
     }
 
+    /// Batches that are not published, and events without a batch, which an earlier version recorded, as if each
+    /// were one.
+    pub(super) fn unpublished(&self) -> String {
+        let [outbox, batches] = ["outbox", "batches"].map(|table| self.dialect().own(table));
+        format!(
+            "(SELECT first_id, last_id, events, recorded_at, leased_until FROM {batches} WHERE published_at IS NULL
+              UNION ALL
+              SELECT id, id, 1, occurred_at, leased_until FROM {outbox}
+              WHERE batch_id IS NULL AND published_at IS NULL) u"
+        )
+    }
+
     /// Puts events that an earlier version recorded into a batch, as long as it is not publishing them itself.
-    pub(super) async fn adopt_events(
-        &self,
-        transaction: &mut Transaction<'_>,
-    ) -> Result<(), StoreError> {
+    async fn adopt_events(&self, transaction: &mut Transaction<'_>) -> Result<(), StoreError> {
         let dialect = self.dialect();
         let (outbox, batch) = (dialect.own("outbox"), Uuid::new_v4());
         let mut args = self.database.args();
@@ -364,8 +387,8 @@ impl Store {
             "SELECT CAST(COALESCE(sum(events), 0) AS bigint) AS total,
                     CAST(COALESCE(sum(events) FILTER (WHERE NOT {is_leased}), 0) AS bigint) AS unleased,
                     max(last_id) AS newest
-             FROM {batches} WHERE published_at IS NULL AND first_id <= {up_to}",
-            batches = self.dialect().own("batches"),
+             FROM {unpublished} WHERE first_id <= {up_to}",
+            unpublished = self.unpublished(),
             up_to = args.bind(up_to.unwrap_or(i64::MAX)),
         );
         let row = self.database.fetch_one(sql, args).await?;
@@ -383,9 +406,9 @@ impl Store {
         }
         let sql = format!(
             "SELECT CAST(COALESCE(sum(events), 0) AS bigint) AS events, {oldest} AS oldest
-             FROM {batches} WHERE published_at IS NULL",
+             FROM {unpublished}",
             oldest = self.dialect().since("min(recorded_at)"),
-            batches = self.dialect().own("batches"),
+            unpublished = self.unpublished(),
         );
         let row = self.database.fetch_one(sql, self.database.args()).await?;
         Ok((row.get("events")?, row.get_optional("oldest")?))

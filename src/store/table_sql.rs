@@ -171,18 +171,24 @@ impl TableSql {
         format!("COALESCE(w.isolated AND w.unanswered > 1 AND {is_scheduled}, FALSE)")
     }
 
-    /// Whether a process has leased the voice with this key, unless it is the run with this id.
+    /// Whether a process has leased the voice with this key, unless it is the run with this id. An earlier version,
+    /// which may still be running, keeps its leases in `voices`.
     pub(crate) fn is_leased(&self, row_id: &str, but_to: Option<&str>) -> String {
         if !self.has_own_tables {
             return "FALSE".to_owned();
         }
-        let other = but_to.map(|run_id| format!(" AND l.run_id <> {run_id}"));
-        let condition = format!(
-            "{}{}",
-            self.dialect.is_ahead("l.lease_until", LEASE),
-            other.unwrap_or_default()
-        );
-        format!("{row_id} IN ({})", self.dialect.leased_voices(&condition))
+        let is_leased = |lease: &str| {
+            let other = but_to.map(|run_id| format!(" AND {lease}.run_id <> {run_id}"));
+            let is_ahead = self
+                .dialect
+                .is_ahead(&format!("{lease}.lease_until"), LEASE);
+            format!("{is_ahead}{}", other.unwrap_or_default())
+        };
+        format!(
+            "({row_id} IN ({}) OR {})",
+            self.dialect.leased_voices(&is_leased("l")),
+            is_leased("w")
+        )
     }
 
     /// Whether another run's lease on the voice with this key has run out.

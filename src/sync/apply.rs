@@ -52,6 +52,9 @@ impl Pass<'_> {
             self.count_notes(progress, &notes);
             return Ok(Vec::new());
         }
+        let (decided, of_decided) = progress.tally().take_decided();
+        notes.extend(decided);
+        leases.extend(of_decided);
         // A pass may come by a row twice, as where it was cloned anew: each answer is one of its own.
         let mut rows = HashSet::with_capacity(transitions.len());
         let (first, again) = transitions

@@ -122,8 +122,8 @@ impl Pass<'_> {
             };
             // A database that fails here would fail the other workers in their turn, each after
             // its own time limit.
-            let page = page.inspect_err(|error| progress.database_failed(error))?;
-            let place = claims.segments.advance(&selection, &page);
+            let mut page = page.inspect_err(|error| progress.database_failed(error))?;
+            let place = claims.segments.advance(&selection, &mut page);
             progress.tally().claimed(&page);
             self.metrics.reclaimed.inc_by(page.reclaimed);
             claims

@@ -18,7 +18,7 @@ use crate::store::{MissingVoice, NextPass, Run, StoreError};
 /// Missing voices looked through at once.
 const PAGE: u32 = 500;
 
-/// Rows of each of its own tables that a pass removes at the most, unless it added more.
+/// Rows of each of its own tables that are removed in one transaction.
 const TIDIED_AT_ONCE: u32 = 1000;
 /// Of so many passes without work, one tidies up.
 const IDLE_PASSES_A_TIDYING: u32 = 50;
@@ -291,7 +291,18 @@ impl Pass<'_> {
         counts
     }
 
-    /// Writes the pass into the ledger and tidies up. Neither is worth failing a pass for.
+    /// Removes old rows. What a pass adds for the voices that it claimed, the next ones must be able to remove.
+    async fn tidy(&self, due: u64) -> Result<(), StoreError> {
+        for _ in 0..=(2 * due / u64::from(TIDIED_AT_ONCE)) {
+            if self.store.tidy(TIDIED_AT_ONCE).await? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the pass into the ledger and tidies up, which a pass without work seldom does. Neither is worth failing a
+    /// pass for.
     async fn record(&self, progress: &Progress, report: &Report, ending: Ending) {
         let (found, failed_missing, unlisted, completion_times) = {
             let mut tally = progress.tally();
@@ -323,10 +334,8 @@ impl Pass<'_> {
         if let Err(error) = self.store.record_run(&run).await {
             warn!(%error, "the pass could not be written into the ledger");
         }
-        // What a pass adds, the next ones must be able to remove. A pass without work seldom looks.
-        let at_once = TIDIED_AT_ONCE.max(u32::try_from(report.counts.due * 2).unwrap_or(u32::MAX));
         if (report.counts.due > 0 || fastrand::u32(..IDLE_PASSES_A_TIDYING) == 0)
-            && let Err(error) = self.store.tidy(at_once).await
+            && let Err(error) = self.tidy(report.counts.due).await
         {
             warn!(%error, "old rows of voice-sync's own tables could not be removed");
         }

@@ -346,6 +346,17 @@ impl Tally {
         !self.any_answered && self.undecided.len() >= OUTAGE_AFTER
     }
 
+    /// Notes that were kept back, with the leases of their voices, once an answer shows that it is no outage.
+    pub(super) fn take_decided(&mut self) -> (Vec<Note>, Vec<Arc<LeaseId>>) {
+        match self.any_answered {
+            true => (
+                std::mem::take(&mut self.undecided),
+                std::mem::take(&mut self.undecided_leases),
+            ),
+            false => Default::default(),
+        }
+    }
+
     /// Notes that were kept back until it was clear whether it is an outage.
     pub(super) fn take_undecided(&mut self) -> Vec<Note> {
         let is_outage = self.looks_like_an_outage();

@@ -6,7 +6,7 @@
 //! Where the application hinted at some voices, these come first, and the walk over the table leaves
 //! them out. Their rows are no places in the table: the next pass begins where the walk stopped.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use chrono::{DateTime, Utc};
 
@@ -32,6 +32,8 @@ pub(super) struct Segments {
     reserved: u64,
     /// Voices claimed.
     claimed: u64,
+    /// Those that were claimed by a name: some have two, and a voice that is cloned anew has a new one.
+    named: HashSet<(RowId, Option<String>)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +107,7 @@ impl Segments {
             left: limit,
             reserved: 0,
             claimed: 0,
+            named: HashSet::new(),
         }
     }
 
@@ -113,9 +116,10 @@ impl Segments {
         if hints.is_empty() {
             return;
         }
+        let hinted: HashSet<&String> = hints.iter().collect();
         for segment in &mut self.queue {
             if let Segment::Due { rows, .. } = segment {
-                rows.retain(|row| !hints.contains(row));
+                rows.retain(|row| !hinted.contains(row));
             }
         }
         self.queue
@@ -181,9 +185,16 @@ impl Segments {
         }
     }
 
-    /// Goes on behind a page that was claimed by this selection. Returns the page's place, if it was
-    /// one of the table.
-    pub(super) fn advance(&mut self, selection: &Selection, page: &Page) -> Option<Place> {
+    /// Goes on behind a page that was claimed by this selection, and drops from it what was claimed by another name.
+    /// Returns the page's place, if it was one of the table.
+    pub(super) fn advance(&mut self, selection: &Selection, page: &mut Page) -> Option<Place> {
+        match selection {
+            Selection::Range { .. } => {}
+            Selection::Hinted { .. } | Selection::Named(_) | Selection::Due { .. } => {
+                let name = |voice: &Claimed| (voice.row.clone(), voice.provider_id.clone());
+                page.voices.retain(|voice| self.named.insert(name(voice)));
+            }
+        }
         let number = self.claimed;
         self.claimed += page.voices.len() as u64;
         if let Some(left) = &mut self.left {
@@ -254,6 +265,19 @@ mod tests {
 
     use super::*;
 
+    fn voice(row: u32, provider_id: Option<&str>) -> Claimed {
+        Claimed {
+            row: RowId::new(row.to_string()),
+            position: Position::new(row.to_string()),
+            provider_id: provider_id.map(str::to_owned),
+            age: crate::core::verdict::Age::default(),
+            unasked_for: std::time::Duration::ZERO,
+            kind: None,
+            is_isolated: false,
+            unanswered: 0,
+        }
+    }
+
     /// A table whose rows are these numbers, claimed as a store would.
     fn claim(rows: &[u32], selection: &Selection, limit: u32) -> Page {
         let nothing = &None;
@@ -273,16 +297,7 @@ mod tests {
             .filter(|row| up_to.as_ref().is_none_or(|up_to| **row <= number(up_to)))
             .filter(|row| names.contains(&row.to_string()) == named)
             .take(limit as usize)
-            .map(|row| Claimed {
-                row: RowId::new(row.to_string()),
-                position: Position::new(row.to_string()),
-                provider_id: None,
-                age: crate::core::verdict::Age::default(),
-                unasked_for: std::time::Duration::ZERO,
-                kind: None,
-                is_isolated: false,
-                unanswered: 0,
-            })
+            .map(|row| voice(*row, None))
             .collect();
         let last = found.last().filter(|_| found.len() == limit as usize);
         Page {
@@ -313,13 +328,13 @@ mod tests {
             let Some((selection, limit)) = segments.next(size) else {
                 break;
             };
-            let page = claim(rows, &selection, limit);
+            let mut page = claim(rows, &selection, limit);
+            segments.advance(&selection, &mut page);
             seen.extend(
                 page.voices
                     .iter()
                     .map(|v| v.row.as_str().parse::<u32>().expect("a number")),
             );
-            segments.advance(&selection, &page);
         }
         seen
     }
@@ -371,7 +386,7 @@ mod tests {
             let mut segments = segments(&hints, None, start.clone());
             while let Some((selection @ Selection::Hinted { .. }, limit)) = segments.next(size) {
                 prop_assert_eq!(segments.rest().1, start.clone());
-                prop_assert_eq!(segments.advance(&selection, &claim(&rows, &selection, limit)), None);
+                prop_assert_eq!(segments.advance(&selection, &mut claim(&rows, &selection, limit)), None);
             }
             prop_assert_eq!(segments.rest().1, start);
         }
@@ -384,8 +399,39 @@ mod tests {
         let mut portions = Vec::new();
         while let Some((Selection::Named(names), _)) = segments.next(100) {
             portions.push(names.len());
-            segments.advance(&Selection::Named(Vec::new()), &Page::default());
+            segments.advance(&Selection::Named(Vec::new()), &mut Page::default());
         }
         assert_eq!(portions, [1000, 1000, 400]);
+    }
+
+    /// A hint may name a voice by the provider's id, a schedule by its row.
+    #[test]
+    fn a_voice_with_two_names_is_claimed_once_unless_it_is_cloned_anew() {
+        let due = ["1", "2", "3"].map(|row| RowId::new(row.to_owned()));
+        let mut segments = Segments::over_due(Some(5), due.to_vec(), Utc::now());
+        segments.begin_with(vec!["first".to_owned(), "second".to_owned()]);
+        let mut pages = Vec::new();
+        for found in [
+            [(1, "first"), (2, "second")].as_slice(),
+            &[(1, "first"), (2, "anew"), (3, "third")],
+        ] {
+            let (selection, _) = segments.next(10).expect("more");
+            let mut page = Page {
+                voices: found
+                    .iter()
+                    .map(|(row, id)| voice(*row, Some(id)))
+                    .collect(),
+                ..Page::default()
+            };
+            segments.advance(&selection, &mut page);
+            let ids = page
+                .voices
+                .into_iter()
+                .filter_map(|voice| voice.provider_id);
+            pages.push(ids.collect::<Vec<_>>());
+        }
+        assert_eq!(pages, [["first", "second"], ["anew", "third"]]);
+        assert_eq!(segments.left(), Some(1));
+        assert_eq!(segments.next(10), None);
     }
 }

@@ -15,8 +15,8 @@ use voice_sync::core::transition::{Claimed, Note, Seen, SetAside, Target, Transi
 use voice_sync::core::verdict::{Age, AgeFrom, Stage};
 use voice_sync::core::voice::{ProviderVoiceId, RowId};
 use voice_sync::store::{
-    BusPermit, CommandRun, Isolated, LeasedEvents, NextPass, Record, Run, Selection, Store,
-    StoreError, Wanted,
+    BusPermit, CommandRun, EventFilter, Isolated, LeasedEvents, NextPass, Record, Run, Selection,
+    Store, StoreError, Wanted,
 };
 
 use crate::support::app::{App, NewVoice, Pool, Variant, row_id, user_id};
@@ -1313,6 +1313,224 @@ async fn claims_of_many_processes_never_overlap(variant: Variant) {
     }
 }
 
+/// A pass may come by a row twice: by its own id and by the provider's. It has seen it once, and the last answer counts.
+async fn notes_of_one_voice_that_come_twice_count_once(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["twice", "other"]).await;
+    let store = app.store().await;
+    let run_id = Uuid::new_v4();
+    claim(&store, run_id).await;
+    let notes = [
+        note(&app, "twice", Seen::Superseded),
+        note(&app, "other", Seen::Missing),
+        note(&app, "twice", Seen::Missing),
+        note(&app, "twice", Seen::Missing),
+    ];
+    store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+    let missing = store.missing(run_id, ACCOUNT, None, 10).await;
+    let mut times: Vec<_> = missing
+        .expect("lists")
+        .into_iter()
+        .map(|voice| (voice.provider_id, voice.times))
+        .collect();
+    times.sort();
+    assert_eq!(times, [("other".to_owned(), 1), ("twice".to_owned(), 1)]);
+}
+
+/// A pass that had no reply to its commit finds the row failed, and takes it for the application's doing.
+async fn a_superseded_answer_leaves_the_reason_of_a_failure(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["failed", "waits"]).await;
+    let store = app.store().await;
+    for run_id in [Uuid::new_v4(), Uuid::new_v4()] {
+        end_leases(&app).await;
+        claim(&store, run_id).await;
+        if app.row("failed").await.status == "processing" {
+            let transition = [failed(&app, "failed")];
+            let applied = store.apply(run_id, &transition, Record::Nothing).await;
+            applied.expect("applies");
+        }
+        let notes = ["failed", "waits"].map(|id| note(&app, id, Seen::Superseded));
+        store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+        let records = store.named(&["failed".to_owned()], 10).await;
+        let records = records.expect("finds");
+        let known = records[0].notes.as_ref().expect("known");
+        assert_eq!(known.failure.as_deref(), Some("banned"));
+        assert!(known.failed_at.is_some());
+    }
+}
+
+/// An older version leases voices in its own way, and may still be at work.
+async fn a_voice_that_an_older_version_has_leased_is_left_to_it(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["older", "free"]).await;
+    let store = app.store().await;
+    let (second, ahead) = match app.pool {
+        Pool::Postgres(_) => ("interval '1 second'", "now() + interval '50 seconds'"),
+        Pool::Sqlite(_) => (
+            "1000",
+            "CAST(unixepoch('subsec') * 1000 AS INTEGER) + 50000",
+        ),
+    };
+    app.execute(&format!(
+        "INSERT INTO {} (row_id, provider_id, first_seen, run_id, lease_until)
+         VALUES ('{}', 'older', {ahead} - 51 * {second}, '{}', {ahead})",
+        app.own("voices"),
+        app.stored(row_id("older")),
+        Uuid::new_v4(),
+    ))
+    .await;
+    let unscheduled = store.unscheduled(10).await.expect("lists");
+    assert_eq!(unscheduled.len(), 1);
+    let run_id = Uuid::new_v4();
+    let page = store.claim(run_id, &ALL, 10).await.expect("claims");
+    let names: Vec<_> = page.voices.iter().map(|voice| &voice.provider_id).collect();
+    assert_eq!(names, [&Some("free".to_owned())]);
+    assert_eq!(page.leased_elsewhere, 1);
+
+    app.age_own_tables(61).await;
+    let run_id = Uuid::new_v4();
+    assert_eq!(claim(&store, run_id).await.len(), 2, "its lease has ended");
+    let processing = Seen::Processing {
+        kind: "cloned".into(),
+        stage: Stage::Preparing,
+    };
+    let notes = [note(&app, "older", processing)];
+    store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+    end_leases(&app).await;
+    let lease_until = format!(
+        "SELECT count(*) FROM {} WHERE lease_until IS NOT NULL",
+        app.own("voices")
+    );
+    assert_eq!(app.number(&lease_until).await, 0);
+}
+
+/// Events that an older version, which may still be at work, records without a batch.
+async fn events_of_an_older_version_are_published_once_it_does_not(variant: Variant) {
+    let app = App::new(variant).await;
+    let store = app.store().await;
+    let now = match app.pool {
+        Pool::Postgres(_) => "now()",
+        Pool::Sqlite(_) => "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+    };
+    let soon = match app.pool {
+        Pool::Postgres(_) => "now() + interval '14 seconds'",
+        Pool::Sqlite(_) => "CAST(unixepoch('subsec') * 1000 AS INTEGER) + 14000",
+    };
+    let events = [
+        (1, "NULL", "NULL"),
+        (2, soon, "NULL"),
+        (3, soon, now),
+        (4, "NULL", "NULL"),
+    ];
+    for (number, leased_until, published_at) in events {
+        app.execute(&format!(
+            "INSERT INTO {} (event_id, run_id, event_type, voice_id, occurred_at, leased_until, published_at)
+             VALUES ('{}', '{}', 'voice.created', 'v{number}', {now}, {leased_until}, {published_at})",
+            app.own("outbox"),
+            Uuid::from_u128(number),
+            Uuid::from_u128(7),
+        ))
+        .await;
+    }
+    let pending = store.pending_events(None).await.expect("counts");
+    assert_eq!((pending.all, pending.unleased), (3, 2));
+    assert_eq!(store.overview().await.expect("looks").outbox, 3);
+    assert!(store.agenda(1, None).await.expect("looks").events_wait);
+    let leased = store.lease_events(10).await.expect("leases");
+    let ids = |events: &[OutboxEvent]| -> Vec<u128> {
+        events
+            .iter()
+            .map(|event| event.event_id.as_u128())
+            .collect()
+    };
+    assert_eq!(ids(&leased.events), [1, 4]);
+    let published: Vec<_> = leased.events.iter().map(|event| event.id).collect();
+    let settled = store.settle_events(&leased, &published, &[]).await;
+    settled.expect("settles");
+    assert!(lease_events(&store, 10).await.is_empty());
+    assert_eq!(store.pending_events(None).await.expect("counts").all, 1);
+
+    // The older one crashed before it had published the second one.
+    app.age_own_tables(15).await;
+    let leased = store.lease_events(10).await.expect("leases");
+    assert_eq!(ids(&leased.events), [2]);
+    let settled = store
+        .settle_events(&leased, &[leased.events[0].id], &[])
+        .await;
+    settled.expect("settles");
+    assert_eq!(store.pending_events(None).await.expect("counts").all, 0);
+    assert!(!store.agenda(1, None).await.expect("looks").events_wait);
+}
+
+/// Whoever removes events by hand leaves batches that claim to have more.
+async fn a_batch_that_lost_events_is_published_once(variant: Variant) {
+    for left in [3, 2, 1, 0] {
+        let app = App::new(variant).await;
+        app.insert_processing(&["a", "b", "c"]).await;
+        let store = app.store().await;
+        let run_id = Uuid::new_v4();
+        claim(&store, run_id).await;
+        let all = ["a", "b", "c"].map(|id| completed(&app, id));
+        let applied = store.apply(run_id, &all, Record::ForAnyone).await;
+        let ids: Vec<_> = applied
+            .expect("applies")
+            .events
+            .iter()
+            .map(|e| e.id)
+            .collect();
+        for id in &ids[left..] {
+            let outbox = app.own("outbox");
+            app.execute(&format!("DELETE FROM {outbox} WHERE id = {id}"))
+                .await;
+        }
+        let leased = store.lease_events(10).await.expect("leases");
+        let published: Vec<_> = leased.events.iter().map(|event| event.id).collect();
+        assert_eq!(published, ids[..left]);
+        let settled = store.settle_events(&leased, &published, &[]).await;
+        settled.expect("settles");
+        assert_eq!(
+            store.pending_events(None).await.expect("counts").all,
+            0,
+            "{left} left"
+        );
+        app.age_own_tables(16).await;
+        assert!(lease_events(&store, 10).await.is_empty(), "{left} left");
+    }
+}
+
+/// Resending and purging go through the outbox in portions, and leave what a process may be publishing.
+async fn many_events_are_sent_again_and_removed_in_portions(variant: Variant) {
+    const EVENTS: usize = 1201;
+    let app = App::new(variant).await;
+    let ids: Vec<String> = (0..EVENTS).map(|n| format!("v{n}")).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    app.insert_processing(&ids).await;
+    let store = app.store().await;
+    let run_id = Uuid::new_v4();
+    let all: Vec<_> = ids.iter().map(|id| completed(&app, id)).collect();
+    for some in all.chunks(400) {
+        let applied = store.apply(run_id, some, Record::ForMe).await;
+        let leased = LeasedEvents::from(applied.expect("applies").events);
+        let published: Vec<_> = leased.events.iter().map(|event| event.id).collect();
+        let settled = store.settle_events(&leased, &published, &[]).await;
+        settled.expect("settles");
+    }
+    let command = || CommandRun::begin("outbox");
+    let any = EventFilter::default();
+    let resent = store.resend(&command(), &any).await.expect("resends");
+    assert_eq!(resent, EVENTS as u64);
+    assert_eq!(store.resend(&command(), &any).await.expect("resends"), 0);
+    let pending = store.pending_events(None).await.expect("counts");
+    assert_eq!(pending.unleased, EVENTS as u64);
+    let leased = lease_events(&store, 10).await;
+    assert!(!leased.is_empty() && leased.len() < EVENTS);
+    let purged = store.purge(&command(), &any).await.expect("purges");
+    assert_eq!(purged, (EVENTS - leased.len()) as u64);
+    let pending = store.pending_events(None).await.expect("counts");
+    assert_eq!((pending.all, pending.unleased), (leased.len() as u64, 0));
+}
+
 fn ledger_entry() -> Run {
     Run {
         run_id: Uuid::new_v4(),
@@ -1640,6 +1858,12 @@ contract!(
     events_are_published_by_one_process_and_by_another_after_a_crash,
     a_batch_is_marked_when_all_its_events_are_out,
     claims_of_many_processes_never_overlap,
+    notes_of_one_voice_that_come_twice_count_once,
+    a_superseded_answer_leaves_the_reason_of_a_failure,
+    a_voice_that_an_older_version_has_leased_is_left_to_it,
+    events_of_an_older_version_are_published_once_it_does_not,
+    a_batch_that_lost_events_is_published_once,
+    many_events_are_sent_again_and_removed_in_portions,
     one_process_tries_a_bus_that_failed,
     the_ledger_tells_the_next_pass_where_to_begin,
     tidying_removes_what_is_of_no_more_use,

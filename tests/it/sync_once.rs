@@ -300,6 +300,28 @@ async fn only_the_voices_that_are_named_are_asked_about() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voice_that_is_named_by_row_and_by_provider_id_is_asked_about_once() {
+    for variant in [Variant::A, Variant::E32] {
+        // So many names that they take two statements.
+        let ids: Vec<String> = (0..600).map(|n| format!("sim-pvctraining-{n}")).collect();
+        let app = app_with(variant, &ids).await;
+        migrate(&app).await;
+        let provider = simulator().await;
+        let rows = ids.iter().map(|id| row_id(id).to_string());
+        let names = rows.chain(ids.iter().cloned());
+        let options = names.flat_map(|name| ["--voice".to_owned(), name]);
+        let options: Vec<String> = options.collect();
+        let ended = sync_once(&app.url, &provider.url())
+            .args(&options.iter().map(String::as_str).collect::<Vec<_>>())
+            .run()
+            .await;
+        ended.expect_code(0);
+        assert_eq!((ended.count("due"), ended.count("processing")), (600, 600));
+        assert_eq!(provider.counts().list, 6);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_time_is_over_the_next_run_goes_on() {
     let ids: Vec<String> = (0..60).map(|n| format!("sim-pvctraining-{n}")).collect();
     let app = app_with(Variant::E36, &ids).await;

@@ -352,6 +352,7 @@ impl App {
             (
                 "voices",
                 &[
+                    "lease_until",
                     "first_seen",
                     "restarted_at",
                     "last_asked",
@@ -364,6 +365,7 @@ impl App {
                 ][..],
             ),
             // Not `occurred_at`: it is in the event itself, which is the same whenever it is published.
+            ("outbox", &["leased_until"]),
             ("leases", &["lease_until"]),
             ("batches", &["leased_until", "published_at"]),
             ("runs", &["started_at", "finished_at"]),
