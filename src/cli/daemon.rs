@@ -15,10 +15,11 @@ use super::status::Viewer;
 use super::{Options, UNFINISHED, in_time, interval, open};
 use crate::cli::shutdown;
 use crate::core::exit::{Exit, Failed};
+use crate::core::verdict::Rules;
 use crate::daemon::{self, AllowedHosts, DutyCycles, Health, StatusCache, Supervisor};
 use crate::deadline::Deadline;
 use crate::status::Limits;
-use crate::store::Access;
+use crate::store::{Access, DatabaseUrl, Names};
 use crate::sync::{Pass, Scope};
 use crate::telemetry::exposition::Metrics;
 
@@ -50,6 +51,27 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
+/// What the page shows.
+fn status_cache(url: DatabaseUrl, names: Names, rules: &Rules) -> Arc<StatusCache> {
+    let viewer = Arc::new(Mutex::new(Viewer {
+        url,
+        names,
+        // The page makes no tables.
+        auto_migrate: None,
+        fail_after: rules.fail_after,
+        age_from: rules.age_from,
+        limits: Limits::default(),
+        store: None,
+    }));
+    Arc::new(StatusCache::new(move || {
+        let viewer = Arc::clone(&viewer);
+        Box::pin(async move {
+            let seen = viewer.lock().await.look().await;
+            seen.map_err(|failed| failed.to_string())
+        })
+    }))
+}
+
 impl Daemon {
     pub(super) async fn run(self, options: Options) -> Result<Exit, Failed> {
         let (url, names, rules) = (options.database_url()?, options.names()?, options.rules());
@@ -69,29 +91,9 @@ impl Daemon {
                     .with_context(|| format!("cannot listen on {address} (--listen)"))
                     .map_err(Failed::config)?;
                 info!(address = %listener.local_addr().unwrap_or(address), "listening");
-                let viewer = Arc::new(Mutex::new(Viewer {
-                    url: url.clone(),
-                    names: names.clone(),
-                    // The page makes no tables.
-                    auto_migrate: None,
-                    fail_after: rules.fail_after,
-                    age_from: rules.age_from,
-                    limits: Limits::default(),
-                    store: None,
-                }));
-                let cache = StatusCache::new(move || {
-                    let viewer = Arc::clone(&viewer);
-                    Box::pin(async move {
-                        let seen = viewer.lock().await.look().await;
-                        seen.map_err(|failed| failed.to_string())
-                    })
-                });
-                let router = daemon::router(
-                    watch.clone(),
-                    metrics.clone(),
-                    Arc::new(cache),
-                    AllowedHosts::new(self.allowed_hosts),
-                );
+                let cache = status_cache(url.clone(), names.clone(), &rules);
+                let hosts = AllowedHosts::new(self.allowed_hosts);
+                let router = daemon::router(watch.clone(), metrics.clone(), cache, hosts);
                 let serving = daemon::serve(listener, router, stopped.clone());
                 Some(tokio::spawn(serving))
             }

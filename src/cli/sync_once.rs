@@ -1,6 +1,6 @@
 //! `voice-sync sync-once`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -143,17 +143,7 @@ impl SyncOnce {
         };
         let mut report = pass.run().await;
         metrics.passed(&report);
-        let mut scope = scope.clone();
-        while is_one_of_many(&scope.which) && limit.is_none() && report.exit_code == Exit::Success {
-            scope.which = due_now(&url, &store).await?;
-            let later = Pass {
-                scope: &scope,
-                ..pass
-            };
-            let later = later.run().await;
-            metrics.passed(&later);
-            report.merge(later);
-        }
+        go_on_while_many_are_due(pass, &url, &metrics, &mut report).await?;
         if let (Which::Named(names), 0) = (&scope.which, report.counts.due) {
             warn!(
                 voices = names.join(", "),
@@ -165,20 +155,50 @@ impl SyncOnce {
         }
         if let Some(path) = metrics_file {
             metrics.press(provider.pressure());
-            if let Ok(overview) = store.overview().await {
-                metrics.stand(&overview);
-            }
-            if let Err(error) = metrics.write(&path) {
-                error!(%error, path = %path.display(), "the metrics could not be written (--metrics-file)");
-                if report.exit_code == Exit::Success {
-                    report.exit_code = Exit::Io;
-                }
+            let written = write(&metrics, &store, &path).await;
+            if !written && report.exit_code == Exit::Success {
+                report.exit_code = Exit::Io;
             }
         }
         drop(progress);
         print(&text(&report, options.output))?;
         Ok(report.exit_code)
     }
+}
+
+/// Runs passes over the voices that are due until one agenda has room for all of them.
+async fn go_on_while_many_are_due(
+    pass: Pass<'_>,
+    url: &DatabaseUrl,
+    metrics: &Metrics,
+    report: &mut Report,
+) -> Result<(), Failed> {
+    let mut scope = pass.scope.clone();
+    while is_one_of_many(&scope.which) && scope.limit.is_none() && report.exit_code == Exit::Success
+    {
+        scope.which = due_now(url, pass.store).await?;
+        let later = Pass {
+            scope: &scope,
+            ..pass
+        };
+        let later = later.run().await;
+        metrics.passed(&later);
+        report.merge(later);
+    }
+    Ok(())
+}
+
+/// Writes the metrics. Returns whether that worked.
+async fn write(metrics: &Metrics, store: &Store, path: &Path) -> bool {
+    if let Ok(overview) = store.overview().await {
+        metrics.stand(&overview);
+    }
+    let written = metrics.write(path);
+    written
+        .inspect_err(|error| {
+            error!(%error, path = %path.display(), "the metrics could not be written (--metrics-file)");
+        })
+        .is_ok()
 }
 
 /// Voices that a pass will ask about, about: those of a bar.

@@ -75,25 +75,15 @@ pub async fn run(
             },
             Some(store) => turn(store).await,
         };
-        let (exit, says, pause) = match &outcome {
-            Tick::Idle { next_in } => {
-                watch.works(Part::Database);
-                let pause = next_in.map_or(interval, |next| next.min(interval));
-                (Exit::Success, String::new(), pause)
-            }
-            Tick::Unreadable { exit, says } => {
+        match &outcome {
+            Tick::Idle { .. } => watch.works(Part::Database),
+            Tick::Unreadable { says, .. } => {
                 watch.obstructed(Part::Database, says);
                 supervisor.waits();
-                (*exit, says.clone(), Duration::ZERO)
             }
-            Tick::Passed(report) => {
-                watch.passed(report);
-                match pause_after(report, interval) {
-                    Some(pause) => (Exit::Success, String::new(), pause),
-                    None => (report.exit_code, reason(&report.obstacles), Duration::ZERO),
-                }
-            }
-        };
+            Tick::Passed(report) => watch.passed(report),
+        }
+        let (exit, says, pause) = result_of(&outcome, interval);
         let pause = match exit {
             Exit::Success => {
                 failures = 0;
@@ -118,6 +108,21 @@ pub async fn run(
         stop.run_until_cancelled(sleep(pause)).await;
     }
     Ok(())
+}
+
+/// How a tick ended, why if it failed, and how long to pause if it did not.
+fn result_of(outcome: &Tick, interval: Duration) -> (Exit, String, Duration) {
+    match outcome {
+        Tick::Idle { next_in } => {
+            let pause = next_in.map_or(interval, |next| next.min(interval));
+            (Exit::Success, String::new(), pause)
+        }
+        Tick::Unreadable { exit, says } => (*exit, says.clone(), Duration::ZERO),
+        Tick::Passed(report) => match pause_after(report, interval) {
+            Some(pause) => (Exit::Success, String::new(), pause),
+            None => (report.exit_code, reason(&report.obstacles), Duration::ZERO),
+        },
+    }
 }
 
 /// How long to pause after a pass; `None` if it failed as a whole. What went wrong with some voices, or with the

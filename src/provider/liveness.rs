@@ -8,7 +8,8 @@ use tracing::warn;
 
 use super::admission::Admission;
 use super::error::ProviderError;
-use super::{Attempt, LIST, Provider, Purpose, RequestDeadline, Try, wire};
+use super::request::{Attempt, Purpose, Try};
+use super::{LIST, Provider, RequestDeadline, wire};
 use crate::core::lookup::UnavailableKind;
 use crate::provider::state::backoff::{self, Cause};
 

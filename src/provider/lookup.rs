@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::error::ProviderError;
-use super::{LIST, Provider, Purpose, RequestDeadline, wire};
+use super::request::Purpose;
+use super::{LIST, Provider, RequestDeadline, wire};
 use crate::core::bisect::{self, Split, split};
 use crate::core::lookup::{Lookup, Lookups, Unavailable, UnavailableKind};
 use crate::core::voice::{ProviderVoiceId, Voice};

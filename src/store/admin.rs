@@ -1,19 +1,15 @@
-//! What operators change. Each change enters itself into the ledger, in its own transaction.
+//! What operators change of voices. Each change enters itself into the ledger, in its own transaction.
 
 use std::collections::HashSet;
 
-use uuid::Uuid;
-
-use super::database::{Column, Columns, Row, Transaction};
+use super::args::Columns;
+use super::database::Transaction;
 use super::dialect::Dialect;
-use super::outbox::PUBLISHED_AT;
-use super::survey::{EventFilter, VoiceRecord};
+use super::row::Row;
+use super::survey::VoiceRecord;
 use super::values::CommandRun;
-use super::{OUTBOX_LEASE, Store, StoreError};
+use super::{Store, StoreError};
 use crate::core::voice::RowId;
-
-/// Events that are moved into one batch, or removed, by one statement.
-const BATCH: u32 = 500;
 
 impl Store {
     pub(super) async fn put_back_once(
@@ -136,111 +132,5 @@ impl Store {
         );
         let rows = transaction.fetch_all(sql, args).await?;
         rows.iter().map(|row| row.get("row_id")).collect()
-    }
-
-    pub(super) async fn resend_once(
-        &self,
-        run: &CommandRun,
-        filter: &EventFilter,
-    ) -> Result<u64, StoreError> {
-        let mut transaction = self.database.begin().await?;
-        let (mut resent, mut last) = (0, None);
-        let is_published = format!("{PUBLISHED_AT} IS NOT NULL");
-        loop {
-            let page = self.page_of_events(&mut transaction, filter, &is_published, last);
-            let page = page.await?;
-            if page.is_empty() {
-                break;
-            }
-            let ids: Vec<i64> = page.iter().map(|(id, _)| *id).collect();
-            let old: HashSet<Uuid> = page.iter().filter_map(|(_, batch)| *batch).collect();
-            last = ids.last().copied();
-            let batch = Uuid::new_v4();
-            let args = self.database.args();
-            resent += self
-                .rebatch(&mut transaction, args, ids, batch, "TRUE")
-                .await?;
-            self.make_batch(&mut transaction, batch, "NULL").await?;
-            self.recount(&mut transaction, old).await?;
-        }
-        let total = self
-            .enter_command(&mut transaction, run, "resent", resent)
-            .await?;
-        transaction.commit().await?;
-        Ok(total)
-    }
-
-    pub(super) async fn purge_once(
-        &self,
-        run: &CommandRun,
-        filter: &EventFilter,
-    ) -> Result<u64, StoreError> {
-        let [outbox, batches] = ["outbox", "batches"].map(|table| self.dialect().own(table));
-        let is_leased = |leased_until| self.dialect().is_ahead(leased_until, OUTBOX_LEASE);
-        let is_free = format!(
-            "(NOT {} OR {PUBLISHED_AT} IS NOT NULL)",
-            is_leased("COALESCE(b.leased_until, o.leased_until)")
-        );
-        let mut transaction = self.database.begin().await?;
-        let (mut purged, mut last) = (0, None);
-        loop {
-            let page = self.page_of_events(&mut transaction, filter, &is_free, last);
-            let page = page.await?;
-            let Some((id, _)) = page.last() else {
-                break;
-            };
-            last = Some(*id);
-            let of: HashSet<Uuid> = page.iter().filter_map(|(_, batch)| *batch).collect();
-            // Locked before anything is removed: a process may have begun to publish one meanwhile.
-            let mut args = self.database.args();
-            let free = format!(
-                "SELECT batch_id FROM {batches} WHERE batch_id {} AND (NOT {} OR published_at IS NOT NULL) {}",
-                args.is_one_of(Column::Id(of.into_iter().collect())),
-                is_leased("leased_until"),
-                self.dialect().skip_locked()
-            );
-            let free = transaction.fetch_all(free, args).await?;
-            let free = free.iter().map(|row| row.get("batch_id"));
-            let free = free.collect::<Result<HashSet<Uuid>, _>>()?;
-            let ids = page
-                .iter()
-                .filter(|(_, batch)| batch.is_none_or(|batch| free.contains(&batch)));
-            let mut args = self.database.args();
-            let remove = format!(
-                "DELETE FROM {outbox} WHERE id {}",
-                args.is_one_of(Column::Integer(ids.map(|(id, _)| *id).collect()))
-            );
-            purged += transaction.execute(remove, args).await?;
-            self.recount(&mut transaction, free).await?;
-        }
-        let total = self
-            .enter_command(&mut transaction, run, "purged", purged)
-            .await?;
-        transaction.commit().await?;
-        Ok(total)
-    }
-
-    /// Events, with their batches, that the filter and a condition let through: the next ones after an id.
-    async fn page_of_events(
-        &self,
-        transaction: &mut Transaction<'_>,
-        filter: &EventFilter,
-        condition: &str,
-        after: Option<i64>,
-    ) -> Result<Vec<(i64, Option<Uuid>)>, StoreError> {
-        let [outbox, batches] = ["outbox", "batches"].map(|table| self.dialect().own(table));
-        let mut args = self.database.args();
-        let sql = format!(
-            "SELECT o.id, o.batch_id FROM {outbox} o LEFT JOIN {batches} b ON b.batch_id = o.batch_id
-             WHERE {} AND {condition} AND o.id > {} ORDER BY o.id LIMIT {}",
-            self.is_wanted_event(&mut args, filter),
-            args.bind(after.unwrap_or(0)),
-            args.bind(BATCH)
-        );
-        let rows = transaction.fetch_all(sql, args).await?;
-        let page = rows
-            .iter()
-            .map(|row| Ok((row.get("id")?, row.get_optional("batch_id")?)));
-        page.collect()
     }
 }

@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::database::{Args, Columns, Row, Transaction};
+use super::args::{Args, Columns};
+use super::database::Transaction;
 use super::dialect::Dialect;
+use super::row::Row;
 use super::values::{Applied, Record};
 use super::{OUTBOX_LEASE, Store, StoreError, visit};
 use crate::core::event::{BatchId, OutboxEvent};

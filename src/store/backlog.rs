@@ -2,8 +2,9 @@
 
 use uuid::Uuid;
 
-use super::database::{Columns, Row};
+use super::args::Columns;
 use super::dialect::Dialect;
+use super::row::Row;
 use super::values::{Agenda, Isolated, Overview, Upcoming};
 use super::{MAX_BUS_PAUSE, NEXT, OUTBOX_LEASE, REFUSED, Store, StoreError, present};
 

@@ -2,8 +2,10 @@
 
 use uuid::Uuid;
 
-use super::database::{Args, Column, Row, Transaction, Value};
+use super::args::{Args, Column, Value};
+use super::database::Transaction;
 use super::dialect::Dialect;
+use super::row::Row;
 use super::values::{LeaseId, Page, Selection};
 use super::{LEASE, Store, StoreError, visit};
 use crate::core::transition::Claimed;

@@ -7,7 +7,8 @@ use chrono::Utc;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::database::{Args, Column, Transaction};
+use super::args::{Args, Column};
+use super::database::Transaction;
 use super::outbox::PUBLISHED_AT;
 use super::provider_state::{state, state_columns};
 use super::survey::LedgerEntry;

@@ -2,11 +2,13 @@
 //!
 //! [`Store`] says what each operation promises. Each has its statements in the file of its subject, one text for both
 //! databases: `dialect` has the words in which they differ, `table_sql` the rules about rows. What really differs is
-//! in `postgres` and `sqlite`. `tests/it/store.rs` runs the same contract on both.
+//! in `postgres` and `sqlite`. `tests/it/store.rs` runs the same contract on both. This file is long because it lists
+//! all operations, a few lines each.
 
 mod admin;
 mod adopt;
 mod apply;
+mod args;
 mod backlog;
 mod buses;
 mod claim;
@@ -18,14 +20,18 @@ mod ledger;
 mod migrate;
 mod notes;
 mod outbox;
+mod outbox_commands;
 mod postgres;
 mod provider_state;
+mod row;
+mod settlement;
 mod sqlite;
 mod survey;
 mod survey_sql;
 mod table;
 mod table_sql;
 mod values;
+mod zone;
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -36,8 +42,8 @@ use uuid::Uuid;
 
 pub use adopt::Adoption;
 pub(crate) use adopt::{make_index, of_processing};
+pub(crate) use args::{Args, Column, Value};
 pub use database::Database;
-pub(crate) use database::{Args, Column, Value};
 pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
 pub(crate) use dialect::Dialect;
 pub use error::StoreError;
@@ -46,10 +52,11 @@ pub(crate) use postgres::{Connections, Indexes, drop_left_behind, indexes};
 pub(crate) use sqlite::is_indexed;
 pub(crate) use table::literal;
 pub use table::{
-    ColumnNames, Identifier, InvalidName, InvalidZone, MissingColumn, NaiveZone, Names,
-    SchemaError, StatusValues, TableName,
+    ColumnNames, Identifier, InvalidName, MissingColumn, Names, SchemaError, StatusValues,
+    TableName,
 };
 pub(crate) use table_sql::TableSql;
+pub use zone::{InvalidZone, NaiveZone};
 
 pub use survey::{
     Account, EventFilter, EventRecord, FailingBus, LedgerEntry, Notes, RowState, Survey,
@@ -68,7 +75,7 @@ use crate::core::voice::RowId;
 use crate::deadline::Deadline;
 use crate::events::backoff;
 use crate::failpoint;
-use outbox::Settlement;
+use settlement::Settlement;
 use values::Recorded;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);

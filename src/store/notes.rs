@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use super::database::Columns;
+use super::args::Columns;
 use super::ledger::sum_of;
 use super::values::MissingVoice;
 use super::{DAY, MAX_STRIKES, SET_ASIDE, Store, StoreError};

@@ -1,69 +1,17 @@
 //! Events between their transition and their publication, by batch.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::database::{Args, Column, Columns, Row, Transaction};
+use super::args::{Args, Column, Columns};
+use super::database::Transaction;
+use super::row::Row;
+use super::settlement::{Settlement, Unpublished};
 use super::values::{LeasedEvents, Pending, Recorded};
 use super::{OUTBOX_LEASE, Store, StoreError};
 use crate::core::event::{BatchId, EventType, OutboxEvent};
-
-/// What became of the events of some batches.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Settlement {
-    /// Batches of which events were published, and how many: all that are left in them, once the others are moved.
-    published: Vec<(BatchId, usize)>,
-    refused: Unpublished,
-    unpublished: Unpublished,
-}
-
-/// Whole batches, and events of others.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Unpublished {
-    batches: Vec<BatchId>,
-    events: Vec<(BatchId, i64)>,
-}
-
-impl Settlement {
-    /// What became of these events, which are all of their batches.
-    pub(super) fn new(leased: &LeasedEvents, published: &[i64], refused: &[i64]) -> Self {
-        let [published, refused] =
-            [published, refused].map(|ids| ids.iter().collect::<HashSet<_>>());
-        let mut batches: BTreeMap<BatchId, [Vec<i64>; 3]> = BTreeMap::new();
-        for event in &leased.events {
-            let of = if published.contains(&event.id) {
-                0
-            } else if refused.contains(&event.id) {
-                1
-            } else {
-                2
-            };
-            batches.entry(event.batch).or_default()[of].push(event.id);
-        }
-        for (batch, id) in &leased.unknown {
-            batches.entry(*batch).or_default()[1].push(*id);
-        }
-        let mut settlement = Self::default();
-        for (batch, [published, refused, rest]) in batches {
-            if !published.is_empty() {
-                settlement.published.push((batch, published.len()));
-            }
-            for (events, into) in [
-                (&refused, &mut settlement.refused),
-                (&rest, &mut settlement.unpublished),
-            ] {
-                let is_whole = events.len() == published.len() + refused.len() + rest.len();
-                match is_whole {
-                    true => into.batches.push(batch),
-                    false => into.events.extend(events.iter().map(|id| (batch, *id))),
-                }
-            }
-        }
-        settlement
-    }
-}
 
 /// Batches that are leased at once, at the most.
 const MAX_BATCHES: u32 = 200;

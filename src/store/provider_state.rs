@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::database::Row;
 use super::dialect::Dialect;
+use super::row::Row;
 use super::{PROBE, Store, StoreError};
 use crate::core::provider_state::{MAX_OPEN, MAX_RETRY_AFTER, ProviderState};
 

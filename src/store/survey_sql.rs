@@ -4,16 +4,13 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use uuid::Uuid;
 
-use super::database::{Args, Row};
+use super::args::Args;
 use super::dialect::Dialect;
 use super::ledger::texts;
-use super::outbox::{OCCURRED_AT, PUBLISHED_AT};
 use super::provider_state::{state, state_columns};
-use super::survey::{
-    Account, EventFilter, EventRecord, FailingBus, Notes, RowState, Survey, VoiceRecord, Wanted,
-};
+use super::row::Row;
+use super::survey::{Account, FailingBus, Notes, RowState, Survey, VoiceRecord, Wanted};
 use super::{LEASE, MAX_BUS_PAUSE, NEWEST_RUNS, Store, StoreError, UNLISTED};
 use crate::core::backlog::{BAND_ENDS, BacklogKind};
 use crate::core::quantiles::Quantiles;
@@ -328,66 +325,6 @@ impl Store {
             lease_until,
             notes,
         })
-    }
-
-    pub(super) async fn events_once(
-        &self,
-        filter: &EventFilter,
-        limit: u32,
-    ) -> Result<Vec<EventRecord>, StoreError> {
-        let mut args = self.database.args();
-        let sql = format!(
-            "SELECT o.id, o.event_id, COALESCE(o.run_id, b.run_id) AS run_id, o.event_type, o.voice_id, o.user_id,
-                    {OCCURRED_AT} AS occurred_at, COALESCE(b.leased_until, o.leased_until) AS leased_until,
-                    {PUBLISHED_AT} AS published_at
-             FROM {outbox} o LEFT JOIN {batches} b ON b.batch_id = o.batch_id
-             WHERE {is_wanted} ORDER BY o.id DESC LIMIT {limit}",
-            outbox = self.dialect().own("outbox"),
-            batches = self.dialect().own("batches"),
-            is_wanted = self.is_wanted_event(&mut args, filter),
-            limit = args.bind(limit),
-        );
-        let rows = self.database.fetch_all(sql, args).await?;
-        let events = rows.iter().map(|row| {
-            Ok(EventRecord {
-                id: row.get("id")?,
-                event_id: row.get("event_id")?,
-                run_id: row.get_optional::<Uuid>("run_id")?.unwrap_or_default(),
-                event_type: row.get("event_type")?,
-                voice_id: row.get("voice_id")?,
-                user_id: row.get_optional("user_id")?,
-                occurred_at: row.get_optional("occurred_at")?.unwrap_or_default(),
-                leased_until: row.get_optional("leased_until")?,
-                published_at: row.get_optional("published_at")?,
-            })
-        });
-        events.collect()
-    }
-
-    /// Whether an event of the outbox `o`, with its batch `b`, passes the filter.
-    pub(super) fn is_wanted_event(&self, args: &mut Args, filter: &EventFilter) -> String {
-        let (dialect, now) = (self.dialect(), self.dialect().now());
-        let mut conditions = vec![format!(
-            "{OCCURRED_AT} <= {now} - {}",
-            dialect.span(EventFilter::bounded(filter.older_than))
-        )];
-        if let Some(since) = filter.since {
-            let since = dialect.span(EventFilter::bounded(since));
-            conditions.push(format!("{OCCURRED_AT} >= {now} - {since}"));
-        }
-        if let Some(published) = filter.published {
-            let is = if published { "IS NOT NULL" } else { "IS NULL" };
-            conditions.push(format!("{PUBLISHED_AT} {is}"));
-        }
-        let names = filter.all_names();
-        if !names.is_empty() {
-            conditions.push(format!(
-                "(CAST(o.event_id AS text) {} OR o.voice_id {})",
-                args.is_any("text", &names),
-                args.is_any("text", &names)
-            ));
-        }
-        conditions.join(" AND ")
     }
 }
 

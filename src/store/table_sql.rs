@@ -4,7 +4,7 @@
 
 use uuid::Uuid;
 
-use super::database::Args;
+use super::args::Args;
 use super::dialect::Dialect;
 use super::survey::forms;
 use super::table::MissingColumn;

@@ -21,6 +21,7 @@ mod scope;
 mod segments;
 mod shared_state;
 mod start;
+mod tally;
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

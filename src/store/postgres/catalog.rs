@@ -3,13 +3,14 @@
 use super::Connections;
 use super::index::indexes;
 use crate::store::adopt::{Lacks, TableShape, adopted_name};
-use crate::store::database::{Args, Row};
+use crate::store::args::Args;
 use crate::store::dialect::Dialect;
+use crate::store::row::Row;
 use crate::store::table::{
-    ColumnNames, Identifier, MissingColumn, NaiveZone, Names, Need, SchemaError, TableName, absent,
-    pg_literal,
+    ColumnNames, Identifier, MissingColumn, Names, Need, SchemaError, TableName, absent, pg_literal,
 };
 use crate::store::table_sql::{KeyForm, TableSql};
+use crate::store::zone::NaiveZone;
 use crate::store::{Access, StoreError};
 
 struct Column {

@@ -17,8 +17,10 @@ use sqlx::{
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::store::database::{Args, Row, one};
+use crate::store::args::Args;
+use crate::store::database::one;
 use crate::store::dialect::Dialect;
+use crate::store::row::Row;
 use crate::store::{ACQUIRE_TIMEOUT, StoreError, operation_timeout};
 
 /// Connections: enough to claim, apply and publish at once, few enough for any server.

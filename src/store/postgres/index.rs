@@ -7,7 +7,7 @@ use tracing::info;
 use super::Connections;
 use crate::store::StoreError;
 use crate::store::adopt::index_name;
-use crate::store::database::Args;
+use crate::store::args::Args;
 use crate::store::dialect::Dialect;
 use crate::store::table::Names;
 

@@ -1,17 +1,17 @@
 //! `voice-sync inspect`.
 
+mod text;
+
 use std::time::Duration;
 
 use anyhow::anyhow;
-use chrono::{DateTime, Utc};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::outbox::publication;
 use super::{COMMAND_TIMEOUT, Options, Output, at, in_time, open, print};
 use crate::core::exit::{Exit, Failed};
-use crate::core::format::{ago, in_line, moment, span};
+use crate::core::format::{in_line, span};
 use crate::core::judge::{Grounds, Judgement, judge};
 use crate::core::lookup::Lookup;
 use crate::core::missing::CONFIRMATIONS;
@@ -19,7 +19,6 @@ use crate::core::transition::{Seen, Target};
 use crate::core::verdict::{Rules, Stage};
 use crate::core::voice::{ProviderVoiceId, Voice};
 use crate::provider::{Provider, RequestDeadline};
-use crate::status::HEADING;
 use crate::store::{Access, DatabaseUrl, EventFilter, EventRecord, RowState, Store, VoiceRecord};
 
 /// Show everything that is known of a voice: its row, voice-sync's notes, what the provider says now, what that
@@ -211,6 +210,11 @@ fn verdict(
         is_suspect: false,
     };
     let judgement = judge(&voice.as_claimed(), Some(&lookup), grounds);
+    in_words(judgement, voice, missing_after)
+}
+
+/// A judgement in words, and its rule.
+fn in_words(judgement: Judgement, voice: &VoiceRecord, missing_after: Duration) -> [String; 2] {
     let rule = match &judgement {
         Judgement::Moves(_, rule) => Some(rule),
         Judgement::Stays(_, rule) => rule.as_ref(),
@@ -254,206 +258,4 @@ fn verdict(
         ) => "still processing".to_owned(),
     };
     [says, rule.unwrap_or_default()]
-}
-
-/// When the next lookup is, if there will be one.
-fn next_lookup(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
-    match voice.state {
-        RowState::Processing => {}
-        RowState::Completed | RowState::Failed | RowState::Other => {
-            return "none: it is not in processing".to_owned();
-        }
-    }
-    if let Some(until) = voice.set_aside_until(now) {
-        return format!("{}: until then it is set aside", ago(until, now));
-    }
-    let later = |time: Option<DateTime<Utc>>| time.filter(|time| *time > now);
-    let notes = voice.notes_about_it();
-    let lease = later(voice.lease_until);
-    let due = later(notes.and_then(|notes| notes.next_due));
-    match (lease, due) {
-        (Some(lease), _) => format!("under way; its lease ends {}", ago(lease, now)),
-        (None, Some(due)) if notes.is_some_and(|notes| notes.unanswered > 1) => {
-            format!(
-                "{}: until then it is not asked about, because it cannot be looked up",
-                ago(due, now)
-            )
-        }
-        (None, Some(due)) => format!("{} by a daemon, or by the next `sync-once`", ago(due, now)),
-        (None, None) => "now, by the next pass".to_owned(),
-    }
-}
-
-impl Inspected {
-    fn json(&self) -> Value {
-        let Self {
-            voice,
-            answer,
-            verdict: [says, why],
-            events,
-        } = self;
-        let provider = match answer {
-            Answer::NotAsked(reason) => json!({"not_asked": reason}),
-            Answer::Found(found) => json!({"found": found}),
-            Answer::Missing => json!({"missing": true}),
-            Answer::None(trouble) => json!({"trouble": trouble}),
-        };
-        json!({"row": voice, "provider": provider, "verdict": {"says": says, "rule": why},
-               "next_lookup": next_lookup(voice, Utc::now()), "events": events})
-    }
-
-    fn text(&self) -> String {
-        let Self {
-            voice,
-            answer,
-            verdict: [says, why],
-            events,
-        } = self;
-        let now = Utc::now();
-        let mut sheet = Sheet::default();
-        sheet.row(voice, now);
-        sheet.notes(voice, now);
-        sheet.answer(answer);
-        sheet.heading("verdict");
-        sheet.line(says);
-        sheet.line(why);
-        sheet.heading("events");
-        for event in events {
-            sheet.event(event);
-        }
-        if events.is_empty() {
-            sheet.line("none");
-        }
-        sheet.0.join("\n")
-    }
-}
-
-/// Lines for people, under headings.
-#[derive(Default)]
-struct Sheet(Vec<String>);
-
-impl Sheet {
-    fn heading(&mut self, text: &str) {
-        self.0.push(format!("{HEADING}{text}{HEADING:#}"));
-    }
-
-    fn line(&mut self, text: &str) {
-        self.0.push(format!("  {}", in_line(text)));
-    }
-
-    fn say(&mut self, name: &str, value: impl AsRef<str>) {
-        self.line(&format!("{name:<18} {}", value.as_ref()));
-    }
-
-    /// Says it, if it is there.
-    fn may_say(&mut self, name: &str, value: Option<impl AsRef<str>>) {
-        if let Some(value) = value {
-            self.say(name, value);
-        }
-    }
-
-    fn row(&mut self, voice: &VoiceRecord, now: DateTime<Utc>) {
-        self.heading("the application's row");
-        self.say("row", &voice.voice_id);
-        self.may_say("user", voice.user_id.as_ref());
-        self.say(
-            "provider id",
-            voice.provider_id.as_deref().unwrap_or("none"),
-        );
-        self.say("status", &voice.status);
-        self.may_say(
-            "in processing",
-            voice.age.map(|age| format!("for {}", span(age))),
-        );
-        self.may_say(
-            "created",
-            voice.created_at.map(|time| at_and_ago(time, now)),
-        );
-        self.may_say(
-            "completed",
-            voice.completed_at.map(|time| at_and_ago(time, now)),
-        );
-        self.may_say("preview", voice.preview_url.as_ref());
-    }
-
-    fn notes(&mut self, voice: &VoiceRecord, now: DateTime<Utc>) {
-        let time = |time: DateTime<Utc>| at_and_ago(time, now);
-        self.heading("voice-sync's notes");
-        match &voice.notes {
-            None => self.say("none", "it was never seen, or is completed"),
-            Some(notes) => {
-                let before = notes
-                    .provider_id
-                    .as_ref()
-                    .filter(|_| notes.provider_id != voice.provider_id);
-                self.may_say(
-                    "about",
-                    before.map(|id| format!("{id}, which the row had before")),
-                );
-                self.say("first seen", time(notes.first_seen));
-                self.may_say("age counts from", notes.restarted_at.map(time));
-                self.say(
-                    "last looked at",
-                    notes.last_asked.map_or("none yet".to_owned(), time),
-                );
-                self.may_say("kind", notes.kind.as_ref());
-                self.may_say(
-                    "stage",
-                    notes.stage.as_ref().map(|stage| stage.replace('_', " ")),
-                );
-                if notes.missing_count > 0 {
-                    let since = notes.missing_since.map(time).unwrap_or_default();
-                    self.say(
-                        "not found",
-                        format!("{} times, since {since}", notes.missing_count),
-                    );
-                }
-                if notes.unanswered > 0 {
-                    let since = notes.unanswered_since.map(time).unwrap_or_default();
-                    self.say(
-                        "unanswerable",
-                        format!("{} times, since {since}", notes.unanswered),
-                    );
-                }
-                if notes.strikes > 0 {
-                    self.say("strikes", notes.strikes.to_string());
-                }
-                self.may_say("set aside until", notes.set_aside_until.map(time));
-                self.may_say("trouble", notes.trouble.as_ref());
-                self.may_say("failed", notes.failed_at.map(time));
-                self.may_say("failure", notes.failure.as_ref());
-                self.say("last pass", notes.run_id.to_string());
-            }
-        }
-        self.say("next lookup", next_lookup(voice, now));
-    }
-
-    fn answer(&mut self, answer: &Answer) {
-        self.heading("the provider, now");
-        match answer {
-            Answer::NotAsked(reason) => self.say("not asked", reason),
-            Answer::Missing => self.say("answer", "it does not know this voice"),
-            Answer::None(trouble) => self.say("no answer", trouble),
-            Answer::Found(found) => {
-                let fields = json!(found);
-                let fields = fields.as_object().into_iter().flatten();
-                for (name, value) in fields.filter(|(name, _)| *name != "voice_id") {
-                    self.say(name, value.as_str().unwrap_or(&value.to_string()));
-                }
-            }
-        }
-    }
-
-    fn event(&mut self, event: &EventRecord) {
-        let published = match event.published_at {
-            Some(_) => format!("published {}", publication(event)),
-            None => publication(event),
-        };
-        let (kind, id, time) = (&event.event_type, event.event_id, moment(event.occurred_at));
-        self.line(&format!("{kind} {id} of {time} UTC: {published}"));
-    }
-}
-
-fn at_and_ago(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
-    format!("{} UTC, {}", moment(time), ago(time, now))
 }

@@ -1,0 +1,343 @@
+//! The options of every command, and the values that they stand for.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use clap::{Args, ValueEnum};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::secrets::{self, DATABASE_URL, REDIS_URL};
+use crate::core::exit::Failed;
+use crate::core::verdict::{AgeFrom, OnTimeout, Rules};
+use crate::events::publisher::{Kind, Publisher};
+use crate::events::queue::Queue;
+use crate::provider::lookup::Strategy;
+use crate::provider::{BaseUrl, Provider};
+use crate::store::{ColumnNames, DatabaseUrl, NaiveZone, Names, StatusValues, TableName};
+use crate::telemetry::logs::LogFormat;
+
+const UNUSABLE_REDIS: &str = "the Redis URL (--redis-url or REDIS_URL) cannot be used";
+
+/// Options of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(super) struct Options {
+    /// The application's database: postgresql://… or sqlite:///…, with or without a driver such as
+    /// +asyncpg [default: sqlite://voice-sync.db].
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "DATABASE_URL",
+        hide_env_values = true
+    )]
+    pub(super) database_url: Option<String>,
+
+    /// The provider.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "ELEVENLABS_BASE_URL",
+        help = "The provider [default: https://api.elevenlabs.io]",
+        hide_env_values = true
+    )]
+    pub(super) api_url: Option<String>,
+
+    /// A file that holds the API key [env: ELEVENLABS_API_KEY_FILE=; the key itself: ELEVENLABS_API_KEY].
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(super) api_key_file: Option<PathBuf>,
+
+    /// The event bus. Without it no events are recorded.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "REDIS_URL",
+        hide_env_values = true
+    )]
+    pub(super) redis_url: Option<String>,
+
+    /// How events are published [default: stream if there is a Redis URL].
+    #[arg(long, global = true, value_enum, env = "VOICE_SYNC_EVENTS")]
+    pub(super) events: Option<Events>,
+
+    /// What the names of streams or channels begin with.
+    #[arg(
+        long,
+        global = true,
+        value_name = "TEXT",
+        env = "VOICE_SYNC_EVENT_PREFIX",
+        default_value = "events:"
+    )]
+    pub(super) event_prefix: String,
+
+    /// Entries that a stream keeps at least.
+    #[arg(long, global = true, value_name = "N", env = "VOICE_SYNC_EVENT_MAXLEN", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=i64::MAX.unsigned_abs()))]
+    pub(super) event_maxlen: u64,
+
+    /// Most requests to the provider at once.
+    #[arg(long, global = true, value_name = "N", env = "VOICE_SYNC_CONCURRENCY", default_value = "4", value_parser = concurrency)]
+    pub(super) concurrency: NonZeroU32,
+
+    /// Ask in batches or singly.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        env = "VOICE_SYNC_LOOKUP",
+        default_value_t
+    )]
+    pub(super) lookup: Strategy,
+
+    /// How long a voice may be in processing, or "never".
+    #[arg(long, global = true, value_name = "DURATION", env = "VOICE_SYNC_FAIL_AFTER", default_value = "24h", value_parser = limit)]
+    pub(super) fail_after: Limit,
+
+    /// From when that counts: since voice-sync first saw the voice, or since its row was created.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        env = "VOICE_SYNC_AGE_FROM",
+        default_value_t
+    )]
+    pub(super) age_from: AgeFrom,
+
+    /// What becomes of a voice that took longer.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        env = "VOICE_SYNC_ON_TIMEOUT",
+        default_value_t
+    )]
+    pub(super) on_timeout: OnTimeout,
+
+    /// How long the provider must not know a voice before it fails; 0s: at once.
+    #[arg(long, global = true, value_name = "DURATION", env = "VOICE_SYNC_MISSING_AFTER", default_value = "15m", value_parser = humantime::parse_duration)]
+    pub(super) missing_after: Duration,
+
+    /// The fine-tuning models that decide, by commas [default: all].
+    #[arg(
+        long,
+        global = true,
+        value_name = "MODELS",
+        env = "VOICE_SYNC_MODELS",
+        value_delimiter = ','
+    )]
+    pub(super) models: Vec<String>,
+
+    /// The application's table, with its schema if that is not on the search path.
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "VOICE_SYNC_TABLE",
+        default_value = "voices"
+    )]
+    pub(super) table: String,
+
+    /// Columns with other names: id=…,user_id=…,elevenlabs_voice_id=…,status=…,preview_url=…,created_at=…,completed_at=…
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAMES",
+        env = "VOICE_SYNC_COLUMNS",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(super) columns: String,
+
+    /// Other status values: processing=…,completed=…,failed=…
+    #[arg(
+        long,
+        global = true,
+        value_name = "VALUES",
+        env = "VOICE_SYNC_STATUS_VALUES",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(super) status_values: String,
+
+    /// The time zone of created_at and completed_at, where these columns have none (PostgreSQL).
+    #[arg(
+        long,
+        global = true,
+        value_name = "ZONE",
+        env = "VOICE_SYNC_NAIVE_TIMEZONE",
+        default_value = "UTC"
+    )]
+    pub(super) naive_timezone: String,
+
+    /// The key in Redis under which the application notes the voices that wait: a set of row ids, or
+    /// a list of JSON jobs [default: none].
+    #[arg(long, global = true, value_name = "KEY", env = "VOICE_SYNC_QUEUE")]
+    pub(super) queue: Option<String>,
+
+    /// Make or update voice-sync's own tables where needed [default: on for SQLite, off for PostgreSQL].
+    #[arg(long, global = true, value_name = "BOOL", env = "VOICE_SYNC_AUTO_MIGRATE", value_parser = clap::builder::BoolishValueParser::new(),
+        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) auto_migrate: Option<bool>,
+
+    /// How log lines look, on stderr.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        env = "VOICE_SYNC_LOG_FORMAT",
+        default_value_t
+    )]
+    pub(super) log_format: LogFormat,
+
+    /// How results look, on stdout.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        env = "VOICE_SYNC_OUTPUT",
+        default_value_t
+    )]
+    pub(super) output: Output,
+}
+
+/// How results look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// How events are published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Events {
+    /// To Redis Streams, one for each type of event.
+    Stream,
+    /// To Redis channels.
+    Pubsub,
+    /// Not at all; none are recorded either.
+    None,
+}
+
+/// A duration, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limit(pub(super) Option<Duration>);
+
+pub(super) fn limit(text: &str) -> Result<Limit, humantime::DurationError> {
+    match text {
+        "never" => Ok(Limit(None)),
+        text => humantime::parse_duration(text).map(|duration| Limit(Some(duration))),
+    }
+}
+
+pub(super) fn interval(text: &str) -> Result<Duration, String> {
+    const SHORTEST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+    let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match (SHORTEST..=LONGEST).contains(&interval) {
+        true => Ok(interval),
+        false => Err("give a time from 100ms to 24h".to_owned()),
+    }
+}
+
+pub(super) fn concurrency(text: &str) -> Result<NonZeroU32, String> {
+    const MOST: u32 = 1000;
+    text.parse::<NonZeroU32>()
+        .ok()
+        .filter(|number| number.get() <= MOST)
+        .ok_or_else(|| format!("give a whole number from 1 to {MOST}"))
+}
+
+impl Options {
+    pub(super) fn database_url(&self) -> Result<DatabaseUrl, Failed> {
+        let url = DATABASE_URL
+            .resolve(self.database_url.clone())
+            .map_err(Failed::config)?
+            .unwrap_or_else(|| "sqlite://voice-sync.db".into());
+        DatabaseUrl::parse(url.expose_secret())
+            .context("the database URL (--database-url or DATABASE_URL) cannot be used")
+            .map_err(Failed::config)
+    }
+
+    pub(super) fn names(&self) -> Result<Names, Failed> {
+        let parse = || {
+            Ok::<_, anyhow::Error>(Names {
+                table: TableName::parse(&self.table).context("--table")?,
+                columns: ColumnNames::parse(&self.columns).context("--columns")?,
+                statuses: StatusValues::parse(&self.status_values).context("--status-values")?,
+                zone: NaiveZone::parse(&self.naive_timezone).context("--naive-timezone")?,
+            })
+        };
+        parse().map_err(Failed::config)
+    }
+
+    pub(super) fn rules(&self) -> Rules {
+        let models: BTreeSet<String> = self
+            .models
+            .iter()
+            .map(|model| model.trim().to_owned())
+            .filter(|model| !model.is_empty())
+            .collect();
+        Rules {
+            fail_after: self.fail_after.0,
+            age_from: self.age_from,
+            on_timeout: self.on_timeout,
+            models: (!models.is_empty()).then_some(models),
+        }
+    }
+
+    pub(super) fn provider(&self) -> Result<Provider, Failed> {
+        let url = self.api_url.as_deref().filter(|url| !url.trim().is_empty());
+        let base = BaseUrl::parse(url.unwrap_or("https://api.elevenlabs.io"))
+            .context("the provider's URL (--api-url or ELEVENLABS_BASE_URL) cannot be used")
+            .map_err(Failed::config)?;
+        let key = secrets::api_key(self.api_key_file.clone()).map_err(Failed::config)?;
+        Provider::new(base, &key, self.concurrency).map_err(Failed::config)
+    }
+
+    pub(super) fn publisher(&self) -> Result<Option<Publisher>, Failed> {
+        let url = self.redis_url()?;
+        let maxlen = self.event_maxlen;
+        let (kind, url) = match (self.events, url) {
+            (Some(Events::None), _) | (None, None) => return Ok(None),
+            (Some(Events::Stream) | None, Some(url)) => (Kind::Stream { maxlen }, url),
+            (Some(Events::Pubsub), Some(url)) => (Kind::PubSub, url),
+            (Some(Events::Stream | Events::Pubsub), None) => {
+                return Err(Failed::config(anyhow!(
+                    "--events needs a Redis: give --redis-url or REDIS_URL, or say --events none"
+                )));
+            }
+        };
+        Publisher::new(url.expose_secret(), kind, self.event_prefix.clone())
+            .context(UNUSABLE_REDIS)
+            .map(Some)
+            .map_err(Failed::config)
+    }
+
+    pub(super) fn queue(&self) -> Result<Option<Queue>, Failed> {
+        let Some(key) = self.queue.clone().filter(|key| !key.is_empty()) else {
+            return Ok(None);
+        };
+        let url = self.redis_url()?.ok_or_else(|| {
+            Failed::config(anyhow!(
+                "--queue needs a Redis: give --redis-url or REDIS_URL, or leave --queue out"
+            ))
+        })?;
+        Queue::new(url.expose_secret(), key)
+            .context(UNUSABLE_REDIS)
+            .map(Some)
+            .map_err(Failed::config)
+    }
+
+    pub(super) fn redis_url(&self) -> Result<Option<SecretString>, Failed> {
+        REDIS_URL
+            .resolve(self.redis_url.clone())
+            .map_err(Failed::config)
+    }
+}

@@ -1,0 +1,63 @@
+//! Results on stdout, and questions on a terminal.
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::Context;
+
+use crate::core::exit::{Exit, Failed};
+
+/// Prints a command's result.
+pub(super) fn print(text: &str) -> Result<(), Failed> {
+    show(text).map(|_read| ()).map_err(unwritten)
+}
+
+/// Prints a result, and returns whether anybody still reads: who reads no further, as `head` does, has what
+/// they wanted. Colours are left out where they are not wanted: in a pipe or a file, with `NO_COLOR`, on a
+/// dumb terminal.
+pub(super) fn show(text: &str) -> io::Result<bool> {
+    let mut out = anstream::stdout();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn unwritten(error: io::Error) -> Failed {
+    Failed {
+        exit: Exit::Io,
+        message: anyhow::Error::from(error).context("the result could not be written to stdout"),
+    }
+}
+
+/// The columns of the terminal; elsewhere as many as there may be.
+pub(super) fn width() -> u16 {
+    // Whoever reads it there wants a line for each thing.
+    const IN_A_PIPE: u16 = u16::MAX;
+    let size = terminal_size::terminal_size_of(io::stdout());
+    size.map_or(IN_A_PIPE, |(width, _)| width.0)
+}
+
+/// Whether somebody can be asked.
+pub(super) fn is_interactive() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// Asks, on a terminal, and takes only a plain yes for one. Elsewhere the command line was answer enough.
+pub(super) fn confirm(question: &str) -> Result<bool, Failed> {
+    if !is_interactive() {
+        return Ok(true);
+    }
+    let ask = || {
+        write!(io::stderr(), "{question} [y/N] ")?;
+        io::stderr().flush()?;
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer)?;
+        Ok::<_, io::Error>(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
+    };
+    let answer = ask().context("the answer could not be read; --yes goes on without it");
+    answer.map_err(|message| Failed {
+        exit: Exit::Io,
+        message,
+    })
+}

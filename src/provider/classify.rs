@@ -1,0 +1,120 @@
+//! What an answer, or none, means for what is asked next: its class, whether to ask again, and the headers about it. Pure.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::HeaderMap;
+
+use super::admission::Outcome;
+use super::error::{self, ProviderError};
+use super::request::Purpose;
+use super::state::backoff::{self, Cause};
+use super::state::concurrency_limit::Plan;
+use crate::core::lookup::UnavailableKind;
+use crate::telemetry::metrics::Class;
+
+/// Whether asking again may help, from which cause, and what the provider says about when.
+pub(super) fn worth_repeating(refusal: &ProviderError) -> Option<(Cause, Option<Duration>)> {
+    match refusal {
+        ProviderError::Throttled { retry_after, .. } => Some((Cause::Throttled, *retry_after)),
+        ProviderError::Unavailable(trouble) => match trouble.kind {
+            UnavailableKind::Connect
+            | UnavailableKind::Timeout
+            | UnavailableKind::Broken
+            | UnavailableKind::Internal
+            | UnavailableKind::Status
+            | UnavailableKind::Throttled => Some((Cause::Unavailable, trouble.retry_after)),
+            UnavailableKind::NotAsked | UnavailableKind::TooLarge | UnavailableKind::Unreadable => {
+                None
+            }
+        },
+        // A voice that hangs, or that nobody can read, will do so again.
+        ProviderError::Unanswerable(trouble) => match trouble.kind {
+            UnavailableKind::Broken | UnavailableKind::Internal | UnavailableKind::Status => {
+                Some((Cause::Unavailable, trouble.retry_after))
+            }
+            UnavailableKind::Connect
+            | UnavailableKind::Timeout
+            | UnavailableKind::Throttled
+            | UnavailableKind::NotAsked
+            | UnavailableKind::TooLarge
+            | UnavailableKind::Unreadable => None,
+        },
+        ProviderError::NotFound
+        | ProviderError::NoSuchEndpoint(_)
+        | ProviderError::Unauthorized(..)
+        | ProviderError::Forbidden(..)
+        | ProviderError::Rejected(..) => None,
+    }
+}
+
+pub(super) fn class<T>(answer: &Result<T, ProviderError>) -> Class {
+    match answer {
+        Ok(_) => Class::Ok,
+        Err(ProviderError::NotFound | ProviderError::NoSuchEndpoint(_)) => Class::NotFound,
+        Err(ProviderError::Unauthorized(..) | ProviderError::Forbidden(..)) => Class::Refused,
+        Err(ProviderError::Rejected(..)) => Class::Rejected,
+        Err(ProviderError::Throttled { .. }) => Class::Throttled,
+        Err(ProviderError::Unavailable(trouble) | ProviderError::Unanswerable(trouble)) => {
+            match trouble.kind {
+                UnavailableKind::Connect => Class::Connect,
+                UnavailableKind::Timeout => Class::Timeout,
+                UnavailableKind::Broken
+                | UnavailableKind::TooLarge
+                | UnavailableKind::Unreadable => Class::Broken,
+                UnavailableKind::Internal | UnavailableKind::Status => Class::ServerError,
+                UnavailableKind::Throttled => Class::Throttled,
+                UnavailableKind::NotAsked => Class::Abandoned,
+            }
+        }
+    }
+}
+
+/// What a try came to, as far as traffic is concerned. Of one that names voices, a failure that may lie in
+/// them counts once it is known that it does not.
+pub(super) fn outcome<T>(answer: &Result<T, ProviderError>, purpose: Purpose) -> Outcome {
+    match answer {
+        Ok(_)
+        | Err(
+            ProviderError::NotFound
+            | ProviderError::NoSuchEndpoint(_)
+            | ProviderError::Unauthorized(..)
+            | ProviderError::Forbidden(..)
+            | ProviderError::Rejected(..),
+        ) => Outcome::Answered,
+        Err(ProviderError::Throttled { code, .. }) if error::is_about_concurrency(code) => {
+            Outcome::TooMany
+        }
+        Err(ProviderError::Throttled { .. }) => Outcome::Busy,
+        Err(ProviderError::Unavailable(trouble) | ProviderError::Unanswerable(trouble)) => {
+            match trouble.kind {
+                UnavailableKind::NotAsked => Outcome::Abandoned,
+                kind if kind.may_lie_in_a_voice() && purpose != Purpose::Liveness => {
+                    Outcome::Abandoned
+                }
+                UnavailableKind::Connect
+                | UnavailableKind::Timeout
+                | UnavailableKind::Broken
+                | UnavailableKind::Internal
+                | UnavailableKind::Status
+                | UnavailableKind::Unreadable
+                | UnavailableKind::TooLarge
+                | UnavailableKind::Throttled => Outcome::Unavailable,
+            }
+        }
+    }
+}
+
+pub(super) fn plan(headers: &HeaderMap) -> Option<Plan> {
+    let number = |name| headers.get(name)?.to_str().ok()?.trim().parse().ok();
+    Some(Plan {
+        current: number("current-concurrent-requests")?,
+        maximum: number("maximum-concurrent-requests")?,
+    })
+}
+
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    backoff::retry_after(
+        |name| headers.get(name).and_then(|value| value.to_str().ok()),
+        SystemTime::now(),
+    )
+}
