@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::status::Viewer;
-use super::{Options, UNFINISHED, in_time, interval, open};
+use super::{Budget, Options, UNFINISHED, in_time, interval, open};
 use crate::cli::shutdown;
 use crate::core::exit::{Exit, Failed};
 use crate::core::verdict::Rules;
@@ -31,8 +31,11 @@ Examples:
   voice-sync daemon --interval 1s --log-format json")]
 pub(super) struct Daemon {
     /// How long to sleep at the most: new voices are seen within this time.
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
     interval: Duration,
+
+    #[command(flatten)]
+    budget: Budget,
 
     /// Serve the status as a page, /livez, /readyz and /metrics there: a port of this host alone, or an address and a port.
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
@@ -122,7 +125,7 @@ impl Daemon {
                 metrics: &metrics.pass,
                 observe: &|_| watch.moves(),
             };
-            daemon::tick(pass, &metrics, &mut looks).await
+            daemon::tick(pass, self.budget.request_budget, &metrics, &mut looks).await
         };
         let working = daemon::run(opening, turn, self.interval, &stop, &watch, &supervisor);
         let stopping = async {

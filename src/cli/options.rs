@@ -11,6 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::secrets::{self, DATABASE_URL, REDIS_URL};
 use crate::core::exit::Failed;
+use crate::core::request_budget::RequestBudget;
 use crate::core::verdict::{AgeFrom, OnTimeout, Rules};
 use crate::events::publisher::{Kind, Publisher};
 use crate::events::queue::Queue;
@@ -202,6 +203,20 @@ pub(super) struct Options {
         default_value_t
     )]
     pub(super) output: Output,
+}
+
+/// What a command may spend that looks voices up again and again.
+#[derive(Debug, Args)]
+pub(super) struct Budget {
+    /// Requests to the provider that all processes with one key may send to look voices up again and again, on the
+    /// average.
+    #[arg(
+        long,
+        value_name = "N/TIME",
+        env = "VOICE_SYNC_REQUEST_BUDGET",
+        default_value = "60/min"
+    )]
+    pub(super) request_budget: RequestBudget,
 }
 
 /// How results look.

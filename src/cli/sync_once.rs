@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::{Options, Output, UNFINISHED, at, in_time, open, print};
+use super::{Budget, Options, Output, UNFINISHED, at, in_time, open, print};
 use crate::cli::shutdown;
 use crate::core::exit::{Exit, Failed};
 use crate::core::report::Report;
@@ -49,6 +49,9 @@ pub(super) struct SyncOnce {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration,
         conflicts_with_all = ["dry_run", "voice", "limit"])]
     wait: Option<Duration>,
+
+    #[command(flatten)]
+    budget: Budget,
 
     /// Come to an end after this time; the next run goes on.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
@@ -97,6 +100,7 @@ impl SyncOnce {
             limit,
             due,
             wait,
+            budget,
             max_runtime: _,
             metrics_file,
         } = self;
@@ -151,7 +155,9 @@ impl SyncOnce {
             );
         }
         if wait.is_some() {
-            report = daemon::until_nothing_waits(pass, &metrics, report, until).await;
+            report =
+                daemon::until_nothing_waits(pass, budget.request_budget, &metrics, report, until)
+                    .await;
         }
         if let Some(path) = metrics_file {
             metrics.press(provider.pressure());
@@ -215,8 +221,8 @@ async fn meant(store: &Store, scope: &Scope) -> u64 {
 fn is_one_of_many(which: &Which) -> bool {
     match which {
         Which::Due(agenda) => {
-            let is_full = agenda.voices.len() >= DUE_AT_ONCE as usize;
-            is_full && agenda.voices.iter().all(|voice| voice.due_in.is_zero())
+            let due = agenda.voices.iter().filter(|voice| voice.due_in.is_zero());
+            due.count() >= DUE_AT_ONCE as usize
         }
         Which::All | Which::Named(_) => false,
     }
@@ -226,9 +232,15 @@ fn is_one_of_many(which: &Which) -> bool {
 async fn due_now(url: &DatabaseUrl, store: &Store) -> Result<Which, Failed> {
     match store.has_own_tables() {
         true => {
-            let mut agenda = store.agenda(DUE_AT_ONCE, None).await.map_err(at(url))?;
+            let mut agenda = store
+                .agenda(DUE_AT_ONCE, None, None)
+                .await
+                .map_err(at(url))?;
             let unscheduled = store.unscheduled(DUE_AT_ONCE).await.map_err(at(url))?;
             agenda.begin_with(unscheduled, DUE_AT_ONCE);
+            if !agenda.voices.iter().any(|voice| voice.due_in.is_zero()) {
+                agenda.voices.clear();
+            }
             Ok(Which::Due(agenda))
         }
         false => Ok(Which::All),

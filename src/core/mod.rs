@@ -13,6 +13,7 @@ pub mod missing;
 pub mod provider_state;
 pub mod quantiles;
 pub mod report;
+pub mod request_budget;
 pub mod schedule;
 pub mod transition;
 pub mod verdict;

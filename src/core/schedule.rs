@@ -2,7 +2,8 @@
 //!
 //! A young voice is mostly finished within seconds, so it is asked about often; one that has been in
 //! processing for an hour will not be finished in the next second. With a tenth of its age between
-//! two lookups, nobody waits for longer than a tenth more than they had to.
+//! two lookups, nobody waits for longer than a tenth more than they had to. A daemon whose request budget has room asks
+//! earlier, about those that may well be finished by now.
 
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ const SLOW: Duration = Duration::from_secs(5 * 60);
 /// The first pause after a voice could not be looked up twice in a row, which doubles each time, and the longest.
 const QUARANTINE: Duration = Duration::from_secs(60);
 const LONGEST_QUARANTINE: Duration = Duration::from_secs(60 * 60);
+/// Finished voices that a request must be expected to find where no voice is due.
+const WORTH_A_REQUEST: f64 = 0.02;
 /// How much earlier or later, so that voices of one moment do not stay together.
 const JITTER: f64 = 0.1;
 
@@ -49,6 +52,87 @@ pub fn again_in(age: Duration, seen: &Seen, random: f64) -> Duration {
         Seen::Superseded => SHORTEST,
     };
     pause.mul_f64(1.0 - JITTER + 2.0 * JITTER * random.clamp(0.0, 1.0))
+}
+
+/// How likely it is that a voice of this age is finished by now, if it was not when it was last asked about.
+///
+/// Of voices that were not finished at some age, half are at twice that age: a Lomax distribution of shape 1, whose scale
+/// is how long the youngest take. With it, a tenth of its age between two lookups finds each voice equally likely.
+pub fn likelihood(age: Duration, unasked_for: Duration) -> f64 {
+    const SCALE: Duration = Duration::from_secs(5);
+    let unasked_for = unasked_for.min(age);
+    unasked_for.as_secs_f64() / (age + SCALE).as_secs_f64()
+}
+
+/// A voice that may be asked about now.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Candidate {
+    /// It was never looked up.
+    New,
+    /// It is looked up within seconds each time.
+    Soon(Chance),
+    /// It is looked up now and then.
+    Seldom(Chance),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Chance {
+    /// How likely it is that the voice is finished.
+    pub likelihood: f64,
+    /// Whether it is due, whatever the likelihood.
+    pub is_due: bool,
+}
+
+impl Candidate {
+    fn likelihood(self) -> f64 {
+        match self {
+            Self::New => 1.0,
+            Self::Soon(chance) | Self::Seldom(chance) => chance.likelihood,
+        }
+    }
+
+    fn is_due(self) -> bool {
+        match self {
+            Self::New => true,
+            Self::Soon(chance) | Self::Seldom(chance) => chance.is_due,
+        }
+    }
+}
+
+/// Which of these voices to ask about where there is room for so many, by their places in the list; none, if none is
+/// due and a request is not likely enough to find one finished.
+///
+/// New voices come first. A quarter of what is left is for voices that are seldom asked about and are due, in the order
+/// of the list, so that they are not forgotten over others. The rest is for those that are most likely to be finished.
+pub fn choose(candidates: &[Candidate], room: usize) -> Vec<usize> {
+    let is_new = |place: &usize| candidates[*place] == Candidate::New;
+    let (mut chosen, mut others): (Vec<usize>, Vec<usize>) =
+        (0..candidates.len()).partition(is_new);
+    chosen.truncate(room);
+    let share = (room - chosen.len()).div_ceil(4);
+    let mut taken = 0;
+    others.retain(|place| {
+        let is_due = matches!(
+            candidates[*place],
+            Candidate::Seldom(Chance { is_due: true, .. })
+        );
+        if is_due && taken < share {
+            taken += 1;
+            chosen.push(*place);
+            return false;
+        }
+        true
+    });
+    let likelihood = |place: &usize| candidates[*place].likelihood();
+    others.sort_by(|one, other| likelihood(other).total_cmp(&likelihood(one)));
+    others.truncate(room - chosen.len());
+    chosen.extend(others);
+    let expected: f64 = chosen.iter().map(likelihood).sum();
+    let any_due = candidates.iter().any(|candidate| candidate.is_due());
+    match any_due || expected >= WORTH_A_REQUEST {
+        true => chosen,
+        false => Vec::new(),
+    }
 }
 
 /// How many of the voices that come up next are asked about, if `due` of them are due: a list request
@@ -115,7 +199,74 @@ mod tests {
         assert_eq!(topped_up(3, 1), 3);
     }
 
+    const DUE: Chance = Chance {
+        likelihood: 0.001,
+        is_due: true,
+    };
+
+    fn later(likelihood: f64) -> Chance {
+        Chance {
+            likelihood,
+            is_due: false,
+        }
+    }
+
+    #[test]
+    fn a_request_asks_about_new_voices_then_about_those_that_are_likely_to_be_finished() {
+        use Candidate::{New, Seldom, Soon};
+        let likely = [Soon(later(0.1)), Soon(later(0.3)), New, Soon(later(0.2))];
+        assert_eq!(choose(&likely, 3), [2, 1, 3]);
+        assert_eq!(choose(&likely, 0), [0usize; 0]);
+        let mut crowded = vec![Soon(later(0.5)); 10];
+        crowded.extend([Seldom(DUE); 10]);
+        assert_eq!(choose(&crowded, 8), [10, 11, 0, 1, 2, 3, 4, 5]);
+        assert_eq!(choose(&crowded, 20).len(), 20);
+        let unlikely = [Seldom(later(0.005)); 3];
+        assert_eq!(choose(&unlikely, 100), [0usize; 0]);
+        assert_eq!(choose(&[unlikely[0]; 4], 100), [0, 1, 2, 3]);
+        assert_eq!(choose(&[unlikely[0], Seldom(DUE)], 100), [1, 0]);
+    }
+
+    #[test]
+    fn the_longer_nobody_asked_the_likelier_a_voice_is_finished() {
+        let likelihood = |age, unasked_for| {
+            likelihood(Duration::from_secs(age), Duration::from_secs(unasked_for))
+        };
+        assert_eq!(likelihood(0, 0), 0.0);
+        assert_eq!(likelihood(5, 9), 0.5, "no longer than it is old");
+        assert!(likelihood(30, 1) > likelihood(300, 1));
+        assert!(likelihood(300, 10) > likelihood(300, 1));
+    }
+
     proptest! {
+        /// No voice twice, no more than there is room for, and no room left where there are voices.
+        #[test]
+        fn a_choice_fills_the_room(
+            kinds in prop::collection::vec((0u8..3, 0.0f64..0.1, any::<bool>()), 0..60), room in 0usize..40,
+        ) {
+            let candidates: Vec<_> = kinds
+                .iter()
+                .map(|(kind, likelihood, is_due)| {
+                    let chance = Chance { likelihood: *likelihood, is_due: *is_due };
+                    match kind {
+                        0 => Candidate::New,
+                        1 => Candidate::Soon(chance),
+                        _ => Candidate::Seldom(chance),
+                    }
+                })
+                .collect();
+            let mut chosen = choose(&candidates, room);
+            let any_due = candidates.iter().any(|candidate| candidate.is_due());
+            if !chosen.is_empty() {
+                prop_assert_eq!(chosen.len(), room.min(candidates.len()));
+            } else {
+                prop_assert!(room == 0 || !any_due, "a voice is due");
+            }
+            chosen.sort_unstable();
+            chosen.dedup();
+            prop_assert!(chosen.len() <= room);
+        }
+
         #[test]
         fn jitter_stays_within_a_tenth(age in 0u64..10_000_000, random in 0.0f64..1.0) {
             let pause = again_in(Duration::from_secs(age), &seen(Stage::Preparing), random).as_secs_f64();

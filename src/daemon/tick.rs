@@ -4,15 +4,18 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+use super::MIN_PAUSE;
 use super::duty_cycle::DutyCycle;
 use crate::core::exit::Exit;
 use crate::core::report::Report;
+use crate::core::request_budget::RequestBudget;
+use crate::core::schedule::{self, Candidate, Chance};
 use crate::events::publisher::Publisher;
-use crate::store::{Agenda, StoreError, Upcoming};
+use crate::store::{Agenda, Asked, StoreError, Upcoming};
 use crate::sync::{Pass, Scope, Which};
 use crate::telemetry::exposition::Metrics;
 
-/// Voices that are looked at together. If more are due, they have their turn afterwards.
+/// Voices that are looked at together at the most. If more are due, they have their turn afterwards.
 pub const DUE_AT_ONCE: u32 = 10_000;
 
 /// What a turn came to.
@@ -57,10 +60,16 @@ impl Default for DutyCycles {
     }
 }
 
-/// Asks about the voices that are due, if there are any, and publishes events that wait. The pass's
-/// own scope says how; which voices, the agenda says.
-pub async fn tick(pass: Pass<'_>, metrics: &Metrics, looks: &mut DutyCycles) -> Tick {
-    let agenda = match agenda(&pass, looks).await {
+/// Asks about the voices that the request budget has room for, if it is worth a request, and publishes events that
+/// wait. The pass's own scope says how.
+pub async fn tick(
+    pass: Pass<'_>,
+    budget: RequestBudget,
+    metrics: &Metrics,
+    looks: &mut DutyCycles,
+) -> Tick {
+    let room = pass.voices_a_request() * budget.requests_in(MIN_PAUSE);
+    let mut agenda = match agenda(&pass, room, looks).await {
         Ok(agenda) => agenda,
         Err(error) => {
             return Tick::Unreadable {
@@ -69,32 +78,81 @@ pub async fn tick(pass: Pass<'_>, metrics: &Metrics, looks: &mut DutyCycles) -> 
             };
         }
     };
+    let next_in = next_in(&agenda);
+    agenda.voices = match agenda.budget_in.is_zero() {
+        true => chosen(agenda.voices, room),
+        false => Vec::new(),
+    };
     let events_wait = agenda.events_wait && pass.publisher.is_some();
-    if !events_wait && !agenda.voices.iter().any(is_due) {
+    if !events_wait && agenda.voices.is_empty() {
         metrics.succeeded();
-        let pause = match agenda.voices.is_empty() {
-            true => Duration::ZERO,
-            false => IDLE_OVERVIEW,
+        let pause = match next_in {
+            None => Duration::ZERO,
+            Some(_) => IDLE_OVERVIEW,
         };
         overview(&pass, metrics, looks, pause).await;
         return Tick::Idle {
-            next_in: next_in(&agenda),
+            next_in: next_in.map(|next| next.max(agenda.budget_in)),
         };
     }
     let scope = Scope {
         which: Which::Due(agenda),
         ..pass.scope.clone()
     };
+    let began = Instant::now();
     let report = Pass {
         scope: &scope,
         ..pass
     }
     .run()
     .await;
+    spend(&pass, budget, report.counts.requests, began.elapsed()).await;
     metrics.passed(&report);
     metrics.press(pass.provider.pressure());
     overview(&pass, metrics, looks, Duration::ZERO).await;
     Tick::Passed(Box::new(report))
+}
+
+/// Those that are asked about now.
+fn chosen(voices: Vec<Upcoming>, room: usize) -> Vec<Upcoming> {
+    let is_due = |voice: &Upcoming| voice.due_in.is_zero();
+    let (isolated, others): (Vec<_>, Vec<_>) =
+        voices.into_iter().partition(|voice| voice.is_isolated);
+    let candidate = |voice: &Upcoming| match voice.asked {
+        None if is_due(voice) && voice.kind.is_none() => Candidate::New,
+        None => Candidate::Seldom(Chance {
+            likelihood: 0.0,
+            is_due: is_due(voice),
+        }),
+        Some(Asked { ago, age, is_often }) => {
+            let chance = Chance {
+                likelihood: schedule::likelihood(age, ago),
+                is_due: is_due(voice),
+            };
+            match is_often {
+                true => Candidate::Soon(chance),
+                false => Candidate::Seldom(chance),
+            }
+        }
+    };
+    let candidates: Vec<_> = others.iter().map(candidate).collect();
+    let places = schedule::choose(&candidates, room);
+    let mut others: Vec<_> = others.into_iter().map(Some).collect();
+    let chosen = places.into_iter().filter_map(|place| others[place].take());
+    chosen.chain(isolated.into_iter().filter(is_due)).collect()
+}
+
+/// Not worth failing for: without it, the next request is a little early.
+async fn spend(pass: &Pass<'_>, budget: RequestBudget, requests: u64, took: Duration) {
+    if requests == 0 {
+        return;
+    }
+    let borne = f64::from(pass.provider.pressure().limit.max(1));
+    let taken = budget.taken_by(requests, pass.provider.concurrency() as f64 / borne);
+    let account = pass.provider.account();
+    if let Err(error) = pass.store.spend_budget(account, took, taken).await {
+        warn!(%error, "the request budget could not be kept");
+    }
 }
 
 /// Not worth failing for: the next turn finds out by itself what is wrong.
@@ -112,16 +170,22 @@ async fn overview(pass: &Pass<'_>, metrics: &Metrics, looks: &mut DutyCycles, pa
 
 /// What is due and what comes next. Voices without a schedule are looked for where anything was written since there
 /// were none, and not each time where there are many others, except if nothing else is there.
-async fn agenda(pass: &Pass<'_>, looks: &mut DutyCycles) -> Result<Agenda, StoreError> {
+async fn agenda(
+    pass: &Pass<'_>,
+    room: usize,
+    looks: &mut DutyCycles,
+) -> Result<Agenda, StoreError> {
     let bus = pass.publisher.map(Publisher::bus);
-    let mut agenda = pass.store.agenda(DUE_AT_ONCE, bus).await?;
+    let most = u32::try_from(2 * room).map_or(DUE_AT_ONCE, |most| most.min(DUE_AT_ONCE));
+    let account = Some(pass.provider.account());
+    let mut agenda = pass.store.agenda(most, bus, account).await?;
     let began = Instant::now();
     let is_unchanged = |(version, at): &(String, Instant)| {
         *version == agenda.version && began.duration_since(*at) < LOOK_AGAIN
     };
     let were_none = looks.none_unscheduled.as_ref().is_some_and(is_unchanged);
     if !were_none && (agenda.voices.is_empty() || looks.unscheduled.is_due(began)) {
-        let unscheduled = pass.store.unscheduled(DUE_AT_ONCE).await;
+        let unscheduled = pass.store.unscheduled(most).await;
         looks.unscheduled.took(began.elapsed(), Instant::now());
         let unscheduled = match unscheduled {
             Err(error) if !agenda.voices.is_empty() => {
@@ -137,10 +201,7 @@ async fn agenda(pass: &Pass<'_>, looks: &mut DutyCycles) -> Result<Agenda, Store
     Ok(agenda)
 }
 
-fn is_due(voice: &Upcoming) -> bool {
-    voice.due_in.is_zero()
-}
-
+/// When the first voice is due, if any is scheduled.
 fn next_in(agenda: &Agenda) -> Option<Duration> {
-    agenda.voices.first().map(|voice| voice.due_in)
+    agenda.voices.iter().map(|voice| voice.due_in).min()
 }

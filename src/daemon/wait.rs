@@ -7,17 +7,19 @@ use tokio::time::{Instant, sleep};
 use super::{DutyCycles, Health, MIN_PAUSE, Tick, again_in, pause_after, tick};
 use crate::core::exit::Exit;
 use crate::core::report::{Part, Report, StopReason};
+use crate::core::request_budget::RequestBudget;
 use crate::store::{Selection, Store};
 use crate::sync::{Pass, Scope};
 use crate::telemetry::exposition::Metrics;
 
 /// New voices are seen within this time.
-const INTERVAL: Duration = Duration::from_secs(5);
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Goes on after a first pass, on the same schedule as the daemon. The report is of all passes
 /// together.
 pub async fn until_nothing_waits(
     pass: Pass<'_>,
+    budget: RequestBudget,
     metrics: &Metrics,
     mut report: Report,
     deadline: Option<Instant>,
@@ -46,7 +48,7 @@ pub async fn until_nothing_waits(
             scope: &scope,
             ..pass
         };
-        let pause = match tick(turn, metrics, &mut looks).await {
+        let pause = match tick(turn, budget, metrics, &mut looks).await {
             Tick::Idle { next_in: None } => match waits(pass.store).await {
                 // Others have them in hand.
                 true => INTERVAL,

@@ -1,12 +1,19 @@
 //! What waits: voices that are due, new or isolated, and how many there are.
 
+use std::time::Duration;
+
 use uuid::Uuid;
 
 use super::args::Columns;
 use super::dialect::Dialect;
 use super::row::Row;
-use super::values::{Agenda, Isolated, Overview, Upcoming};
+use super::values::{Agenda, Asked, Isolated, Overview, Upcoming};
 use super::{MAX_BUS_PAUSE, NEXT, OUTBOX_LEASE, REFUSED, Store, StoreError, present};
+use crate::core::request_budget::MAX_PAUSE;
+use crate::core::verdict::Stage;
+
+/// A voice is looked up often if that is within this time each time. An index has the same.
+const SOON: Duration = Duration::from_secs(30);
 
 impl Store {
     pub(super) async fn overview_once(&self) -> Result<Overview, StoreError> {
@@ -49,16 +56,21 @@ impl Store {
         &self,
         most: u32,
         bus: Option<Uuid>,
+        account: Option<Uuid>,
     ) -> Result<Agenda, StoreError> {
         let (table, dialect) = (&self.table, self.dialect());
         let now = dialect.now();
         let mut args = self.database.args();
         let [most, next] = [most, NEXT].map(|limit| args.bind(limit));
+        let is_soon = format!("w.next_due - w.scheduled_at < {}", dialect.span(SOON));
+        let is_seldom = format!("({is_soon}) IS NOT TRUE");
         let scheduled = |which: &str, limit: &str| {
             format!(
                 "SELECT * FROM (
                      SELECT w.row_id, w.kind, w.isolated, w.next_due,
-                            w.last_asked IS NOT NULL AND w.missing_count = 0 AND w.trouble IS NULL AS was_found
+                            w.last_asked IS NOT NULL AND w.missing_count = 0 AND w.trouble IS NULL AS was_found,
+                            w.stage, {asked_ago} AS asked_ago, {witnessed} AS witnessed,
+                            COALESCE({is_soon}, FALSE) AS is_often
                      FROM {known}
                      WHERE w.next_due IS NOT NULL AND w.failed_at IS NULL AND {which}
                        AND NOT {is_set_aside} AND NOT {is_leased}
@@ -66,9 +78,19 @@ impl Store {
                 known = table.known_in_processing(),
                 is_set_aside = table.is_set_aside(),
                 is_leased = table.is_leased("w.row_id", None),
+                asked_ago = dialect.since("w.last_asked"),
+                witnessed = table.witnessed("FALSE"),
             )
         };
         let is_later = format!("w.next_due > {now} AND {}", table.is_scheduled());
+        let budget_in = account.map_or("CAST(NULL AS double precision)".to_owned(), |account| {
+            format!(
+                "(SELECT {} FROM {} p WHERE p.account = {})",
+                dialect.seconds_until("p.next_request_at", MAX_PAUSE),
+                dialect.own("provider"),
+                args.bind(account)
+            )
+        });
         let bus_is_backing_off = bus.map_or("FALSE".to_owned(), |bus| {
             format!(
                 "EXISTS (SELECT 1 FROM {} WHERE bus = {} AND {})",
@@ -87,17 +109,26 @@ impl Store {
                         NOT {bus_is_backing_off}
                         AND EXISTS (SELECT 1 FROM {unpublished} WHERE NOT {is_leased}
                                     AND (leased_until IS NULL OR leased_until > {now}
-                                         OR leased_until <= {now} - {refused})) AS events_wait
+                                         OR leased_until <= {now} - {refused})) AS events_wait,
+                        {budget_in} AS budget_in
              ),
-             upcoming AS ({due} UNION ALL {later})
-             SELECT read_at, version, events_wait, row_id, kind, was_found, isolated,
-                    {due_in} AS due_in
+             upcoming AS ({soon} UNION ALL {due} UNION ALL {isolated} UNION ALL {later})
+             SELECT read_at, version, events_wait, budget_in, row_id, kind, was_found, isolated,
+                    stage, asked_ago, witnessed, is_often, {due_in} AS due_in
              FROM present LEFT JOIN upcoming ON TRUE ORDER BY next_due",
             unpublished = self.unpublished(),
             is_leased = dialect.is_ahead("leased_until", OUTBOX_LEASE),
             refused = dialect.span(REFUSED),
-            due = scheduled(&format!("w.next_due <= {now}"), &most),
-            later = scheduled(&is_later, &next),
+            soon = scheduled(&format!("NOT w.isolated AND {is_soon}"), &most),
+            due = scheduled(
+                &format!("w.next_due <= {now} AND NOT w.isolated AND {is_seldom}"),
+                &most
+            ),
+            isolated = scheduled(&format!("w.next_due <= {now} AND w.isolated"), &most),
+            later = scheduled(
+                &format!("{is_later} AND (w.isolated OR {is_seldom})"),
+                &next
+            ),
             due_in = dialect.between("read_at", "next_due"),
         );
         let rows = self.database.fetch_all(sql, args).await?;
@@ -106,6 +137,7 @@ impl Store {
             agenda.read_at = row.get("read_at")?;
             agenda.events_wait = row.get("events_wait")?;
             agenda.version = row.get("version")?;
+            agenda.budget_in = row.get_optional("budget_in")?.unwrap_or_default();
             if let Some(row_id) = row.get_optional("row_id")? {
                 agenda.voices.push(Upcoming {
                     row: row_id,
@@ -113,6 +145,7 @@ impl Store {
                     kind: row.get_optional("kind")?,
                     was_found: row.get("was_found")?,
                     is_isolated: row.get("isolated")?,
+                    asked: asked(row)?,
                 });
             }
         }
@@ -203,4 +236,17 @@ impl Store {
         let rows = self.database.fetch_all(sql, args).await?;
         rows.iter().map(|row| row.get("given")).collect()
     }
+}
+
+/// None, if nothing but its owner or another key can change anything about the voice.
+fn asked(row: &Row) -> Result<Option<Asked>, StoreError> {
+    let stage: Option<String> = row.get_optional("stage")?;
+    let waits_for_owner = stage.is_some_and(|stage| stage == Stage::WaitingForOwner.as_str());
+    let ago: Option<Duration> = row.get_optional("asked_ago")?;
+    let ago = ago.filter(|_| !waits_for_owner);
+    let (age, is_often) = (row.get("witnessed")?, row.get("is_often")?);
+    let is_found: bool = row.get("was_found")?;
+    Ok(ago
+        .filter(|_| is_found)
+        .map(|ago| Asked { ago, age, is_often }))
 }

@@ -10,22 +10,15 @@ use super::{Database, StoreError};
 /// `pg_advisory_xact_lock` key: the ASCII bytes of "voicesyn".
 const LOCK_KEY: i64 = 0x766f_6963_6573_796e;
 
+/// The file begins with the version, in four digits.
 macro_rules! migration {
-    ($version:literal, $name:literal, $database:literal) => {
+    ($version:literal, $file:literal, $database:literal) => {
         Migration::new(
             $version,
-            $name.into(),
+            $file[5..].into(),
             MigrationType::Simple,
-            include_str!(concat!(
-                "../../migrations/",
-                $database,
-                "/000",
-                $version,
-                "_",
-                $name,
-                ".sql"
-            ))
-            .into_sql_str(),
+            include_str!(concat!("../../migrations/", $database, "/", $file, ".sql"))
+                .into_sql_str(),
             false,
         )
     };
@@ -33,29 +26,31 @@ macro_rules! migration {
 
 fn for_postgres() -> Vec<Migration> {
     vec![
-        migration!(1, "initial", "postgres"),
-        migration!(2, "completions", "postgres"),
-        migration!(3, "schedule", "postgres"),
-        migration!(4, "ledger", "postgres"),
-        migration!(5, "isolation", "postgres"),
-        migration!(6, "mass_absence", "postgres"),
-        migration!(7, "due", "postgres"),
-        migration!(8, "batches", "postgres"),
-        migration!(9, "unbatched_events", "postgres"),
+        migration!(1, "0001_initial", "postgres"),
+        migration!(2, "0002_completions", "postgres"),
+        migration!(3, "0003_schedule", "postgres"),
+        migration!(4, "0004_ledger", "postgres"),
+        migration!(5, "0005_isolation", "postgres"),
+        migration!(6, "0006_mass_absence", "postgres"),
+        migration!(7, "0007_due", "postgres"),
+        migration!(8, "0008_batches", "postgres"),
+        migration!(9, "0009_unbatched_events", "postgres"),
+        migration!(10, "0010_request_budget", "postgres"),
     ]
 }
 
 fn for_sqlite() -> Vec<Migration> {
     vec![
-        migration!(1, "initial", "sqlite"),
-        migration!(2, "completions", "sqlite"),
-        migration!(3, "schedule", "sqlite"),
-        migration!(4, "ledger", "sqlite"),
-        migration!(5, "isolation", "sqlite"),
-        migration!(6, "mass_absence", "sqlite"),
-        migration!(7, "due", "sqlite"),
-        migration!(8, "batches", "sqlite"),
-        migration!(9, "unbatched_events", "sqlite"),
+        migration!(1, "0001_initial", "sqlite"),
+        migration!(2, "0002_completions", "sqlite"),
+        migration!(3, "0003_schedule", "sqlite"),
+        migration!(4, "0004_ledger", "sqlite"),
+        migration!(5, "0005_isolation", "sqlite"),
+        migration!(6, "0006_mass_absence", "sqlite"),
+        migration!(7, "0007_due", "sqlite"),
+        migration!(8, "0008_batches", "sqlite"),
+        migration!(9, "0009_unbatched_events", "sqlite"),
+        migration!(10, "0010_request_budget", "sqlite"),
     ]
 }
 

@@ -63,8 +63,8 @@ pub use survey::{
     VoiceRecord, Wanted,
 };
 pub use values::{
-    Access, Agenda, Applied, BusPermit, CommandRun, Isolated, LeaseId, LeasedEvents, MissingVoice,
-    NextPass, Overview, Page, Pending, PriorState, Record, Run, Selection, Upcoming,
+    Access, Agenda, Applied, Asked, BusPermit, CommandRun, Isolated, LeaseId, LeasedEvents,
+    MissingVoice, NextPass, Overview, Page, Pending, PriorState, Record, Run, Selection, Upcoming,
 };
 
 use crate::core::missing::MassAbsence;
@@ -278,9 +278,28 @@ impl Store {
 
     /// The voices that have a schedule and are due, at most so many, and some that will be next, in the order in which
     /// they are. It looks at no others. Events wait if the `bus` may be tried, and has not refused them just now.
-    pub async fn agenda(&self, most: u32, bus: Option<Uuid>) -> Result<Agenda, StoreError> {
-        self.attempt("store.agenda", || self.agenda_once(most, bus))
+    /// Of the `account`, it says when its request budget has room.
+    pub async fn agenda(
+        &self,
+        most: u32,
+        bus: Option<Uuid>,
+        account: Option<Uuid>,
+    ) -> Result<Agenda, StoreError> {
+        self.attempt("store.agenda", || self.agenda_once(most, bus, account))
             .await
+    }
+
+    /// Takes requests that began so long ago from the budget of an account, which has no room for so long then.
+    pub async fn spend_budget(
+        &self,
+        account: Uuid,
+        began_ago: Duration,
+        taken: Duration,
+    ) -> Result<(), StoreError> {
+        self.attempt("store.spend_budget", || {
+            self.spend_budget_once(account, began_ago, taken)
+        })
+        .await
     }
 
     /// The voices that have no schedule, at most so many: they are new, cloned anew, or their lookup came to no end.

@@ -8,6 +8,7 @@ use super::dialect::Dialect;
 use super::row::Row;
 use super::{PROBE, Store, StoreError};
 use crate::core::provider_state::{MAX_OPEN, MAX_RETRY_AFTER, ProviderState};
+use crate::core::request_budget::MAX_PAUSE;
 
 /// What [`state`] reads, of a row `p` of `provider`.
 pub(super) fn state_columns(dialect: Dialect) -> String {
@@ -111,6 +112,32 @@ impl Store {
             hold_until = self.in_seconds(&args.bind(state.cooldown)),
             concurrency = args.bind(state.concurrency),
             stays_held = dialect.latest("p.hold_until", "EXCLUDED.hold_until", MAX_RETRY_AFTER),
+        );
+        self.database.execute(sql, args).await.map(drop)
+    }
+
+    pub(super) async fn spend_budget_once(
+        &self,
+        account: Uuid,
+        began_ago: Duration,
+        taken: Duration,
+    ) -> Result<(), StoreError> {
+        let (dialect, now) = (self.dialect(), self.dialect().now());
+        let mut args = self.database.args();
+        let taken = dialect.seconds(&args.bind(taken));
+        let began = format!("{now} - {}", dialect.seconds(&args.bind(began_ago)));
+        // What is further ahead was set before the database's clock was set back.
+        let furthest = format!("{now} + {}", dialect.span(MAX_PAUSE));
+        let free = dialect.greatest(
+            &format!("CASE WHEN p.next_request_at <= {furthest} THEN p.next_request_at END"),
+            &began,
+        );
+        let sql = format!(
+            "INSERT INTO {provider} AS p (account, next_request_at) VALUES ({account}, {began} + {taken})
+             ON CONFLICT (account) DO UPDATE SET next_request_at = {next}",
+            provider = dialect.own("provider"),
+            account = args.bind(account),
+            next = dialect.least(&format!("{free} + {taken}"), &furthest),
         );
         self.database.execute(sql, args).await.map(drop)
     }

@@ -105,6 +105,8 @@ pub struct Agenda {
     pub events_wait: bool,
     /// A text that is another one once anything was written, but for what the connection wrote itself.
     pub version: String,
+    /// When the request budget of the account has room again.
+    pub budget_in: Duration,
 }
 
 /// A voice that is due now or later.
@@ -119,6 +121,19 @@ pub struct Upcoming {
     pub was_found: bool,
     /// Whether it is to be asked about by itself, after the others.
     pub is_isolated: bool,
+    /// When it was looked up, if it may be finished without anybody's doing.
+    pub asked: Option<Asked>,
+}
+
+/// When a voice was looked up last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// How long ago.
+    pub ago: Duration,
+    /// For how long voice-sync has seen the voice in processing.
+    pub age: Duration,
+    /// Whether it is looked up within seconds each time.
+    pub is_often: bool,
 }
 
 impl Upcoming {
@@ -130,6 +145,7 @@ impl Upcoming {
             kind: None,
             was_found: false,
             is_isolated,
+            asked: None,
         }
     }
 }

@@ -60,6 +60,14 @@ impl Pass<'_> {
         self.strategy == Strategy::Single || self.provider.has_no_list()
     }
 
+    /// How many voices one request asks about.
+    pub(crate) fn voices_a_request(&self) -> usize {
+        match self.asks_singly() {
+            true => 1,
+            false => BATCH,
+        }
+    }
+
     pub(super) fn lookup_workers(&self) -> usize {
         self.provider.concurrency() + SPARE_WORKERS
     }

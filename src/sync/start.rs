@@ -13,7 +13,6 @@ use crate::core::provider_state::ProviderState;
 use crate::core::report::StopReason;
 use crate::core::schedule;
 use crate::core::voice::RowId;
-use crate::provider::lookup::BATCH;
 use crate::store::{Agenda, Isolated, PriorState, StoreError, Upcoming};
 
 /// How long a pass claims voices where others may come due meanwhile, new ones above all.
@@ -67,14 +66,11 @@ impl Pass<'_> {
     /// Those that are due, and as many of the next as requests have room for: only such as the list
     /// is known to show, as others would take a request of their own.
     fn topped_up(&self, agenda: &Agenda, unlisted: &HashSet<String>) -> Vec<RowId> {
-        let room = match self.asks_singly() {
-            true => 1,
-            false => BATCH,
-        };
+        let room = self.voices_a_request();
         let is_due = |voice: &&Upcoming| voice.due_in.is_zero();
         let others = agenda.voices.iter().filter(|voice| !voice.is_isolated);
         let (due, later): (Vec<_>, Vec<_>) = others.partition(is_due);
-        let spare = schedule::topped_up(due.len(), room) - due.len();
+        let spare = schedule::topped_up(due.len().max(1), room) - due.len();
         let is_listed = |kind: &String| !unlisted.contains(kind);
         let free = later
             .into_iter()

@@ -60,6 +60,39 @@ async fn it_finishes_voices_as_they_come_and_stops_when_told_to() {
     }
 }
 
+/// A voice that may be finished at any moment is asked about as often as the budget allows, whoever asks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_daemons_together_keep_to_the_request_budget() {
+    const REQUESTS: u64 = 8;
+    for variant in BOTH {
+        let (app, provider) = (migrated(variant).await, simulator().await);
+        app.insert_processing(&["sim-nopreview-1", "sim-nopreview-2"])
+            .await;
+        let daemon = || {
+            let daemon =
+                VoiceSync::new(&["daemon", "--interval=100ms", "--request-budget=120/min"]);
+            let daemon = daemon
+                .env("DATABASE_URL", &app.url)
+                .env("ELEVENLABS_BASE_URL", provider.url());
+            Daemon::start(daemon)
+        };
+        let began = std::time::Instant::now();
+        let mut daemons = [daemon(), daemon()];
+        let sent = async || (provider.counts().list >= REQUESTS).then_some(());
+        daemons[0].wait_for("some requests", sent).await;
+        // Both may send their first one, and others, at the same moment: they pay for it afterwards.
+        let allowed = began.elapsed().as_secs_f64() * 2.0 + 3.0;
+        let sent = provider.counts();
+        assert!(
+            (sent.list + sent.single) as f64 <= allowed,
+            "{variant:?}: {sent:?}"
+        );
+        for daemon in &mut daemons {
+            daemon.stop().await;
+        }
+    }
+}
+
 /// What a pass writes down is what the pure schedule says; the daemon asks no earlier.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn voices_are_asked_about_when_they_are_due() {

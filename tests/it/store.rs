@@ -723,7 +723,7 @@ async fn what_waits_is_what_can_be_done_now(variant: Variant) {
     app.insert_processing(&["a", "b", "c"]).await;
     let store = app.store().await;
     let (run_id, bus) = (Uuid::new_v4(), Uuid::new_v4());
-    let agenda = async || store.agenda(10, Some(bus)).await.expect("reads");
+    let agenda = async || store.agenda(10, Some(bus), None).await.expect("reads");
     assert!(!agenda().await.events_wait);
     claim(&store, run_id).await;
     let record = Record::ForAnyone;
@@ -745,7 +745,7 @@ async fn what_waits_is_what_can_be_done_now(variant: Variant) {
     let pause = Duration::from_secs(30);
     store.bus_failed(bus, 1, pause).await.expect("is told");
     assert!(!agenda().await.events_wait, "the bus is left alone");
-    let other = store.agenda(10, Some(Uuid::new_v4())).await;
+    let other = store.agenda(10, Some(Uuid::new_v4()), None).await;
     assert!(other.expect("reads").events_wait, "another bus is not");
     app.age_own_tables(31).await;
     assert!(agenda().await.events_wait);
@@ -797,6 +797,93 @@ async fn what_waits_is_what_can_be_done_now(variant: Variant) {
     .await;
     assert_eq!(agenda().await.voices.len(), 0);
     assert_eq!(store.unscheduled(10).await.expect("reads").len(), 3);
+}
+
+/// What one process spends, all others wait for; whoever spends at once waits for both.
+async fn all_processes_share_the_request_budget(variant: Variant) {
+    let app = App::new(variant).await;
+    let store = app.store().await;
+    let seconds = Duration::from_secs;
+    let budget_in = async |account| {
+        let agenda = store.agenda(1, None, Some(account)).await;
+        agenda.expect("reads").budget_in
+    };
+    assert_eq!(budget_in(ACCOUNT).await, Duration::ZERO);
+    let spend = async |ago, taken| {
+        let spent = store.spend_budget(ACCOUNT, seconds(ago), seconds(taken));
+        spent.await.expect("spends");
+    };
+    let is_about = |left: Duration, least: u64, most: u64| {
+        assert!(left > seconds(least) && left <= seconds(most), "{left:?}");
+    };
+    spend(0, 100).await;
+    is_about(budget_in(ACCOUNT).await, 40, 100);
+    spend(0, 100).await;
+    is_about(budget_in(ACCOUNT).await, 140, 200);
+    assert_eq!(budget_in(Uuid::from_u128(8)).await, Duration::ZERO);
+    spend(0, 1000).await;
+    is_about(budget_in(ACCOUNT).await, 240, 300);
+    app.age_own_tables(500).await;
+    assert_eq!(budget_in(ACCOUNT).await, Duration::ZERO);
+
+    // What took longer than the budget needed is paid for when it ends.
+    spend(100, 100).await;
+    assert_eq!(budget_in(ACCOUNT).await, Duration::ZERO);
+    app.age_own_tables(500).await;
+    spend(40, 140).await;
+    is_about(budget_in(ACCOUNT).await, 40, 100);
+
+    // The database's clock was set back by a day.
+    app.age_own_tables(-86_400).await;
+    assert_eq!(budget_in(ACCOUNT).await, Duration::ZERO);
+    spend(0, 100).await;
+    is_about(budget_in(ACCOUNT).await, 40, 100);
+}
+
+/// However many seldom ones are overdue, an agenda has voices that are looked up often, and both kinds of others.
+async fn a_backlog_that_is_overdue_hides_no_young_voices(variant: Variant) {
+    let app = App::new(variant).await;
+    let ids: Vec<String> = (0..10).map(|n| format!("old-{n}")).collect();
+    let mut ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    ids.push("young");
+    app.insert_processing(&ids).await;
+    let (store, run_id) = (app.store().await, Uuid::new_v4());
+    claim(&store, run_id).await;
+    let notes = ids.iter().map(|id| Note {
+        again_in: Duration::from_secs(if *id == "young" { 5 } else { 60 }),
+        ..note(
+            &app,
+            id,
+            Seen::Processing {
+                kind: "cloned".into(),
+                stage: Stage::Preparing,
+            },
+        )
+    });
+    let notes: Vec<_> = notes.collect();
+    store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+    end_leases(&app).await;
+    let young = RowId::new(app.stored(row_id("young")));
+    for (pass, seconds) in [0, 10, 300].into_iter().enumerate() {
+        app.age_own_tables(seconds).await;
+        let agenda = store.agenda(2, None, None).await.expect("reads");
+        let often: Vec<_> = agenda
+            .voices
+            .iter()
+            .filter(|voice| voice.asked.is_some_and(|asked| asked.is_often))
+            .map(|voice| voice.row.clone())
+            .collect();
+        assert_eq!(often, [young.clone()]);
+        let due = agenda.voices.iter().filter(|voice| voice.due_in.is_zero());
+        assert_eq!(due.count(), [0, 1, 3][pass]);
+        let asked = agenda.voices.iter().filter_map(|voice| voice.asked);
+        let least = Duration::from_secs([0, 10, 310][pass]);
+        assert!(
+            asked
+                .into_iter()
+                .all(|asked| asked.ago >= least && asked.age >= asked.ago)
+        );
+    }
 }
 
 async fn a_row_that_is_cloned_anew_is_young_again(variant: Variant) {
@@ -1436,7 +1523,13 @@ async fn events_of_an_older_version_are_published_once_it_does_not(variant: Vari
     let pending = store.pending_events(None).await.expect("counts");
     assert_eq!((pending.all, pending.unleased), (3, 2));
     assert_eq!(store.overview().await.expect("looks").outbox, 3);
-    assert!(store.agenda(1, None).await.expect("looks").events_wait);
+    assert!(
+        store
+            .agenda(1, None, None)
+            .await
+            .expect("looks")
+            .events_wait
+    );
     let leased = store.lease_events(10).await.expect("leases");
     let ids = |events: &[OutboxEvent]| -> Vec<u128> {
         events
@@ -1460,7 +1553,13 @@ async fn events_of_an_older_version_are_published_once_it_does_not(variant: Vari
         .await;
     settled.expect("settles");
     assert_eq!(store.pending_events(None).await.expect("counts").all, 0);
-    assert!(!store.agenda(1, None).await.expect("looks").events_wait);
+    assert!(
+        !store
+            .agenda(1, None, None)
+            .await
+            .expect("looks")
+            .events_wait
+    );
 }
 
 /// Whoever removes events by hand leaves batches that claim to have more.
@@ -1847,6 +1946,8 @@ contract!(
     voices_without_an_answer_are_isolated_and_then_quarantined,
     events_that_the_bus_refuses_come_last,
     what_waits_is_what_can_be_done_now,
+    all_processes_share_the_request_budget,
+    a_backlog_that_is_overdue_hides_no_young_voices,
     a_row_that_is_cloned_anew_is_young_again,
     one_process_probes_for_all,
     a_voice_that_keeps_making_trouble_is_left_alone_for_a_day,

@@ -372,7 +372,13 @@ impl App {
             ("buses", &["retry_at"]),
             (
                 "provider",
-                &["found_at", "open_until", "probe_until", "hold_until"],
+                &[
+                    "found_at",
+                    "open_until",
+                    "probe_until",
+                    "hold_until",
+                    "next_request_at",
+                ],
             ),
         ] {
             let changes: Vec<_> = columns

@@ -25,9 +25,14 @@ pub(crate) struct Daemon {
 
 /// A daemon of this database against this provider, listening on a free port.
 pub(crate) fn daemon(database_url: &str, api_url: &str) -> VoiceSync {
-    VoiceSync::new(&["daemon", "--interval=200ms", "--listen=127.0.0.1:0"])
-        .env("DATABASE_URL", database_url)
-        .env("ELEVENLABS_BASE_URL", api_url)
+    VoiceSync::new(&[
+        "daemon",
+        "--interval=200ms",
+        "--request-budget=1000/s",
+        "--listen=127.0.0.1:0",
+    ])
+    .env("DATABASE_URL", database_url)
+    .env("ELEVENLABS_BASE_URL", api_url)
 }
 
 impl Daemon {

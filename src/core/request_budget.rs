@@ -1,0 +1,130 @@
+//! How many requests all processes that share a key may send for what is scheduled. Pure.
+//!
+//! A request is paid for after it was sent: the next one may be sent when the budget has room for it again. So an idle
+//! daemon never waits, nothing is saved up, and a lookup that takes several requests delays the ones after it.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+/// A turn that took more requests than it has room for, as to isolate bad voices, delays other lookups for no longer
+/// than this, or than one request of the budget.
+const MAX_DEBT: Duration = Duration::from_secs(10);
+/// What one request of the smallest and of the largest budget takes.
+const LONGEST: Duration = Duration::from_secs(60);
+const SHORTEST: Duration = Duration::from_millis(1);
+/// However little the provider bears.
+pub const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
+
+/// Requests in a time, on the average.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestBudget {
+    /// Time that one request takes of the budget.
+    spacing: Duration,
+}
+
+/// A text that is no request budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "give a number of requests and a unit of time, such as 60/min, 2/s or 600/h, from 1/min to 1000/s"
+)]
+pub struct InvalidRequestBudget;
+
+impl RequestBudget {
+    /// How long the budget has no room after these requests. `pressure` says how much less the provider bears than it
+    /// was configured for, from 1.
+    pub fn taken_by(self, requests: u64, pressure: f64) -> Duration {
+        let requests = u32::try_from(requests).unwrap_or(u32::MAX);
+        let most = MAX_DEBT.max(self.spacing);
+        let taken = self.spacing.saturating_mul(requests).min(most);
+        taken.mul_f64(pressure.clamp(1.0, 1e6)).min(MAX_PAUSE)
+    }
+
+    /// Requests that a daemon must send at once, if it has a turn this often, to spend all of it.
+    pub fn requests_in(self, turn: Duration) -> usize {
+        let requests = turn.as_secs_f64() / self.spacing.as_secs_f64();
+        (requests.ceil() as usize).max(1)
+    }
+}
+
+impl FromStr for RequestBudget {
+    type Err = InvalidRequestBudget;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (number, unit) = text.split_once('/').ok_or(InvalidRequestBudget)?;
+        let unit = match unit.trim() {
+            "s" | "sec" | "second" => 1,
+            "m" | "min" | "minute" => 60,
+            "h" | "hour" => 60 * 60,
+            _ => return Err(InvalidRequestBudget),
+        };
+        let number: u32 = number.trim().parse().map_err(|_| InvalidRequestBudget)?;
+        let spacing = Duration::from_secs(unit).checked_div(number);
+        let spacing = spacing.filter(|spacing| (SHORTEST..=LONGEST).contains(spacing));
+        spacing
+            .map(|spacing| Self { spacing })
+            .ok_or(InvalidRequestBudget)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_budget_is_a_number_of_requests_in_a_time() {
+        let spacing = |text: &str| text.parse::<RequestBudget>().map(|budget| budget.spacing);
+        for (text, seconds) in [
+            ("60/min", 1.0),
+            ("2/s", 0.5),
+            ("120/minute", 0.5),
+            ("60/h", 60.0),
+            (" 600 / hour", 6.0),
+            ("1000/s", 0.001),
+        ] {
+            assert_eq!(
+                spacing(text),
+                Ok(Duration::from_secs_f64(seconds)),
+                "{text}"
+            );
+        }
+        for text in [
+            "", "60", "0/min", "-1/min", "1.5/s", "60/day", "1001/s", "60/", "/s", "59/h",
+        ] {
+            assert_eq!(spacing(text), Err(InvalidRequestBudget), "{text}");
+        }
+    }
+
+    #[test]
+    fn pressure_shrinks_it_and_debt_is_bounded() {
+        let budget: RequestBudget = "60/min".parse().expect("a budget");
+        assert_eq!(budget.taken_by(0, 1.0), Duration::ZERO);
+        assert_eq!(budget.taken_by(3, 1.0), Duration::from_secs(3));
+        assert_eq!(budget.taken_by(1, 4.0), Duration::from_secs(4));
+        assert_eq!(budget.taken_by(u64::MAX, 1.0), MAX_DEBT);
+        assert_eq!(budget.taken_by(u64::MAX, f64::MAX), MAX_PAUSE);
+        let small: RequestBudget = "1/min".parse().expect("a budget");
+        assert_eq!(small.taken_by(9, 1.0), Duration::from_secs(60));
+        let second = Duration::from_secs(1);
+        assert_eq!(budget.requests_in(second / 10), 1);
+        let large: RequestBudget = "100/s".parse().expect("a budget");
+        assert_eq!(large.requests_in(second / 10), 10);
+    }
+
+    proptest! {
+        /// Whatever a daemon does, one request after the other takes no more than the budget allows, and one more.
+        #[test]
+        fn a_budget_is_never_exceeded(number in 1u32..10_000, waits in prop::collection::vec(0u64..5_000, 0..200)) {
+            let budget: RequestBudget = format!("{number}/min").parse().expect("a budget");
+            let (mut now, mut free_at, mut sent) = (Duration::ZERO, Duration::ZERO, 0u64);
+            for wait in waits {
+                now = free_at.max(now + Duration::from_millis(wait));
+                sent += 1;
+                free_at = now + budget.taken_by(1, 1.0);
+                let allowed = now.as_secs_f64() * f64::from(number) / 60.0 + 1.0;
+                prop_assert!(sent as f64 <= allowed * (1.0 + 1e-6));
+            }
+        }
+    }
+}
