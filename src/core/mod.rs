@@ -15,6 +15,7 @@ pub mod quantiles;
 pub mod report;
 pub mod request_budget;
 pub mod schedule;
+pub mod survival;
 pub mod transition;
 pub mod verdict;
 pub mod voice;

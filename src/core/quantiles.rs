@@ -43,6 +43,18 @@ impl Quantiles {
         self.0.iter().map(|(bucket, count)| (*bucket, *count))
     }
 
+    /// How many were longer than this, about: within a bucket, they are taken for evenly spread.
+    pub fn beyond(&self, duration: Duration) -> f64 {
+        let seconds = duration.as_secs_f64();
+        let longer = self.0.iter().map(|(bucket, count)| {
+            let (end, start) = (GROWTH.powi(*bucket), GROWTH.powi(bucket.saturating_sub(1)));
+            let share = ((end - seconds) / (end - start)).clamp(0.0, 1.0);
+            // Of a bucket beyond all numbers, it is none.
+            *count as f64 * if share.is_nan() { 1.0 } else { share }
+        });
+        longer.sum()
+    }
+
     /// The bucket of a duration.
     pub fn bucket(duration: Duration) -> i32 {
         let seconds = duration.max(SHORTEST).as_secs_f64();

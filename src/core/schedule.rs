@@ -54,16 +54,6 @@ pub fn again_in(age: Duration, seen: &Seen, random: f64) -> Duration {
     pause.mul_f64(1.0 - JITTER + 2.0 * JITTER * random.clamp(0.0, 1.0))
 }
 
-/// How likely it is that a voice of this age is finished by now, if it was not when it was last asked about.
-///
-/// Of voices that were not finished at some age, half are at twice that age: a Lomax distribution of shape 1, whose scale
-/// is how long the youngest take. With it, a tenth of its age between two lookups finds each voice equally likely.
-pub fn likelihood(age: Duration, unasked_for: Duration) -> f64 {
-    const SCALE: Duration = Duration::from_secs(5);
-    let unasked_for = unasked_for.min(age);
-    unasked_for.as_secs_f64() / (age + SCALE).as_secs_f64()
-}
-
 /// A voice that may be asked about now.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Candidate {
@@ -225,17 +215,6 @@ mod tests {
         assert_eq!(choose(&unlikely, 100), [0usize; 0]);
         assert_eq!(choose(&[unlikely[0]; 4], 100), [0, 1, 2, 3]);
         assert_eq!(choose(&[unlikely[0], Seldom(DUE)], 100), [1, 0]);
-    }
-
-    #[test]
-    fn the_longer_nobody_asked_the_likelier_a_voice_is_finished() {
-        let likelihood = |age, unasked_for| {
-            likelihood(Duration::from_secs(age), Duration::from_secs(unasked_for))
-        };
-        assert_eq!(likelihood(0, 0), 0.0);
-        assert_eq!(likelihood(5, 9), 0.5, "no longer than it is old");
-        assert!(likelihood(30, 1) > likelihood(300, 1));
-        assert!(likelihood(300, 10) > likelihood(300, 1));
     }
 
     proptest! {

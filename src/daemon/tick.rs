@@ -10,6 +10,7 @@ use crate::core::exit::Exit;
 use crate::core::report::Report;
 use crate::core::request_budget::RequestBudget;
 use crate::core::schedule::{self, Candidate, Chance};
+use crate::core::survival::Survival;
 use crate::events::publisher::Publisher;
 use crate::store::{Agenda, Asked, StoreError, Upcoming};
 use crate::sync::{Pass, Scope, Which};
@@ -41,12 +42,17 @@ pub enum Tick {
 pub struct DutyCycles {
     unscheduled: DutyCycle,
     overview: DutyCycle,
+    /// How long voices took, as the ledger had it a while ago.
+    survival: Survival,
+    learning: DutyCycle,
     /// The version of the database in which there were no voices without a schedule, and when that was seen.
     none_unscheduled: Option<(String, Instant)>,
 }
 
 /// How old the metrics of the backlog may be where nothing happens.
 const IDLE_OVERVIEW: Duration = Duration::from_secs(60);
+/// How old what was learned of completion times may be.
+const LEARN_AGAIN: Duration = Duration::from_secs(60);
 /// A voice without a schedule comes from a write, or from a lease that ended by itself.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -55,6 +61,8 @@ impl Default for DutyCycles {
         Self {
             unscheduled: DutyCycle::one_of(20),
             overview: DutyCycle::one_of(100),
+            survival: Survival::default(),
+            learning: DutyCycle::one_of(100),
             none_unscheduled: None,
         }
     }
@@ -79,8 +87,11 @@ pub async fn tick(
         }
     };
     let next_in = next_in(&agenda);
+    if !agenda.voices.is_empty() {
+        learn(&pass, looks).await;
+    }
     agenda.voices = match agenda.budget_in.is_zero() {
-        true => chosen(agenda.voices, room),
+        true => chosen(agenda.voices, room, &looks.survival),
         false => Vec::new(),
     };
     let events_wait = agenda.events_wait && pass.publisher.is_some();
@@ -113,8 +124,22 @@ pub async fn tick(
     Tick::Passed(Box::new(report))
 }
 
+/// Not worth failing for: what was learned before is as good.
+async fn learn(pass: &Pass<'_>, looks: &mut DutyCycles) {
+    let began = Instant::now();
+    if !looks.learning.is_due_after(LEARN_AGAIN, began) {
+        return;
+    }
+    let times = pass.store.completion_times_by_kind().await;
+    looks.learning.took(began.elapsed(), Instant::now());
+    match times {
+        Ok(times) => looks.survival = Survival::new(times),
+        Err(error) => warn!(%error, "the completion times in the ledger could not be read"),
+    }
+}
+
 /// Those that are asked about now.
-fn chosen(voices: Vec<Upcoming>, room: usize) -> Vec<Upcoming> {
+fn chosen(voices: Vec<Upcoming>, room: usize, survival: &Survival) -> Vec<Upcoming> {
     let is_due = |voice: &Upcoming| voice.due_in.is_zero();
     let (isolated, others): (Vec<_>, Vec<_>) =
         voices.into_iter().partition(|voice| voice.is_isolated);
@@ -126,7 +151,7 @@ fn chosen(voices: Vec<Upcoming>, room: usize) -> Vec<Upcoming> {
         }),
         Some(Asked { ago, age, is_often }) => {
             let chance = Chance {
-                likelihood: schedule::likelihood(age, ago),
+                likelihood: survival.likelihood(voice.kind.as_deref(), age, ago),
                 is_due: is_due(voice),
             };
             match is_often {

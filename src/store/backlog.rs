@@ -64,7 +64,7 @@ impl Store {
         let [most, next] = [most, NEXT].map(|limit| args.bind(limit));
         let is_soon = format!("w.next_due - w.scheduled_at < {}", dialect.span(SOON));
         let is_seldom = format!("({is_soon}) IS NOT TRUE");
-        let scheduled = |which: &str, limit: &str| {
+        let scheduled = |which: &str, order: &str, limit: &str| {
             format!(
                 "SELECT * FROM (
                      SELECT w.row_id, w.kind, w.isolated, w.next_due,
@@ -74,7 +74,7 @@ impl Store {
                      FROM {known}
                      WHERE w.next_due IS NOT NULL AND w.failed_at IS NULL AND {which}
                        AND NOT {is_set_aside} AND NOT {is_leased}
-                     ORDER BY w.next_due LIMIT {limit}) s",
+                     ORDER BY {order} LIMIT {limit}) s",
                 known = table.known_in_processing(),
                 is_set_aside = table.is_set_aside(),
                 is_leased = table.is_leased("w.row_id", None),
@@ -119,14 +119,25 @@ impl Store {
             unpublished = self.unpublished(),
             is_leased = dialect.is_ahead("leased_until", OUTBOX_LEASE),
             refused = dialect.span(REFUSED),
-            soon = scheduled(&format!("NOT w.isolated AND {is_soon}"), &most),
-            due = scheduled(
-                &format!("w.next_due <= {now} AND NOT w.isolated AND {is_seldom}"),
+            soon = scheduled(
+                &format!("NOT w.isolated AND {is_soon}"),
+                "w.next_due",
                 &most
             ),
-            isolated = scheduled(&format!("w.next_due <= {now} AND w.isolated"), &most),
+            due = scheduled(
+                &format!("w.next_due <= {now} AND NOT w.isolated AND {is_seldom}"),
+                "w.next_due",
+                &most
+            ),
+            // In the order of an index that has no others.
+            isolated = scheduled(
+                &format!("w.next_due <= {now} AND w.isolated"),
+                "w.unanswered, w.next_due",
+                &most
+            ),
             later = scheduled(
                 &format!("{is_later} AND (w.isolated OR {is_seldom})"),
+                "w.next_due",
                 &next
             ),
             due_in = dialect.between("read_at", "next_due"),

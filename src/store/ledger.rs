@@ -85,10 +85,16 @@ impl Store {
             args.bind(run.found),
             dialect.json(&args.bind(run.counts.to_string())),
             dialect.json(&args.bind(run.completion_times().map(|times| times.to_string()))),
+            dialect.json(
+                &args.bind(
+                    run.completion_times_by_kind()
+                        .map(|times| times.to_string()),
+                ),
+            ),
         ];
         let sql = format!(
             "INSERT INTO {runs} (run_id, account, started_at, duration_ms, exit_code, found, counts,
-                                 completion_times, finished_at)
+                                 completion_times, completion_times_by_kind, finished_at)
              VALUES ({values}, {now}) ON CONFLICT (run_id) DO NOTHING",
             runs = dialect.own("runs"),
             values = values.join(", "),
@@ -350,5 +356,10 @@ impl Run {
     fn completion_times(&self) -> Option<Value> {
         let any = self.completion_times.count() > 0;
         any.then(|| json!(self.completion_times))
+    }
+
+    fn completion_times_by_kind(&self) -> Option<Value> {
+        let times = &self.completion_times_by_kind;
+        (!times.is_empty()).then(|| json!(times))
     }
 }

@@ -33,7 +33,7 @@ mod table_sql;
 mod values;
 mod zone;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backon::{ExponentialBuilder, Retryable};
@@ -69,6 +69,7 @@ pub use values::{
 
 use crate::core::missing::MassAbsence;
 use crate::core::provider_state::ProviderState;
+use crate::core::quantiles::Quantiles;
 use crate::core::transition::{Note, Transition};
 use crate::core::verdict::AgeFrom;
 use crate::core::voice::RowId;
@@ -592,6 +593,16 @@ impl Store {
     ) -> Result<Survey, StoreError> {
         self.attempt("store.survey", || {
             self.survey_once(fail_after, age_from, oldest, runs)
+        })
+        .await
+    }
+
+    /// How long voices took that passes completed lately, by kind.
+    pub async fn completion_times_by_kind(
+        &self,
+    ) -> Result<BTreeMap<String, Quantiles>, StoreError> {
+        self.attempt("store.completion_times", || {
+            self.completion_times_by_kind_once()
         })
         .await
     }

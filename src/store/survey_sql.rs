@@ -1,6 +1,7 @@
 //! Reading what operators are shown.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -130,23 +131,36 @@ impl Store {
 
     async fn completion_times(&self) -> Result<Quantiles, StoreError> {
         let dialect = self.dialect();
-        // Whoever may write there, no sum is too large.
-        let sum = match dialect {
-            Dialect::Postgres => "LEAST(sum(t.value::numeric), 9e18)::bigint",
-            Dialect::Sqlite => "sum(t.value)",
-        };
         let sql = format!(
-            "SELECT CAST(t.key AS integer) AS bucket, {sum} AS voices
-             FROM {} r, {} t GROUP BY 1",
-            dialect.own("runs"),
-            dialect.members("r.completion_times")
+            "SELECT CAST(t.key AS integer) AS bucket, {sum} AS voices FROM {runs} r, {times} t GROUP BY 1",
+            sum = sum_of_voices(dialect),
+            runs = dialect.own("runs"),
+            times = dialect.members("r.completion_times")
         );
         let mut times = Quantiles::default();
         for row in &self.database.fetch_all(sql, self.database.args()).await? {
-            let bucket = i32::try_from(row.get::<i64>("bucket")?).unwrap_or(i32::MAX);
-            times.add_to_bucket(bucket, row.count("voices")?);
+            add_bucket(&mut times, row)?;
         }
         Ok(times)
+    }
+
+    pub(super) async fn completion_times_by_kind_once(
+        &self,
+    ) -> Result<BTreeMap<String, Quantiles>, StoreError> {
+        let dialect = self.dialect();
+        let sql = format!(
+            "SELECT k.key AS kind, CAST(t.key AS integer) AS bucket, {sum} AS voices
+             FROM {runs} r, {kinds} k, {times} t GROUP BY 1, 2",
+            sum = sum_of_voices(dialect),
+            runs = dialect.own("runs"),
+            kinds = dialect.members("r.completion_times_by_kind"),
+            times = dialect.members(&dialect.json("k.value")),
+        );
+        let mut kinds = BTreeMap::new();
+        for row in &self.database.fetch_all(sql, self.database.args()).await? {
+            add_bucket(kinds.entry(row.get("kind")?).or_default(), row)?;
+        }
+        Ok(kinds)
     }
 
     /// The account of the newest pass that used one.
@@ -326,6 +340,20 @@ impl Store {
             notes,
         })
     }
+}
+
+/// Whoever may write there, no sum is too large.
+fn sum_of_voices(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Postgres => "LEAST(sum(t.value::numeric), 9e18)::bigint",
+        Dialect::Sqlite => "sum(t.value)",
+    }
+}
+
+fn add_bucket(times: &mut Quantiles, row: &Row) -> Result<(), StoreError> {
+    let bucket = i32::try_from(row.get::<i64>("bucket")?).unwrap_or(i32::MAX);
+    times.add_to_bucket(bucket, row.count("voices")?);
+    Ok(())
 }
 
 fn notes(row: &Row, lease_until: Option<DateTime<Utc>>) -> Result<Notes, StoreError> {

@@ -1,6 +1,6 @@
 //! What goes into the store's operations and comes out of them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -322,6 +322,8 @@ pub struct Run {
     pub concurrency: Option<f64>,
     /// For how long the voices had been in processing that it completed.
     pub completion_times: Quantiles,
+    /// The same by kind.
+    pub completion_times_by_kind: BTreeMap<String, Quantiles>,
 }
 
 /// A command that changes something, for the ledger.

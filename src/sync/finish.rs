@@ -304,14 +304,16 @@ impl Pass<'_> {
     /// Writes the pass into the ledger and tidies up, which a pass without work seldom does. Neither is worth failing a
     /// pass for.
     async fn record(&self, progress: &Progress, report: &Report, ending: Ending) {
-        let (found, failed_missing, unlisted, completion_times) = {
+        let (found, failed_missing, unlisted, completion_times, completion_times_by_kind) = {
             let mut tally = progress.tally();
             let times = std::mem::take(&mut tally.completion_times);
+            let by_kind = std::mem::take(&mut tally.completion_times_by_kind);
             (
                 tally.guard.found(),
                 tally.failed_missing,
                 tally.unlisted(),
                 times,
+                by_kind,
             )
         };
         let run = Run {
@@ -330,6 +332,7 @@ impl Pass<'_> {
             unlisted,
             concurrency: self.provider.state().concurrency,
             completion_times,
+            completion_times_by_kind,
         };
         if let Err(error) = self.store.record_run(&run).await {
             warn!(%error, "the pass could not be written into the ledger");

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Pass;
 use super::batch::{Batch, Judged};
 use super::progress::Progress;
+use crate::core::format::printable;
 use crate::core::judge::{Grounds, Judgement, judge};
 use crate::core::lookup::{Lookup, Lookups, Unavailable, UnavailableKind};
 use crate::core::schedule;
@@ -45,11 +46,14 @@ impl Pass<'_> {
                 Some(_) | None => {}
             }
             match (judge(claimed, lookup, grounds), id, lookup) {
-                (Judgement::Moves(target, _), Some(provider_id), _) => {
+                (Judgement::Moves(target, _), Some(provider_id), lookup) => {
                     let lag = claimed.unasked_for + held;
                     self.metrics.lag.observe(lag.as_secs_f64());
-                    if let Target::Completed { .. } = target {
-                        tally.completion_times.add(claimed.age.created + held);
+                    if let (Target::Completed { .. }, Some(Lookup::Found { voice, .. })) =
+                        (&target, lookup)
+                    {
+                        let kind = printable(voice.kind());
+                        tally.completes_after(&kind, claimed.age.created + held);
                     }
                     transitions.push(Transition {
                         row: claimed.row.clone(),

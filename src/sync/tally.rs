@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
@@ -24,6 +25,8 @@ const UNLISTED_AFTER: u64 = 3;
 const OUTAGE_AFTER: usize = 10;
 /// Voices of which that is kept in mind.
 const MOST_UNDECIDED: usize = 100;
+/// Kinds whose completion times are told apart: the provider has five or six.
+const MOST_KINDS: usize = 20;
 /// Reasons to set voices aside that are told apart. They may quote the provider.
 const REASONS_TOLD: usize = 10;
 
@@ -34,6 +37,8 @@ pub(super) struct Tally {
     pub(super) stop_reason: Option<StopReason>,
     /// For how long the voices had been in processing that it completes.
     pub(super) completion_times: Quantiles,
+    /// The same by kind, of a few kinds.
+    pub(super) completion_times_by_kind: BTreeMap<String, Quantiles>,
     /// Why events could not be published.
     pub(super) bus_trouble: Option<String>,
     /// Whether anything was answered about a voice.
@@ -81,6 +86,15 @@ impl Tally {
             }
         }
         unknown
+    }
+
+    /// Notes for how long a voice of this kind had been in processing that is completed.
+    pub(super) fn completes_after(&mut self, kind: &str, age: Duration) {
+        self.completion_times.add(age);
+        let by_kind = &mut self.completion_times_by_kind;
+        if by_kind.len() < MOST_KINDS || by_kind.contains_key(kind) {
+            by_kind.entry(kind.to_owned()).or_default().add(age);
+        }
     }
 
     /// Notes where in a batch the asking stopped, for lack of time or because the provider was

@@ -1,6 +1,6 @@
 //! What the store promises, on every variant of the application's table.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chrono::{NaiveDateTime, Utc};
@@ -873,7 +873,7 @@ async fn a_backlog_that_is_overdue_hides_no_young_voices(variant: Variant) {
             .filter(|voice| voice.asked.is_some_and(|asked| asked.is_often))
             .map(|voice| voice.row.clone())
             .collect();
-        assert_eq!(often, [young.clone()]);
+        assert_eq!(often, std::slice::from_ref(&young));
         let due = agenda.voices.iter().filter(|voice| voice.due_in.is_zero());
         assert_eq!(due.count(), [0, 1, 3][pass]);
         let asked = agenda.voices.iter().filter_map(|voice| voice.asked);
@@ -884,6 +884,39 @@ async fn a_backlog_that_is_overdue_hides_no_young_voices(variant: Variant) {
                 .all(|asked| asked.ago >= least && asked.age >= asked.ago)
         );
     }
+}
+
+async fn completion_times_are_added_up_by_kind(variant: Variant) {
+    let app = App::new(variant).await;
+    let store = app.store().await;
+    let none = store.completion_times_by_kind().await.expect("reads");
+    assert_eq!(none, BTreeMap::new());
+    let (mut cloned, mut professional) = (Quantiles::default(), Quantiles::default());
+    for seconds in [5, 5, 60] {
+        cloned.add(Duration::from_secs(seconds));
+    }
+    professional.add(Duration::from_secs(86_400));
+    let one = BTreeMap::from([("cloned".to_owned(), cloned.clone())]);
+    let both = BTreeMap::from([
+        ("cloned".to_owned(), cloned.clone()),
+        ("it's \"professional\"".to_owned(), professional.clone()),
+    ]);
+    for completion_times_by_kind in [one, BTreeMap::new(), both] {
+        let run = Run {
+            completion_times_by_kind,
+            ..ledger_entry()
+        };
+        store.record_run(&run).await.expect("records");
+    }
+    for (bucket, count) in cloned.clone().buckets() {
+        cloned.add_to_bucket(bucket, count);
+    }
+    let times = store.completion_times_by_kind().await.expect("reads");
+    let expected = BTreeMap::from([
+        ("cloned".to_owned(), cloned),
+        ("it's \"professional\"".to_owned(), professional),
+    ]);
+    assert_eq!(times, expected);
 }
 
 async fn a_row_that_is_cloned_anew_is_young_again(variant: Variant) {
@@ -1643,6 +1676,7 @@ fn ledger_entry() -> Run {
         unlisted: Vec::new(),
         concurrency: None,
         completion_times: Quantiles::default(),
+        completion_times_by_kind: BTreeMap::new(),
     }
 }
 
@@ -1947,6 +1981,7 @@ contract!(
     events_that_the_bus_refuses_come_last,
     what_waits_is_what_can_be_done_now,
     all_processes_share_the_request_budget,
+    completion_times_are_added_up_by_kind,
     a_backlog_that_is_overdue_hides_no_young_voices,
     a_row_that_is_cloned_anew_is_young_again,
     one_process_probes_for_all,

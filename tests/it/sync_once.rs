@@ -322,6 +322,23 @@ async fn a_voice_that_is_named_by_row_and_by_provider_id_is_asked_about_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn completion_times_are_kept_for_each_kind_of_voice() {
+    let ids = ["sim-ready-1", "sim-ready-2", "sim-pvcready-1"].map(str::to_owned);
+    let app = app_with(Variant::E32, &ids).await;
+    let provider = simulator().await;
+    let ended = sync_once(&app.url, &provider.url()).run().await;
+    ended.expect_code(0);
+    assert_eq!(ended.count("completed"), 3);
+    let store = app.store().await;
+    let times = store.completion_times_by_kind().await.expect("reads");
+    let counts: Vec<_> = times
+        .iter()
+        .map(|(kind, times)| (kind.as_str(), times.count()))
+        .collect();
+    assert_eq!(counts, [("cloned", 2), ("professional", 1)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_time_is_over_the_next_run_goes_on() {
     let ids: Vec<String> = (0..60).map(|n| format!("sim-pvctraining-{n}")).collect();
     let app = app_with(Variant::E36, &ids).await;
