@@ -236,7 +236,10 @@ async fn due_now(url: &DatabaseUrl, store: &Store) -> Result<Which, Failed> {
                 .agenda(DUE_AT_ONCE, None, None)
                 .await
                 .map_err(at(url))?;
-            let unscheduled = store.unscheduled(DUE_AT_ONCE).await.map_err(at(url))?;
+            let unscheduled = store
+                .unscheduled(DUE_AT_ONCE, None)
+                .await
+                .map_err(at(url))?;
             agenda.begin_with(unscheduled, DUE_AT_ONCE);
             if !agenda.voices.iter().any(|voice| voice.due_in.is_zero()) {
                 agenda.voices.clear();

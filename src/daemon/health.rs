@@ -127,7 +127,7 @@ impl Health {
             Tick::Idle {
                 next_in: Some(next_in),
             } => format!("next voice due in {next_in:.1?}"),
-            Tick::Passed(report) => {
+            Tick::Passed { report, .. } => {
                 let c = &report.counts;
                 format!(
                     "last pass: {} looked up, {} completed, {} failed, exit {}",

@@ -81,7 +81,7 @@ pub async fn run(
                 watch.obstructed(Part::Database, says);
                 supervisor.waits();
             }
-            Tick::Passed(report) => watch.passed(report),
+            Tick::Passed { report, .. } => watch.passed(report),
         }
         let (exit, says, pause) = result_of(&outcome, interval);
         let pause = match exit {
@@ -118,7 +118,7 @@ fn result_of(outcome: &Tick, interval: Duration) -> (Exit, String, Duration) {
             (Exit::Success, String::new(), pause)
         }
         Tick::Unreadable { exit, says } => (*exit, says.clone(), Duration::ZERO),
-        Tick::Passed(report) => match pause_after(report, interval) {
+        Tick::Passed { report, free_in } => match pause_after(report, *free_in, interval) {
             Some(pause) => (Exit::Success, String::new(), pause),
             None => (report.exit_code, reason(&report.obstacles), Duration::ZERO),
         },
@@ -126,10 +126,11 @@ fn result_of(outcome: &Tick, interval: Duration) -> (Exit, String, Duration) {
 }
 
 /// How long to pause after a pass; `None` if it failed as a whole. What went wrong with some voices, or with the
-/// event bus, must not keep the others waiting.
-fn pause_after(report: &Report, interval: Duration) -> Option<Duration> {
+/// event bus, must not keep the others waiting. Until the request budget is free, there is nothing to do but to publish.
+fn pause_after(report: &Report, free_in: Duration, interval: Duration) -> Option<Duration> {
     match report.exit_code {
-        Exit::Success => Some(Duration::ZERO),
+        Exit::Success if report.counts.events_pending > 0 => Some(Duration::ZERO),
+        Exit::Success => Some(free_in.min(interval)),
         Exit::Temporary if report.counts.looked_up > 0 => Some(FIRST_PAUSE),
         Exit::Temporary if report.counts.due == 0 => Some(interval),
         Exit::Key if report.key_works => Some(FIRST_PAUSE),
@@ -179,9 +180,12 @@ mod tests {
                 obstacles: Vec::new(),
                 key_works,
             };
-            pause_after(&report, INTERVAL)
+            pause_after(&report, Duration::from_secs(2), INTERVAL)
         };
-        assert_eq!(pause(Exit::Success, 9, 9, false), Some(Duration::ZERO));
+        assert_eq!(
+            pause(Exit::Success, 9, 9, false),
+            Some(Duration::from_secs(2))
+        );
         assert_eq!(pause(Exit::Temporary, 9, 1, false), Some(FIRST_PAUSE));
         assert_eq!(
             pause(Exit::Temporary, 0, 0, false),

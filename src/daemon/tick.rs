@@ -28,7 +28,11 @@ pub enum Tick {
         next_in: Option<Duration>,
     },
     /// There was a pass.
-    Passed(Box<Report>),
+    Passed {
+        report: Box<Report>,
+        /// When the request budget has room for another one.
+        free_in: Duration,
+    },
     /// The database could not be asked what is due.
     Unreadable {
         /// What `sync-once` would exit with.
@@ -45,7 +49,8 @@ pub struct DutyCycles {
     /// How long voices took, as the ledger had it a while ago.
     survival: Survival,
     learning: DutyCycle,
-    /// The version of the database in which there were no voices without a schedule, and when that was seen.
+    /// A version of the database in which there were no voices without a schedule, and when all of them were last
+    /// looked at.
     none_unscheduled: Option<(String, Instant)>,
 }
 
@@ -117,11 +122,12 @@ pub async fn tick(
     }
     .run()
     .await;
-    spend(&pass, budget, report.counts.requests, began.elapsed()).await;
+    let free_in = spend(&pass, budget, report.counts.requests, began.elapsed()).await;
     metrics.passed(&report);
     metrics.press(pass.provider.pressure());
     overview(&pass, metrics, looks, Duration::ZERO).await;
-    Tick::Passed(Box::new(report))
+    let report = Box::new(report);
+    Tick::Passed { report, free_in }
 }
 
 /// Not worth failing for: what was learned before is as good.
@@ -167,10 +173,11 @@ fn chosen(voices: Vec<Upcoming>, room: usize, survival: &Survival) -> Vec<Upcomi
     chosen.chain(isolated.into_iter().filter(is_due)).collect()
 }
 
-/// Not worth failing for: without it, the next request is a little early.
-async fn spend(pass: &Pass<'_>, budget: RequestBudget, requests: u64, took: Duration) {
+/// Pays for the requests of a pass that took so long. Returns how long there is no room for others, if nobody else sends
+/// any. Not worth failing for: without it, the next request is a little early.
+async fn spend(pass: &Pass<'_>, budget: RequestBudget, requests: u64, took: Duration) -> Duration {
     if requests == 0 {
-        return;
+        return Duration::ZERO;
     }
     let borne = f64::from(pass.provider.pressure().limit.max(1));
     let taken = budget.taken_by(requests, pass.provider.concurrency() as f64 / borne);
@@ -178,6 +185,7 @@ async fn spend(pass: &Pass<'_>, budget: RequestBudget, requests: u64, took: Dura
     if let Err(error) = pass.store.spend_budget(account, took, taken).await {
         warn!(%error, "the request budget could not be kept");
     }
+    taken.saturating_sub(took)
 }
 
 /// Not worth failing for: the next turn finds out by itself what is wrong.
@@ -205,12 +213,15 @@ async fn agenda(
     let account = Some(pass.provider.account());
     let mut agenda = pass.store.agenda(most, bus, account).await?;
     let began = Instant::now();
-    let is_unchanged = |(version, at): &(String, Instant)| {
-        *version == agenda.version && began.duration_since(*at) < LOOK_AGAIN
-    };
-    let were_none = looks.none_unscheduled.as_ref().is_some_and(is_unchanged);
-    if !were_none && (agenda.voices.is_empty() || looks.unscheduled.is_due(began)) {
-        let unscheduled = pass.store.unscheduled(most).await;
+    let is_fresh = |(_, at): &&(String, Instant)| began.duration_since(*at) < LOOK_AGAIN;
+    let none = looks.none_unscheduled.as_ref().filter(is_fresh).cloned();
+    let none = none.filter(|_| !agenda.any_lease_expired);
+    let is_unchanged = none
+        .as_ref()
+        .is_some_and(|(version, _)| *version == agenda.version);
+    if !is_unchanged && (agenda.voices.is_empty() || looks.unscheduled.is_due(began)) {
+        let since = none.as_ref().map(|(version, _)| version.as_str());
+        let unscheduled = pass.store.unscheduled(most, since).await;
         looks.unscheduled.took(began.elapsed(), Instant::now());
         let unscheduled = match unscheduled {
             Err(error) if !agenda.voices.is_empty() => {
@@ -219,8 +230,11 @@ async fn agenda(
             }
             unscheduled => unscheduled?,
         };
-        let is_none = unscheduled.is_empty();
-        looks.none_unscheduled = is_none.then(|| (agenda.version.clone(), began));
+        // Those that are found now stay to be found until they have a schedule.
+        looks.none_unscheduled = match (unscheduled.is_empty(), none) {
+            (true, none) => Some((agenda.version.clone(), none.map_or(began, |(_, at)| at))),
+            (false, none) => none,
+        };
         agenda.begin_with(unscheduled, DUE_AT_ONCE);
     }
     Ok(agenda)

@@ -57,9 +57,12 @@ pub async fn until_nothing_waits(
             Tick::Idle {
                 next_in: Some(next_in),
             } => next_in.min(INTERVAL),
-            Tick::Passed(later) => {
+            Tick::Passed {
+                report: later,
+                free_in,
+            } => {
                 watch.passed(&later);
-                let pause = pause_after(&later, INTERVAL);
+                let pause = pause_after(&later, free_in, INTERVAL);
                 report.merge(*later);
                 match pause {
                     Some(pause) => {

@@ -101,7 +101,7 @@ impl Store {
         let mut args = self.database.args();
         let sql = format!(
             "UPDATE {voices}
-             SET set_aside_until = NULL, strikes = 0, trouble = NULL, next_due = NULL, unanswered = 0, run_id = {run_id}
+             SET set_aside_until = NULL, strikes = 0, trouble = NULL, next_due = {now}, unanswered = 0, run_id = {run_id}
              WHERE row_id {is_any} AND (set_aside_until > {now} OR unanswered > 0)",
             voices = self.dialect().own("voices"),
             run_id = args.bind(run.run_id),

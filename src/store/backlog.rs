@@ -8,7 +8,7 @@ use super::args::Columns;
 use super::dialect::Dialect;
 use super::row::Row;
 use super::values::{Agenda, Asked, Isolated, Overview, Upcoming};
-use super::{MAX_BUS_PAUSE, NEXT, OUTBOX_LEASE, REFUSED, Store, StoreError, present};
+use super::{LEASE, MAX_BUS_PAUSE, NEXT, OUTBOX_LEASE, REFUSED, Store, StoreError, present};
 use crate::core::request_budget::MAX_PAUSE;
 use crate::core::verdict::Stage;
 
@@ -110,12 +110,15 @@ impl Store {
                         AND EXISTS (SELECT 1 FROM {unpublished} WHERE NOT {is_leased}
                                     AND (leased_until IS NULL OR leased_until > {now}
                                          OR leased_until <= {now} - {refused})) AS events_wait,
+                        EXISTS (SELECT 1 FROM {leases} WHERE NOT {is_held}) AS any_lease_expired,
                         {budget_in} AS budget_in
              ),
              upcoming AS ({soon} UNION ALL {due} UNION ALL {isolated} UNION ALL {later})
-             SELECT read_at, version, events_wait, budget_in, row_id, kind, was_found, isolated,
+             SELECT read_at, version, events_wait, any_lease_expired, budget_in, row_id, kind, was_found, isolated,
                     stage, asked_ago, witnessed, is_often, {due_in} AS due_in
              FROM present LEFT JOIN upcoming ON TRUE ORDER BY next_due",
+            leases = dialect.own("leases"),
+            is_held = dialect.is_ahead("lease_until", LEASE),
             unpublished = self.unpublished(),
             is_leased = dialect.is_ahead("leased_until", OUTBOX_LEASE),
             refused = dialect.span(REFUSED),
@@ -148,6 +151,7 @@ impl Store {
             agenda.read_at = row.get("read_at")?;
             agenda.events_wait = row.get("events_wait")?;
             agenda.version = row.get("version")?;
+            agenda.any_lease_expired = row.get("any_lease_expired")?;
             agenda.budget_in = row.get_optional("budget_in")?.unwrap_or_default();
             if let Some(row_id) = row.get_optional("row_id")? {
                 agenda.voices.push(Upcoming {
@@ -163,14 +167,21 @@ impl Store {
         Ok(agenda)
     }
 
-    pub(super) async fn unscheduled_once(&self, most: u32) -> Result<Vec<Upcoming>, StoreError> {
+    pub(super) async fn unscheduled_once(
+        &self,
+        most: u32,
+        since: Option<&str>,
+    ) -> Result<Vec<Upcoming>, StoreError> {
         let (table, dialect) = (&self.table, self.dialect());
         let mut args = self.database.args();
+        let is_new = since.map_or("TRUE".to_owned(), |version| {
+            table.is_written_since(&mut args, version)
+        });
         let is_current = super::TableSql::is_current(&table.provider_id);
         let sql = format!(
             "SELECT {row_id} AS row_id, {is_current} AND w.isolated AS isolated
              FROM {name} v LEFT JOIN {voices} w ON w.row_id = {row_id}
-             WHERE {is_processing} AND v.{id} IS NOT NULL AND NOT {is_leased}
+             WHERE {is_processing} AND v.{id} IS NOT NULL AND {is_new} AND NOT {is_leased}
                AND CASE WHEN {is_current}
                         THEN NOT {is_set_aside}
                              AND (w.next_due IS NULL OR w.next_due > {now} AND NOT {is_scheduled})

@@ -305,8 +305,14 @@ impl Store {
 
     /// The voices that have no schedule, at most so many: they are new, cloned anew, or their lookup came to no end.
     /// It goes through the voices in processing, by their index.
-    pub async fn unscheduled(&self, most: u32) -> Result<Vec<Upcoming>, StoreError> {
-        self.attempt("store.unscheduled", || self.unscheduled_once(most))
+    /// `since` is the version of an agenda before which there were none: of rows that were not written since, it looks
+    /// at no more than that, where the database can tell. A voice whose lease ended without a note is not found so.
+    pub async fn unscheduled(
+        &self,
+        most: u32,
+        since: Option<&str>,
+    ) -> Result<Vec<Upcoming>, StoreError> {
+        self.attempt("store.unscheduled", || self.unscheduled_once(most, since))
             .await
     }
 

@@ -55,6 +55,8 @@ pub(crate) struct TableSql {
     pub(crate) completed_now: String,
     /// Characters that a preview may have; `None` is any number.
     pub(crate) preview_room: Option<usize>,
+    /// Whether rows tell the transaction that wrote them (`xmin`).
+    pub(crate) has_row_versions: bool,
     /// Columns that the table could have, and does not.
     pub(crate) missing_columns: Vec<MissingColumn>,
     /// Whether voice-sync's own tables are there.
@@ -290,6 +292,18 @@ impl TableSql {
             Dialect::Postgres => format!("{own} w JOIN {table} v ON {is_same}"),
             Dialect::Sqlite => format!("{own} w CROSS JOIN {table} v ON {is_same}"),
         }
+    }
+
+    /// Whether the row `v` was written since a moment, which is an [`Agenda::version`](super::Agenda); true, where rows
+    /// do not tell. Transactions that were under way at that moment count as later.
+    pub(crate) fn is_written_since(&self, args: &mut Args, version: &str) -> String {
+        if !self.has_row_versions {
+            return "TRUE".to_owned();
+        }
+        let version = args.bind(version);
+        format!(
+            "age(v.xmin) <= age(((split_part({version}::text, ':', 1)::bigint % 4294967296)::text)::xid)"
+        )
     }
 
     /// Whether the row `v` is selected.

@@ -105,6 +105,8 @@ pub struct Agenda {
     pub events_wait: bool,
     /// A text that is another one once anything was written, but for what the connection wrote itself.
     pub version: String,
+    /// Whether a lease ended by itself: its voices may have no schedule.
+    pub any_lease_expired: bool,
     /// When the request budget of the account has room again.
     pub budget_in: Duration,
 }

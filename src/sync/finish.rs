@@ -20,8 +20,8 @@ const PAGE: u32 = 500;
 
 /// Rows of each of its own tables that are removed in one transaction.
 const TIDIED_AT_ONCE: u32 = 1000;
-/// Of so many passes without work, one tidies up.
-const IDLE_PASSES_A_TIDYING: u32 = 50;
+/// Of so many passes of a daemon, or without work, one tidies up.
+const PASSES_A_TIDYING: u32 = 50;
 
 /// What is known at the end of a pass.
 #[derive(Default)]
@@ -301,8 +301,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Writes the pass into the ledger and tidies up, which a pass without work seldom does. Neither is worth failing a
-    /// pass for.
+    /// Writes the pass into the ledger and tidies up. Neither is worth failing a pass for.
     async fn record(&self, progress: &Progress, report: &Report, ending: Ending) {
         let (found, failed_missing, unlisted, completion_times, completion_times_by_kind) = {
             let mut tally = progress.tally();
@@ -337,8 +336,13 @@ impl Pass<'_> {
         if let Err(error) = self.store.record_run(&run).await {
             warn!(%error, "the pass could not be written into the ledger");
         }
-        if (report.counts.due > 0 || fastrand::u32(..IDLE_PASSES_A_TIDYING) == 0)
-            && let Err(error) = self.tidy(report.counts.due).await
+        // Whoever makes a pass a second tidies up for many of them at once.
+        let passes = match self.scope.continuous || report.counts.due == 0 {
+            true => PASSES_A_TIDYING,
+            false => 1,
+        };
+        if fastrand::u32(..passes) == 0
+            && let Err(error) = self.tidy(report.counts.due * u64::from(passes)).await
         {
             warn!(%error, "old rows of voice-sync's own tables could not be removed");
         }

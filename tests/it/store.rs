@@ -775,9 +775,9 @@ async fn what_waits_is_what_can_be_done_now(variant: Variant) {
         (&due.voices[0].row, due.voices[0].due_in),
         (&asked, Duration::ZERO)
     );
-    let unscheduled = store.unscheduled(10).await.expect("reads");
+    let unscheduled = store.unscheduled(10, None).await.expect("reads");
     assert_eq!(unscheduled.len(), 2, "{unscheduled:?}");
-    assert_eq!(store.unscheduled(1).await.expect("reads").len(), 1);
+    assert_eq!(store.unscheduled(1, None).await.expect("reads").len(), 1);
     due.begin_with(unscheduled, 10);
     assert_eq!(due.voices[2].row, asked, "who was asked about comes last");
     due.begin_with(Vec::new(), 2);
@@ -787,7 +787,10 @@ async fn what_waits_is_what_can_be_done_now(variant: Variant) {
     let all = store.claim(Uuid::new_v4(), &ALL, 10).await.expect("claims");
     assert_eq!(all.voices.len(), 3);
     assert_eq!(agenda().await.voices.len(), 0);
-    assert_eq!(store.unscheduled(10).await.expect("reads"), Vec::new());
+    assert_eq!(
+        store.unscheduled(10, None).await.expect("reads"),
+        Vec::new()
+    );
     app.age_own_tables(61).await;
     app.execute(&format!(
         "UPDATE {} SET row_id = 'another' WHERE row_id = '{}'",
@@ -796,7 +799,7 @@ async fn what_waits_is_what_can_be_done_now(variant: Variant) {
     ))
     .await;
     assert_eq!(agenda().await.voices.len(), 0);
-    assert_eq!(store.unscheduled(10).await.expect("reads").len(), 3);
+    assert_eq!(store.unscheduled(10, None).await.expect("reads").len(), 3);
 }
 
 /// What one process spends, all others wait for; whoever spends at once waits for both.
@@ -917,6 +920,53 @@ async fn completion_times_are_added_up_by_kind(variant: Variant) {
         ("it's \"professional\"".to_owned(), professional),
     ]);
     assert_eq!(times, expected);
+}
+
+/// A daemon that knows of a moment without new voices looks only at rows that were written since.
+async fn new_voices_are_found_among_the_rows_that_were_written_since(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["before"]).await;
+    let store = app.store().await;
+    let agenda = async || store.agenda(10, None, None).await.expect("reads");
+    let found = async |version: &str| {
+        let found = store.unscheduled(10, Some(version)).await.expect("reads");
+        let rows = found.into_iter().map(|voice| voice.row.to_string());
+        rows.collect::<BTreeSet<_>>()
+    };
+    let row = |id| app.stored(row_id(id));
+    // As long as transactions of other tests are under way that are older than the row, it may be later than they are.
+    let mut version = agenda().await.version;
+    while matches!(app.pool, Pool::Postgres(_)) && !found(&version).await.is_empty() {
+        version = agenda().await.version;
+    }
+    app.insert_processing(&["after"]).await;
+    assert!(found(&version).await.contains(&row("after")));
+    app.execute(
+        "UPDATE voices SET elevenlabs_voice_id = 'anew' WHERE elevenlabs_voice_id = 'before'",
+    )
+    .await;
+    assert!(found(&version).await.contains(&row("before")));
+
+    // A transaction that was under way at the moment commits later.
+    if let Pool::Postgres(pool) = &app.pool {
+        let mut late = pool.begin().await.expect("begins");
+        let insert = format!(
+            "INSERT INTO voices (id, user_id, elevenlabs_voice_id, name, status)
+             SELECT '{}', user_id, 'late', name, status FROM voices LIMIT 1",
+            row("late")
+        );
+        let insert = sqlx::query(sqlx::AssertSqlSafe(insert));
+        insert.execute(&mut *late).await.expect("inserts");
+        let during = agenda().await.version;
+        late.commit().await.expect("commits");
+        assert!(found(&during).await.contains(&row("late")));
+    }
+
+    assert!(!agenda().await.any_lease_expired);
+    claim(&store, Uuid::new_v4()).await;
+    assert!(!agenda().await.any_lease_expired);
+    app.age_own_tables(61).await;
+    assert!(agenda().await.any_lease_expired);
 }
 
 async fn a_row_that_is_cloned_anew_is_young_again(variant: Variant) {
@@ -1500,7 +1550,7 @@ async fn a_voice_that_an_older_version_has_leased_is_left_to_it(variant: Variant
         Uuid::new_v4(),
     ))
     .await;
-    let unscheduled = store.unscheduled(10).await.expect("lists");
+    let unscheduled = store.unscheduled(10, None).await.expect("lists");
     assert_eq!(unscheduled.len(), 1);
     let run_id = Uuid::new_v4();
     let page = store.claim(run_id, &ALL, 10).await.expect("claims");
@@ -1981,6 +2031,7 @@ contract!(
     events_that_the_bus_refuses_come_last,
     what_waits_is_what_can_be_done_now,
     all_processes_share_the_request_budget,
+    new_voices_are_found_among_the_rows_that_were_written_since,
     completion_times_are_added_up_by_kind,
     a_backlog_that_is_overdue_hides_no_young_voices,
     a_row_that_is_cloned_anew_is_young_again,

@@ -22,6 +22,8 @@ struct Column {
     may_select: bool,
     may_update: bool,
     role: String,
+    /// Whether it is a column of an ordinary table: no view, nor a table in parts.
+    is_in_table: bool,
 }
 
 const COLUMNS: &str = "
@@ -34,7 +36,8 @@ const COLUMNS: &str = "
                  ORDER BY e.enumsortorder) AS labels,
            has_column_privilege(a.attrelid, a.attnum, 'SELECT') AS may_select,
            has_column_privilege(a.attrelid, a.attnum, 'UPDATE') AS may_update,
-           quote_ident(current_user) AS role
+           quote_ident(current_user) AS role,
+           (SELECT c.relkind = 'r' FROM pg_class c WHERE c.oid = a.attrelid) AS is_in_table
     FROM pg_attribute a
     WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped";
 
@@ -155,6 +158,7 @@ pub(in crate::store) async fn table_sql(
         failed: value(&names.statuses.failed),
         completed_now,
         preview_room: preview_url.and_then(|column| column.length),
+        has_row_versions: id.is_in_table,
         missing_columns,
         has_own_tables,
         table,
@@ -226,6 +230,7 @@ fn column(row: &Row) -> Result<Column, StoreError> {
         may_select: row.get("may_select")?,
         may_update: row.get("may_update")?,
         role: row.get("role")?,
+        is_in_table: row.get("is_in_table")?,
     })
 }
 

@@ -112,6 +112,7 @@ pub(in crate::store) async fn table_sql(
         completed_now: "strftime('%Y-%m-%d %H:%M:%f000', 'now')".to_owned(),
         missing_columns,
         preview_room: find(&c.preview_url).and_then(|column| length(&column.declared)),
+        has_row_versions: false,
         has_own_tables,
         table,
     })
