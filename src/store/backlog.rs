@@ -123,7 +123,7 @@ impl Store {
             is_leased = dialect.is_ahead("leased_until", OUTBOX_LEASE),
             refused = dialect.span(REFUSED),
             soon = scheduled(
-                &format!("NOT w.isolated AND {is_soon}"),
+                &format!("NOT w.isolated AND {is_soon} AND (w.next_due <= {now} OR {is_later})"),
                 "w.next_due",
                 &most
             ),
