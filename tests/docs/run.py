@@ -32,6 +32,7 @@ ELSEWHERE = [
     (r"cargo build( --release --locked && sudo install target/release/voice-sync /usr/local/bin/)?", "Dockerfile", "--release --locked"),
     (r"cargo build --release", "scripts/package", "--profile"),
     (r"cargo bench --bench lag", "benches/lag.rs", "fn main"),
+    (r"cargo bench --bench schedule", "benches/schedule.rs", "fn main"),
     (r"scripts/test", ".ci/run", "scripts/test --locked"),
     (r"cargo fuzz run TARGET", "fuzz/Cargo.toml", "cargo-fuzz = true"),
     (r"scripts/chaos", "scripts/chaos", "faults"),
