@@ -2,7 +2,7 @@
 //!
 //! The survival function is the share of voices that take longer than a time. It is estimated from the completion times
 //! in the ledger, for each kind of voice, and drawn towards what is assumed where nothing is known: a kind without
-//! completions is like all voices, and those are as [`assumed`] until there are some.
+//! completions is like all voices, and those are as assumed until there are some.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
