@@ -9,8 +9,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use voice_sync::core::quantiles::Quantiles;
-use voice_sync::core::schedule::{Candidate, Chance, choose};
+use voice_sync::core::schedule::{Candidate, Chance, again_in, choose};
 use voice_sync::core::survival::Survival;
+use voice_sync::core::transition::Seen;
+use voice_sync::core::verdict::Stage;
 
 const SEED: u64 = 7;
 const VOICES: usize = 6000;
@@ -19,9 +21,9 @@ const ARRIVALS: f64 = 1800.0;
 const ROOM: usize = 100;
 /// Seconds from one request of the budget to the next.
 const SPACING: f64 = 1.0;
-/// A voice is looked up at the latest after a tenth of its age, within these bounds.
-const SHORTEST: f64 = 5.0;
-const LONGEST: f64 = 300.0;
+/// Seconds from one lookup of a voice to the next, on a fixed schedule.
+const FIXED: f64 = 5.0;
+const KIND: &str = "cloned";
 /// What is looked up within this time is looked up often.
 const SOON: f64 = 30.0;
 const LEARN_AGAIN: f64 = 60.0;
@@ -112,9 +114,14 @@ fn simulate(
     Outcome { lags, requests }
 }
 
-/// When a voice is due that was asked about at this age.
+/// When a voice is due that was asked about at this age, without jitter.
 fn interval(age: f64) -> f64 {
-    (age / 10.0).clamp(SHORTEST, LONGEST)
+    const NO_JITTER: f64 = 0.5;
+    let seen = Seen::Processing {
+        kind: KIND.to_owned(),
+        stage: Stage::Preparing,
+    };
+    again_in(Duration::from_secs_f64(age), &seen, NO_JITTER).as_secs_f64()
 }
 
 /// Voices are due after a time by their age; a request that is not full is topped up with those that are due next.
@@ -142,7 +149,7 @@ fn by_budget() -> impl FnMut(f64, &[Waiting], &[f64]) -> (usize, Vec<usize>) {
             for seconds in took {
                 times.add(Duration::from_secs_f64(*seconds));
             }
-            survival = Survival::new(BTreeMap::from([("cloned".to_owned(), times)]));
+            survival = Survival::new(BTreeMap::from([(KIND.to_owned(), times)]));
             learned_at = now;
         }
         let candidate = |waiting: &Waiting| {
@@ -153,7 +160,7 @@ fn by_budget() -> impl FnMut(f64, &[Waiting], &[f64]) -> (usize, Vec<usize>) {
             let (age, ago) = (now - waiting.voice.came, now - asked);
             let after = interval(asked - waiting.voice.came);
             let chance = Chance {
-                likelihood: survival.likelihood(Some("cloned"), span(age), span(ago)),
+                likelihood: survival.likelihood(Some(KIND), span(age), span(ago)),
                 is_due: ago >= after,
             };
             match after < SOON {
@@ -239,7 +246,7 @@ fn main() {
     println!("| ready after | schedule | lag p50 | mean | p99 | requests a voice |");
     println!("|---|---|---|---|---|---|");
     for (shape, voices) in shapes(&mut fastrand::Rng::with_seed(SEED)) {
-        print(shape, "every 5 s", simulate(&voices, by_age(|_| SHORTEST)));
+        print(shape, "every 5 s", simulate(&voices, by_age(|_| FIXED)));
         print(
             shape,
             "a tenth of the age",

@@ -12,7 +12,7 @@ const MAX_DEBT: Duration = Duration::from_secs(10);
 /// What one request of the smallest and of the largest budget takes.
 const LONGEST: Duration = Duration::from_secs(60);
 const SHORTEST: Duration = Duration::from_millis(1);
-/// However little the provider bears.
+/// The longest time that the budget has no room, however little the provider bears.
 pub const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
 
 /// Requests in a time, on the average.

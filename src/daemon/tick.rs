@@ -213,9 +213,10 @@ async fn agenda(
     let account = Some(pass.provider.account());
     let mut agenda = pass.store.agenda(most, bus, account).await?;
     let began = Instant::now();
-    let is_fresh = |(_, at): &&(String, Instant)| began.duration_since(*at) < LOOK_AGAIN;
-    let none = looks.none_unscheduled.as_ref().filter(is_fresh).cloned();
-    let none = none.filter(|_| !agenda.any_lease_expired);
+    let is_valid = |(_, at): &&(String, Instant)| {
+        began.duration_since(*at) < LOOK_AGAIN && !agenda.any_lease_expired
+    };
+    let none = looks.none_unscheduled.as_ref().filter(is_valid).cloned();
     let is_unchanged = none
         .as_ref()
         .is_some_and(|(version, _)| *version == agenda.version);

@@ -38,6 +38,14 @@ async fn lease_events(store: &Store, limit: u32) -> Vec<OutboxEvent> {
     store.lease_events(limit).await.expect("leases").events
 }
 
+/// Marks leased events as published. Returns their ids.
+async fn settle_all(store: &Store, leased: &LeasedEvents) -> Vec<i64> {
+    let published: Vec<_> = leased.events.iter().map(|event| event.id).collect();
+    let settled = store.settle_events(leased, &published, &[]).await;
+    settled.expect("settles");
+    published
+}
+
 /// Ends all leases, as a pass does whose answers are written down.
 async fn end_leases(app: &App) {
     app.execute(&format!("DELETE FROM {}", app.own("leases")))
@@ -1416,11 +1424,7 @@ async fn events_are_published_by_one_process_and_by_another_after_a_crash(varian
         ids(&recorded[1..]),
         "a crashed process's lease ends by itself"
     );
-    let published: Vec<_> = leased.events.iter().map(|event| event.id).collect();
-    store
-        .settle_events(&leased, &published, &[])
-        .await
-        .expect("settles");
+    settle_all(&store, &leased).await;
     assert_eq!(store.pending_events(None).await.expect("counts").all, 0);
 }
 
@@ -1621,9 +1625,7 @@ async fn events_of_an_older_version_are_published_once_it_does_not(variant: Vari
             .collect()
     };
     assert_eq!(ids(&leased.events), [1, 4]);
-    let published: Vec<_> = leased.events.iter().map(|event| event.id).collect();
-    let settled = store.settle_events(&leased, &published, &[]).await;
-    settled.expect("settles");
+    settle_all(&store, &leased).await;
     assert!(lease_events(&store, 10).await.is_empty());
     assert_eq!(store.pending_events(None).await.expect("counts").all, 1);
 
@@ -1631,10 +1633,7 @@ async fn events_of_an_older_version_are_published_once_it_does_not(variant: Vari
     app.age_own_tables(15).await;
     let leased = store.lease_events(10).await.expect("leases");
     assert_eq!(ids(&leased.events), [2]);
-    let settled = store
-        .settle_events(&leased, &[leased.events[0].id], &[])
-        .await;
-    settled.expect("settles");
+    settle_all(&store, &leased).await;
     assert_eq!(store.pending_events(None).await.expect("counts").all, 0);
     assert!(
         !store
@@ -1667,10 +1666,7 @@ async fn a_batch_that_lost_events_is_published_once(variant: Variant) {
                 .await;
         }
         let leased = store.lease_events(10).await.expect("leases");
-        let published: Vec<_> = leased.events.iter().map(|event| event.id).collect();
-        assert_eq!(published, ids[..left]);
-        let settled = store.settle_events(&leased, &published, &[]).await;
-        settled.expect("settles");
+        assert_eq!(settle_all(&store, &leased).await, ids[..left]);
         assert_eq!(
             store.pending_events(None).await.expect("counts").all,
             0,
@@ -1694,9 +1690,7 @@ async fn many_events_are_sent_again_and_removed_in_portions(variant: Variant) {
     for some in all.chunks(400) {
         let applied = store.apply(run_id, some, Record::ForMe).await;
         let leased = LeasedEvents::from(applied.expect("applies").events);
-        let published: Vec<_> = leased.events.iter().map(|event| event.id).collect();
-        let settled = store.settle_events(&leased, &published, &[]).await;
-        settled.expect("settles");
+        settle_all(&store, &leased).await;
     }
     let command = || CommandRun::begin("outbox");
     let any = EventFilter::default();
