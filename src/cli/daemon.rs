@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::status::Viewer;
 use super::{Budget, Options, UNFINISHED, in_time, interval, open};
-use crate::cli::shutdown;
+use crate::cli::{secrets, shutdown};
 use crate::core::exit::{Exit, Failed};
 use crate::core::verdict::Rules;
-use crate::daemon::{self, AllowedHosts, DutyCycles, Health, StatusCache, Supervisor};
+use crate::daemon::{
+    self, AllowedHosts, DutyCycles, Health, Inbox, Secret, StatusCache, Supervisor,
+};
 use crate::deadline::Deadline;
 use crate::status::Limits;
 use crate::store::{Access, DatabaseUrl, Names};
@@ -38,6 +41,7 @@ pub(super) struct Daemon {
     budget: Budget,
 
     /// Serve the status as a page, /livez, /readyz and /metrics there: a port of this host alone, or an address and a port.
+    /// With ELEVENLABS_WEBHOOK_SECRET or VOICE_SYNC_HINTS_TOKEN also POST /webhooks/elevenlabs and POST /hints.
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     listen: Option<SocketAddr>,
 
@@ -86,8 +90,17 @@ impl Daemon {
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
         let deadline = Deadline::never();
         shutdown::on_signal(stop.clone(), deadline.clone());
+        let inbox = Arc::new(Inbox::default());
+        let (webhook_secret, token) = secrets::hint_secrets().map_err(Failed::config)?;
         let serving = match self.listen {
-            None => None,
+            None => {
+                if token.is_some() {
+                    warn!(
+                        "there is a secret for hints, but nothing listens for them: add --listen"
+                    );
+                }
+                None
+            }
             Some(address) => {
                 let listener = TcpListener::bind(address).await;
                 let listener = listener
@@ -96,7 +109,12 @@ impl Daemon {
                 info!(address = %listener.local_addr().unwrap_or(address), "listening");
                 let cache = status_cache(url.clone(), names.clone(), &rules);
                 let hosts = AllowedHosts::new(self.allowed_hosts);
-                let router = daemon::router(watch.clone(), metrics.clone(), cache, hosts);
+                let [webhook_secret, token] = [webhook_secret, token].map(|secret| {
+                    secret.map(|secret| Secret::new(secret.expose_secret().as_bytes()))
+                });
+                let hints = daemon::hints_router(webhook_secret, token, &inbox, &metrics.hints);
+                let router =
+                    daemon::router(watch.clone(), metrics.clone(), cache, hosts).merge(hints);
                 let serving = daemon::serve(listener, router, stopped.clone());
                 Some(tokio::spawn(serving))
             }
@@ -127,7 +145,16 @@ impl Daemon {
             };
             daemon::tick(pass, self.budget.request_budget, &metrics, &mut looks).await
         };
-        let working = daemon::run(opening, turn, self.interval, &stop, &watch, &supervisor);
+        let hints = (&inbox, &metrics.hints);
+        let working = daemon::run(
+            opening,
+            turn,
+            self.interval,
+            hints,
+            &stop,
+            &watch,
+            &supervisor,
+        );
         let stopping = async {
             stop.cancelled().await;
             supervisor.stopping();

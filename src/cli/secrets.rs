@@ -15,17 +15,21 @@ pub(crate) struct Source {
     pub(crate) variable: &'static str,
     /// The variable with a path.
     pub(crate) file_variable: &'static str,
+    /// The name of systemd's credential with the value, if it may be one.
+    credential: Option<&'static str>,
 }
 
 /// The database.
 pub(crate) const DATABASE_URL: Source = Source {
     variable: "DATABASE_URL",
     file_variable: "DATABASE_URL_FILE",
+    credential: None,
 };
 /// The event bus.
 pub(crate) const REDIS_URL: Source = Source {
     variable: "REDIS_URL",
     file_variable: "REDIS_URL_FILE",
+    credential: None,
 };
 /// Where systemd puts credentials.
 pub(crate) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
@@ -33,6 +37,19 @@ pub(crate) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 pub(crate) const API_KEY: Source = Source {
     variable: "ELEVENLABS_API_KEY",
     file_variable: "ELEVENLABS_API_KEY_FILE",
+    credential: Some("elevenlabs-api-key"),
+};
+/// What webhooks are signed with.
+const WEBHOOK_SECRET: Source = Source {
+    variable: "ELEVENLABS_WEBHOOK_SECRET",
+    file_variable: "ELEVENLABS_WEBHOOK_SECRET_FILE",
+    credential: Some("elevenlabs-webhook-secret"),
+};
+/// What the application says along with its hints.
+const HINTS_TOKEN: Source = Source {
+    variable: "VOICE_SYNC_HINTS_TOKEN",
+    file_variable: "VOICE_SYNC_HINTS_TOKEN_FILE",
+    credential: Some("voice-sync-hints-token"),
 };
 
 impl Source {
@@ -55,6 +72,22 @@ impl Source {
             .find(|name| variable(name).is_some())
     }
 
+    /// From the environment, else systemd's credentials.
+    fn find(&self) -> anyhow::Result<Option<SecretString>> {
+        let found = self.resolve(variable(self.variable))?;
+        let directory = variable(CREDENTIALS).zip(self.credential);
+        match (found, directory) {
+            (None, Some((directory, name))) => {
+                let path = Path::new(&directory).join(name);
+                let is_there = path.exists();
+                is_there
+                    .then(|| read_secret(&path, CREDENTIALS))
+                    .transpose()
+            }
+            (found, _) => Ok(found),
+        }
+    }
+
     /// `given` is the flag, or else the variable. Where there is neither, the file is read.
     pub(crate) fn resolve(&self, given: Option<String>) -> anyhow::Result<Option<SecretString>> {
         self.check()?;
@@ -74,19 +107,20 @@ pub(crate) fn api_key(flag: Option<PathBuf>) -> anyhow::Result<SecretString> {
     if let Some(path) = flag {
         return read_secret(&path, "--api-key-file");
     }
-    if let Some(key) = API_KEY.resolve(variable(API_KEY.variable))? {
-        return Ok(key);
-    }
-    if let Some(directory) = variable(CREDENTIALS) {
-        let path = Path::new(&directory).join("elevenlabs-api-key");
-        if path.exists() {
-            return read_secret(&path, CREDENTIALS);
-        }
-    }
-    Err(anyhow!(
-        "there is no API key; set ELEVENLABS_API_KEY, or name a file that holds it with \
-         --api-key-file or ELEVENLABS_API_KEY_FILE"
-    ))
+    API_KEY.find()?.ok_or_else(|| {
+        anyhow!(
+            "there is no API key; set ELEVENLABS_API_KEY, or name a file that holds it with \
+             --api-key-file or ELEVENLABS_API_KEY_FILE"
+        )
+    })
+}
+
+/// What webhooks are signed with, and the token of the application's hints, which is the same unless it has one of its
+/// own. Without them, no hints are taken.
+pub(crate) fn hint_secrets() -> anyhow::Result<(Option<SecretString>, Option<SecretString>)> {
+    let (secret, token) = (WEBHOOK_SECRET.find()?, HINTS_TOKEN.find()?);
+    let token = token.or_else(|| secret.clone());
+    Ok((secret, token))
 }
 
 fn variable(name: &str) -> Option<String> {

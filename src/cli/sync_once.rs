@@ -118,6 +118,7 @@ impl SyncOnce {
         let stop = CancellationToken::new();
         shutdown::on_signal(stop.clone(), deadline.clone());
         let scope = Scope {
+            budget: None,
             which: match (voice.is_empty(), due) {
                 (false, _) => Which::Named(voice),
                 (true, true) => due_now(&url, &store).await?,

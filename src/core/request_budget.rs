@@ -3,11 +3,13 @@
 //! A request is paid for after it was sent: the next one may be sent when the budget has room for it again. So an idle
 //! daemon never waits, nothing is saved up, and a lookup that takes several requests delays the ones after it.
 
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
 /// A turn that took more requests than it has room for, as to isolate bad voices, delays other lookups for no longer
-/// than this, or than one request of the budget.
+/// than this, or than one request of the budget. As long as the budget has room again within this time, a hint need not
+/// wait for it: its request is paid for all the same.
 const MAX_DEBT: Duration = Duration::from_secs(10);
 /// What one request of the smallest and of the largest budget takes.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -29,8 +31,29 @@ pub struct RequestBudget {
 )]
 pub struct InvalidRequestBudget;
 
+/// What a pass took of a budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spending {
+    pub budget: RequestBudget,
+    /// How long the budget has no room, from the beginning of the pass.
+    pub taken: Duration,
+    /// Voices that one request has room for.
+    pub voices_a_request: usize,
+}
+
 impl RequestBudget {
-    /// How long the budget has no room after these requests. `pressure` says how much less the provider bears than it
+    /// A budget of one request in this time.
+    pub fn one_in(spacing: Duration) -> Self {
+        let spacing = spacing.clamp(SHORTEST, LONGEST);
+        Self { spacing }
+    }
+
+    /// The time in which it has room for one request.
+    pub fn spacing(self) -> Duration {
+        self.spacing
+    }
+
+    /// How long the budget the budget has no room after these requests. `pressure` says how much less the provider bears than it
     /// was configured for, from 1.
     pub fn taken_by(self, requests: u64, pressure: f64) -> Duration {
         let requests = u32::try_from(requests).unwrap_or(u32::MAX);
@@ -39,10 +62,40 @@ impl RequestBudget {
         taken.mul_f64(pressure.clamp(1.0, 1e6)).min(MAX_PAUSE)
     }
 
+    /// The time in which it has room to look this many voices up once.
+    pub fn round(self, voices: u64, voices_a_request: u64) -> Duration {
+        let requests = voices.div_ceil(voices_a_request.max(1));
+        self.spacing.mul_f64(requests as f64)
+    }
+
+    /// The least whole number of requests a minute with which each of these voices is looked up once in this time.
+    pub fn enough_for(voices: u64, voices_a_request: u64, time: Duration) -> u64 {
+        let requests = voices.div_ceil(voices_a_request.max(1));
+        let minutes = time.as_secs_f64() / 60.0;
+        ((requests as f64 / minutes).ceil() as u64).max(1)
+    }
+
+    /// Whether one more request may be sent for a hint, where the budget has no room for so long.
+    pub fn bears_a_hint(self, no_room_for: Duration) -> bool {
+        no_room_for <= MAX_DEBT.max(self.spacing)
+    }
+
     /// Requests that a daemon must send at once, if it has a turn this often, to spend all of it.
     pub fn requests_in(self, turn: Duration) -> usize {
         let requests = turn.as_secs_f64() / self.spacing.as_secs_f64();
         (requests.ceil() as usize).max(1)
+    }
+}
+
+impl fmt::Display for RequestBudget {
+    /// Requests in the smallest unit in which they are a whole number, or else an hour.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = |unit: f64| unit / self.spacing.as_secs_f64();
+        let is_whole = |number: f64| (number - number.round()).abs() < 1e-4 * number;
+        match (number(60.0), number(60.0 * 60.0)) {
+            (minute, _) if is_whole(minute) => write!(f, "{minute:.0}/min"),
+            (_, hour) => write!(f, "{hour:.0}/h"),
+        }
     }
 }
 
@@ -108,8 +161,45 @@ mod tests {
         assert_eq!(small.taken_by(9, 1.0), Duration::from_secs(60));
         let second = Duration::from_secs(1);
         assert_eq!(budget.requests_in(second / 10), 1);
+        for (no_room_for, bears) in [(0, true), (10, true), (11, false)] {
+            assert_eq!(budget.bears_a_hint(Duration::from_secs(no_room_for)), bears);
+        }
+        assert!(small.bears_a_hint(small.taken_by(1, 1.0)));
+        assert!(!small.bears_a_hint(2 * small.taken_by(1, 1.0)));
         let large: RequestBudget = "100/s".parse().expect("a budget");
         assert_eq!(large.requests_in(second / 10), 10);
+    }
+
+    #[test]
+    fn a_budget_reads_as_it_was_given() {
+        for text in [
+            "60/min",
+            "1/min",
+            "600/min",
+            "7/min",
+            "60000/min",
+            "90/h",
+            "100/h",
+        ] {
+            assert_eq!(
+                text.parse::<RequestBudget>().map(|b| b.to_string()),
+                Ok(text.to_owned())
+            );
+        }
+        let budget: RequestBudget = "2/s".parse().expect("a budget");
+        assert_eq!(budget.to_string(), "120/min");
+        assert_eq!(RequestBudget::one_in(budget.spacing()), budget);
+    }
+
+    #[test]
+    fn a_larger_backlog_needs_a_larger_budget() {
+        let five_minutes = Duration::from_secs(300);
+        for (voices, enough) in [(0, 1), (500, 1), (501, 2), (30_000, 60), (100_000, 200)] {
+            assert_eq!(RequestBudget::enough_for(voices, 100, five_minutes), enough);
+            let budget: RequestBudget = format!("{enough}/min").parse().expect("a budget");
+            assert!(budget.round(voices, 100) <= five_minutes, "{voices}");
+        }
+        assert_eq!(RequestBudget::enough_for(50, 1, five_minutes), 10);
     }
 
     proptest! {

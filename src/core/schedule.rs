@@ -13,7 +13,7 @@ use crate::core::verdict::Stage;
 
 /// The shortest and the longest time between two lookups of a voice.
 const SHORTEST: Duration = Duration::from_secs(5);
-const LONGEST: Duration = Duration::from_secs(5 * 60);
+pub const LONGEST: Duration = Duration::from_secs(5 * 60);
 /// For what will hardly change by itself: the provider does not know the voice, its owner has to do
 /// something, or it cannot be asked about or stored.
 const SLOW: Duration = Duration::from_secs(5 * 60);
@@ -57,6 +57,8 @@ pub fn again_in(age: Duration, seen: &Seen, random: f64) -> Duration {
 /// A voice that may be asked about now.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Candidate {
+    /// A hint says that it may be finished.
+    Hinted,
     /// It was never looked up.
     New,
     /// It is looked up within seconds each time.
@@ -76,14 +78,14 @@ pub struct Chance {
 impl Candidate {
     fn likelihood(self) -> f64 {
         match self {
-            Self::New => 1.0,
+            Self::Hinted | Self::New => 1.0,
             Self::Soon(chance) | Self::Seldom(chance) => chance.likelihood,
         }
     }
 
     fn is_due(self) -> bool {
         match self {
-            Self::New => true,
+            Self::Hinted | Self::New => true,
             Self::Soon(chance) | Self::Seldom(chance) => chance.is_due,
         }
     }
@@ -92,13 +94,21 @@ impl Candidate {
 /// Which of these voices to ask about where there is room for so many, by their places in the list; none, if none is
 /// due and a request is not likely enough to find one finished.
 ///
-/// New voices come first. A quarter of what is left is for voices that are seldom asked about and are due, in the order
+/// Voices with a hint come first, and new ones: where both do not fit in, at least half of the room is for either. A quarter of what is left is for voices that are seldom asked about and are due, in the order
 /// of the list, so that they are not forgotten over others. The rest is for those that are most likely to be finished.
 pub fn choose(candidates: &[Candidate], room: usize) -> Vec<usize> {
-    let is_new = |place: &usize| candidates[*place] == Candidate::New;
-    let (mut chosen, mut others): (Vec<usize>, Vec<usize>) =
-        (0..candidates.len()).partition(is_new);
-    chosen.truncate(room);
+    let (mut hinted, mut new, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    for (place, candidate) in candidates.iter().enumerate() {
+        match candidate {
+            Candidate::Hinted => hinted.push(place),
+            Candidate::New => new.push(place),
+            Candidate::Soon(_) | Candidate::Seldom(_) => others.push(place),
+        }
+    }
+    hinted.truncate(room.saturating_sub(new.len().min(room / 2)));
+    new.truncate(room - hinted.len());
+    let mut chosen = hinted;
+    chosen.append(&mut new);
     let share = (room - chosen.len()).div_ceil(4);
     let mut taken = 0;
     others.retain(|place| {
@@ -211,6 +221,13 @@ mod tests {
         crowded.extend([Seldom(DUE); 10]);
         assert_eq!(choose(&crowded, 8), [10, 11, 0, 1, 2, 3, 4, 5]);
         assert_eq!(choose(&crowded, 20).len(), 20);
+        use Candidate::Hinted;
+        let mut flooded = vec![New; 10];
+        flooded.extend([Hinted; 10]);
+        assert_eq!(choose(&flooded, 6), [10, 11, 12, 0, 1, 2]);
+        assert_eq!(choose(&flooded, 1), [10]);
+        assert_eq!(choose(&flooded[8..], 6), [2, 3, 4, 5, 0, 1]);
+        assert_eq!(choose(&flooded[..12], 6), [10, 11, 0, 1, 2, 3]);
         let unlikely = [Seldom(later(0.005)); 3];
         assert_eq!(choose(&unlikely, 100), [0usize; 0]);
         assert_eq!(choose(&[unlikely[0]; 4], 100), [0, 1, 2, 3]);
@@ -221,7 +238,7 @@ mod tests {
         /// No voice twice, no more than there is room for, and no room left where there are voices.
         #[test]
         fn a_choice_fills_the_room(
-            kinds in prop::collection::vec((0u8..3, 0.0f64..0.1, any::<bool>()), 0..60), room in 0usize..40,
+            kinds in prop::collection::vec((0u8..4, 0.0f64..0.1, any::<bool>()), 0..60), room in 0usize..40,
         ) {
             let candidates: Vec<_> = kinds
                 .iter()
@@ -229,7 +246,8 @@ mod tests {
                     let chance = Chance { likelihood: *likelihood, is_due: *is_due };
                     match kind {
                         0 => Candidate::New,
-                        1 => Candidate::Soon(chance),
+                        1 => Candidate::Hinted,
+                        2 => Candidate::Soon(chance),
                         _ => Candidate::Seldom(chance),
                     }
                 })

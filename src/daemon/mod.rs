@@ -7,20 +7,24 @@ mod allowed_hosts;
 mod connections;
 mod duty_cycle;
 mod health;
+mod hints;
 mod http;
 mod status_cache;
 mod systemd;
 mod tick;
 mod wait;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 pub use allowed_hosts::AllowedHosts;
 pub use connections::{answer, serve};
 pub use health::Health;
+pub use hints::{Inbox, Secret, router as hints_router};
 pub use http::router;
 pub use status_cache::{Seen, StatusCache};
 pub use systemd::Supervisor;
@@ -32,6 +36,7 @@ use crate::core::exit::{Exit, Failed};
 use crate::core::report::{Obstacle, Part, Report};
 use crate::failpoint;
 use crate::store::Store;
+use crate::telemetry::metrics::HintMetrics;
 
 /// The pause after a turn, even if more is due already.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
@@ -40,15 +45,17 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Opens the database and takes one turn after the other until `stop`, which also ends the sleep in
-/// between. Returns an error where going on makes no sense: wrong configuration, schema or key.
+/// between, as does a hint. Returns an error where going on makes no sense: wrong configuration, schema or key.
 pub async fn run(
     open: impl AsyncFn() -> Result<Store, Failed>,
     mut turn: impl AsyncFnMut(&Store) -> Tick,
     interval: Duration,
+    hints: (&Arc<Inbox>, &HintMetrics),
     stop: &CancellationToken,
     watch: &Health,
     supervisor: &Supervisor,
 ) -> Result<(), Failed> {
+    let (inbox, hint_metrics) = hints;
     let mut failures = 0;
     let mut opened = None;
     // Whether the table was looked at anew since a turn succeeded.
@@ -60,7 +67,12 @@ pub async fn run(
             None => match stop.run_until_cancelled(open()).await {
                 None => return Ok(()),
                 Some(Ok(store)) => {
-                    opened = Some(store);
+                    let store = Arc::new(store);
+                    let (inbox, metrics) = (Arc::clone(inbox), hint_metrics.clone());
+                    let of_hints = Arc::clone(&store);
+                    let delivery =
+                        tokio::spawn(async move { inbox.deliver(&of_hints, &metrics).await });
+                    opened = Some((store, AbortOnDropHandle::new(delivery)));
                     watch.ready();
                     supervisor.ready();
                     continue;
@@ -73,7 +85,7 @@ pub async fn run(
                     false => return Err(Failed { exit, message }),
                 },
             },
-            Some(store) => turn(store).await,
+            Some((store, _delivery)) => turn(store).await,
         };
         match &outcome {
             Tick::Idle { .. } => watch.works(Part::Database),
@@ -105,7 +117,14 @@ pub async fn run(
         supervisor.status(&watch.status(&outcome));
         let pause = pause.max(MIN_PAUSE);
         watch.sleeps(pause);
-        stop.run_until_cancelled(sleep(pause)).await;
+        let sleeping = async {
+            match failures {
+                0 => drop(timeout(pause, inbox.delivered()).await),
+                // A hint is no reason to try again earlier.
+                _ => sleep(pause).await,
+            }
+        };
+        stop.run_until_cancelled(sleeping).await;
     }
     Ok(())
 }

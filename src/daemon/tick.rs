@@ -95,9 +95,15 @@ pub async fn tick(
     if !agenda.voices.is_empty() {
         learn(&pass, looks).await;
     }
-    agenda.voices = match agenda.budget_in.is_zero() {
-        true => chosen(agenda.voices, room, &looks.survival),
-        false => Vec::new(),
+    let any_hinted = agenda.voices.iter().any(is_hinted);
+    agenda.voices = match agenda.budget_in {
+        Duration::ZERO => chosen(agenda.voices, room, &looks.survival),
+        // Bad voices, which take requests of their own, wait.
+        budget_in if any_hinted && budget.bears_a_hint(budget_in) => {
+            agenda.voices.retain(|voice| !voice.is_isolated);
+            chosen(agenda.voices, room, &looks.survival)
+        }
+        _ => Vec::new(),
     };
     let events_wait = agenda.events_wait && pass.publisher.is_some();
     if !events_wait && agenda.voices.is_empty() {
@@ -113,16 +119,19 @@ pub async fn tick(
     }
     let scope = Scope {
         which: Which::Due(agenda),
+        budget: Some(budget),
         ..pass.scope.clone()
     };
-    let began = Instant::now();
-    let report = Pass {
+    let pass = Pass {
         scope: &scope,
         ..pass
-    }
-    .run()
-    .await;
-    let free_in = spend(&pass, budget, report.counts.requests, began.elapsed()).await;
+    };
+    let began = Instant::now();
+    let report = pass.run().await;
+    let taken = pass.spending(report.counts.requests);
+    let free_in = taken.map_or(Duration::ZERO, |spending| {
+        spending.taken.saturating_sub(began.elapsed())
+    });
     metrics.passed(&report);
     metrics.press(pass.provider.pressure());
     overview(&pass, metrics, looks, Duration::ZERO).await;
@@ -144,12 +153,18 @@ async fn learn(pass: &Pass<'_>, looks: &mut DutyCycles) {
     }
 }
 
+/// Whether a hint makes a voice due that can share a request.
+fn is_hinted(voice: &Upcoming) -> bool {
+    voice.is_hinted && !voice.is_isolated && voice.due_in.is_zero()
+}
+
 /// Those that are asked about now.
 fn chosen(voices: Vec<Upcoming>, room: usize, survival: &Survival) -> Vec<Upcoming> {
     let is_due = |voice: &Upcoming| voice.due_in.is_zero();
     let (isolated, others): (Vec<_>, Vec<_>) =
         voices.into_iter().partition(|voice| voice.is_isolated);
     let candidate = |voice: &Upcoming| match voice.asked {
+        _ if is_hinted(voice) => Candidate::Hinted,
         None if is_due(voice) && voice.kind.is_none() => Candidate::New,
         None => Candidate::Seldom(Chance {
             likelihood: 0.0,
@@ -171,21 +186,6 @@ fn chosen(voices: Vec<Upcoming>, room: usize, survival: &Survival) -> Vec<Upcomi
     let mut others: Vec<_> = others.into_iter().map(Some).collect();
     let chosen = places.into_iter().filter_map(|place| others[place].take());
     chosen.chain(isolated.into_iter().filter(is_due)).collect()
-}
-
-/// Pays for the requests of a pass that took so long. Returns how long there is no room for others, if nobody else sends
-/// any. Not worth failing for: without it, the next request is a little early.
-async fn spend(pass: &Pass<'_>, budget: RequestBudget, requests: u64, took: Duration) -> Duration {
-    if requests == 0 {
-        return Duration::ZERO;
-    }
-    let borne = f64::from(pass.provider.pressure().limit.max(1));
-    let taken = budget.taken_by(requests, pass.provider.concurrency() as f64 / borne);
-    let account = pass.provider.account();
-    if let Err(error) = pass.store.spend_budget(account, took, taken).await {
-        warn!(%error, "the request budget could not be kept");
-    }
-    taken.saturating_sub(took)
 }
 
 /// Not worth failing for: the next turn finds out by itself what is wrong.

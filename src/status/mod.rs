@@ -15,6 +15,9 @@ use crate::core::backlog::BacklogKind;
 use crate::core::exit::Exit;
 use crate::core::format::{number_of, span, timestamp};
 use crate::core::missing::MASS_ABSENCE_ADVICE;
+use crate::core::quantiles::Quantiles;
+use crate::core::request_budget::RequestBudget;
+use crate::core::schedule;
 use crate::store::{Account, LedgerEntry, Survey};
 
 /// From where on something needs attention. The alerts in `examples/prometheus` have the same limits.
@@ -86,6 +89,18 @@ impl Status {
             .max()
     }
 
+    /// What the request budget of an account comes to.
+    fn budget(&self, account: &Account) -> Option<Budget> {
+        let (budget, voices_a_request) = account.budget?;
+        let voices = self.survey.backlog.all();
+        Some(Budget {
+            budget,
+            voices_a_request,
+            round: budget.round(voices, voices_a_request),
+            enough: RequestBudget::enough_for(voices, voices_a_request, schedule::LONGEST),
+        })
+    }
+
     /// All of it.
     pub fn json(&self) -> Value {
         let Self { survey, attention } = self;
@@ -96,16 +111,22 @@ impl Status {
             oldest,
             runs,
             completion_times,
+            completion_times_by_kind,
             accounts,
             pending_events,
             oldest_event,
             failing_buses,
         } = survey;
-        let quantile = |part| {
-            completion_times
-                .quantile(part)
-                .map(|span| span.as_secs_f64())
+        let times = |times: &Quantiles| {
+            let quantile = |part| times.quantile(part).map(|span| span.as_secs_f64());
+            json!({"voices": times.count(), "p50_seconds": quantile(0.5), "p90_seconds": quantile(0.9),
+                   "p99_seconds": quantile(0.99)})
         };
+        let mut all_times = times(completion_times);
+        let by_kind = completion_times_by_kind.iter();
+        all_times["by_kind"] = by_kind
+            .map(|(kind, of_kind)| (kind.clone(), times(of_kind)))
+            .collect();
         let buses = failing_buses.iter().map(|bus| {
             json!({"failures": bus.failures, "left_alone_for_seconds": bus.backing_off_for.as_secs_f64()})
         });
@@ -116,12 +137,18 @@ impl Status {
                 found_at,
                 unlisted,
                 mass_absence_since,
+                budget: _,
             } = account;
+            let budget = self.budget(account).map(|budget| {
+                json!({"requests_per_minute": 60.0 / budget.budget.spacing().as_secs_f64(),
+                       "voices_per_request": budget.voices_a_request, "round_seconds": budget.round.as_secs_f64(),
+                       "enough_per_minute": budget.enough})
+            });
             json!({"account": id, "breaker": Breaker::of(account).as_str(),
                    "open_for_seconds": state.open_for.as_secs_f64(),
                    "not_before_seconds": state.cooldown.as_secs_f64(), "limit": state.concurrency,
                    "last_found_at": found_at.map(timestamp), "unlisted": unlisted,
-                   "mass_absence_since": mass_absence_since.map(timestamp)})
+                   "mass_absence_since": mass_absence_since.map(timestamp), "request_budget": budget})
         });
         let attention = attention
             .iter()
@@ -135,12 +162,21 @@ impl Status {
             "outbox": {"pending": pending_events,
                        "oldest_age_seconds": oldest_event.map(|age| age.as_secs_f64()),
                        "failing_buses": buses.collect::<Vec<_>>()},
-            "completion_times": {"voices": completion_times.count(), "p50_seconds": quantile(0.5),
-                                 "p90_seconds": quantile(0.9), "p99_seconds": quantile(0.99)},
+            "completion_times": all_times,
             "attention": attention.collect::<Vec<_>>(),
             "exit_code": self.exit().code(),
         })
     }
+}
+
+/// The request budget, against the voices in processing.
+struct Budget {
+    budget: RequestBudget,
+    voices_a_request: u64,
+    /// The time in which it has room to look all of them up once.
+    round: Duration,
+    /// Requests a minute that have room for that in the longest time between two lookups of a voice.
+    enough: u64,
 }
 
 /// Whether the provider may be asked.

@@ -6,7 +6,7 @@ use maud::{DOCTYPE, Markup, html};
 use uuid::Uuid;
 
 use super::Status;
-use super::text::{did, outbox, provider, waits_for};
+use super::text::{budget, did, outbox, provider, times_of_kinds, waits_for};
 use crate::core::backlog::{BAND_WORDS, BacklogKind};
 use crate::core::format::{ago, moment, number_of, span};
 use crate::core::quantiles::Quantiles;
@@ -98,10 +98,17 @@ fn known(status: &Status, title: &str) -> Markup {
         div.two {
             section { h2 { "Backlog" } (bars("Voices in processing, by kind", &kinds)) }
             section { h2 { "Age" } (bars("Voices in processing, by age", &bands)) }
-            section { h2 { "From clone to completed" } (times(&survey.completion_times)) }
+            section {
+                h2 { "From clone to completed" }
+                (times(&survey.completion_times))
+                @for kind in times_of_kinds(status) { p { (kind) } }
+            }
             section {
                 h2 { "Provider" }
-                @for account in &survey.accounts { p { (provider(account, status)) } }
+                @for account in &survey.accounts {
+                    p { (provider(account, status)) }
+                    @if let Some(budget) = budget(account, status) { p { (budget) } }
+                }
                 @if survey.accounts.is_empty() { p { "not asked yet" } }
                 h2 { "Outbox" }
                 p { (outbox(status)) }

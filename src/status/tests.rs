@@ -47,6 +47,7 @@ fn account(state: ProviderState) -> Vec<Account> {
         found_at: None,
         unlisted: Vec::new(),
         mass_absence_since: None,
+        budget: Some((RequestBudget::one_in(Duration::from_secs(1)), 100)),
     }]
 }
 
@@ -258,6 +259,8 @@ fn full() -> Status {
     for seconds in 1..200 {
         survey.completion_times.add(Duration::from_secs(seconds));
     }
+    survey.completion_times_by_kind =
+        [("<b>odd\x1b[2J".to_owned(), survey.completion_times.clone())].into();
     let command = LedgerEntry {
         command: Some("<script>alert(1)</script>\x1b[2J".to_owned()),
         counts: json!({"put_back": 3}),
@@ -265,6 +268,31 @@ fn full() -> Status {
     };
     survey.runs.push(command);
     Status::new(survey, &Limits::default())
+}
+
+#[test]
+fn the_status_says_which_request_budget_would_be_enough() {
+    let with = |voices: u64| {
+        let mut survey = Survey {
+            accounts: account(ProviderState::default()),
+            ..survey(BacklogKind::Young, HOUR)
+        };
+        survey
+            .backlog
+            .add(BacklogKind::Young, 1, voices - 1, HOUR, HOUR);
+        Status::new(survey, &Limits::default())
+    };
+    let few = with(3000);
+    assert!(text(&few, 80).contains("request budget 60/min, 100 voices per request: enough"));
+    let many = with(100_000);
+    let says = "looking up each of 100000 voices takes 16 min 40 s; for 5 min, --request-budget 200/min is enough";
+    assert!(text(&many, 80).contains(says), "{}", text(&many, 80));
+    assert!(page(Ok(&many), Nonce::random()).contains(says));
+    let json = &many.json()["provider"][0]["request_budget"];
+    assert_eq!(json["requests_per_minute"], 60.0);
+    assert_eq!(json["enough_per_minute"], 200);
+    let none = text(&Status::new(Survey::default(), &Limits::default()), 80);
+    assert!(!none.contains("request budget"), "{none}");
 }
 
 #[test]
@@ -285,6 +313,7 @@ fn the_text_keeps_within_its_width_and_shows_no_control_characters_of_others() {
             "put",
             "p50",
             "2.5 requests",
+            "<b>odd",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
@@ -296,7 +325,7 @@ fn the_page_escapes_what_others_wrote_and_needs_nothing_else() {
     let nonce = Nonce::random();
     let page = page(Ok(&full()), nonce);
     assert!(page.contains("&lt;script&gt;alert(1)"), "{page}");
-    assert!(!page.contains("<script"), "{page}");
+    assert!(!page.contains("<script") && !page.contains("<b>"), "{page}");
     for elsewhere in [" style=", "http", " src=", " href=", "url(", "@import"] {
         assert!(!page.contains(elsewhere), "{elsewhere} in {page}");
     }

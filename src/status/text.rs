@@ -6,9 +6,11 @@ use anstyle::{AnsiColor, Style};
 use chrono::{DateTime, Utc};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 
-use super::{Breaker, Status};
+use super::{Breaker, Budget, Status};
 use crate::core::backlog::{BAND_WORDS, BacklogKind};
 use crate::core::format::{ago, in_line, moment, number_of, span};
+use crate::core::quantiles::Quantiles;
+use crate::core::schedule;
 use crate::store::{Account, LedgerEntry, VoiceRecord};
 
 pub(crate) const HEADING: Style = Style::new().bold();
@@ -66,6 +68,9 @@ fn write(out: &mut String, status: &Status, width: u16) -> std::fmt::Result {
     writeln!(out, "\n{HEADING}Provider{HEADING:#}")?;
     for account in &survey.accounts {
         writeln!(out, "  {}", provider(account, status))?;
+        if let Some(budget) = budget(account, status) {
+            writeln!(out, "  {budget}")?;
+        }
     }
     if survey.accounts.is_empty() {
         writeln!(out, "  not asked yet")?;
@@ -74,8 +79,12 @@ fn write(out: &mut String, status: &Status, width: u16) -> std::fmt::Result {
     writeln!(
         out,
         "\n{HEADING}From clone to completed{HEADING:#}\n  {}",
-        times(status)
-    )
+        times(&survey.completion_times)
+    )?;
+    for kind in times_of_kinds(status) {
+        writeln!(out, "  {kind}")?;
+    }
+    Ok(())
 }
 
 /// A line each, with a bar as long as its number is to the largest.
@@ -265,14 +274,52 @@ pub(super) fn outbox(status: &Status) -> String {
     says
 }
 
-fn times(status: &Status) -> String {
-    let times = &status.survey.completion_times;
-    let quantile = |part| times.quantile(part).map(span);
-    match (quantile(0.5), quantile(0.9), quantile(0.99)) {
-        (Some(p50), Some(p90), Some(p99)) => format!(
-            "p50 {p50}, p90 {p90}, p99 {p99}, of {} in the passes that the ledger keeps",
-            number_of(times.count(), "voice", "voices")
+/// What the request budget comes to; nothing, if no pass had one.
+pub(super) fn budget(account: &Account, status: &Status) -> Option<String> {
+    let Budget {
+        budget,
+        voices_a_request,
+        round,
+        enough,
+    } = status.budget(account)?;
+    let room = number_of(voices_a_request, "voice", "voices");
+    let says = format!("request budget {budget}, {room} per request");
+    let voices = status.survey.backlog.all();
+    Some(match round <= schedule::LONGEST {
+        true => format!(
+            "{says}: enough to look up each voice in processing every {}",
+            span(schedule::LONGEST)
         ),
-        _ => "no voice was completed in the passes that the ledger keeps".to_owned(),
+        false => format!(
+            "{says}: looking up each of {} takes {}; for {}, --request-budget {enough}/min is enough",
+            number_of(voices, "voice", "voices"),
+            span(round),
+            span(schedule::LONGEST)
+        ),
+    })
+}
+
+/// The completion times of each kind, from which the daemon learns.
+pub(super) fn times_of_kinds(status: &Status) -> Vec<String> {
+    let kinds = status.survey.completion_times_by_kind.iter();
+    let lines = kinds.map(|(kind, of_kind)| format!("{}: {}", in_line(kind), quantiles(of_kind)));
+    lines.collect()
+}
+
+fn times(times: &Quantiles) -> String {
+    match times.count() {
+        0 => "no voice was completed in the passes that the ledger keeps".to_owned(),
+        _ => format!("{} in the passes that the ledger keeps", quantiles(times)),
     }
+}
+
+fn quantiles(times: &Quantiles) -> String {
+    let quantile = |part| times.quantile(part).map(span).unwrap_or_default();
+    format!(
+        "p50 {}, p90 {}, p99 {}, of {}",
+        quantile(0.5),
+        quantile(0.9),
+        quantile(0.99),
+        number_of(times.count(), "voice", "voices")
+    )
 }

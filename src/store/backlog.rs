@@ -64,13 +64,14 @@ impl Store {
         let [most, next] = [most, NEXT].map(|limit| args.bind(limit));
         let is_soon = format!("w.next_due - w.scheduled_at < {}", dialect.span(SOON));
         let is_seldom = format!("({is_soon}) IS NOT TRUE");
+        let is_hinted = dialect.is_hinted();
         let scheduled = |which: &str, order: &str, limit: &str| {
             format!(
                 "SELECT * FROM (
                      SELECT w.row_id, w.kind, w.isolated, w.next_due,
                             w.last_asked IS NOT NULL AND w.missing_count = 0 AND w.trouble IS NULL AS was_found,
                             w.stage, {asked_ago} AS asked_ago, {witnessed} AS witnessed,
-                            COALESCE({is_soon}, FALSE) AS is_often
+                            COALESCE({is_soon}, FALSE) AS is_often, {is_hinted} AS is_hinted
                      FROM {known}
                      WHERE w.next_due IS NOT NULL AND w.failed_at IS NULL AND {which}
                        AND NOT {is_set_aside} AND NOT {is_leased}
@@ -113,22 +114,27 @@ impl Store {
                         EXISTS (SELECT 1 FROM {leases} WHERE NOT {is_held}) AS any_lease_expired,
                         {budget_in} AS budget_in
              ),
-             upcoming AS ({soon} UNION ALL {due} UNION ALL {isolated} UNION ALL {later})
+             upcoming AS ({hinted} UNION ALL {soon} UNION ALL {due} UNION ALL {isolated} UNION ALL {later})
              SELECT read_at, version, events_wait, any_lease_expired, budget_in, row_id, kind, was_found, isolated,
-                    stage, asked_ago, witnessed, is_often, {due_in} AS due_in
+                    stage, asked_ago, witnessed, is_often, is_hinted, {due_in} AS due_in
              FROM present LEFT JOIN upcoming ON TRUE ORDER BY next_due",
             leases = dialect.own("leases"),
             is_held = dialect.is_ahead("lease_until", LEASE),
             unpublished = self.unpublished(),
             is_leased = dialect.is_ahead("leased_until", OUTBOX_LEASE),
             refused = dialect.span(REFUSED),
+            hinted = scheduled(
+                "w.next_due = w.hinted_at AND NOT w.isolated",
+                "w.next_due",
+                &most
+            ),
             soon = scheduled(
-                &format!("NOT w.isolated AND {is_soon} AND (w.next_due <= {now} OR {is_later})"),
+                &format!("NOT w.isolated AND NOT {is_hinted} AND {is_soon} AND (w.next_due <= {now} OR {is_later})"),
                 "w.next_due",
                 &most
             ),
             due = scheduled(
-                &format!("w.next_due <= {now} AND NOT w.isolated AND {is_seldom}"),
+                &format!("w.next_due <= {now} AND NOT w.isolated AND NOT {is_hinted} AND {is_seldom}"),
                 "w.next_due",
                 &most
             ),
@@ -139,7 +145,7 @@ impl Store {
                 &most
             ),
             later = scheduled(
-                &format!("{is_later} AND (w.isolated OR {is_seldom})"),
+                &format!("{is_later} AND (w.isolated OR {is_seldom} AND NOT {is_hinted})"),
                 "w.next_due",
                 &next
             ),
@@ -160,6 +166,7 @@ impl Store {
                     kind: row.get_optional("kind")?,
                     was_found: row.get("was_found")?,
                     is_isolated: row.get("isolated")?,
+                    is_hinted: row.get("is_hinted")?,
                     asked: asked(row)?,
                 });
             }

@@ -75,6 +75,11 @@ impl Dialect {
         format!("CASE WHEN {is_ahead} THEN {left} ELSE 0.0 END")
     }
 
+    /// Whether the voice `w` is due by a hint, now or soon. An index has the same.
+    pub(crate) fn is_hinted(self) -> &'static str {
+        "COALESCE(w.next_due = w.hinted_at, FALSE)"
+    }
+
     /// The later one of two such moments, unless the first is over.
     pub(crate) fn latest(self, moment: &str, other: &str, longest: Duration) -> String {
         let (is_ahead, greatest) = (self.is_ahead(moment, longest), self.greatest(moment, other));

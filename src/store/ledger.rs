@@ -130,12 +130,24 @@ impl Store {
         });
         let kinds = kinds.collect::<Vec<_>>().join(", ");
         let found_at = if run.found > 0 { now } else { "NULL" };
+        let next = run
+            .spending
+            .map(|spending| self.next_request_at(&mut args, run.duration, spending.taken));
+        let (first, again) = next.map_or(
+            ("NULL".to_owned(), "p.next_request_at".to_owned()),
+            |next| (next.first, next.again),
+        );
         let sql = format!(
-            "INSERT INTO {provider} AS p (account, unlisted, found_at, concurrency)
-             VALUES ({account}, {object}, {found_at}, {concurrency})
+            "INSERT INTO {provider} AS p (account, unlisted, found_at, concurrency, next_request_at, request_spacing,
+                                          voices_a_request)
+             VALUES ({account}, {object}, {found_at}, {concurrency}, {first}, {spacing}, {voices_a_request})
              ON CONFLICT (account) DO UPDATE
              SET unlisted = {merged}, found_at = COALESCE(EXCLUDED.found_at, p.found_at),
-                 concurrency = COALESCE(EXCLUDED.concurrency, p.concurrency)",
+                 concurrency = COALESCE(EXCLUDED.concurrency, p.concurrency), next_request_at = {again},
+                 request_spacing = COALESCE(EXCLUDED.request_spacing, p.request_spacing),
+                 voices_a_request = COALESCE(EXCLUDED.voices_a_request, p.voices_a_request)",
+            spacing = args.bind(run.spending.map(|spending| spending.budget.spacing().as_secs_f64())),
+            voices_a_request = args.bind(run.spending.map(|spending| spending.voices_a_request as i64)),
             provider = dialect.own("provider"),
             object = dialect.json_object(&kinds),
             merged = dialect.json_merged("p.unlisted", "EXCLUDED.unlisted"),

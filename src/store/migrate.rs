@@ -36,6 +36,7 @@ fn for_postgres() -> Vec<Migration> {
         migration!(8, "0008_batches", "postgres"),
         migration!(9, "0009_unbatched_events", "postgres"),
         migration!(10, "0010_request_budget", "postgres"),
+        migration!(11, "0011_hints", "postgres"),
     ]
 }
 
@@ -51,6 +52,7 @@ fn for_sqlite() -> Vec<Migration> {
         migration!(8, "0008_batches", "sqlite"),
         migration!(9, "0009_unbatched_events", "sqlite"),
         migration!(10, "0010_request_budget", "sqlite"),
+        migration!(11, "0011_hints", "sqlite"),
     ]
 }
 

@@ -16,6 +16,7 @@ mod database;
 mod database_url;
 mod dialect;
 mod error;
+mod hints;
 mod ledger;
 mod migrate;
 mod notes;
@@ -290,19 +291,6 @@ impl Store {
             .await
     }
 
-    /// Takes requests that began so long ago from the budget of an account, which has no room for so long then.
-    pub async fn spend_budget(
-        &self,
-        account: Uuid,
-        began_ago: Duration,
-        taken: Duration,
-    ) -> Result<(), StoreError> {
-        self.attempt("store.spend_budget", || {
-            self.spend_budget_once(account, began_ago, taken)
-        })
-        .await
-    }
-
     /// The voices that have no schedule, at most so many: they are new, cloned anew, or their lookup came to no end.
     /// It goes through the voices in processing, by their index.
     /// `since` is the version of an agenda before which there were none: of rows that were not written since, it looks
@@ -314,6 +302,15 @@ impl Store {
     ) -> Result<Vec<Upcoming>, StoreError> {
         self.attempt("store.unscheduled", || self.unscheduled_once(most, since))
             .await
+    }
+
+    /// Makes the voices in processing due now that have these row or provider ids, or a few seconds after the last hint
+    /// that did; a voice that is set aside stays so. Returns how many there are.
+    pub async fn hint(&self, names: &[String]) -> Result<u64, StoreError> {
+        if names.is_empty() {
+            return Ok(0);
+        }
+        self.attempt("store.hint", || self.hint_once(names)).await
     }
 
     /// Voices that are asked about by themselves, at most so many, and not those that `run_id` found to be such
@@ -407,11 +404,12 @@ impl Store {
     }
 
     /// Notes what was seen of voices that made no transition. A voice whose lease another run has taken over is left
-    /// to it.
+    /// to it. Hints of the last `asking_for` may be newer than what was seen, and stay.
     pub async fn note(
         &self,
         run_id: Uuid,
         account: Uuid,
+        asking_for: Duration,
         notes: &[Note],
     ) -> Result<(), StoreError> {
         if notes.is_empty() {
@@ -419,7 +417,7 @@ impl Store {
         }
         let noted = Uuid::new_v4();
         self.attempt("store.note", || {
-            self.note_once(run_id, account, noted, notes)
+            self.note_once(run_id, account, noted, asking_for, notes)
         })
         .await
     }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -21,6 +22,7 @@ impl Store {
         run_id: Uuid,
         account: Uuid,
         noted: Uuid,
+        asking_for: Duration,
         notes: &[Note],
     ) -> Result<(), StoreError> {
         let dialect = self.dialect();
@@ -47,6 +49,11 @@ impl Store {
         let rows = args.rows("n", rows);
         let (voices, now) = (dialect.own("voices"), dialect.now());
         let next_due = format!("{now} + {}", dialect.seconds("n.again_in"));
+        let is_hinted_again = format!(
+            "w.hinted_at > {now} - {} AND {}",
+            dialect.seconds(&args.bind(asking_for)),
+            dialect.is_hinted()
+        );
         let set_aside_until = format!("{now} + {}", dialect.span(SET_ASIDE));
         let is_leased = format!(
             "n.row_id IN ({})",
@@ -73,7 +80,9 @@ impl Store {
                  failed_at = NULL, failure = NULL, lease_until = NULL,
                  first_seen = CASE WHEN {is_restarted} THEN EXCLUDED.first_seen ELSE w.first_seen END,
                  restarted_at = CASE WHEN {is_restarted} THEN EXCLUDED.first_seen ELSE w.restarted_at END,
-                 scheduled_at = EXCLUDED.scheduled_at, next_due = EXCLUDED.next_due,
+                 scheduled_at = EXCLUDED.scheduled_at,
+                 next_due = CASE WHEN {is_hinted_again} AND NOT {is_restarted} THEN w.next_due
+                                 ELSE EXCLUDED.next_due END,
                  last_asked = COALESCE(EXCLUDED.last_asked, w.last_asked),
                  kind = COALESCE(EXCLUDED.kind, CASE WHEN {is_restarted} THEN NULL ELSE w.kind END),
                  stage = CASE WHEN {is_restarted} OR EXCLUDED.last_asked IS NOT NULL THEN EXCLUDED.stage

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::args::Args;
 use super::dialect::Dialect;
 use super::row::Row;
 use super::{PROBE, Store, StoreError};
@@ -29,6 +30,14 @@ pub(super) fn state(row: &Row) -> Result<ProviderState, StoreError> {
         cooldown: span("cooldown")?,
         concurrency: row.get_optional("concurrency")?,
     })
+}
+
+/// The moment of an account's next request, as SQL.
+pub(super) struct NextRequest {
+    /// Of an account that is not known.
+    pub(super) first: String,
+    /// Of one that is the row `p` of `provider`.
+    pub(super) again: String,
 }
 
 impl Store {
@@ -116,30 +125,27 @@ impl Store {
         self.database.execute(sql, args).await.map(drop)
     }
 
-    pub(super) async fn spend_budget_once(
+    /// When an account may send its next request, as SQL, given that a pass that began so long ago took this of the
+    /// budget. A value of the past says nothing; one that is further ahead than any pause was set before the database's
+    /// clock was set back.
+    pub(super) fn next_request_at(
         &self,
-        account: Uuid,
+        args: &mut Args,
         began_ago: Duration,
         taken: Duration,
-    ) -> Result<(), StoreError> {
+    ) -> NextRequest {
         let (dialect, now) = (self.dialect(), self.dialect().now());
-        let mut args = self.database.args();
         let taken = dialect.seconds(&args.bind(taken));
         let began = format!("{now} - {}", dialect.seconds(&args.bind(began_ago)));
-        // What is further ahead was set before the database's clock was set back.
         let furthest = format!("{now} + {}", dialect.span(MAX_PAUSE));
         let free = dialect.greatest(
             &format!("CASE WHEN p.next_request_at <= {furthest} THEN p.next_request_at END"),
             &began,
         );
-        let sql = format!(
-            "INSERT INTO {provider} AS p (account, next_request_at) VALUES ({account}, {began} + {taken})
-             ON CONFLICT (account) DO UPDATE SET next_request_at = {next}",
-            provider = dialect.own("provider"),
-            account = args.bind(account),
-            next = dialect.least(&format!("{free} + {taken}"), &furthest),
-        );
-        self.database.execute(sql, args).await.map(drop)
+        NextRequest {
+            first: format!("{began} + {taken}"),
+            again: dialect.least(&format!("{free} + {taken}"), &furthest),
+        }
     }
 
     pub(super) async fn claim_probe_once(

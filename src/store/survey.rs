@@ -1,5 +1,6 @@
 //! What operators are shown of the application's table and of voice-sync's own.
 
+use std::collections::BTreeMap;
 use std::iter;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::core::backlog::Backlog;
 use crate::core::format::timestamp;
 use crate::core::provider_state::ProviderState;
 use crate::core::quantiles::Quantiles;
+use crate::core::request_budget::RequestBudget;
 use crate::core::transition::Claimed;
 use crate::core::verdict::Age;
 use crate::core::voice::{Position, RowId};
@@ -32,6 +34,8 @@ pub struct Survey {
     pub runs: Vec<LedgerEntry>,
     /// For how long the voices had been in processing that were completed by the passes of the ledger.
     pub completion_times: Quantiles,
+    /// The same by kind, from which the daemon learns when to look voices up.
+    pub completion_times_by_kind: BTreeMap<String, Quantiles>,
     /// The accounts that were used in the newest passes.
     pub accounts: Vec<Account>,
     /// Events that wait.
@@ -55,6 +59,8 @@ pub struct Account {
     pub unlisted: Vec<String>,
     /// Since when so many voices are missing that none of them fails by it.
     pub mass_absence_since: Option<DateTime<Utc>>,
+    /// The request budget of the newest pass that had one, and the voices that one request has room for.
+    pub budget: Option<(RequestBudget, u64)>,
 }
 
 /// An event bus that is left alone.

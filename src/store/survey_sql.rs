@@ -15,6 +15,7 @@ use super::survey::{Account, FailingBus, Notes, RowState, Survey, VoiceRecord, W
 use super::{LEASE, MAX_BUS_PAUSE, NEWEST_RUNS, Store, StoreError, UNLISTED};
 use crate::core::backlog::{BAND_ENDS, BacklogKind};
 use crate::core::quantiles::Quantiles;
+use crate::core::request_budget::RequestBudget;
 use crate::core::verdict::AgeFrom;
 use crate::core::voice::RowId;
 
@@ -59,6 +60,7 @@ impl Store {
             survey.pending_events = events.unsigned_abs();
             survey.oldest_event = oldest_event;
             survey.completion_times = self.completion_times().await?;
+            survey.completion_times_by_kind = self.completion_times_by_kind_once().await?;
             survey.accounts = self.accounts().await?;
             survey.failing_buses = self.failing_buses().await?;
         }
@@ -169,7 +171,7 @@ impl Store {
         let mut args = self.database.args();
         let is_unlisted = dialect.is_ahead(&dialect.stored_moment("u.value"), UNLISTED);
         let sql = format!(
-            "SELECT p.account, p.found_at, p.mass_absence_since, {state},
+            "SELECT p.account, p.found_at, p.mass_absence_since, p.request_spacing, p.voices_a_request, {state},
                     (SELECT {kinds} FROM {members} u WHERE {is_unlisted}) AS unlisted
              FROM {provider} p
              WHERE p.account = (SELECT account FROM (SELECT * FROM {runs} ORDER BY id DESC LIMIT {newest}) r
@@ -185,12 +187,16 @@ impl Store {
         let accounts = rows.iter().map(|row| {
             let mut unlisted = texts(&row.get::<String>("unlisted")?);
             unlisted.sort_unstable();
+            let spacing: Option<Duration> = row.get_optional("request_spacing")?;
+            let voices_a_request: Option<i64> = row.get_optional("voices_a_request")?;
+            let voices_a_request = voices_a_request.and_then(|voices| u64::try_from(voices).ok());
             Ok(Account {
                 account: row.get("account")?,
                 state: state(row)?,
                 found_at: row.get_optional("found_at")?,
                 unlisted,
                 mass_absence_since: row.get_optional("mass_absence_since")?,
+                budget: spacing.map(RequestBudget::one_in).zip(voices_a_request),
             })
         });
         accounts.collect()

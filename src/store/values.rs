@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::core::event::{BatchId, OutboxEvent};
 use crate::core::provider_state::{ProviderState, Spent};
 use crate::core::quantiles::Quantiles;
+use crate::core::request_budget::Spending;
 use crate::core::transition::Claimed;
 use crate::core::voice::{Position, RowId};
 
@@ -123,6 +124,8 @@ pub struct Upcoming {
     pub was_found: bool,
     /// Whether it is to be asked about by itself, after the others.
     pub is_isolated: bool,
+    /// Whether it is due because of a hint.
+    pub is_hinted: bool,
     /// When it was looked up, if it may be finished without anybody's doing.
     pub asked: Option<Asked>,
 }
@@ -147,6 +150,7 @@ impl Upcoming {
             kind: None,
             was_found: false,
             is_isolated,
+            is_hinted: false,
             asked: None,
         }
     }
@@ -322,6 +326,8 @@ pub struct Run {
     pub unlisted: Vec<String>,
     /// The concurrency that the provider bore, likewise.
     pub concurrency: Option<f64>,
+    /// What it took of the request budget, if it has one.
+    pub spending: Option<Spending>,
     /// For how long the voices had been in processing that it completed.
     pub completion_times: Quantiles,
     /// The same by kind.

@@ -62,8 +62,7 @@ impl Pass<'_> {
             .partition(|transition: &Transition| rows.insert(transition.row.clone()));
         let mut events = self.apply_each(progress, first, &mut notes).await?;
         events.extend(self.apply_each(progress, again, &mut notes).await?);
-        let account = self.provider.account();
-        self.store.note(progress.run_id, account, &notes).await?;
+        self.note(progress, &notes).await?;
         let ended: Vec<LeaseId> = leases.into_iter().filter_map(Arc::into_inner).collect();
         self.store.end_leases(&ended).await?;
         self.count_notes(progress, &notes);
@@ -116,6 +115,14 @@ impl Pass<'_> {
             Record::ForMe => events,
             Record::ForAnyone | Record::Nothing => Vec::new(),
         })
+    }
+
+    /// A hint that came since the pass began may be newer than its answers.
+    pub(super) async fn note(&self, progress: &Progress, notes: &[Note]) -> Result<(), StoreError> {
+        let (account, asking_for) = (self.provider.account(), progress.started.elapsed());
+        self.store
+            .note(progress.run_id, account, asking_for, notes)
+            .await
     }
 
     pub(super) fn count_notes(&self, progress: &Progress, notes: &[Note]) {

@@ -10,6 +10,7 @@ use super::{Pass, Which};
 use crate::core::exit::Exit;
 use crate::core::missing::{self, Absence, Others};
 use crate::core::report::{self, Report, StopReason};
+use crate::core::request_budget::Spending;
 use crate::core::transition::{Note, Seen, Target, Transition};
 use crate::core::verdict::Failure;
 use crate::core::voice::{Position, ProviderVoiceId};
@@ -75,10 +76,7 @@ impl Pass<'_> {
         let notes = progress.tally().take_undecided();
         match self.scope.dry_run {
             true => Ok(()),
-            false => {
-                let account = self.provider.account();
-                self.store.note(progress.run_id, account, &notes).await
-            }
+            false => self.note(progress, &notes).await,
         }
     }
 
@@ -206,9 +204,7 @@ impl Pass<'_> {
         }
         // Of a row that the application changed or holds, what is known of its absence stays.
         refused.retain(|note| note.seen != Seen::Superseded);
-        self.store
-            .note(progress.run_id, self.provider.account(), &refused)
-            .await?;
+        self.note(progress, &refused).await?;
         self.count_notes(progress, &refused);
         self.publish_new(progress, events).await
     }
@@ -291,6 +287,18 @@ impl Pass<'_> {
         counts
     }
 
+    /// What so many requests take of the budget, if there is one. It shrinks with what the provider bears.
+    pub(crate) fn spending(&self, requests: u64) -> Option<Spending> {
+        let budget = self.scope.budget?;
+        let borne = f64::from(self.provider.pressure().limit.max(1));
+        let pressure = self.provider.concurrency() as f64 / borne;
+        Some(Spending {
+            budget,
+            taken: budget.taken_by(requests, pressure),
+            voices_a_request: self.voices_a_request(),
+        })
+    }
+
     /// Removes old rows. What a pass adds for the voices that it claimed, the next ones must be able to remove.
     async fn tidy(&self, due: u64) -> Result<(), StoreError> {
         for _ in 0..=(2 * due / u64::from(TIDIED_AT_ONCE)) {
@@ -330,6 +338,7 @@ impl Pass<'_> {
             },
             unlisted,
             concurrency: self.provider.state().concurrency,
+            spending: self.spending(report.counts.requests),
             completion_times,
             completion_times_by_kind,
         };

@@ -2,6 +2,7 @@
 
 use tokio::time::Instant;
 
+use crate::core::request_budget::RequestBudget;
 use crate::store::Agenda;
 
 /// Which voices a pass is about, and how far it goes.
@@ -15,6 +16,8 @@ pub struct Scope {
     pub until: Option<Instant>,
     /// Read and ask, but write nothing.
     pub dry_run: bool,
+    /// What its requests are paid from, if they are.
+    pub budget: Option<RequestBudget>,
     /// The process goes on after this pass: what others hold is left to a later one.
     pub continuous: bool,
 }

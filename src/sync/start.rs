@@ -28,6 +28,7 @@ impl Pass<'_> {
             limit,
             until,
             dry_run: _,
+            budget: _,
             continuous: _,
         } = self.scope;
         let mut segments = match which {

@@ -20,7 +20,7 @@ use crate::core::exit::Exit;
 use crate::core::provider_state::Pressure;
 use crate::core::report::{Counts, Report};
 use crate::store::Overview;
-use crate::telemetry::metrics::{Label, PassMetrics, ProviderMetrics};
+use crate::telemetry::metrics::{HintMetrics, Label, PassMetrics, ProviderMetrics};
 
 type Number = Gauge<f64, AtomicU64>;
 
@@ -31,6 +31,8 @@ pub struct Metrics {
     pub provider: ProviderMetrics,
     /// Counted by passes.
     pub pass: PassMetrics,
+    /// Counted where hints arrive.
+    pub hints: HintMetrics,
     last_success: Number,
     duration: Histogram,
     passes: Family<Label, Counter>,
@@ -71,6 +73,7 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("voice_sync");
         let provider = ProviderMetrics::default();
         let pass = PassMetrics::default();
+        let hints = HintMetrics::default();
         let exits = EXITS.map(|(_, code)| code);
         let this = Self {
             last_success: Gauge::default(),
@@ -92,6 +95,7 @@ impl Default for Metrics {
             retry_tokens: Gauge::default(),
             provider,
             pass,
+            hints,
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -216,6 +220,16 @@ impl Default for Metrics {
             "provider_retry_tokens",
             "Repetitions that the retry budget has left",
             this.retry_tokens.clone(),
+        );
+        r.register(
+            "hints",
+            "Hints over HTTP, by what they were answered",
+            this.hints.requests.clone(),
+        );
+        r.register(
+            "hinted_ids",
+            "Ids in accepted hints: of voices in processing, and of none",
+            this.hints.ids.clone(),
         );
         r.register(
             "build",

@@ -193,3 +193,95 @@ impl PassMetrics {
         self.set_aside.get_or_create(&reason.label()).inc();
     }
 }
+
+/// Where a hint comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HintSource {
+    /// `POST /webhooks/elevenlabs`.
+    Webhook,
+    /// `POST /hints`.
+    Application,
+}
+
+impl HintSource {
+    const ALL: [Self; 2] = [Self::Webhook, Self::Application];
+
+    /// As a label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Webhook => "webhook",
+            Self::Application => "application",
+        }
+    }
+}
+
+/// What a request with a hint was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HintResult {
+    Accepted,
+    /// The secret is wrong.
+    Unauthorized,
+    /// The body is.
+    Invalid,
+    TooLarge,
+    /// Too many wait.
+    Throttled,
+}
+
+impl HintResult {
+    const ALL: [Self; 5] = [
+        Self::Accepted,
+        Self::Unauthorized,
+        Self::Invalid,
+        Self::TooLarge,
+        Self::Throttled,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Unauthorized => "unauthorized",
+            Self::Invalid => "invalid",
+            Self::TooLarge => "too_large",
+            Self::Throttled => "throttled",
+        }
+    }
+}
+
+/// Hints over HTTP.
+#[derive(Debug, Clone)]
+pub struct HintMetrics {
+    pub(crate) requests: Family<[(&'static str, &'static str); 2], Counter>,
+    pub(crate) ids: Family<Label, Counter>,
+}
+
+impl Default for HintMetrics {
+    fn default() -> Self {
+        let (requests, ids) = (Family::default(), Family::default());
+        for source in HintSource::ALL {
+            for result in HintResult::ALL {
+                let labels = [("source", source.as_str()), ("result", result.as_str())];
+                let _zero = Family::get_or_create(&requests, &labels);
+            }
+        }
+        for found in ["processing", "unknown"] {
+            let _zero = Family::get_or_create(&ids, &[("voice", found)]);
+        }
+        Self { requests, ids }
+    }
+}
+
+impl HintMetrics {
+    /// Counts a request.
+    pub fn received(&self, source: HintSource, result: HintResult) {
+        let labels = [("source", source.as_str()), ("result", result.as_str())];
+        self.requests.get_or_create(&labels).inc();
+    }
+
+    /// Counts ids that were looked for in the database: those of voices in processing, and those of none.
+    pub fn delivered(&self, processing: u64, unknown: u64) {
+        for (found, ids) in [("processing", processing), ("unknown", unknown)] {
+            self.ids.get_or_create(&[("voice", found)]).inc_by(ids);
+        }
+    }
+}

@@ -16,7 +16,7 @@ use crate::support::fates::{simulator, simulator_with};
 
 const BOTH: [Variant; 2] = [Variant::A, Variant::E32];
 
-async fn migrated(variant: Variant) -> App {
+pub(crate) async fn migrated(variant: Variant) -> App {
     let app = App::new(variant).await;
     VoiceSync::new(&["migrate"])
         .env("DATABASE_URL", &app.url)

@@ -13,6 +13,7 @@ mod doctor;
 mod events;
 mod fastapi;
 mod frugal;
+mod hints;
 mod migrate;
 mod operator;
 mod provider;

@@ -11,6 +11,7 @@ use voice_sync::core::event::{EventType, OutboxEvent, event_id};
 use voice_sync::core::provider_state::ProviderState;
 use voice_sync::core::provider_state::Spent;
 use voice_sync::core::quantiles::Quantiles;
+use voice_sync::core::request_budget::Spending;
 use voice_sync::core::transition::{Claimed, Note, Seen, SetAside, Target, Transition};
 use voice_sync::core::verdict::{Age, AgeFrom, Stage};
 use voice_sync::core::voice::{ProviderVoiceId, RowId};
@@ -183,7 +184,12 @@ async fn a_leased_voice_is_nobody_elses_until_the_lease_ends(variant: Variant) {
 
     // The first one's notes come too late and change nothing.
     store
-        .note(first, ACCOUNT, &[note(&app, "a", Seen::Missing)])
+        .note(
+            first,
+            ACCOUNT,
+            Duration::ZERO,
+            &[note(&app, "a", Seen::Missing)],
+        )
         .await
         .expect("notes");
     let missing = format!(
@@ -193,7 +199,10 @@ async fn a_leased_voice_is_nobody_elses_until_the_lease_ends(variant: Variant) {
     assert_eq!(app.number(&missing).await, 0);
     let away = |id| note(&app, id, Seen::Unavailable("503".into()));
     let notes = [away("a"), away("b")];
-    store.note(second, ACCOUNT, &notes).await.expect("notes");
+    store
+        .note(second, ACCOUNT, Duration::ZERO, &notes)
+        .await
+        .expect("notes");
     assert_eq!(claim(&store, first).await.len(), 0);
     store.end_leases(&[lease]).await.expect("ends");
     assert_eq!(claim(&store, first).await.len(), 2, "it is free at once");
@@ -473,7 +482,10 @@ async fn what_was_seen_is_remembered(variant: Variant) {
                 },
             ),
         ];
-        store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+        store
+            .note(run_id, ACCOUNT, Duration::ZERO, &notes)
+            .await
+            .expect("notes");
         end_leases(&app).await;
         app.age_own_tables(10).await;
 
@@ -519,7 +531,12 @@ async fn what_was_seen_is_remembered(variant: Variant) {
         "{kinds:?}"
     );
     store
-        .note(run_id, ACCOUNT, &[note(&app, "gone", Seen::Missing)])
+        .note(
+            run_id,
+            ACCOUNT,
+            Duration::ZERO,
+            &[note(&app, "gone", Seen::Missing)],
+        )
         .await
         .expect("notes");
     let missing = store
@@ -545,7 +562,10 @@ async fn absences_are_counted_for_each_key(variant: Variant) {
         let (run_id, account) = (Uuid::new_v4(), Uuid::from_u128(account));
         claim(&store, run_id).await;
         let notes = [note(&app, "gone", Seen::Missing)];
-        store.note(run_id, account, &notes).await.expect("notes");
+        store
+            .note(run_id, account, Duration::ZERO, &notes)
+            .await
+            .expect("notes");
         end_leases(&app).await;
         app.age_own_tables(10).await;
         let missing = store
@@ -574,7 +594,10 @@ async fn the_absence_of_a_voice_that_is_cloned_anew_begins_anew(variant: Variant
                 provider_id: Some(clone.to_owned()),
                 ..note(&app, "gone", Seen::Missing)
             }];
-            store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+            store
+                .note(run_id, ACCOUNT, Duration::ZERO, &notes)
+                .await
+                .expect("notes");
             end_leases(&app).await;
             app.age_own_tables(10).await;
             let missing = store.missing(run_id, ACCOUNT, None, 10).await;
@@ -606,7 +629,10 @@ async fn voices_without_an_answer_are_isolated_and_then_quarantined(variant: Var
         note(&app, "bad", unanswerable(1)),
         note(&app, "suspect", Seen::Suspected("no time left".into())),
     ];
-    store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+    store
+        .note(run_id, ACCOUNT, Duration::ZERO, &notes)
+        .await
+        .expect("notes");
     end_leases(&app).await;
     let memory = store.load_state(ACCOUNT).await.expect("reads");
     assert!(memory.any_isolated, "the next pass is told");
@@ -656,7 +682,10 @@ async fn voices_without_an_answer_are_isolated_and_then_quarantined(variant: Var
         note(&app, "bad", unanswerable(2)),
     ];
     notes[1].again_in = Duration::from_secs(60);
-    store.note(second, ACCOUNT, &notes).await.expect("notes");
+    store
+        .note(second, ACCOUNT, Duration::ZERO, &notes)
+        .await
+        .expect("notes");
     end_leases(&app).await;
     assert!(isolated().await.rows.is_empty(), "quarantined");
     let everyone = Selection::Range {
@@ -771,7 +800,7 @@ async fn what_waits_is_what_can_be_done_now(variant: Variant) {
         },
     )];
     store
-        .note(run_id, Uuid::nil(), &notes)
+        .note(run_id, Uuid::nil(), Duration::ZERO, &notes)
         .await
         .expect("notes");
     app.age_own_tables(600).await;
@@ -821,8 +850,17 @@ async fn all_processes_share_the_request_budget(variant: Variant) {
     };
     assert_eq!(budget_in(ACCOUNT).await, Duration::ZERO);
     let spend = async |ago, taken| {
-        let spent = store.spend_budget(ACCOUNT, seconds(ago), seconds(taken));
-        spent.await.expect("spends");
+        let run = Run {
+            account: Some(ACCOUNT),
+            duration: seconds(ago),
+            spending: Some(Spending {
+                budget: "120/min".parse().expect("a budget"),
+                taken: seconds(taken),
+                voices_a_request: 100,
+            }),
+            ..ledger_entry()
+        };
+        store.record_run(&run).await.expect("records");
     };
     let is_about = |left: Duration, least: u64, most: u64| {
         assert!(left > seconds(least) && left <= seconds(most), "{left:?}");
@@ -844,11 +882,165 @@ async fn all_processes_share_the_request_budget(variant: Variant) {
     spend(40, 140).await;
     is_about(budget_in(ACCOUNT).await, 40, 100);
 
+    // A pass without a budget leaves it as it is.
+    let run = Run {
+        account: Some(ACCOUNT),
+        ..ledger_entry()
+    };
+    store.record_run(&run).await.expect("records");
+    is_about(budget_in(ACCOUNT).await, 40, 100);
+    let survey = store.survey(None, AgeFrom::FirstSeen, 1, 1).await;
+    let budget = "120/min".parse().expect("a budget");
+    assert_eq!(
+        survey.expect("reads").accounts[0].budget,
+        Some((budget, 100))
+    );
+
     // The database's clock was set back by a day.
     app.age_own_tables(-86_400).await;
     assert_eq!(budget_in(ACCOUNT).await, Duration::ZERO);
     spend(0, 100).await;
     is_about(budget_in(ACCOUNT).await, 40, 100);
+}
+
+/// A hint is honoured at once, and the next one of the same voice five seconds later, however many there are: what came
+/// while the voice was being looked up may be newer than the answer.
+async fn a_hint_makes_a_voice_due_and_a_flood_costs_one_lookup_in_five_seconds(variant: Variant) {
+    let app = App::new(variant).await;
+    app.insert_processing(&["known", "new", "odd", "other"])
+        .await;
+    let done = NewVoice {
+        status: "completed",
+        ..NewVoice::processing("done")
+    };
+    app.insert(&[done]).await;
+    let store = app.store().await;
+    let seconds = Duration::from_secs;
+    let processing = || Seen::Processing {
+        kind: "cloned".into(),
+        stage: Stage::Preparing,
+    };
+    let unanswerable = || Seen::Unanswerable {
+        reason: "HTTP 500".into(),
+        times: 3,
+    };
+    let look_up = async |names: &[(&str, Seen)], asking_for| {
+        let run_id = Uuid::new_v4();
+        claim(&store, run_id).await;
+        let notes = names.iter().map(|(id, seen)| Note {
+            again_in: seconds(60),
+            ..note(&app, id, seen.clone())
+        });
+        let notes: Vec<_> = notes.collect();
+        let noted = store.note(run_id, ACCOUNT, asking_for, &notes).await;
+        noted.expect("notes");
+        end_leases(&app).await;
+    };
+    // Those that a hint made due, in so many whole seconds, rounded up.
+    let hinted = async || {
+        let agenda = store.agenda(100, None, None).await.expect("reads");
+        let voices = agenda.voices.into_iter().filter(|voice| voice.is_hinted);
+        let mut voices: Vec<_> = voices
+            .map(|voice| {
+                (
+                    voice.row.as_str().to_owned(),
+                    voice.due_in.as_secs_f64().ceil() as u64,
+                )
+            })
+            .collect();
+        voices.sort();
+        voices
+    };
+    let hint = async |names: &[&str]| {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        store.hint(&names).await.expect("is noted")
+    };
+    let row = |id: &str| app.stored(row_id(id));
+    let sorted = |mut voices: Vec<(String, u64)>| {
+        voices.sort();
+        voices
+    };
+
+    look_up(
+        &[
+            ("known", processing()),
+            ("odd", unanswerable()),
+            ("other", processing()),
+        ],
+        Duration::ZERO,
+    )
+    .await;
+    assert_eq!(hinted().await, []);
+    let of_new = row_id("new").to_string();
+    let names = [
+        "known",
+        of_new.as_str(),
+        "odd",
+        "nobody",
+        "done",
+        "\0'\"",
+        "",
+    ];
+    assert_eq!(hint(&names).await, 3);
+    let all = sorted(vec![(row("known"), 0), (row("new"), 0), (row("odd"), 0)]);
+    assert_eq!(hinted().await, all);
+    hint(&names).await;
+    assert_eq!(hinted().await, all);
+
+    // While it is being looked up, any number of further ones count once, later.
+    let run_id = Uuid::new_v4();
+    claim(&store, run_id).await;
+    for _ in 0..3 {
+        hint(&["known"]).await;
+    }
+    let noted = [note(&app, "known", processing())];
+    let noted = store.note(run_id, ACCOUNT, seconds(1), &noted).await;
+    noted.expect("notes");
+    end_leases(&app).await;
+    assert!(hinted().await.contains(&(row("known"), 5)));
+    hint(&["known"]).await;
+    assert!(hinted().await.contains(&(row("known"), 5)));
+    app.age_own_tables(8).await;
+    assert!(hinted().await.contains(&(row("known"), 0)));
+
+    // An answer that is newer than the hint is what it wanted. (A walk leaves the isolated voice out.)
+    look_up(
+        &[("known", processing()), ("new", processing())],
+        seconds(1),
+    )
+    .await;
+    assert_eq!(hinted().await, [(row("odd"), 0)]);
+    app.age_own_tables(2).await;
+    hint(&["known", "new", "other"]).await;
+    let all = ["known", "new", "odd", "other"].map(|id| (row(id), 0));
+    assert_eq!(hinted().await, sorted(all.to_vec()));
+    look_up(&[("known", processing())], Duration::ZERO).await;
+    hint(&["known"]).await;
+    assert!(hinted().await.contains(&(row("known"), 5)));
+
+    // The clock is set back by a day: an old hint is none.
+    look_up(
+        &[("known", processing()), ("new", processing())],
+        Duration::ZERO,
+    )
+    .await;
+    app.age_own_tables(-86_400).await;
+    hint(&["known"]).await;
+    assert!(hinted().await.contains(&(row("known"), 0)));
+
+    // Cloned anew, it is new; completed, it is forgotten.
+    app.execute(
+        "UPDATE voices SET elevenlabs_voice_id = 'anew' WHERE elevenlabs_voice_id = 'known'",
+    )
+    .await;
+    assert_eq!(hint(&["known"]).await, 0);
+    assert_eq!(hint(&["anew"]).await, 1);
+    assert!(
+        !hinted()
+            .await
+            .iter()
+            .any(|(hinted, _)| *hinted == row("known"))
+    );
 }
 
 /// However many seldom ones are overdue, an agenda has voices that are looked up often, and both kinds of others.
@@ -872,7 +1064,10 @@ async fn a_backlog_that_is_overdue_hides_no_young_voices(variant: Variant) {
         )
     });
     let notes: Vec<_> = notes.collect();
-    store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+    store
+        .note(run_id, ACCOUNT, Duration::ZERO, &notes)
+        .await
+        .expect("notes");
     end_leases(&app).await;
     let young = RowId::new(app.stored(row_id("young")));
     for (pass, seconds) in [0, 10, 300].into_iter().enumerate() {
@@ -1109,7 +1304,12 @@ async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Vari
         let run_id = Uuid::new_v4();
         assert_eq!(claim(&store, run_id).await.len(), 1);
         store
-            .note(run_id, ACCOUNT, &[note(&app, "odd", too_long())])
+            .note(
+                run_id,
+                ACCOUNT,
+                Duration::ZERO,
+                &[note(&app, "odd", too_long())],
+            )
             .await
             .expect("notes");
         end_leases(&app).await;
@@ -1128,7 +1328,12 @@ async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Vari
         "on request"
     );
     store
-        .note(run_id, ACCOUNT, &[note(&app, "odd", too_long())])
+        .note(
+            run_id,
+            ACCOUNT,
+            Duration::ZERO,
+            &[note(&app, "odd", too_long())],
+        )
         .await
         .expect("notes");
     end_leases(&app).await;
@@ -1140,7 +1345,12 @@ async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Vari
     app.age_own_tables(61).await;
     claim(&store, run_id).await;
     store
-        .note(run_id, ACCOUNT, &[note(&app, "odd", too_long())])
+        .note(
+            run_id,
+            ACCOUNT,
+            Duration::ZERO,
+            &[note(&app, "odd", too_long())],
+        )
         .await
         .expect("notes");
     end_leases(&app).await;
@@ -1196,7 +1406,7 @@ async fn hinted_voices_and_all_others_are_the_whole_table(variant: Variant) {
         store.claim(run_id, &odd, 10).await.expect("claims");
         let seen = too_long();
         store
-            .note(run_id, ACCOUNT, &[note(&app, "odd", seen)])
+            .note(run_id, ACCOUNT, Duration::ZERO, &[note(&app, "odd", seen)])
             .await
             .expect("notes");
         end_leases(&app).await;
@@ -1283,7 +1493,10 @@ async fn age_counts_from_creation_or_first_sight_or_restart(variant: Variant) {
             provider_id: Some(clone.to_owned()),
             ..note(&app, "a", processing)
         }];
-        store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+        store
+            .note(run_id, ACCOUNT, Duration::ZERO, &notes)
+            .await
+            .expect("notes");
         end_leases(&app).await;
         age
     };
@@ -1500,7 +1713,10 @@ async fn notes_of_one_voice_that_come_twice_count_once(variant: Variant) {
         note(&app, "twice", Seen::Missing),
         note(&app, "twice", Seen::Missing),
     ];
-    store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+    store
+        .note(run_id, ACCOUNT, Duration::ZERO, &notes)
+        .await
+        .expect("notes");
     let missing = store.missing(run_id, ACCOUNT, None, 10).await;
     let mut times: Vec<_> = missing
         .expect("lists")
@@ -1525,7 +1741,10 @@ async fn a_superseded_answer_leaves_the_reason_of_a_failure(variant: Variant) {
             applied.expect("applies");
         }
         let notes = ["failed", "waits"].map(|id| note(&app, id, Seen::Superseded));
-        store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+        store
+            .note(run_id, ACCOUNT, Duration::ZERO, &notes)
+            .await
+            .expect("notes");
         let records = store.named(&["failed".to_owned()], 10).await;
         let records = records.expect("finds");
         let known = records[0].notes.as_ref().expect("known");
@@ -1570,7 +1789,10 @@ async fn a_voice_that_an_older_version_has_leased_is_left_to_it(variant: Variant
         stage: Stage::Preparing,
     };
     let notes = [note(&app, "older", processing)];
-    store.note(run_id, ACCOUNT, &notes).await.expect("notes");
+    store
+        .note(run_id, ACCOUNT, Duration::ZERO, &notes)
+        .await
+        .expect("notes");
     end_leases(&app).await;
     let lease_until = format!(
         "SELECT count(*) FROM {} WHERE lease_until IS NOT NULL",
@@ -1719,6 +1941,7 @@ fn ledger_entry() -> Run {
         cursor: NextPass::FromTheBeginning,
         unlisted: Vec::new(),
         concurrency: None,
+        spending: None,
         completion_times: Quantiles::default(),
         completion_times_by_kind: BTreeMap::new(),
     }
@@ -1811,6 +2034,7 @@ async fn tidying_removes_what_is_of_no_more_use(variant: Variant) {
         .note(
             run_id,
             ACCOUNT,
+            Duration::ZERO,
             &[
                 note(&app, "left", processing()),
                 note(&app, "waits", processing()),
@@ -2025,6 +2249,7 @@ contract!(
     events_that_the_bus_refuses_come_last,
     what_waits_is_what_can_be_done_now,
     all_processes_share_the_request_budget,
+    a_hint_makes_a_voice_due_and_a_flood_costs_one_lookup_in_five_seconds,
     new_voices_are_found_among_the_rows_that_were_written_since,
     completion_times_are_added_up_by_kind,
     a_backlog_that_is_overdue_hides_no_young_voices,

@@ -360,6 +360,7 @@ impl App {
                     "set_aside_until",
                     "failed_at",
                     "next_due",
+                    "hinted_at",
                     "scheduled_at",
                     "unanswered_since",
                 ][..],

@@ -121,14 +121,36 @@ impl Daemon {
 
     /// The same, under the name of a host.
     pub(crate) async fn get_at(&mut self, host: &str, path: &str) -> (u16, String) {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        self.ask(request.as_bytes()).await
+    }
+
+    /// Posts a body, with headers of its own.
+    pub(crate) async fn post(
+        &mut self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> (u16, String) {
+        let length = body.len();
+        let mut request =
+            format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n");
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        request.push_str("connection: close\r\n\r\n");
+        self.ask(&[request.as_bytes(), body].concat()).await
+    }
+
+    async fn ask(&mut self, request: &[u8]) -> (u16, String) {
         let mut stream = TcpStream::connect(self.address().await).expect("connects");
         stream
             .set_read_timeout(Some(PATIENCE))
             .expect("has a time limit");
-        let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).expect("is sent");
+        // Whoever is refused may be answered before all of it was read.
+        let _sent = stream.write_all(request);
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("is answered");
+        let _closed = stream.read_to_string(&mut answer);
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
         let code = head.split(' ').nth(1).expect("a status");
         (code.parse().expect("a number"), body.to_owned())

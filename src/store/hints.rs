@@ -1,0 +1,64 @@
+//! Hints: voices that somebody says are worth a lookup now.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::values::Selection;
+use super::{Store, StoreError, TableSql};
+
+/// The shortest time between two lookups of a voice that hints cause.
+pub(super) const HINT_SPACING: Duration = Duration::from_secs(5);
+
+impl Store {
+    /// A voice is due by a hint as long as `next_due` is `hinted_at`, which a note changes. A hint that comes while the
+    /// voice is being looked up may be newer than the answer: it makes the voice due again, a while after the hint
+    /// before it. So floods cost one lookup in that while, and no write for each hint.
+    pub(super) async fn hint_once(&self, names: &[String]) -> Result<u64, StoreError> {
+        let (table, dialect) = (&self.table, self.dialect());
+        let now = dialect.now();
+        let mut args = self.database.args();
+        let selection = Selection::Named(names.to_vec());
+        let selected = format!(
+            "SELECT {row_id} AS row_id, {provider_id} AS provider_id FROM {name} v WHERE {condition}",
+            row_id = table.row_id(),
+            provider_id = table.provider_id,
+            name = table.table,
+            condition = table.is_selected(&mut args, &selection),
+        );
+        // On SQLite, a hint at no voice takes no write lock.
+        let count = format!("SELECT count(*) AS voices FROM ({selected}) s");
+        let voices = self
+            .database
+            .fetch_one(count, args)
+            .await?
+            .count("voices")?;
+        if voices == 0 {
+            return Ok(0);
+        }
+        let mut args = self.database.args();
+        let condition = table.is_selected(&mut args, &selection);
+        let is_leased = table.is_leased("w.row_id", None);
+        let spacing = dialect.span(HINT_SPACING);
+        // A hint that is further ahead was given before the database's clock was set back.
+        let is_possible = format!("w.hinted_at <= {now} + {spacing}");
+        let before = format!("CASE WHEN {is_possible} THEN w.hinted_at + {spacing} END");
+        let due = dialect.greatest(&before, now);
+        let sql = format!(
+            "INSERT INTO {voices} AS w (row_id, provider_id, run_id, first_seen, scheduled_at, next_due, hinted_at)
+             SELECT {row_id}, {provider_id}, {nobody}, {now}, {now}, {now}, {now} FROM {name} v WHERE {condition}
+             ON CONFLICT (row_id) DO UPDATE SET next_due = {due}, hinted_at = {due}
+             WHERE {is_current}
+               AND NOT ({is_hinted} AND {is_possible} AND (w.next_due > {now} OR NOT {is_leased}))",
+            voices = dialect.own("voices"),
+            row_id = table.row_id(),
+            provider_id = table.provider_id,
+            nobody = args.bind(Uuid::nil()),
+            name = table.table,
+            is_current = TableSql::is_current("EXCLUDED.provider_id"),
+            is_hinted = dialect.is_hinted(),
+        );
+        self.database.execute(sql, args).await?;
+        Ok(voices)
+    }
+}
