@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Cli, Events, Options, Output, OwnTables, at, in_time, own_tables, print};
-use crate::cli::secrets::{API_KEY, CREDENTIALS, DATABASE_URL, REDIS_URL};
+use crate::cli::secrets::{self, API_KEY, CREDENTIALS, DATABASE_URL, REDIS_URL};
 use crate::core::exit::{Exit, Failed};
 use crate::core::missing::MASS_ABSENCE_ADVICE;
 use crate::core::provider_state::ProviderState;
@@ -39,6 +39,15 @@ pub(super) async fn run(options: &Options, given: &ArgMatches) -> Result<Exit, F
     let provider = kept(&mut checks, options.provider());
     let publisher = kept(&mut checks, options.publisher());
     let queue = kept(&mut checks, options.queue());
+    let hints = kept(&mut checks, secrets::hint_secrets().map_err(Failed::config));
+    if let Some((secret, Some(_))) = hints {
+        let takes = match secret {
+            Some(_) => "signed webhooks, and hints with a token",
+            None => "hints with a token",
+        };
+        let says = format!("a daemon with --listen takes {takes}");
+        checks.push(Check::fine(CONFIGURATION, says));
+    }
     checks.extend(configuration(
         given,
         database.as_ref(),

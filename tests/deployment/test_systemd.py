@@ -13,7 +13,7 @@ from project import REFERENCE, ROOT, SECONDS_TO_OPEN, SECONDS_TO_STOP, exit_code
 
 UNITS = ROOT / "systemd"
 SERVICES = ("voice-sync.service", "voice-syncd.service")
-DROP_INS = ("redis.conf", "sqlite.conf")
+DROP_INS = ("hints.conf", "redis.conf", "sqlite.conf")
 # In tenths: 1.5.
 THRESHOLD = "15"
 # What systemd 252, the oldest to serve, would pass over with a warning. It matters where systemd-analyze is newer and takes it.

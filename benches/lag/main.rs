@@ -4,109 +4,20 @@
 //! task for each voice that asks every 5 s work side by side on voices of the same times, each with a
 //! simulator and an SQLite file of its own. It takes two minutes and prints its seed.
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+mod site;
+
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use futures_util::future::join_all;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool};
-use tempfile::TempDir;
 use tokio::time::{Instant, interval, sleep, sleep_until};
-use voice_sync_simulator::{Options, Simulator};
+
+use self::site::{BINARY, Site, provider_id};
 
 const VOICES: usize = 200;
-const LATENCY: Duration = Duration::from_millis(50);
 /// After which everything is ready, and whoever asks every 60 s has asked.
 const END: Duration = Duration::from_secs(122);
-const BINARY: &str = env!("CARGO_BIN_EXE_voice-sync");
-
-const TABLE: &str = "CREATE TABLE voices (
-    id TEXT PRIMARY KEY, user_id TEXT, elevenlabs_voice_id TEXT, status TEXT DEFAULT 'processing',
-    preview_url TEXT, created_at DATETIME DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),
-    completed_at DATETIME)";
-
-/// A provider that began at a known moment, and an application with voices in processing.
-struct Site {
-    provider: Simulator,
-    /// Milliseconds since 1970.
-    began: i64,
-    path: PathBuf,
-    pool: SqlitePool,
-    _directory: TempDir,
-}
-
-impl Site {
-    async fn new(ready_after: &[Duration]) -> anyhow::Result<Self> {
-        let directory = TempDir::new()?;
-        let path = directory.path().join("app.db");
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal);
-        let pool = SqlitePool::connect_with(options).await?;
-        sqlx::query(TABLE).execute(&pool).await?;
-        let options = Options {
-            latency: LATENCY,
-            ..Options::default()
-        };
-        let provider = Simulator::start(([127, 0, 0, 1], 0).into(), options).await?;
-        let began = chrono::Utc::now().timestamp_millis();
-        for (number, after) in ready_after.iter().enumerate() {
-            sqlx::query("INSERT INTO voices (id, elevenlabs_voice_id) VALUES ($1, $2)")
-                .bind(number.to_string())
-                .bind(provider_id(number, *after))
-                .execute(&pool)
-                .await?;
-        }
-        Ok(Self {
-            provider,
-            began,
-            path,
-            pool,
-            _directory: directory,
-        })
-    }
-
-    fn voice_sync(&self, command: &str) -> tokio::process::Command {
-        let mut voice_sync = tokio::process::Command::new(BINARY);
-        voice_sync
-            .arg(command)
-            .env_clear()
-            .env("DATABASE_URL", format!("sqlite:///{}", self.path.display()))
-            .env("ELEVENLABS_BASE_URL", self.provider.url())
-            .env("ELEVENLABS_API_KEY", "any")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true);
-        voice_sync
-    }
-
-    /// Seconds from each voice's readiness to its row's completion.
-    async fn lags(&self, ready_after: &[Duration]) -> anyhow::Result<Vec<f64>> {
-        let completed: Vec<(String, i64)> = sqlx::query_as(
-            "SELECT id, CAST(unixepoch(completed_at, 'subsec') * 1000 AS INTEGER) FROM voices
-             WHERE status = 'completed'",
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        ensure!(completed.len() == VOICES, "{} completed", completed.len());
-        let lag = |(id, at): &(String, i64)| {
-            let after = ready_after[id.parse::<usize>()?];
-            Ok((at - self.began) as f64 / 1000.0 - after.as_secs_f64())
-        };
-        completed.iter().map(lag).collect()
-    }
-
-    fn requests(&self) -> u64 {
-        let counts = self.provider.counts();
-        counts.list + counts.single
-    }
-}
-
-fn provider_id(number: usize, after: Duration) -> String {
-    format!("sim-ready{}ms-{number}", after.as_millis())
-}
 
 fn print(who: &str, mut lags: Vec<f64>, requests: u64) {
     lags.sort_by(f64::total_cmp);
