@@ -210,6 +210,7 @@ async fn pass(
         provider,
         publisher: Some(publisher),
         queue: None,
+        nudger: None,
         rules: &Rules {
             fail_after: Some(Duration::from_secs(24 * 60 * 60)),
             age_from: AgeFrom::default(),

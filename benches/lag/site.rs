@@ -19,7 +19,7 @@ const TABLE: &str = "CREATE TABLE voices (
 
 /// A provider that began at a known moment, and an application with voices in processing.
 pub(crate) struct Site {
-    provider: Simulator,
+    pub(crate) provider: Simulator,
     /// Milliseconds since 1970.
     pub(crate) began: i64,
     path: PathBuf,

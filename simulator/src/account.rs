@@ -32,6 +32,18 @@ pub(crate) struct Account {
     removed: HashSet<String>,
     next_number: u64,
     ids: Rng,
+    speeches: Vec<Speech>,
+}
+
+/// A request for speech that was answered with audio.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Speech {
+    /// The voice that spoke.
+    pub voice_id: String,
+    /// What it said.
+    pub text: String,
+    /// The model that was asked for.
+    pub model_id: String,
 }
 
 #[derive(Debug)]
@@ -66,6 +78,7 @@ impl Account {
             removed: HashSet::new(),
             next_number: 0,
             ids,
+            speeches: Vec::new(),
         }
     }
 
@@ -111,6 +124,16 @@ impl Account {
             self.removed.insert(voice_id.to_owned());
         }
         existed
+    }
+
+    /// Notes that a voice spoke.
+    pub(crate) fn speak(&mut self, speech: Speech) {
+        self.speeches.push(speech);
+    }
+
+    /// All that was spoken.
+    pub(crate) fn speeches(&self) -> &[Speech] {
+        &self.speeches
     }
 
     /// What the single lookup shows.
@@ -179,6 +202,8 @@ impl Account {
             plan,
             age: at.elapsed(),
             created_at_unix: created.as_secs(),
+            has_spoken: plan.fate == Fate::Silent
+                && self.speeches.iter().any(|speech| speech.voice_id == id),
             premade: false,
         }
     }

@@ -15,6 +15,8 @@ pub enum Fate {
     Ready,
     /// An instant clone that never gets a preview.
     NoPreview,
+    /// An instant clone that gets its preview once it was spoken with.
+    Silent,
     /// An instant clone that is banned.
     Banned,
     /// An instant clone that waits for its owner to verify it.
@@ -49,9 +51,10 @@ pub enum Fate {
 
 impl Fate {
     /// Every fate, in the order in which a help text should explain them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Ready,
         Self::NoPreview,
+        Self::Silent,
         Self::Banned,
         Self::Unverified,
         Self::PvcReady,
@@ -85,6 +88,10 @@ impl Fate {
         match self {
             Self::Ready => ("ready", "instant clone; gets its preview_url at its time"),
             Self::NoPreview => ("nopreview", "instant clone; never gets a preview_url"),
+            Self::Silent => (
+                "silent",
+                "instant clone; gets its preview_url at its time, once it was spoken with",
+            ),
             Self::Banned => (
                 "banned",
                 "instant clone; safety_control is BAN from its time on",

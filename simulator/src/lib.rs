@@ -47,6 +47,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use account::Speech;
 pub use answer::{Answer, Delivery};
 pub use fate::Fate;
 pub use options::{ErrorFormat, Options, Outage, OutageError};
@@ -123,6 +124,12 @@ impl Simulator {
     /// Removes a voice, synthetic and premade ones included, and tells whether there was one.
     pub fn remove_voice(&self, voice_id: &str) -> bool {
         self.shared.account_mut().remove(voice_id)
+    }
+
+    /// What was spoken so far, in the order in which it was answered.
+    #[must_use]
+    pub fn speeches(&self) -> Vec<Speech> {
+        self.shared.account().speeches().to_vec()
     }
 
     /// How many requests came since the start or the last [`Simulator::forget_requests`].

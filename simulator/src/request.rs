@@ -60,10 +60,13 @@ impl Request {
             method if method == Method::POST && single == "add" => Kind::Add,
             method if method == Method::GET && !single.is_empty() => Kind::Single,
             method if method == Method::DELETE && !single.is_empty() => Kind::Delete,
+            method if method == Method::POST && self.path.starts_with(SPEECH) => Kind::Speech,
             _ => Kind::Other,
         }
     }
 }
+
+const SPEECH: &str = "/v1/text-to-speech/";
 
 /// The key that a request was sent with, unless that is empty.
 pub(crate) fn key(headers: &HeaderMap) -> Option<&str> {
@@ -80,6 +83,7 @@ enum Kind {
     Single,
     Add,
     Delete,
+    Speech,
     Other,
 }
 
@@ -94,6 +98,8 @@ pub struct Counts {
     pub add: u64,
     /// `DELETE /v1/voices/{voice_id}`.
     pub delete: u64,
+    /// `POST /v1/text-to-speech/{voice_id}`.
+    pub speech: u64,
     /// Everything else, the old list `GET /v1/voices` included.
     pub other: u64,
 }
@@ -137,6 +143,7 @@ impl Log {
             Kind::Single => &mut counts.single,
             Kind::Add => &mut counts.add,
             Kind::Delete => &mut counts.delete,
+            Kind::Speech => &mut counts.speech,
             Kind::Other => &mut counts.other,
         };
         *count += 1;

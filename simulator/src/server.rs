@@ -117,6 +117,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
             "/v1/voices/{voice_id}",
             get(single::look_up).delete(single::delete),
         )
+        .route("/v1/text-to-speech/{voice_id}", post(single::speak))
         .fallback(async || Answer::unknown(404, "Not Found"))
         .method_not_allowed_fallback(async || Answer::unknown(405, "Method Not Allowed"))
         .layer(DefaultBodyLimit::disable())

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::multipart::MultipartError;
 use axum::extract::{Multipart, Path, State};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::account::Speech;
 use crate::answer::Answer;
 use crate::server::Shared;
 
@@ -18,6 +20,37 @@ pub(crate) async fn look_up(
         Some(voice) => Answer::of(200, &voice),
         None => Answer::voice_not_found(&voice_id),
     }
+}
+
+/// The body of a request for speech, as far as it is read.
+#[derive(Deserialize)]
+struct Words {
+    text: String,
+    #[serde(default)]
+    model_id: String,
+}
+
+/// `POST /v1/text-to-speech/{voice_id}`: some bytes in place of audio.
+pub(crate) async fn speak(
+    State(shared): State<Arc<Shared>>,
+    Path(voice_id): Path<String>,
+    body: Bytes,
+) -> Answer {
+    let Ok(Words { text, model_id }) = serde_json::from_slice(&body) else {
+        return Answer::invalid("body", "text", "missing", "Field required");
+    };
+    let mut account = shared.account_mut();
+    if account.single(&voice_id).is_none() {
+        return Answer::voice_not_found(&voice_id);
+    }
+    let mut audio = Answer::empty(200).with_header("content-type", "audio/mpeg");
+    audio.body = vec![0xff; 1000 * text.len()];
+    account.speak(Speech {
+        voice_id,
+        text,
+        model_id,
+    });
+    audio
 }
 
 #[derive(Serialize)]

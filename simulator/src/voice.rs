@@ -24,6 +24,8 @@ pub(crate) struct Voice<'a> {
     pub(crate) plan: Plan,
     pub(crate) age: Duration,
     pub(crate) created_at_unix: u64,
+    /// Whether speech was made with it.
+    pub(crate) has_spoken: bool,
     /// Whether it is one of the provider's own voices rather than one that was cloned.
     pub(crate) premade: bool,
 }
@@ -48,6 +50,7 @@ impl Voice<'_> {
             },
             Fate::Ready
             | Fate::NoPreview
+            | Fate::Silent
             | Fate::Banned
             | Fate::Unverified
             | Fate::Missing
@@ -71,9 +74,11 @@ impl Voice<'_> {
             | Fate::PvcUnverified
             | Fate::StatusFailed
             | Fate::StatusProcessing => return Preview::None,
+            Fate::Silent if !self.has_spoken => return Preview::None,
             Fate::LongPreview => Preview::Long(self.id),
             Fate::NulPreview => Preview::Nul(self.id),
             Fate::Ready
+            | Fate::Silent
             | Fate::PvcReady
             | Fate::Missing
             | Fate::Unlisted
@@ -97,6 +102,7 @@ impl Voice<'_> {
             Fate::Malformed => FineTuning::Wrong("fine_tuned"),
             Fate::Ready
             | Fate::NoPreview
+            | Fate::Silent
             | Fate::Banned
             | Fate::Unverified
             | Fate::Missing
@@ -121,6 +127,7 @@ impl Voice<'_> {
             Fate::PvcReady | Fate::PvcFailed | Fate::PvcTraining => (true, true),
             Fate::Ready
             | Fate::NoPreview
+            | Fate::Silent
             | Fate::Banned
             | Fate::Missing
             | Fate::Unlisted
@@ -151,6 +158,7 @@ impl Voice<'_> {
             }
             Fate::Ready
             | Fate::NoPreview
+            | Fate::Silent
             | Fate::Banned
             | Fate::Unverified
             | Fate::PvcReady

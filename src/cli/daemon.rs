@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
+use futures_util::future::join;
 use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
@@ -13,16 +14,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::status::Viewer;
-use super::{Budget, Options, UNFINISHED, in_time, interval, open};
+use super::{Budget, Nudge, Options, UNFINISHED, in_time, interval, open};
 use crate::cli::{secrets, shutdown};
 use crate::core::exit::{Exit, Failed};
 use crate::core::verdict::Rules;
 use crate::daemon::{
-    self, AllowedHosts, DutyCycles, Health, Inbox, Secret, StatusCache, Supervisor,
+    self, AllowedHosts, DutyCycles, Health, Inbox, Opened, Secret, StatusCache, Supervisor,
 };
 use crate::deadline::Deadline;
 use crate::status::Limits;
-use crate::store::{Access, DatabaseUrl, Names};
+use crate::store::{Access, DatabaseUrl, Names, Store};
 use crate::sync::{Pass, Scope};
 use crate::telemetry::exposition::Metrics;
 
@@ -39,6 +40,9 @@ pub(super) struct Daemon {
 
     #[command(flatten)]
     budget: Budget,
+
+    #[command(flatten)]
+    nudge: Nudge,
 
     /// Serve the status as a page, /livez, /readyz and /metrics there: a port of this host alone, or an address and a port.
     /// With ELEVENLABS_WEBHOOK_SECRET or VOICE_SYNC_HINTS_TOKEN also POST /webhooks/elevenlabs and POST /hints.
@@ -84,6 +88,8 @@ impl Daemon {
         let (url, names, rules) = (options.database_url()?, options.names()?, options.rules());
         let metrics = Arc::new(Metrics::default());
         let provider = options.provider()?.counting_in(metrics.provider.clone());
+        let provider = Arc::new(provider);
+        let nudger = self.nudge.nudger(&metrics.nudges).map(Arc::new);
         metrics.press(provider.pressure());
         let (publisher, queue) = (options.publisher()?, options.queue()?);
         let (watch, supervisor) = (Arc::new(Health::default()), Supervisor::default());
@@ -123,10 +129,23 @@ impl Daemon {
             continuous: true,
             ..Scope::default()
         };
+        let beside = |store: Arc<Store>| {
+            let (inbox, metrics) = (Arc::clone(&inbox), metrics.hints.clone());
+            let (nudger, provider) = (nudger.clone(), Arc::clone(&provider));
+            async move {
+                let nudging = async {
+                    if let Some(nudger) = nudger {
+                        nudger.run(&store, &provider).await;
+                    }
+                };
+                join(inbox.deliver(&store, &metrics), nudging).await;
+            }
+        };
         let opening = async || {
             let opening = open(&url, &names, options.auto_migrate, Access::ReadWrite);
-            let store = in_time(&url, opening).await?;
-            Ok(store.until(deadline.clone()))
+            let store = in_time(&url, opening).await?.until(deadline.clone());
+            let store = Arc::new(store);
+            Ok(Opened::new(Arc::clone(&store), beside(store)))
         };
         let mut looks = DutyCycles::default();
         let turn = async |store: &_| {
@@ -135,6 +154,7 @@ impl Daemon {
                 provider: &provider,
                 publisher: publisher.as_ref(),
                 queue: queue.as_ref(),
+                nudger: nudger.as_deref(),
                 rules: &rules,
                 missing_after: options.missing_after,
                 strategy: options.lookup,
@@ -145,12 +165,11 @@ impl Daemon {
             };
             daemon::tick(pass, self.budget.request_budget, &metrics, &mut looks).await
         };
-        let hints = (&inbox, &metrics.hints);
         let working = daemon::run(
             opening,
             turn,
             self.interval,
-            hints,
+            &inbox,
             &stop,
             &watch,
             &supervisor,

@@ -16,6 +16,7 @@ use crate::doctor;
 use crate::doctor::check::{self, Check};
 use crate::events::publisher::Publisher;
 use crate::provider::{Provider, RequestDeadline};
+use crate::status::NUDGING_ADVICE;
 use crate::store::{Access, Database, DatabaseUrl, Names, Selection, Store, StoreError};
 use crate::sync::MAX_COOLDOWN;
 
@@ -234,6 +235,9 @@ async fn look_at(
             known.is_circuit_open = state.is_open() || !state.cooldown.is_zero();
             checks.push(breaker(state));
             checks.extend(memory.mass_absence.then(mass_absence));
+            let nudging = store.nudging(account).await.map_err(&at)?;
+            let stopped = nudging.stops();
+            checks.extend(stopped.map(|says| Check::doubtful("nudging", says, NUDGING_ADVICE)));
         }
     }
     known.sample = voices(&store).await.map_err(at)?;

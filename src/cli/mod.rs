@@ -19,7 +19,7 @@ mod sync_once;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::open::{COMMAND_TIMEOUT, OwnTables, at, in_time, open, own_tables};
-use self::options::{Budget, Events, Options, Output, interval};
+use self::options::{Budget, Events, Nudge, Options, Output, interval};
 use self::output::{confirm, is_interactive, print, show, unwritten, width};
 use crate::core::exit::{Exit, Failed};
 use crate::telemetry::logs::LogFormat;

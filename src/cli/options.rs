@@ -11,14 +11,17 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::secrets::{self, DATABASE_URL, REDIS_URL};
 use crate::core::exit::Failed;
+use crate::core::nudge::NudgeRules;
 use crate::core::request_budget::RequestBudget;
 use crate::core::verdict::{AgeFrom, OnTimeout, Rules};
 use crate::events::publisher::{Kind, Publisher};
 use crate::events::queue::Queue;
 use crate::provider::lookup::Strategy;
-use crate::provider::{BaseUrl, Provider};
+use crate::provider::{BaseUrl, Provider, Speech};
 use crate::store::{ColumnNames, DatabaseUrl, NaiveZone, Names, StatusValues, TableName};
+use crate::sync::Nudger;
 use crate::telemetry::logs::LogFormat;
+use crate::telemetry::metrics::NudgeMetrics;
 
 const UNUSABLE_REDIS: &str = "the Redis URL (--redis-url or REDIS_URL) cannot be used";
 
@@ -217,6 +220,61 @@ pub(super) struct Budget {
         default_value = "60/min"
     )]
     pub(super) request_budget: RequestBudget,
+}
+
+/// Whether previews are made to appear by speech.
+#[derive(Debug, Args)]
+pub(super) struct Nudge {
+    /// Send one short text-to-speech request, which costs credits, to each voice without a preview that has been in
+    /// processing for this time: some instant clones get their preview only then [default: none].
+    #[arg(long, value_name = "DURATION", env = "VOICE_SYNC_NUDGE_PREVIEWS", value_parser = humantime::parse_duration)]
+    nudge_previews: Option<Duration>,
+
+    /// Such requests in a day at the most, of all processes with one key.
+    #[arg(
+        long,
+        value_name = "N",
+        env = "VOICE_SYNC_NUDGE_LIMIT",
+        default_value_t = 100
+    )]
+    nudge_limit: u32,
+
+    /// What the voice is to say.
+    #[arg(long, value_name = "TEXT", env = "VOICE_SYNC_NUDGE_TEXT", default_value = "Hi", value_parser = nudge_text)]
+    nudge_text: String,
+
+    /// The model that it says it with.
+    #[arg(
+        long,
+        value_name = "MODEL",
+        env = "VOICE_SYNC_NUDGE_MODEL",
+        default_value = "eleven_flash_v2_5"
+    )]
+    nudge_model: String,
+}
+
+/// Each character costs credits.
+fn nudge_text(text: &str) -> Result<String, String> {
+    const MOST: usize = 100;
+    let text = text.trim();
+    match (1..=MOST).contains(&text.chars().count()) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("give a text of 1 to {MOST} characters")),
+    }
+}
+
+impl Nudge {
+    pub(super) fn nudger(self, metrics: &NudgeMetrics) -> Option<Nudger> {
+        let rules = NudgeRules {
+            after: self.nudge_previews?,
+            limit: self.nudge_limit,
+        };
+        let speech = Speech {
+            text: self.nudge_text,
+            model: self.nudge_model,
+        };
+        Some(Nudger::new(rules, speech, metrics.clone()))
+    }
 }
 
 /// How results look.

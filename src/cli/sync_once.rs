@@ -1,5 +1,6 @@
 //! `voice-sync sync-once`.
 
+use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::{Budget, Options, Output, UNFINISHED, at, in_time, open, print};
+use super::{Budget, Nudge, Options, Output, UNFINISHED, at, in_time, open, print};
 use crate::cli::shutdown;
 use crate::core::exit::{Exit, Failed};
 use crate::core::report::Report;
@@ -52,6 +53,9 @@ pub(super) struct SyncOnce {
 
     #[command(flatten)]
     budget: Budget,
+
+    #[command(flatten)]
+    nudge: Nudge,
 
     /// Come to an end after this time; the next run goes on.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
@@ -101,6 +105,7 @@ impl SyncOnce {
             due,
             wait,
             budget,
+            nudge,
             max_runtime: _,
             metrics_file,
         } = self;
@@ -115,6 +120,7 @@ impl SyncOnce {
         };
         let opening = open(&url, &names, options.auto_migrate, access);
         let store = in_time(&url, opening).await?.until(deadline.clone());
+        let nudger = nudge.nudger(&metrics.nudges).filter(|_| !dry_run);
         let stop = CancellationToken::new();
         shutdown::on_signal(stop.clone(), deadline.clone());
         let scope = Scope {
@@ -138,6 +144,7 @@ impl SyncOnce {
             provider: &provider,
             publisher: publisher.as_ref(),
             queue: queue.as_ref(),
+            nudger: nudger.as_ref(),
             rules: &rules,
             missing_after: options.missing_after,
             strategy: options.lookup,
@@ -156,9 +163,18 @@ impl SyncOnce {
             );
         }
         if wait.is_some() {
-            report =
-                daemon::until_nothing_waits(pass, budget.request_budget, &metrics, report, until)
-                    .await;
+            let budget = budget.request_budget;
+            let waiting = daemon::until_nothing_waits(pass, budget, &metrics, report, until);
+            let nudging = async {
+                match &nudger {
+                    Some(nudger) => nudger.run(&store, &provider).await,
+                    None => pending().await,
+                }
+            };
+            report = tokio::select! {
+                report = waiting => report,
+                never = nudging => match never {},
+            };
         }
         if let Some(path) = metrics_file {
             metrics.press(provider.pressure());

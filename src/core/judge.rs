@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::format::printable;
 use super::lookup::{Lookup, Unavailable, UnavailableKind};
+use super::nudge::Nudge;
 use super::transition::{Claimed, Seen, SetAside, Target};
-use super::verdict::{Rule, Rules, Verdict, judge_by_rule, storable};
+use super::verdict::{OnTimeout, Rule, Rules, Verdict, judge_by_rule, storable};
 
 /// What a voice is judged by, besides its lookup.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +44,19 @@ pub fn judge(claimed: &Claimed, lookup: Option<&Lookup>, grounds: Grounds<'_>) -
     let seen = match lookup {
         Some(Lookup::Found { voice, listed: _ }) => {
             let age = claimed.age.counted(rules.age_from) + held;
-            let (rule, verdict) = judge_by_rule(voice, age, rules);
+            let (rule, verdict) = match claimed.nudge {
+                // It is not one of those that speak without a preview.
+                Some(Nudge::Silent) => {
+                    let rules = Rules {
+                        on_timeout: OnTimeout::Fail,
+                        ..rules.clone()
+                    };
+                    judge_by_rule(voice, age, &rules)
+                }
+                Some(Nudge::Sent | Nudge::Spoke | Nudge::Unclear | Nudge::Refused) | None => {
+                    judge_by_rule(voice, age, rules)
+                }
+            };
             return match verdict {
                 Verdict::Completed { preview_url } => {
                     let url = preview_url.as_deref();

@@ -10,6 +10,7 @@ pub mod format;
 pub mod judge;
 pub mod lookup;
 pub mod missing;
+pub mod nudge;
 pub mod provider_state;
 pub mod quantiles;
 pub mod report;

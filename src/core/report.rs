@@ -49,6 +49,9 @@ pub struct Counts {
     pub events_published: u64,
     /// Events recorded, by this or an earlier run, and not published yet.
     pub events_pending: u64,
+    /// Requests for speech that were to make a preview appear, and the characters that were spoken.
+    pub nudged: u64,
+    pub nudge_characters: u64,
 }
 
 impl Counts {
@@ -70,6 +73,8 @@ impl Counts {
             events_recorded,
             events_published,
             events_pending,
+            nudged,
+            nudge_characters,
         } = later;
         self.due += due;
         self.looked_up += looked_up;
@@ -87,6 +92,8 @@ impl Counts {
         self.events_recorded += events_recorded;
         self.events_published += events_published;
         self.events_pending = *events_pending;
+        self.nudged += nudged;
+        self.nudge_characters += nudge_characters;
     }
 
     /// Voices that were answered, whatever came of it.
@@ -336,6 +343,7 @@ impl fmt::Display for Report {
                 c.unanswerable,
                 "of these known to be unanswerable; see `voice-sync status`",
             ),
+            (c.nudged, "text-to-speech requests to make previews appear"),
         ] {
             if number > 0 {
                 writeln!(f, "  {number} {text}")?;

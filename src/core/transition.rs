@@ -5,6 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::event::{EventType, event_id};
+use super::nudge::Nudge;
 use super::verdict::{Age, Stage, Unstorable};
 use super::voice::{InvalidProviderId, Position, ProviderVoiceId, RowId};
 
@@ -26,6 +27,8 @@ pub struct Claimed {
     pub is_isolated: bool,
     /// How often in a row it had no answer while the provider worked.
     pub unanswered: u32,
+    /// What came of its nudge, if it ever had one.
+    pub nudge: Option<Nudge>,
 }
 
 impl Claimed {

@@ -36,7 +36,6 @@ use crate::core::exit::{Exit, Failed};
 use crate::core::report::{Obstacle, Part, Report};
 use crate::failpoint;
 use crate::store::Store;
-use crate::telemetry::metrics::HintMetrics;
 
 /// The pause after a turn, even if more is due already.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
@@ -44,18 +43,30 @@ const MIN_PAUSE: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// An open database, and what goes on beside the turns for as long as it is.
+pub struct Opened {
+    store: Arc<Store>,
+    _beside: AbortOnDropHandle<()>,
+}
+
+impl Opened {
+    pub fn new(store: Arc<Store>, beside: impl Future<Output = ()> + Send + 'static) -> Self {
+        let _beside = AbortOnDropHandle::new(tokio::spawn(beside));
+        Self { store, _beside }
+    }
+}
+
 /// Opens the database and takes one turn after the other until `stop`, which also ends the sleep in
 /// between, as does a hint. Returns an error where going on makes no sense: wrong configuration, schema or key.
 pub async fn run(
-    open: impl AsyncFn() -> Result<Store, Failed>,
+    open: impl AsyncFn() -> Result<Opened, Failed>,
     mut turn: impl AsyncFnMut(&Store) -> Tick,
     interval: Duration,
-    hints: (&Arc<Inbox>, &HintMetrics),
+    inbox: &Inbox,
     stop: &CancellationToken,
     watch: &Health,
     supervisor: &Supervisor,
 ) -> Result<(), Failed> {
-    let (inbox, hint_metrics) = hints;
     let mut failures = 0;
     let mut opened = None;
     // Whether the table was looked at anew since a turn succeeded.
@@ -66,13 +77,8 @@ pub async fn run(
         let outcome = match &opened {
             None => match stop.run_until_cancelled(open()).await {
                 None => return Ok(()),
-                Some(Ok(store)) => {
-                    let store = Arc::new(store);
-                    let (inbox, metrics) = (Arc::clone(inbox), hint_metrics.clone());
-                    let of_hints = Arc::clone(&store);
-                    let delivery =
-                        tokio::spawn(async move { inbox.deliver(&of_hints, &metrics).await });
-                    opened = Some((store, AbortOnDropHandle::new(delivery)));
+                Some(Ok(database)) => {
+                    opened = Some(database);
                     watch.ready();
                     supervisor.ready();
                     continue;
@@ -85,7 +91,7 @@ pub async fn run(
                     false => return Err(Failed { exit, message }),
                 },
             },
-            Some((store, _delivery)) => turn(store).await,
+            Some(database) => turn(&database.store).await,
         };
         match &outcome {
             Tick::Idle { .. } => watch.works(Part::Database),

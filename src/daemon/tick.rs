@@ -56,16 +56,18 @@ pub struct DutyCycles {
 
 /// How old the metrics of the backlog may be where nothing happens.
 const IDLE_OVERVIEW: Duration = Duration::from_secs(60);
+/// The same where no voice is in processing, and counting them costs little.
+const EMPTY_OVERVIEW: Duration = Duration::from_secs(5);
 /// How old what was learned of completion times may be.
 const LEARN_AGAIN: Duration = Duration::from_secs(60);
 /// A voice without a schedule comes from a write, or from a lease that ended by itself.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_secs(120);
 
 impl Default for DutyCycles {
     fn default() -> Self {
         Self {
             unscheduled: DutyCycle::one_of(20),
-            overview: DutyCycle::one_of(100),
+            overview: DutyCycle::one_of(200),
             survival: Survival::default(),
             learning: DutyCycle::one_of(100),
             none_unscheduled: None,
@@ -109,7 +111,7 @@ pub async fn tick(
     if !events_wait && agenda.voices.is_empty() {
         metrics.succeeded();
         let pause = match next_in {
-            None => Duration::ZERO,
+            None => EMPTY_OVERVIEW,
             Some(_) => IDLE_OVERVIEW,
         };
         overview(&pass, metrics, looks, pause).await;

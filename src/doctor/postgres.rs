@@ -69,7 +69,7 @@ async fn own_privileges(connections: &Connections) -> Result<Check, StoreError> 
                           WITH ORDINALITY AS p (privilege, place)
                      WHERE c.relnamespace = to_regnamespace('voice_sync') AND c.relkind = 'r'
                        AND NOT (c.relname IN ('migrations', 'adoptions') AND p.privilege <> 'SELECT')
-                       AND NOT (c.relname = 'completions' AND p.privilege = 'DELETE')
+                       AND NOT (c.relname IN ('completions', 'nudges') AND p.privilege = 'DELETE')
                        AND NOT has_table_privilege(c.oid, p.privilege)) AS missing";
     let row = connections
         .fetch_one(PRIVILEGES.to_owned(), Args::new(Dialect::Postgres))

@@ -10,6 +10,7 @@ mod liveness;
 pub mod lookup;
 mod request;
 mod request_deadline;
+mod speech;
 pub mod state;
 pub mod wire;
 
@@ -31,6 +32,7 @@ use self::latency::Latencies;
 pub(crate) use self::liveness::NO_VOICE;
 use self::request::{Purpose, root_cause};
 pub use self::request_deadline::RequestDeadline;
+pub use self::speech::Speech;
 use crate::core::format::printable;
 use crate::core::lookup::{Unavailable, UnavailableKind};
 use crate::core::provider_state::{Pressure, ProviderState, Spent, StateChange};

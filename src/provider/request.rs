@@ -22,7 +22,7 @@ const GRACE: Duration = Duration::from_secs(20);
 /// Most bytes of an answer, decompressed: 100 voices have some 200 kB, and a gzip bomb has more.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 /// Most bytes of any answer but a 200: the API's errors have some 200 bytes, a proxy's page has a few kB.
-const MAX_ERROR_BYTES: usize = 64 * 1024;
+pub(super) const MAX_ERROR_BYTES: usize = 64 * 1024;
 
 /// What a request is for: this says how long it may take, and what its failure means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -298,10 +298,10 @@ impl Provider {
 }
 
 /// Counts a request as under way for as long as it lives.
-struct InFlight<'a>(&'a ProviderMetrics);
+pub(super) struct InFlight<'a>(&'a ProviderMetrics);
 
 impl<'a> InFlight<'a> {
-    fn new(metrics: &'a ProviderMetrics) -> Self {
+    pub(super) fn new(metrics: &'a ProviderMetrics) -> Self {
         metrics.in_flight.inc();
         Self(metrics)
     }

@@ -138,7 +138,11 @@ impl Status {
                 unlisted,
                 mass_absence_since,
                 budget: _,
+                nudging,
             } = account;
+            let nudging = json!({"today": nudging.today, "characters": nudging.characters,
+                                 "stopped_for_seconds": nudging.stopped_for.as_secs_f64(),
+                                 "stopped_by": nudging.stopped_by});
             let budget = self.budget(account).map(|budget| {
                 json!({"requests_per_minute": 60.0 / budget.budget.spacing().as_secs_f64(),
                        "voices_per_request": budget.voices_a_request, "round_seconds": budget.round.as_secs_f64(),
@@ -148,7 +152,8 @@ impl Status {
                    "open_for_seconds": state.open_for.as_secs_f64(),
                    "not_before_seconds": state.cooldown.as_secs_f64(), "limit": state.concurrency,
                    "last_found_at": found_at.map(timestamp), "unlisted": unlisted,
-                   "mass_absence_since": mass_absence_since.map(timestamp), "request_budget": budget})
+                   "mass_absence_since": mass_absence_since.map(timestamp), "request_budget": budget,
+                   "nudging": nudging})
         });
         let attention = attention
             .iter()
@@ -178,6 +183,10 @@ struct Budget {
     /// Requests a minute that have room for that in the longest time between two lookups of a voice.
     enough: u64,
 }
+
+/// What to do where the provider refuses text-to-speech.
+pub(crate) const NUDGING_ADVICE: &str = "is there credit left, and has the key the permission for text-to-speech? \
+     Voices are looked up as before";
 
 /// Whether the provider may be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -326,6 +335,9 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
                 ),
                 MASS_ABSENCE_ADVICE,
             );
+        }
+        if let Some(says) = account.nudging.stops() {
+            tell(says, NUDGING_ADVICE);
         }
         let left = account.state.open_for.max(account.state.cooldown);
         match Breaker::of(account) {

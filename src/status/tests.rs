@@ -7,6 +7,7 @@ use chrono::DateTime;
 use super::*;
 use crate::core::backlog::Backlog;
 use crate::core::provider_state::ProviderState;
+use crate::store::Nudging;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -47,6 +48,7 @@ fn account(state: ProviderState) -> Vec<Account> {
         found_at: None,
         unlisted: Vec::new(),
         mass_absence_since: None,
+        nudging: Nudging::default(),
         budget: Some((RequestBudget::one_in(Duration::from_secs(1)), 100)),
     }]
 }

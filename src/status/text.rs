@@ -245,6 +245,14 @@ pub(super) fn provider(account: &Account, status: &Status) -> String {
         )),
         None => says.push_str("; never found a voice"),
     }
+    let nudging = &account.nudging;
+    if nudging.today > 0 {
+        says.push_str(&format!(
+            "; {} nudged within a day, {}",
+            number_of(nudging.today, "preview", "previews"),
+            number_of(nudging.characters, "character", "characters")
+        ));
+    }
     if !account.unlisted.is_empty() {
         says.push_str(&format!(
             "; its list leaves out: {}",

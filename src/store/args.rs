@@ -114,6 +114,15 @@ impl Args {
         }
     }
 
+    /// A number of rows, for LIMIT. On SQLite it is a literal: from 3.51 on, each new value of a parameter there makes
+    /// it prepare the statement anew, which takes longer than most statements do.
+    pub(crate) fn limit(&mut self, rows: u32) -> String {
+        match &self.encoded {
+            Encoded::Postgres(_) => self.bind(rows),
+            Encoded::Sqlite(_) => rows.to_string(),
+        }
+    }
+
     /// Adds a parameter. Returns its placeholder.
     pub(crate) fn bind<'a>(&mut self, value: impl Into<Value<'a>>) -> String {
         let value = value.into();

@@ -61,7 +61,7 @@ impl Store {
         let (table, dialect) = (&self.table, self.dialect());
         let now = dialect.now();
         let mut args = self.database.args();
-        let [most, next] = [most, NEXT].map(|limit| args.bind(limit));
+        let [most, next] = [most, NEXT].map(|rows| args.limit(rows));
         let is_soon = format!("w.next_due - w.scheduled_at < {}", dialect.span(SOON));
         let is_seldom = format!("({is_soon}) IS NOT TRUE");
         let is_hinted = dialect.is_hinted();
@@ -203,7 +203,7 @@ impl Store {
             is_set_aside = table.is_set_aside(),
             now = dialect.now(),
             is_scheduled = table.is_scheduled(),
-            most = args.bind(most),
+            most = args.limit(most),
         );
         let rows = self.database.fetch_all(sql, args).await?;
         let voice = |row: &Row| {
@@ -229,7 +229,7 @@ impl Store {
             voices = self.dialect().own("voices"),
             run_id = args.bind(run_id),
             is_quarantined = self.table.is_quarantined(),
-            most = args.bind(most),
+            most = args.limit(most),
         );
         let mut isolated = Isolated::default();
         for row in &self.database.fetch_all(sql, args).await? {

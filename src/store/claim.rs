@@ -8,6 +8,7 @@ use super::dialect::Dialect;
 use super::row::Row;
 use super::values::{LeaseId, Page, Selection};
 use super::{LEASE, Store, StoreError, visit};
+use crate::core::nudge::Nudge;
 use crate::core::transition::Claimed;
 use crate::core::verdict::Age;
 use crate::core::voice::Position;
@@ -74,7 +75,7 @@ impl Store {
     fn page_sql(&self, run_id: Uuid, selection: &Selection, limit: u32) -> (String, Args) {
         let (table, dialect) = (&self.table, self.dialect());
         let mut args = self.database.args();
-        let limit = args.bind(limit);
+        let limit = args.limit(limit);
         let run_id = args.bind(run_id);
         let is_restarted = super::TableSql::is_restarted("p.provider_id");
         let is_current = super::TableSql::is_current("p.provider_id");
@@ -110,7 +111,8 @@ impl Store {
                         {is_current} AND {is_set_aside} AS is_set_aside,
                         {is_current} AND w.isolated AS is_isolated,
                         {is_current} AND {is_quarantined} AS is_quarantined,
-                        CASE WHEN {is_current} THEN w.unanswered ELSE 0 END AS unanswered
+                        CASE WHEN {is_current} THEN w.unanswered ELSE 0 END AS unanswered,
+                        {nudge} AS nudge
                  FROM (SELECT v.{position} AS place, CAST(v.{position} AS text) AS position, {row_id} AS row_id,
                               {provider_id} AS provider_id, {made_at} AS made_at,
                               {completed_before} IS NOT NULL AS was_finished
@@ -124,6 +126,7 @@ impl Store {
             was_leased = table.was_leased("p.row_id", &run_id),
             is_set_aside = table.is_set_aside(),
             is_quarantined = table.is_quarantined(),
+            nudge = table.nudge("p.provider_id", "answer"),
             position = table.position,
             row_id = table.row_id(),
             provider_id = table.provider_id,
@@ -214,6 +217,7 @@ fn claimed(row: &Row) -> Result<Claimed, StoreError> {
         was_finished: row.get("was_finished")?,
     };
     let asked_ago = row.get_optional("asked_ago")?;
+    let nudge: Option<String> = row.get_optional("nudge")?;
     Ok(Claimed {
         row: row.get("row_id")?,
         position: Position::new(row.get::<String>("position")?),
@@ -223,5 +227,6 @@ fn claimed(row: &Row) -> Result<Claimed, StoreError> {
         kind: row.get_optional("kind")?,
         is_isolated: row.get("is_isolated")?,
         unanswered: row.times("unanswered")?,
+        nudge: nudge.as_deref().map(Nudge::parse),
     })
 }

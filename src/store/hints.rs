@@ -8,7 +8,7 @@ use super::values::Selection;
 use super::{Store, StoreError, TableSql};
 
 /// The shortest time between two lookups of a voice that hints cause.
-pub(super) const HINT_SPACING: Duration = Duration::from_secs(5);
+const HINT_SPACING: Duration = Duration::from_secs(5);
 
 impl Store {
     /// A voice is due by a hint as long as `next_due` is `hinted_at`, which a note changes. A hint that comes while the

@@ -53,7 +53,7 @@ impl Store {
             requests = sum_of("requests"),
             retries = sum_of("retries"),
             runs = dialect.own("runs"),
-            newest = args.bind(NEWEST_RUNS),
+            newest = args.limit(NEWEST_RUNS),
             window = dialect.span(RETRY_WINDOW),
             provider = dialect.own("provider"),
         );
@@ -228,7 +228,7 @@ impl Store {
             "SELECT run_id, command, started_at, finished_at, duration_ms, exit_code, counts
              FROM {} ORDER BY id DESC LIMIT {}",
             self.dialect().own("runs"),
-            args.bind(limit)
+            args.limit(limit)
         );
         let rows = self.database.fetch_all(sql, args).await?;
         let entries = rows.iter().map(|row| {
@@ -278,7 +278,7 @@ impl Store {
             "SELECT o.id, o.batch_id FROM (SELECT * FROM {outbox} ORDER BY id LIMIT {}) o
              LEFT JOIN {batches} b ON b.batch_id = o.batch_id
              WHERE {PUBLISHED_AT} < {old}",
-            args.bind(at_once)
+            args.limit(at_once)
         );
         let rows = transaction.fetch_all(oldest, args).await?;
         let mut ids = Vec::with_capacity(rows.len());
@@ -313,7 +313,7 @@ impl Store {
                  SELECT id FROM (SELECT id, finished_at FROM {runs} ORDER BY id LIMIT {}) r
                  WHERE finished_at < {} - {}
                     OR id <= (SELECT max(id) FROM {runs}) - {RUNS_KEPT})",
-            args.bind(at_once),
+            args.limit(at_once),
             dialect.now(),
             dialect.span(KEPT),
         );
@@ -342,7 +342,7 @@ impl Store {
             status = table.status,
             processing = table.processing,
             failed = table.failed,
-            most = args.bind(at_once),
+            most = args.limit(at_once),
             skip_locked = dialect.skip_locked(),
         );
         (sql, args)

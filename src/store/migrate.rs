@@ -37,6 +37,7 @@ fn for_postgres() -> Vec<Migration> {
         migration!(9, "0009_unbatched_events", "postgres"),
         migration!(10, "0010_request_budget", "postgres"),
         migration!(11, "0011_hints", "postgres"),
+        migration!(12, "0012_nudges", "postgres"),
     ]
 }
 
@@ -53,6 +54,7 @@ fn for_sqlite() -> Vec<Migration> {
         migration!(9, "0009_unbatched_events", "sqlite"),
         migration!(10, "0010_request_budget", "sqlite"),
         migration!(11, "0011_hints", "sqlite"),
+        migration!(12, "0012_nudges", "sqlite"),
     ]
 }
 

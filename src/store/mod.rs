@@ -20,6 +20,7 @@ mod hints;
 mod ledger;
 mod migrate;
 mod notes;
+mod nudges;
 mod outbox;
 mod outbox_commands;
 mod postgres;
@@ -60,15 +61,17 @@ pub(crate) use table_sql::TableSql;
 pub use zone::{InvalidZone, NaiveZone};
 
 pub use survey::{
-    Account, EventFilter, EventRecord, FailingBus, LedgerEntry, Notes, RowState, Survey,
-    VoiceRecord, Wanted,
+    Account, EventFilter, EventRecord, FailingBus, LedgerEntry, Notes, NudgeRecord, Nudging,
+    RowState, Survey, VoiceRecord, Wanted,
 };
 pub use values::{
     Access, Agenda, Applied, Asked, BusPermit, CommandRun, Isolated, LeaseId, LeasedEvents,
-    MissingVoice, NextPass, Overview, Page, Pending, PriorState, Record, Run, Selection, Upcoming,
+    MissingVoice, NextPass, NudgeClaim, NudgePermit, Overview, Page, Pending, PriorState, Record,
+    Run, Selection, Upcoming,
 };
 
 use crate::core::missing::MassAbsence;
+use crate::core::nudge::NudgeAnswer;
 use crate::core::provider_state::ProviderState;
 use crate::core::quantiles::Quantiles;
 use crate::core::transition::{Note, Transition};
@@ -569,6 +572,36 @@ impl Store {
             self.claim_probe_once(account, run_id)
         })
         .await
+    }
+
+    /// Asks to be the one that nudges a voice, for the only time, where at most `limit` are nudged in a day. Once granted,
+    /// it is written down, and nobody else is ever granted it.
+    pub async fn claim_nudge(
+        &self,
+        claim: &NudgeClaim,
+        limit: u32,
+    ) -> Result<NudgePermit, StoreError> {
+        self.attempt("store.claim_nudge", || self.claim_nudge_once(claim, limit))
+            .await
+    }
+
+    /// Writes down what came of a nudge. A voice that speaks is due in two seconds; a refusal keeps all processes from
+    /// nudging for a while.
+    pub async fn settle_nudge(
+        &self,
+        claim: &NudgeClaim,
+        answer: &NudgeAnswer,
+    ) -> Result<(), StoreError> {
+        self.attempt("store.settle_nudge", || {
+            self.settle_nudge_once(claim, answer)
+        })
+        .await
+    }
+
+    /// What is known of nudging with an account.
+    pub async fn nudging(&self, account: Uuid) -> Result<Nudging, StoreError> {
+        self.attempt("store.nudging", || self.nudging_once(account))
+            .await
     }
 
     /// Writes a pass into the ledger, and what was learned of the provider.

@@ -141,7 +141,7 @@ impl Store {
             account = args.bind(account),
             run_id = args.bind(run_id),
             after = args.bind(after.map_or("", RowId::as_str)),
-            limit = args.bind(limit),
+            limit = args.limit(limit),
         );
         let rows = self.database.fetch_all(sql, args).await?;
         let missing = rows.iter().map(|row| {

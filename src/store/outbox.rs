@@ -47,7 +47,7 @@ impl Store {
              WHERE published_at IS NULL AND NOT {is_leased}
              ORDER BY leased_until NULLS FIRST, first_id LIMIT {most} {skip_locked}",
             is_leased = dialect.is_ahead("leased_until", OUTBOX_LEASE),
-            most = args.bind(MAX_BATCHES),
+            most = args.limit(MAX_BATCHES),
             skip_locked = dialect.skip_locked(),
         );
         let rows = transaction.fetch_all(sql, args).await?;
@@ -316,7 +316,7 @@ impl Store {
             batch = args.bind(batch),
             now = dialect.now(),
             is_leased = dialect.is_ahead("leased_until", OUTBOX_LEASE),
-            most = args.bind(MOVED_AT_ONCE),
+            most = args.limit(MOVED_AT_ONCE),
             skip_locked = dialect.skip_locked(),
         );
         match transaction.execute(sql, args).await? {

@@ -30,7 +30,7 @@ impl Store {
             outbox = self.dialect().own("outbox"),
             batches = self.dialect().own("batches"),
             is_wanted = self.is_wanted_event(&mut args, filter),
-            limit = args.bind(limit),
+            limit = args.limit(limit),
         );
         let rows = self.database.fetch_all(sql, args).await?;
         let events = rows.iter().map(|row| {
@@ -172,7 +172,7 @@ impl Store {
              WHERE {} AND {condition} AND o.id > {} ORDER BY o.id LIMIT {}",
             self.is_wanted_event(&mut args, filter),
             args.bind(after.unwrap_or(0)),
-            args.bind(BATCH)
+            args.limit(BATCH)
         );
         let rows = transaction.fetch_all(sql, args).await?;
         let page = rows

@@ -10,7 +10,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::core::backlog::Backlog;
-use crate::core::format::timestamp;
+use crate::core::format::{span, timestamp};
+use crate::core::nudge::Nudge;
 use crate::core::provider_state::ProviderState;
 use crate::core::quantiles::Quantiles;
 use crate::core::request_budget::RequestBudget;
@@ -61,6 +62,7 @@ pub struct Account {
     pub mass_absence_since: Option<DateTime<Utc>>,
     /// The request budget of the newest pass that had one, and the voices that one request has room for.
     pub budget: Option<(RequestBudget, u64)>,
+    pub nudging: Nudging,
 }
 
 /// An event bus that is left alone.
@@ -133,6 +135,46 @@ pub struct VoiceRecord {
     pub lease_until: Option<DateTime<Utc>>,
     /// What voice-sync noted, if it ever saw it and did not complete it.
     pub notes: Option<Notes>,
+    /// The nudge that it had, if it ever had one.
+    pub nudge: Option<NudgeRecord>,
+}
+
+/// A request for speech that was to make a preview appear.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NudgeRecord {
+    #[serde(serialize_with = "time")]
+    pub nudged_at: DateTime<Utc>,
+    #[serde(serialize_with = "display")]
+    pub answer: Nudge,
+    /// What the provider said, if it was no audio.
+    pub detail: Option<String>,
+}
+
+impl Nudging {
+    /// What keeps previews from being nudged, if anything does.
+    pub fn stops(&self) -> Option<String> {
+        let says = self
+            .stopped_by
+            .as_deref()
+            .unwrap_or("for an unknown reason");
+        (!self.stopped_for.is_zero()).then(|| {
+            format!(
+                "the provider refuses text-to-speech, so no previews are nudged for another {}: {says}",
+                span(self.stopped_for)
+            )
+        })
+    }
+}
+
+/// What is known of nudging with an account.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Nudging {
+    /// Nudges within a day, and the characters that were spoken.
+    pub today: u64,
+    pub characters: u64,
+    /// How long nothing is nudged, and why.
+    pub stopped_for: Duration,
+    pub stopped_by: Option<String>,
 }
 
 impl VoiceRecord {
@@ -161,6 +203,7 @@ impl VoiceRecord {
             kind: notes.and_then(|notes| notes.kind.clone()),
             is_isolated: false,
             unanswered: notes.map_or(0, |notes| notes.unanswered),
+            nudge: self.nudge.as_ref().map(|nudge| nudge.answer),
         }
     }
 
@@ -340,6 +383,10 @@ fn optional_time<S: Serializer>(
         Some(at) => time(at, serializer),
         None => serializer.serialize_none(),
     }
+}
+
+fn display<S: Serializer>(value: &impl ToString, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&value.to_string())
 }
 
 fn milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

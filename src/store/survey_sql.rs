@@ -11,9 +11,12 @@ use super::dialect::Dialect;
 use super::ledger::texts;
 use super::provider_state::{state, state_columns};
 use super::row::Row;
-use super::survey::{Account, FailingBus, Notes, RowState, Survey, VoiceRecord, Wanted};
+use super::survey::{
+    Account, FailingBus, Notes, NudgeRecord, Nudging, RowState, Survey, VoiceRecord, Wanted,
+};
 use super::{LEASE, MAX_BUS_PAUSE, NEWEST_RUNS, Store, StoreError, UNLISTED};
 use crate::core::backlog::{BAND_ENDS, BacklogKind};
+use crate::core::nudge::Nudge;
 use crate::core::quantiles::Quantiles;
 use crate::core::request_budget::RequestBudget;
 use crate::core::verdict::AgeFrom;
@@ -62,6 +65,9 @@ impl Store {
             survey.completion_times = self.completion_times().await?;
             survey.completion_times_by_kind = self.completion_times_by_kind_once().await?;
             survey.accounts = self.accounts().await?;
+            for account in &mut survey.accounts {
+                account.nudging = self.nudging_once(account.account).await?;
+            }
             survey.failing_buses = self.failing_buses().await?;
         }
         survey.oldest = self.records_once(&Wanted::Rows(ids), oldest).await?;
@@ -126,7 +132,7 @@ impl Store {
             id = table.id,
             bands = bands.join(" + "),
             unasked = dialect.least("age", "COALESCE(asked_ago, age)"),
-            oldest = args.bind(oldest),
+            oldest = args.limit(oldest),
         );
         (sql, args)
     }
@@ -181,7 +187,7 @@ impl Store {
             members = dialect.members("p.unlisted"),
             provider = dialect.own("provider"),
             runs = dialect.own("runs"),
-            newest = args.bind(NEWEST_RUNS),
+            newest = args.limit(NEWEST_RUNS),
         );
         let rows = self.database.fetch_all(sql, args).await?;
         let accounts = rows.iter().map(|row| {
@@ -197,6 +203,7 @@ impl Store {
                 unlisted,
                 mass_absence_since: row.get_optional("mass_absence_since")?,
                 budget: spacing.map(RequestBudget::one_in).zip(voices_a_request),
+                nudging: Nudging::default(),
             })
         });
         accounts.collect()
@@ -267,7 +274,8 @@ impl Store {
                     {age} AS age, {witnessed} AS witnessed, {lease} AS lease_until,
                     w.row_id IS NOT NULL AS known, w.provider_id, w.first_seen, w.restarted_at, w.last_asked,
                     w.next_due, w.run_id, w.kind, w.stage, w.missing_count, w.missing_since, w.strikes,
-                    w.set_aside_until, w.trouble, w.failed_at, w.failure, w.unanswered, w.unanswered_since
+                    w.set_aside_until, w.trouble, w.failed_at, w.failure, w.unanswered, w.unanswered_since,
+                    {nudge} AS nudge, {nudged_at} AS nudged_at, {nudge_detail} AS nudge_detail
              FROM {name} v LEFT JOIN {known} w ON w.row_id = {row_id}
              WHERE {condition} AND v.{id} IS NOT NULL ORDER BY v.{id} LIMIT {limit}",
             row_id = table.row_id(),
@@ -282,9 +290,15 @@ impl Store {
             age = table.age(&table.made_at(), &is_restarted),
             witnessed = table.witnessed(&is_restarted),
             name = table.table,
+            nudge = table.nudge(&table.provider_id, "answer"),
+            nudged_at = match table.has_own_tables {
+                true => table.nudge(&table.provider_id, "nudged_at"),
+                false => "CAST(NULL AS timestamptz)".to_owned(),
+            },
+            nudge_detail = table.nudge(&table.provider_id, "detail"),
             known = table.known(),
             id = table.id,
-            limit = args.bind(limit),
+            limit = args.limit(limit),
         );
         let rows = self.database.fetch_all(sql, args).await?;
         rows.iter().map(|row| self.record_of(row)).collect()
@@ -330,6 +344,14 @@ impl Store {
             true => Some(notes(row, lease_until)?),
         };
         let [age, witnessed] = ["age", "witnessed"].map(|column| row.get(column));
+        let nudge: Option<String> = row.get_optional("nudge")?;
+        let nudge = nudge.map(|answer| {
+            Ok::<_, StoreError>(NudgeRecord {
+                nudged_at: row.get("nudged_at")?,
+                answer: Nudge::parse(&answer),
+                detail: row.get_optional("nudge_detail")?,
+            })
+        });
         Ok(VoiceRecord {
             voice_id: self.table.id_form.read(&row_id),
             row: RowId::new(row_id),
@@ -344,6 +366,7 @@ impl Store {
             witnessed: Some(witnessed?).filter(|_| in_processing),
             lease_until,
             notes,
+            nudge: nudge.transpose()?,
         })
     }
 }

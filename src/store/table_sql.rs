@@ -173,6 +173,17 @@ impl TableSql {
         format!("COALESCE(w.isolated AND w.unanswered > 1 AND {is_scheduled}, FALSE)")
     }
 
+    /// What is known of the nudge that a voice had, as text.
+    pub(crate) fn nudge(&self, provider_id: &str, column: &str) -> String {
+        match self.has_own_tables {
+            true => format!(
+                "(SELECT g.{column} FROM {} g WHERE g.provider_id = {provider_id})",
+                self.dialect.own("nudges")
+            ),
+            false => "CAST(NULL AS text)".to_owned(),
+        }
+    }
+
     /// Whether a process has leased the voice with this key, unless it is the run with this id. An earlier version,
     /// which may still be running, keeps its leases in `voices`.
     pub(crate) fn is_leased(&self, row_id: &str, but_to: Option<&str>) -> String {

@@ -12,7 +12,7 @@ use crate::core::provider_state::{ProviderState, Spent};
 use crate::core::quantiles::Quantiles;
 use crate::core::request_budget::Spending;
 use crate::core::transition::Claimed;
-use crate::core::voice::{Position, RowId};
+use crate::core::voice::{Position, ProviderVoiceId, RowId};
 
 /// Whether anything may be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -272,6 +272,28 @@ pub struct Pending {
     pub unleased: u64,
     /// The last of them.
     pub newest: Option<i64>,
+}
+
+/// A voice to nudge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NudgeClaim {
+    /// Tells one call from another.
+    pub nudge_id: Uuid,
+    pub account: Uuid,
+    pub row: RowId,
+    pub provider_id: ProviderVoiceId,
+    /// What it is to say has so many.
+    pub characters: u64,
+}
+
+/// Whether a voice may be nudged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NudgePermit {
+    Granted,
+    /// It was nudged before, or does not wait any more.
+    Needless,
+    /// Nothing is nudged now; later, it may be worth to ask again.
+    NotNow(Duration),
 }
 
 /// Whether an event bus may be used.

@@ -1,10 +1,13 @@
 //! What a pass does when all its voices have been asked about: it fails those whose absence is
 //! confirmed, publishes what is left in the outbox, and writes itself into the ledger.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use tracing::{error, info, warn};
 
+use super::nudge::nudge_for;
 use super::progress::Progress;
 use super::{Pass, Which};
 use crate::core::exit::Exit;
@@ -23,6 +26,9 @@ const PAGE: u32 = 500;
 const TIDIED_AT_ONCE: u32 = 1000;
 /// Of so many passes of a daemon, or without work, one tidies up.
 const PASSES_A_TIDYING: u32 = 50;
+
+/// How long voices are nudged at the end of a pass; the next one goes on.
+const NUDGE_TIME: Duration = Duration::from_secs(20);
 
 /// What is known at the end of a pass.
 #[derive(Default)]
@@ -67,6 +73,17 @@ impl Pass<'_> {
             self.provider.passed();
         }
         self.share_state(progress).await?;
+        // Who goes on nudges beside its passes.
+        if let Some(nudger) = self.nudger.filter(|_| !self.scope.continuous) {
+            nudge_for(
+                nudger,
+                self.store,
+                self.provider,
+                NUDGE_TIME,
+                self.scope.until,
+            )
+            .await;
+        }
         self.publish_rest(progress, ending).await?;
         self.take_out_finished(progress).await;
         Ok(())
@@ -215,6 +232,9 @@ impl Pass<'_> {
         let (requests, retries) = progress.requests_before;
         counts.requests = self.provider.requests() - requests;
         counts.retries = self.provider.retries() - retries;
+        if let Some(nudger) = self.nudger {
+            (counts.nudged, counts.nudge_characters) = nudger.take_counts();
+        }
         counts.looked_up = counts.answered();
         counts.unavailable = counts
             .due

@@ -69,10 +69,18 @@ impl Pass<'_> {
                 }
                 (Judgement::Stays(seen, _), id, lookup) => {
                     if let (Some(Lookup::Rejected(reason)), Some(id), Seen::Unavailable(_)) =
-                        (lookup, id, &seen)
+                        (lookup, &id, &seen)
                     {
                         let why = Unavailable::new(UnavailableKind::Status, reason);
-                        tally.unavailable(&why, &id);
+                        tally.unavailable(&why, id);
+                    }
+                    if let (Some(nudger), Some(id), Some(Lookup::Found { voice, .. })) =
+                        (self.nudger, id, lookup)
+                        && nudger
+                            .rules
+                            .want(claimed, voice, &seen, held, self.rules.age_from)
+                    {
+                        nudger.offer(claimed, &id, self.provider.account());
                     }
                     if let Seen::SetAside(why) = &seen {
                         self.metrics.set_aside(reason(why));

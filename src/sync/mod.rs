@@ -14,6 +14,7 @@ mod hints;
 mod isolation;
 mod judge;
 mod look_up;
+mod nudge;
 mod pace;
 mod progress;
 mod publish;
@@ -33,6 +34,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::batch::Judged;
+pub use self::nudge::Nudger;
 pub(crate) use self::pace::MAX_COOLDOWN;
 use self::progress::Progress;
 pub use self::scope::{Scope, Which};
@@ -60,6 +62,8 @@ pub struct Pass<'a> {
     pub publisher: Option<&'a Publisher>,
     /// Where the application notes which voices wait, if it does.
     pub queue: Option<&'a Queue>,
+    /// Who nudges voices without a preview, if anybody does.
+    pub nudger: Option<&'a Nudger>,
     pub rules: &'a Rules,
     /// How long a voice must be missing before it fails.
     pub missing_after: Duration,

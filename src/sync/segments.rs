@@ -275,6 +275,7 @@ mod tests {
             kind: None,
             is_isolated: false,
             unanswered: 0,
+            nudge: None,
         }
     }
 

@@ -20,7 +20,7 @@ use crate::core::exit::Exit;
 use crate::core::provider_state::Pressure;
 use crate::core::report::{Counts, Report};
 use crate::store::Overview;
-use crate::telemetry::metrics::{HintMetrics, Label, PassMetrics, ProviderMetrics};
+use crate::telemetry::metrics::{HintMetrics, Label, NudgeMetrics, PassMetrics, ProviderMetrics};
 
 type Number = Gauge<f64, AtomicU64>;
 
@@ -33,6 +33,8 @@ pub struct Metrics {
     pub pass: PassMetrics,
     /// Counted where hints arrive.
     pub hints: HintMetrics,
+    /// Counted by the nudger.
+    pub nudges: NudgeMetrics,
     last_success: Number,
     duration: Histogram,
     passes: Family<Label, Counter>,
@@ -74,6 +76,7 @@ impl Default for Metrics {
         let provider = ProviderMetrics::default();
         let pass = PassMetrics::default();
         let hints = HintMetrics::default();
+        let nudges = NudgeMetrics::default();
         let exits = EXITS.map(|(_, code)| code);
         let this = Self {
             last_success: Gauge::default(),
@@ -96,6 +99,7 @@ impl Default for Metrics {
             provider,
             pass,
             hints,
+            nudges,
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -230,6 +234,16 @@ impl Default for Metrics {
             "hinted_ids",
             "Ids in accepted hints: of voices in processing, and of none",
             this.hints.ids.clone(),
+        );
+        r.register(
+            "nudges",
+            "Requests for speech that were to make a preview appear, by what they were answered",
+            this.nudges.nudges.clone(),
+        );
+        r.register(
+            "nudge_characters",
+            "Characters that were spoken for it",
+            this.nudges.characters.clone(),
         );
         r.register(
             "build",

@@ -9,6 +9,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
+use crate::core::nudge::Nudge;
+
 /// One label.
 pub type Label = [(&'static str, &'static str); 1];
 /// The labels of a request.
@@ -21,17 +23,20 @@ pub enum Endpoint {
     List,
     /// `GET /v1/voices/{voice_id}`.
     Single,
+    /// `POST /v1/text-to-speech/{voice_id}`.
+    Speech,
 }
 
 impl Endpoint {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::List, Self::Single];
+    pub const ALL: [Self; 3] = [Self::List, Self::Single, Self::Speech];
 
     /// As a label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::List => "list",
             Self::Single => "single",
+            Self::Speech => "speech",
         }
     }
 }
@@ -283,5 +288,33 @@ impl HintMetrics {
         for (found, ids) in [("processing", processing), ("unknown", unknown)] {
             self.ids.get_or_create(&[("voice", found)]).inc_by(ids);
         }
+    }
+}
+
+/// Nudges.
+#[derive(Debug, Clone)]
+pub struct NudgeMetrics {
+    pub(crate) nudges: Family<Label, Counter>,
+    pub(crate) characters: Counter,
+}
+
+impl Default for NudgeMetrics {
+    fn default() -> Self {
+        let nudges = Family::default();
+        for answer in Nudge::ALL.into_iter().filter(|nudge| *nudge != Nudge::Sent) {
+            let _zero = Family::get_or_create(&nudges, &[("answer", answer.as_str())]);
+        }
+        Self {
+            nudges,
+            characters: Counter::default(),
+        }
+    }
+}
+
+impl NudgeMetrics {
+    /// Counts a nudge.
+    pub fn nudged(&self, answer: Nudge) {
+        let label = [("answer", answer.as_str())];
+        self.nudges.get_or_create(&label).inc();
     }
 }

@@ -33,7 +33,7 @@ ELSEWHERE = [
     (r"cargo build --release", "scripts/package", "--profile"),
     (r"cargo bench --bench lag", "benches/lag/main.rs", "fn main"),
     (r"cargo bench --bench hints", "benches/hints/main.rs", "fn main"),
-    (r"cargo bench --bench schedule", "benches/schedule.rs", "fn main"),
+    (r"cargo bench --bench schedule( -- --svg docs/images/schedule.svg)?", "benches/schedule/main.rs", "fn main"),
     (r"scripts/test", ".ci/run", "scripts/test --locked"),
     (r"cargo fuzz run TARGET", "fuzz/Cargo.toml", "cargo-fuzz = true"),
     (r"scripts/chaos", "scripts/chaos", "faults"),

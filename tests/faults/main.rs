@@ -11,6 +11,7 @@ mod crashes;
 mod daemon;
 mod database;
 mod model;
+mod nudges;
 mod overload;
 mod provider;
 mod proxy;

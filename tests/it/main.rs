@@ -15,6 +15,7 @@ mod fastapi;
 mod frugal;
 mod hints;
 mod migrate;
+mod nudge;
 mod operator;
 mod provider;
 mod queue;

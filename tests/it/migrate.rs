@@ -29,7 +29,7 @@ async fn migrating_twice_or_at_the_same_time_is_harmless() {
         for ended in &runs {
             ended.expect_code(0);
         }
-        assert_eq!(own_tables(&app).await, 11, "{variant:?}");
+        assert_eq!(own_tables(&app).await, 12, "{variant:?}");
         let again = migrate(&app).run().await;
         again.expect_code(0);
         assert_eq!(again.report()["migrations"], Value::Array(Vec::new()));
@@ -47,7 +47,7 @@ async fn the_sql_of_a_dry_run_can_be_applied_by_hand() {
         dry.expect_code(0);
         assert_eq!(own_tables(&app).await, 0, "a dry run makes nothing");
         app.execute(&dry.stdout).await;
-        assert_eq!(own_tables(&app).await, 11, "{variant:?}");
+        assert_eq!(own_tables(&app).await, 12, "{variant:?}");
         let ended = migrate(&app).run().await;
         ended.expect_code(0);
         assert_eq!(ended.report()["migrations"], Value::Array(Vec::new()));
@@ -237,6 +237,7 @@ async fn the_roles_of_the_example_suffice_and_may_no_more() {
         "DELETE FROM voice_sync.migrations",
         "INSERT INTO voice_sync.adoptions (table_name) VALUES ('mine')",
         "DELETE FROM voice_sync.completions",
+        "DELETE FROM voice_sync.nudges",
         "CREATE TABLE voice_sync.mine ()",
         "TRUNCATE voice_sync.outbox",
     ] {

@@ -104,6 +104,20 @@ def professional(client):
     equal(voice.voice_verification.is_verified, False, "verification still to come")
 
 
+def speech(client):
+    silent = add(client, "Cleo [silent]")
+    equal(client.voices.get(silent).preview_url, None, "preview before any speech")
+    audio = client.text_to_speech.convert(
+        silent, text="Hi", model_id="eleven_flash_v2_5", output_format="mp3_22050_32"
+    )
+    check(len(b"".join(audio)) > 0, "audio")
+    equal(client.voices.get(silent).preview_url, PREVIEW.format(silent), "preview after speech")
+    refused(
+        lambda: list(client.text_to_speech.convert("nobody", text="Hi")), 400, "voice_not_found"
+    )
+    return silent
+
+
 def lists(client):
     added = [add(client, f"Voice {number} [ready]") for number in range(25)]
     asked = added + ["sim-missing-1", "sim-unlisted-1", "nobody"]
@@ -138,6 +152,7 @@ def main(base_url, key):
     client = ElevenLabs(base_url=base_url, api_key=key)
     anna = instant(client)
     professional(client)
+    client.voices.delete(speech(client))
     added = lists(client)
 
     refused(lambda: client.voices.get("nobody"), 400, "voice_not_found")

@@ -368,6 +368,7 @@ impl App {
             // Not `occurred_at`: it is in the event itself, which is the same whenever it is published.
             ("outbox", &["leased_until"]),
             ("leases", &["lease_until"]),
+            ("nudges", &["nudged_at", "answered_at"]),
             ("batches", &["leased_until", "published_at"]),
             ("runs", &["started_at", "finished_at"]),
             ("buses", &["retry_at"]),
@@ -379,6 +380,7 @@ impl App {
                     "probe_until",
                     "hold_until",
                     "next_request_at",
+                    "nudging_stopped_until",
                 ],
             ),
         ] {

@@ -16,9 +16,10 @@ pub(crate) enum Outcome {
 }
 
 /// Each fate by the word that a synthetic id tells it with, its outcome, and whether the list shows it.
-pub(crate) const FATES: [(&str, Outcome, bool); 17] = [
+pub(crate) const FATES: [(&str, Outcome, bool); 18] = [
     ("ready", Outcome::Completed, true),
     ("nopreview", Outcome::Processing, true),
+    ("silent", Outcome::Processing, true),
     ("banned", Outcome::Failed, true),
     ("unverified", Outcome::Processing, true),
     ("pvcready", Outcome::Completed, true),

@@ -89,6 +89,16 @@ impl Api {
         send(request.body(form + "--edge--\r\n"))
     }
 
+    /// Has a voice say a text.
+    fn speak(&self, voice_id: &str, text: &str) -> impl Future<Output = Reply> + Send + use<> {
+        let request = self
+            .client
+            .post(self.url(&format!("/v1/text-to-speech/{voice_id}")))
+            .header("xi-api-key", "any");
+        let body = serde_json::json!({"text": text, "model_id": "eleven_flash_v2_5"});
+        send(request.body(body.to_string()))
+    }
+
     async fn voice(&self, voice_id: &str) -> Value {
         let reply = self.get(&format!("/v1/voices/{voice_id}")).await;
         assert_eq!(reply.status, 200, "{voice_id}: {}", reply.body);

@@ -17,6 +17,7 @@ async fn requests_are_counted_and_noted() {
     api.get("/v1/voices/nobody?with_settings=true").await;
     api.add(&[("name", "Anna"), ("files", "ID3")]).await;
     api.delete("/v1/voices/nobody").await;
+    api.speak("nobody", "Hi").await;
     api.get("/v1/voices").await;
     api.get("/v1/voices/").await;
     let counts = Counts {
@@ -24,6 +25,7 @@ async fn requests_are_counted_and_noted() {
         single: 1,
         add: 1,
         delete: 1,
+        speech: 1,
         other: 2,
     };
     assert_eq!(api.simulator.counts(), counts);
@@ -53,6 +55,7 @@ async fn requests_are_counted_and_noted() {
             expected("GET", "/v1/voices/nobody", &["nobody"], 400),
             expected("POST", "/v1/voices/add", &[], 200),
             expected("DELETE", "/v1/voices/nobody", &["nobody"], 400),
+            expected("POST", "/v1/text-to-speech/nobody", &["nobody"], 400),
             expected("GET", "/v1/voices", &[], 200),
             expected("GET", "/v1/voices/", &[], 404),
         ]

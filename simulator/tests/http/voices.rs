@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use voice_sync_simulator::{Fate, Options, SeedError};
+use voice_sync_simulator::{Fate, Options, SeedError, Speech};
 
 use super::Api;
 
@@ -57,7 +57,7 @@ fn course(fate: Fate, url: Value) -> Option<[Value; 2]> {
     let same = |value: Value| [value.clone(), value];
     Some(match fate {
         Fate::Ready | Fate::Unlisted => [cloned(&none, "NONE", None), cloned(&url, "NONE", None)],
-        Fate::NoPreview | Fate::Unverified => same(cloned(&none, "NONE", None)),
+        Fate::NoPreview | Fate::Silent | Fate::Unverified => same(cloned(&none, "NONE", None)),
         Fate::Banned => [cloned(&none, "NONE", None), cloned(&none, "BAN", None)],
         Fate::PvcReady => [
             professional(&none, "fine_tuning"),
@@ -208,6 +208,29 @@ async fn voices_come_and_go() {
     );
     assert_eq!(api.get(&path).await.code(), "voice_not_found");
     assert_eq!(api.delete(&path).await.code(), "voice_not_found");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_voice_gets_its_preview_at_its_time_once_it_was_spoken_with() {
+    let api = Api::plain().await;
+    api.simulator.add_voice("anna", "Anna [silent 5s]");
+    api.simulator.add_voice("bert", "Bert [silent 5s]");
+    let spoken = api.speak("anna", "Hi").await;
+    assert_eq!(
+        (spoken.status, spoken.header("content-type")),
+        (200, Some("audio/mpeg"))
+    );
+    assert_eq!(api.voice("anna").await["preview_url"], Value::Null);
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert_eq!(api.voice("anna").await["preview_url"], preview("anna"));
+    assert_eq!(api.voice("bert").await["preview_url"], Value::Null);
+    let said = Speech {
+        voice_id: "anna".to_owned(),
+        text: "Hi".to_owned(),
+        model_id: "eleven_flash_v2_5".to_owned(),
+    };
+    assert_eq!(api.simulator.speeches(), [said]);
+    assert_eq!(api.speak("nobody", "Hi").await.code(), "voice_not_found");
 }
 
 #[tokio::test]

@@ -178,6 +178,12 @@ impl Sheet {
                 self.say("last pass", notes.run_id.to_string());
             }
         }
+        if let Some(nudge) = &voice.nudge {
+            let says = nudge.detail.as_ref().map(|says| format!(": {says}"));
+            let says = says.unwrap_or_default();
+            self.say("nudged", time(nudge.nudged_at));
+            self.say("answer to that", format!("{}{says}", nudge.answer));
+        }
         self.say("next lookup", next_lookup(voice, now));
     }
 

@@ -187,6 +187,7 @@ pub(super) async fn claim_by_hand(
         kind: None,
         is_isolated: false,
         unanswered: 0,
+        nudge: None,
     });
     Ok(Page {
         voices: voices.collect(),

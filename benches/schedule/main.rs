@@ -4,6 +4,9 @@
 //! hundred: at fixed intervals, after a tenth of a voice's age, and as the daemon does with a request budget. Beside them
 //! stands the best that was possible with as many requests as the daemon sent, for someone who knew all times. There is
 //! no clock in it: a seed gives the same figures on any machine.
+//! `-- --svg PATH` draws them as well.
+
+mod plot;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -13,6 +16,8 @@ use voice_sync::core::schedule::{Candidate, Chance, again_in, choose};
 use voice_sync::core::survival::Survival;
 use voice_sync::core::transition::Seen;
 use voice_sync::core::verdict::Stage;
+
+use self::plot::{Point, SCHEDULES, svg};
 
 const SEED: u64 = 7;
 const VOICES: usize = 6000;
@@ -230,32 +235,42 @@ fn hindsight(voices: &[Voice], requests: usize) -> Vec<f64> {
     lags
 }
 
-fn print(shape: &str, schedule: &str, Outcome { mut lags, requests }: Outcome) {
+fn print(shape: &str, schedule: &str, Outcome { mut lags, requests }: Outcome) -> Point {
     lags.sort_by(f64::total_cmp);
     let at = |share: f64| lags[((lags.len() - 1) as f64 * share).round() as usize];
-    let mean = lags.iter().sum::<f64>() / lags.len() as f64;
+    let mean_lag = lags.iter().sum::<f64>() / lags.len() as f64;
+    let requests = requests as f64 / VOICES as f64;
     println!(
-        "| {shape} | {schedule} | {:.2} s | {mean:.2} s | {:.2} s | {:.3} |",
+        "| {shape} | {schedule} | {:.2} s | {mean_lag:.2} s | {:.2} s | {requests:.3} |",
         at(0.5),
         at(0.99),
-        requests as f64 / VOICES as f64
     );
+    Point { mean_lag, requests }
 }
 
-fn main() {
+fn main() -> std::io::Result<()> {
     println!("| ready after | schedule | lag p50 | mean | p99 | requests a voice |");
     println!("|---|---|---|---|---|---|");
+    let mut shown = Vec::new();
     for (shape, voices) in shapes(&mut fastrand::Rng::with_seed(SEED)) {
-        print(shape, "every 5 s", simulate(&voices, by_age(|_| FIXED)));
-        print(
-            shape,
-            "a tenth of the age",
-            simulate(&voices, by_age(interval)),
-        );
+        let fixed = simulate(&voices, by_age(|_| FIXED));
+        let by_age = simulate(&voices, by_age(interval));
         let budget = simulate(&voices, by_budget());
         let requests = budget.requests;
-        print(shape, "request budget", budget);
         let lags = hindsight(&voices, requests);
-        print(shape, "best in hindsight", Outcome { lags, requests });
+        let outcomes = [fixed, by_age, budget, Outcome { lags, requests }];
+        let mut schedules = SCHEDULES.into_iter();
+        let points = outcomes.map(|outcome| {
+            let schedule = schedules.next().expect("a name for each");
+            print(shape, schedule, outcome)
+        });
+        shown.push((shape, points));
     }
+    let arguments: Vec<_> = std::env::args().collect();
+    if let Some(place) = arguments.iter().position(|argument| argument == "--svg")
+        && let Some(path) = arguments.get(place + 1)
+    {
+        std::fs::write(path, svg(&shown))?;
+    }
+    Ok(())
 }
