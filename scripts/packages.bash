@@ -20,7 +20,7 @@ package_names() {
 		apt-get-faketime) echo faketime ;;
 		apt-get-python) echo python3 python3-venv ;;
 		apt-get-static-libc) echo libc6-dev ;;
-		apt-get-prometheus) echo prometheus ;;
+		apt-get-prometheus) echo prometheus prometheus-node-exporter ;;
 		apt-get-dpkg-dev) echo dpkg-dev ;;
 		apt-get-chromium | dnf-chromium) echo chromium ;;
 		dnf-postgresql) echo postgresql-server ;;
@@ -29,13 +29,13 @@ package_names() {
 		dnf-faketime) echo libfaketime ;;
 		dnf-python) echo python3 python3-pip ;;
 		dnf-static-libc) echo glibc-static ;;
-		dnf-prometheus) echo golang-github-prometheus ;;
+		dnf-prometheus) echo golang-github-prometheus golang-github-prometheus-node-exporter ;;
 		dnf-dpkg-dev) echo dpkg-dev ;;
 		*-systemd) echo systemd ;;
 		brew-postgresql) echo postgresql@17 ;;
 		brew-redis) echo redis ;;
 		brew-python) echo python ;;
-		brew-prometheus) echo prometheus ;;
+		brew-prometheus) echo prometheus node_exporter ;;
 		brew-dpkg-dev) echo dpkg ;;
 		brew-chromium) echo chromium ;;
 		esac
@@ -117,11 +117,11 @@ install_with_apt() {
 		;;
 	esac
 	were_there=
-	for service in redis-server pgbouncer prometheus; do
+	for service in redis-server pgbouncer prometheus prometheus-node-exporter; do
 		if dpkg -s "$service" >/dev/null 2>&1; then were_there="$were_there $service "; fi
 	done
 	get install --no-install-recommends "$@"
-	for service in redis-server pgbouncer prometheus; do
+	for service in redis-server pgbouncer prometheus prometheus-node-exporter; do
 		case $were_there in *" $service "*) continue ;; esac
 		if dpkg -s "$service" >/dev/null 2>&1; then update-rc.d "$service" disable; fi
 	done

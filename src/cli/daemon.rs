@@ -89,7 +89,7 @@ impl Daemon {
         let metrics = Arc::new(Metrics::default());
         let provider = options.provider()?.counting_in(metrics.provider.clone());
         let provider = Arc::new(provider);
-        let nudger = self.nudge.nudger(&metrics.nudges).map(Arc::new);
+        let nudger = self.nudge.nudger(true, &metrics.nudges).map(Arc::new);
         metrics.press(provider.pressure());
         let (publisher, queue) = (options.publisher()?, options.queue()?);
         let (watch, supervisor) = (Arc::new(Health::default()), Supervisor::default());

@@ -107,9 +107,12 @@ fn kept<T>(checks: &mut Vec<Check>, result: Result<T, Failed>) -> Option<T> {
         Err(Failed { exit, message }) => {
             let check = match exit {
                 Exit::Database | Exit::Io => "database",
-                Exit::Success | Exit::Usage | Exit::Temporary | Exit::Key | Exit::Config => {
-                    CONFIGURATION
-                }
+                Exit::Success
+                | Exit::Declined
+                | Exit::Usage
+                | Exit::Temporary
+                | Exit::Key
+                | Exit::Config => CONFIGURATION,
             };
             checks.push(Check::broken(check, exit, format!("{message:#}")));
             None

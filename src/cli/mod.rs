@@ -15,18 +15,20 @@ mod secrets;
 mod shutdown;
 mod status;
 mod sync_once;
+mod variables;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::open::{COMMAND_TIMEOUT, OwnTables, at, in_time, open, own_tables};
 use self::options::{Budget, Events, Nudge, Options, Output, interval};
-use self::output::{confirm, is_interactive, print, show, unwritten, width};
+use self::output::{confirm, print, show, unwritten, width};
 use crate::core::exit::{Exit, Failed};
 use crate::telemetry::logs::LogFormat;
 
 const EXIT_CODES: &str = "\
 Exit codes:
    0  everything due was looked at, events are out
+   1  somebody was asked whether to go on, and did not say yes
    2  wrong usage
   69  the database could not be reached: run again
   74  local input or output failed, such as a full disk: run again
@@ -85,7 +87,12 @@ Examples:
 impl Cli {
     /// Reads the command line and the environment. Wrong usage ends the process.
     pub fn read() -> Self {
-        let given = Self::command().get_matches();
+        let mut command = Self::command();
+        let given = command.try_get_matches_from_mut(std::env::args_os());
+        let given = given.unwrap_or_else(|error| variables::named(error, &command).exit());
+        if let Some(error) = variables::unknown(&mut command) {
+            error.exit();
+        }
         let read = Self::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
         Self { given, ..read }
     }

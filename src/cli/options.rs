@@ -30,7 +30,7 @@ const UNUSABLE_REDIS: &str = "the Redis URL (--redis-url or REDIS_URL) cannot be
 #[command(next_help_heading = "Options of every command")]
 pub(super) struct Options {
     /// The application's database: postgresql://… or sqlite:///…, with or without a driver such as
-    /// +asyncpg [default: sqlite://voice-sync.db].
+    /// +asyncpg. It has no default.
     #[arg(
         long,
         global = true,
@@ -264,7 +264,7 @@ fn nudge_text(text: &str) -> Result<String, String> {
 }
 
 impl Nudge {
-    pub(super) fn nudger(self, metrics: &NudgeMetrics) -> Option<Nudger> {
+    pub(super) fn nudger(self, runs_beside: bool, metrics: &NudgeMetrics) -> Option<Nudger> {
         let rules = NudgeRules {
             after: self.nudge_previews?,
             limit: self.nudge_limit,
@@ -273,7 +273,7 @@ impl Nudge {
             text: self.nudge_text,
             model: self.nudge_model,
         };
-        Some(Nudger::new(rules, speech, metrics.clone()))
+        Some(Nudger::new(rules, speech, runs_beside, metrics.clone()))
     }
 }
 
@@ -332,10 +332,15 @@ impl Options {
         let url = DATABASE_URL
             .resolve(self.database_url.clone())
             .map_err(Failed::config)?
-            .unwrap_or_else(|| "sqlite://voice-sync.db".into());
+            .ok_or_else(|| {
+                Failed::config(anyhow!(
+                    "there is no database; set DATABASE_URL, name a file that holds it with DATABASE_URL_FILE, \
+                     or give --database-url"
+                ))
+            })?;
         DatabaseUrl::parse(url.expose_secret())
             .context("the database URL (--database-url or DATABASE_URL) cannot be used")
-            .map_err(Failed::config)
+            .map_err(Failed::usage)
     }
 
     pub(super) fn names(&self) -> Result<Names, Failed> {
@@ -347,7 +352,7 @@ impl Options {
                 zone: NaiveZone::parse(&self.naive_timezone).context("--naive-timezone")?,
             })
         };
-        parse().map_err(Failed::config)
+        parse().map_err(Failed::usage)
     }
 
     pub(super) fn rules(&self) -> Rules {
@@ -369,7 +374,7 @@ impl Options {
         let url = self.api_url.as_deref().filter(|url| !url.trim().is_empty());
         let base = BaseUrl::parse(url.unwrap_or("https://api.elevenlabs.io"))
             .context("the provider's URL (--api-url or ELEVENLABS_BASE_URL) cannot be used")
-            .map_err(Failed::config)?;
+            .map_err(Failed::usage)?;
         let key = secrets::api_key(self.api_key_file.clone()).map_err(Failed::config)?;
         Provider::new(base, &key, self.concurrency).map_err(Failed::config)
     }
@@ -382,7 +387,7 @@ impl Options {
             (Some(Events::Stream) | None, Some(url)) => (Kind::Stream { maxlen }, url),
             (Some(Events::Pubsub), Some(url)) => (Kind::PubSub, url),
             (Some(Events::Stream | Events::Pubsub), None) => {
-                return Err(Failed::config(anyhow!(
+                return Err(Failed::usage(anyhow!(
                     "--events needs a Redis: give --redis-url or REDIS_URL, or say --events none"
                 )));
             }
@@ -390,7 +395,7 @@ impl Options {
         Publisher::new(url.expose_secret(), kind, self.event_prefix.clone())
             .context(UNUSABLE_REDIS)
             .map(Some)
-            .map_err(Failed::config)
+            .map_err(Failed::usage)
     }
 
     pub(super) fn queue(&self) -> Result<Option<Queue>, Failed> {
@@ -398,14 +403,14 @@ impl Options {
             return Ok(None);
         };
         let url = self.redis_url()?.ok_or_else(|| {
-            Failed::config(anyhow!(
+            Failed::usage(anyhow!(
                 "--queue needs a Redis: give --redis-url or REDIS_URL, or leave --queue out"
             ))
         })?;
         Queue::new(url.expose_secret(), key)
             .context(UNUSABLE_REDIS)
             .map(Some)
-            .map_err(Failed::config)
+            .map_err(Failed::usage)
     }
 
     pub(super) fn redis_url(&self) -> Result<Option<SecretString>, Failed> {

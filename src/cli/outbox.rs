@@ -58,7 +58,7 @@ Examples:
         /// Those of transitions within this time; at most a week is kept.
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         since: Option<Duration>,
-        /// Do not ask, on a terminal.
+        /// Do not ask. Without a terminal, it is needed unless ids are given.
         #[arg(long)]
         yes: bool,
     },
@@ -78,7 +78,7 @@ Examples:
         /// Only transitions so long ago.
         #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
         older_than: Duration,
-        /// Do not ask, on a terminal.
+        /// Do not ask. Without a terminal, it is needed.
         #[arg(long)]
         yes: bool,
     },
@@ -199,15 +199,13 @@ async fn change(
     let opening = open(&url, &names, options.auto_migrate, Access::ReadWrite);
     let store = in_time(&url, opening).await?;
     let filter = with_rows(&store, filter).await.map_err(at(&url))?;
-    let question = match (change, filter.published) {
-        (Change::Resend, _) => "Have these events published again?",
-        (Change::Purge, Some(false)) => {
-            "Remove these events? Nobody will hear of their transitions."
+    // Who names events that are to be published again has said which.
+    let is_named = matches!(change, Change::Resend) && !filter.names.is_empty();
+    if !yes && !is_named {
+        let events = store.count_events(&filter).await.map_err(at(&url))?;
+        if events > 0 {
+            confirm(&question(change, &filter, events))?;
         }
-        (Change::Purge, Some(true) | None) => "Remove these events, which were published?",
-    };
-    if !yes && !confirm(question)? {
-        return Ok(Exit::Success);
     }
     let (run, count, events) = match change {
         Change::Resend => {
@@ -227,6 +225,9 @@ async fn change(
         (Output::Json, _) => json!({"run_id": run_id, count: events}).to_string(),
         (Output::Text, _) if events == 0 => "there are no such events".to_owned(),
         (Output::Text, Change::Resend) => format!("{number}: the next pass publishes them again"),
+        (Output::Text, Change::Purge) if filter.published == Some(false) => {
+            format!("{number} removed that were never published")
+        }
         (Output::Text, Change::Purge) => format!("{number} removed"),
     })?;
     Ok(match events == 0 && !filter.names.is_empty() {
@@ -234,4 +235,15 @@ async fn change(
         true => Exit::Usage,
         false => Exit::Success,
     })
+}
+
+fn question(change: Change, filter: &EventFilter, events: u64) -> String {
+    let number = number_of(events, "event", "events");
+    match (change, filter.published) {
+        (Change::Resend, _) => format!("Have {number} published again?"),
+        (Change::Purge, Some(false)) => {
+            format!("Remove {number} that will then never be published?")
+        }
+        (Change::Purge, Some(true) | None) => format!("Remove {number}, already published?"),
+    }
 }

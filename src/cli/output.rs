@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 
 use crate::core::exit::{Exit, Failed};
 
@@ -38,15 +38,16 @@ pub(super) fn width() -> u16 {
     size.map_or(IN_A_PIPE, |(width, _)| width.0)
 }
 
-/// Whether somebody can be asked.
-pub(super) fn is_interactive() -> bool {
-    io::stdin().is_terminal() && io::stderr().is_terminal()
-}
-
-/// Asks, on a terminal, and takes only a plain yes for one. Elsewhere the command line was answer enough.
-pub(super) fn confirm(question: &str) -> Result<bool, Failed> {
-    if !is_interactive() {
-        return Ok(true);
+/// Asks on a terminal whether to go on, and takes only a plain yes for one. Where nobody can be asked, nothing is done
+/// without --yes.
+pub(super) fn confirm(question: &str) -> Result<(), Failed> {
+    if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+        return Err(Failed {
+            exit: Exit::Usage,
+            message: anyhow!(
+                "{question} Nobody can be asked here, so nothing was done; add --yes to go on"
+            ),
+        });
     }
     let ask = || {
         write!(io::stderr(), "{question} [y/N] ")?;
@@ -56,8 +57,15 @@ pub(super) fn confirm(question: &str) -> Result<bool, Failed> {
         Ok::<_, io::Error>(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
     };
     let answer = ask().context("the answer could not be read; --yes goes on without it");
-    answer.map_err(|message| Failed {
-        exit: Exit::Io,
-        message,
-    })
+    match answer {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failed {
+            exit: Exit::Declined,
+            message: anyhow!("nothing was done"),
+        }),
+        Err(message) => Err(Failed {
+            exit: Exit::Io,
+            message,
+        }),
+    }
 }

@@ -46,7 +46,7 @@ pub(super) struct Retry {
     #[arg(long)]
     dry_run: bool,
 
-    /// Do not ask, on a terminal.
+    /// Do not ask. Without a terminal, --all-failed and --set-aside need it.
     #[arg(long)]
     yes: bool,
 }
@@ -102,8 +102,9 @@ impl Retry {
         let opening = open(&url, &names, options.auto_migrate, access);
         let store = in_time(&url, opening).await?;
         let run = CommandRun::begin("retry");
-        if !self.dry_run && !self.yes && !self.is_confirmed(&store, &url).await? {
-            return Ok(Exit::Success);
+        // Who names voices has said which.
+        if !self.dry_run && !self.yes && self.ids.is_empty() {
+            self.confirm(&store, &url).await?;
         }
         let mut outcome = Outcome::default();
         let does = (!self.dry_run).then_some(&run);
@@ -121,15 +122,12 @@ impl Retry {
         })
     }
 
-    /// Asks, on a terminal, once it is known how many there are.
-    async fn is_confirmed(&self, store: &Store, url: &DatabaseUrl) -> Result<bool, Failed> {
-        if !super::is_interactive() {
-            return Ok(true);
-        }
+    /// Asks, once it is known how many there are.
+    async fn confirm(&self, store: &Store, url: &DatabaseUrl) -> Result<(), Failed> {
         let mut outcome = Outcome::default();
         self.retry(store, url, None, &mut outcome).await?;
         if outcome.put_back.is_empty() && outcome.released.is_empty() {
-            return Ok(true);
+            return Ok(());
         }
         let mut question = Vec::new();
         if !outcome.put_back.is_empty() {

@@ -52,6 +52,11 @@ const HINTS_TOKEN: Source = Source {
     credential: Some("voice-sync-hints-token"),
 };
 
+/// The variables of these that begin with voice-sync's own name.
+pub(crate) fn variables() -> [&'static str; 2] {
+    [HINTS_TOKEN.variable, HINTS_TOKEN.file_variable]
+}
+
 impl Source {
     /// Both variables at once is an error: one of them is a mistake, and nobody could tell which.
     fn check(&self) -> anyhow::Result<()> {
@@ -74,7 +79,8 @@ impl Source {
 
     /// From the environment, else systemd's credentials.
     fn find(&self) -> anyhow::Result<Option<SecretString>> {
-        let found = self.resolve(variable(self.variable))?;
+        let given = variable(self.variable).map(|value| value.trim().to_owned());
+        let found = self.resolve(given)?;
         let directory = variable(CREDENTIALS).zip(self.credential);
         match (found, directory) {
             (None, Some((directory, name))) => {

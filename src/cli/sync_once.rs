@@ -120,7 +120,8 @@ impl SyncOnce {
         };
         let opening = open(&url, &names, options.auto_migrate, access);
         let store = in_time(&url, opening).await?.until(deadline.clone());
-        let nudger = nudge.nudger(&metrics.nudges).filter(|_| !dry_run);
+        let nudger = nudge.nudger(wait.is_some(), &metrics.nudges);
+        let nudger = nudger.filter(|_| !dry_run);
         let stop = CancellationToken::new();
         shutdown::on_signal(stop.clone(), deadline.clone());
         let scope = Scope {

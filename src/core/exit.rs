@@ -8,6 +8,8 @@ use std::process;
 pub enum Exit {
     /// Everything due was looked at, events are out. Also: nothing was due.
     Success = 0,
+    /// Somebody was asked, and did not say yes. Nothing was done.
+    Declined = 1,
     /// Wrong usage. Do not retry.
     Usage = 2,
     /// The database could not be reached. Retry.
@@ -27,7 +29,7 @@ impl Exit {
     pub fn is_transient(self) -> bool {
         match self {
             Self::Database | Self::Io | Self::Temporary => true,
-            Self::Success | Self::Usage | Self::Key | Self::Config => false,
+            Self::Success | Self::Declined | Self::Usage | Self::Key | Self::Config => false,
         }
     }
 
@@ -53,6 +55,14 @@ pub struct Failed {
 }
 
 impl Failed {
+    /// A wrong value.
+    pub fn usage(message: impl Into<anyhow::Error>) -> Self {
+        Self {
+            exit: Exit::Usage,
+            message: message.into(),
+        }
+    }
+
     /// Wrong configuration, schema or privilege.
     pub fn config(message: impl Into<anyhow::Error>) -> Self {
         Self {
@@ -70,6 +80,7 @@ mod tests {
     fn the_numbers_are_those_that_supervisors_know() {
         let codes = [
             Exit::Success,
+            Exit::Declined,
             Exit::Usage,
             Exit::Database,
             Exit::Io,
@@ -78,6 +89,6 @@ mod tests {
             Exit::Config,
         ]
         .map(Exit::code);
-        assert_eq!(codes, [0, 2, 69, 74, 75, 77, 78]);
+        assert_eq!(codes, [0, 1, 2, 69, 74, 75, 77, 78]);
     }
 }

@@ -53,9 +53,10 @@ pub fn judge(claimed: &Claimed, lookup: Option<&Lookup>, grounds: Grounds<'_>) -
                     };
                     judge_by_rule(voice, age, &rules)
                 }
-                Some(Nudge::Sent | Nudge::Spoke | Nudge::Unclear | Nudge::Refused) | None => {
-                    judge_by_rule(voice, age, rules)
-                }
+                Some(
+                    Nudge::Sent | Nudge::Spoke | Nudge::Unclear | Nudge::Refused | Nudge::Unsent,
+                )
+                | None => judge_by_rule(voice, age, rules),
             };
             return match verdict {
                 Verdict::Completed { preview_url } => {

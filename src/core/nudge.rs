@@ -9,9 +9,11 @@ use super::transition::{Claimed, Seen};
 use super::verdict::{AgeFrom, Stage};
 use super::voice::{Category, Voice};
 
-/// How long nothing is nudged after the provider refused it, unless it asked for another pause.
-const STOPPED: Duration = Duration::from_secs(6 * 60 * 60);
-const THROTTLED: Duration = Duration::from_secs(15 * 60);
+/// How long nothing is nudged after the provider refused it, or asked for a pause without saying how long, after a nudge
+/// without a clear answer, and after one that never left: an outage must not use up the only nudges of many voices.
+const REFUSED: Duration = Duration::from_secs(6 * 60 * 60);
+const UNCLEAR: Duration = Duration::from_secs(15 * 60);
+const UNSENT: Duration = Duration::from_secs(60);
 /// The longest such pause.
 pub const MAX_STOP: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -37,6 +39,8 @@ pub enum Nudge {
     Unclear,
     /// The provider does not let this key make speech, for now.
     Refused,
+    /// There was no connection. This voice may be nudged another time.
+    Unsent,
 }
 
 /// What the provider answered to a nudge, with its words.
@@ -45,20 +49,23 @@ pub enum NudgeAnswer {
     Spoke,
     Silent(String),
     Unclear(String),
-    Refused {
-        says: String,
-        /// How long nothing is nudged.
-        pause: Duration,
-    },
+    /// The request is wrong. That lies in the voice if others were spoken with lately, or else in the model or the plan.
+    Rejected(String),
+    /// The quota is exceeded, or the key or the plan has no text-to-speech.
+    Refused(String),
+    /// It wants fewer requests, from so much later on.
+    Throttled(String, Option<Duration>),
+    Unsent(String),
 }
 
 impl Nudge {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Sent,
         Self::Spoke,
         Self::Silent,
         Self::Unclear,
         Self::Refused,
+        Self::Unsent,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -68,6 +75,7 @@ impl Nudge {
             Self::Silent => "silent",
             Self::Unclear => "unclear",
             Self::Refused => "refused",
+            Self::Unsent => "unsent",
         }
     }
 
@@ -84,34 +92,41 @@ impl fmt::Display for Nudge {
     }
 }
 
+/// What follows from an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NudgeOutcome {
+    pub nudge: Nudge,
+    /// How long nothing is nudged, if so.
+    pub pause: Option<Duration>,
+}
+
 impl NudgeAnswer {
-    /// The provider refuses speech as such.
-    pub fn stopped(says: String) -> Self {
-        let pause = STOPPED;
-        Self::Refused { says, pause }
-    }
-
-    /// The provider wants fewer requests.
-    pub fn throttled(says: String, retry_after: Option<Duration>) -> Self {
-        let pause = retry_after.unwrap_or(THROTTLED).min(MAX_STOP);
-        Self::Refused { says, pause }
-    }
-
-    pub fn nudge(&self) -> Nudge {
-        match self {
-            Self::Spoke => Nudge::Spoke,
-            Self::Silent(_) => Nudge::Silent,
-            Self::Unclear(_) => Nudge::Unclear,
-            Self::Refused { says: _, pause: _ } => Nudge::Refused,
-        }
+    /// What follows from it. `others_spoke` says whether others did within a day.
+    pub fn outcome(&self, others_spoke: bool) -> NudgeOutcome {
+        let (nudge, pause) = match self {
+            Self::Spoke => (Nudge::Spoke, None),
+            Self::Silent(_) => (Nudge::Silent, None),
+            Self::Rejected(_) if others_spoke => (Nudge::Unclear, None),
+            Self::Rejected(_) | Self::Refused(_) => (Nudge::Refused, Some(REFUSED)),
+            Self::Throttled(_, pause) => {
+                let pause = pause.unwrap_or(UNCLEAR).clamp(UNSENT, MAX_STOP);
+                (Nudge::Refused, Some(pause))
+            }
+            Self::Unclear(_) => (Nudge::Unclear, Some(UNCLEAR)),
+            Self::Unsent(_) => (Nudge::Unsent, Some(UNSENT)),
+        };
+        NudgeOutcome { nudge, pause }
     }
 
     pub fn says(&self) -> Option<&str> {
         match self {
             Self::Spoke => None,
-            Self::Silent(says) | Self::Unclear(says) | Self::Refused { says, pause: _ } => {
-                Some(says)
-            }
+            Self::Silent(says)
+            | Self::Unclear(says)
+            | Self::Rejected(says)
+            | Self::Refused(says)
+            | Self::Throttled(says, _)
+            | Self::Unsent(says) => Some(says),
         }
     }
 }
@@ -137,7 +152,7 @@ impl NudgeRules {
         prepares
             && voice.preview().is_none()
             && voice.category != Some(Category::Professional)
-            && claimed.nudge.is_none()
+            && claimed.nudge.is_none_or(|nudge| nudge == Nudge::Unsent)
             && claimed.age.counted(age_from) + held >= self.after
     }
 }
@@ -203,9 +218,48 @@ mod tests {
         }
         for nudge in Nudge::ALL {
             let claimed = claimed(99, Some(nudge));
-            let age_from = AgeFrom::FirstSeen;
-            assert!(!rules.want(&claimed, &silent, &preparing, Duration::ZERO, age_from));
+            let wanted = rules.want(
+                &claimed,
+                &silent,
+                &preparing,
+                Duration::ZERO,
+                AgeFrom::FirstSeen,
+            );
+            assert_eq!(wanted, nudge == Nudge::Unsent, "{nudge}");
             assert_eq!(Nudge::parse(nudge.as_str()), nudge);
         }
+    }
+
+    #[test]
+    fn what_may_lie_in_one_voice_stops_nothing_where_others_speak() {
+        let says = || "no".to_owned();
+        let outcome = |answer: NudgeAnswer, others| {
+            let NudgeOutcome { nudge, pause } = answer.outcome(others);
+            (nudge, pause.map(|pause| pause.as_secs()))
+        };
+        for others in [false, true] {
+            assert_eq!(outcome(NudgeAnswer::Spoke, others), (Nudge::Spoke, None));
+            let silent = NudgeAnswer::Silent(says());
+            assert_eq!(outcome(silent, others), (Nudge::Silent, None));
+            let refused = NudgeAnswer::Refused(says());
+            assert_eq!(outcome(refused, others), (Nudge::Refused, Some(21_600)));
+            let unclear = NudgeAnswer::Unclear(says());
+            assert_eq!(outcome(unclear, others), (Nudge::Unclear, Some(900)));
+            let unsent = NudgeAnswer::Unsent(says());
+            assert_eq!(outcome(unsent, others), (Nudge::Unsent, Some(60)));
+            for (asked, pause) in [
+                (None, 900),
+                (Some(0), 60),
+                (Some(90), 90),
+                (Some(999_999), 86_400),
+            ] {
+                let asked = asked.map(Duration::from_secs);
+                let throttled = NudgeAnswer::Throttled(says(), asked);
+                assert_eq!(outcome(throttled, others), (Nudge::Refused, Some(pause)));
+            }
+        }
+        let rejected = || NudgeAnswer::Rejected(says());
+        assert_eq!(outcome(rejected(), true), (Nudge::Unclear, None));
+        assert_eq!(outcome(rejected(), false), (Nudge::Refused, Some(21_600)));
     }
 }

@@ -39,7 +39,7 @@ pub struct Counts {
     pub leased_elsewhere: u64,
     /// Answered, but the row had changed meanwhile.
     pub superseded: u64,
-    /// Requests sent to the provider, retries included.
+    /// Requests sent to the provider, retries and nudges included.
     pub requests: u64,
     /// Requests that repeated an earlier one.
     pub retries: u64,
@@ -94,6 +94,11 @@ impl Counts {
         self.events_pending = *events_pending;
         self.nudged += nudged;
         self.nudge_characters += nudge_characters;
+    }
+
+    /// Requests that looked voices up: those that the request budget is for.
+    pub fn lookup_requests(&self) -> u64 {
+        self.requests.saturating_sub(self.nudged)
     }
 
     /// Voices that were answered, whatever came of it.
@@ -439,7 +444,7 @@ mod tests {
         let json = serde_json::to_string(&report).expect("serialises");
         assert_eq!(
             json,
-            r#"{"run_id":"00000000-0000-0000-0000-000000000000","started_at":"1970-01-01T00:00:00.000Z","finished_at":"1970-01-01T00:00:00.000Z","duration_ms":0,"dry_run":false,"due":0,"looked_up":0,"completed":0,"failed":0,"processing":0,"missing":0,"unavailable":0,"set_aside":0,"leased_elsewhere":0,"superseded":0,"requests":0,"retries":0,"events_recorded":0,"events_published":0,"events_pending":0,"exit_code":0}"#
+            r#"{"run_id":"00000000-0000-0000-0000-000000000000","started_at":"1970-01-01T00:00:00.000Z","finished_at":"1970-01-01T00:00:00.000Z","duration_ms":0,"dry_run":false,"due":0,"looked_up":0,"completed":0,"failed":0,"processing":0,"missing":0,"unavailable":0,"set_aside":0,"leased_elsewhere":0,"superseded":0,"requests":0,"retries":0,"events_recorded":0,"events_published":0,"events_pending":0,"nudged":0,"nudge_characters":0,"exit_code":0}"#
         );
     }
 }

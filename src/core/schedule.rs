@@ -94,8 +94,9 @@ impl Candidate {
 /// Which of these voices to ask about where there is room for so many, by their places in the list; none, if none is
 /// due and a request is not likely enough to find one finished.
 ///
-/// Voices with a hint come first, and new ones: where both do not fit in, at least half of the room is for either. A quarter of what is left is for voices that are seldom asked about and are due, in the order
-/// of the list, so that they are not forgotten over others. The rest is for those that are most likely to be finished.
+/// Voices with a hint come first, and new ones: where both do not fit in, half of the room is for either. A quarter of the
+/// room, and of what they leave, is for voices that are seldom asked about and are due, in the order of the list, so that
+/// they are not forgotten over others. The rest is for those that are most likely to be finished.
 pub fn choose(candidates: &[Candidate], room: usize) -> Vec<usize> {
     let (mut hinted, mut new, mut others) = (Vec::new(), Vec::new(), Vec::new());
     for (place, candidate) in candidates.iter().enumerate() {
@@ -105,18 +106,26 @@ pub fn choose(candidates: &[Candidate], room: usize) -> Vec<usize> {
             Candidate::Soon(_) | Candidate::Seldom(_) => others.push(place),
         }
     }
-    hinted.truncate(room.saturating_sub(new.len().min(room / 2)));
-    new.truncate(room - hinted.len());
-    let mut chosen = hinted;
-    chosen.append(&mut new);
-    let share = (room - chosen.len()).div_ceil(4);
-    let mut taken = 0;
-    others.retain(|place| {
-        let is_due = matches!(
+    let is_due = |place: &usize| {
+        matches!(
             candidates[*place],
             Candidate::Seldom(Chance { is_due: true, .. })
-        );
-        if is_due && taken < share {
+        )
+    };
+    let kept = others
+        .iter()
+        .filter(|place| is_due(place))
+        .count()
+        .min(room / 4);
+    let first = room - kept;
+    hinted.truncate(first - new.len().min(first.div_ceil(2)));
+    new.truncate(first - hinted.len());
+    let mut chosen = hinted;
+    chosen.append(&mut new);
+    let share = (room - chosen.len()).div_ceil(4).max(kept);
+    let mut taken = 0;
+    others.retain(|place| {
+        if is_due(place) && taken < share {
             taken += 1;
             chosen.push(*place);
             return false;
@@ -225,9 +234,11 @@ mod tests {
         let mut flooded = vec![New; 10];
         flooded.extend([Hinted; 10]);
         assert_eq!(choose(&flooded, 6), [10, 11, 12, 0, 1, 2]);
-        assert_eq!(choose(&flooded, 1), [10]);
+        assert_eq!(choose(&flooded, 1), [0], "new ones come to an end");
         assert_eq!(choose(&flooded[8..], 6), [2, 3, 4, 5, 0, 1]);
         assert_eq!(choose(&flooded[..12], 6), [10, 11, 0, 1, 2, 3]);
+        flooded.extend([Seldom(DUE); 3]);
+        assert_eq!(choose(&flooded, 8), [10, 11, 12, 0, 1, 2, 20, 21]);
         let unlikely = [Seldom(later(0.005)); 3];
         assert_eq!(choose(&unlikely, 100), [0usize; 0]);
         assert_eq!(choose(&[unlikely[0]; 4], 100), [0, 1, 2, 3]);

@@ -11,13 +11,10 @@ use axum::routing::get;
 
 use super::{AllowedHosts, Health, StatusCache};
 use crate::status::{Nonce, page};
-use crate::telemetry::exposition::Metrics;
+use crate::telemetry::exposition::{Format, Metrics};
 
 /// A browser looks again after this.
 const REFRESH: Duration = Duration::from_secs(10);
-
-/// The media type of OpenMetrics' exposition format.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 const NOT_THIS_HOST: &str =
     "this page is not served under that name; allow the name with --allowed-hosts\n";
@@ -59,8 +56,14 @@ async fn ready(State(watch): State<Arc<Health>>) -> impl IntoResponse {
     }
 }
 
-async fn show(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, OPENMETRICS)], metrics.text())
+async fn show(State(metrics): State<Arc<Metrics>>, headers: HeaderMap) -> impl IntoResponse {
+    let accept = headers.get(header::ACCEPT).map(HeaderValue::to_str);
+    let accept = accept.and_then(Result::ok).unwrap_or_default();
+    let format = Format::accepted_by(accept);
+    (
+        [(header::CONTENT_TYPE, format.media_type())],
+        metrics.text(format),
+    )
 }
 
 async fn status(

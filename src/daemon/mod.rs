@@ -115,7 +115,7 @@ pub async fn run(
                 reopened = true;
                 again_in(&mut failures)
             }
-            Exit::Usage | Exit::Key | Exit::Config => {
+            Exit::Declined | Exit::Usage | Exit::Key | Exit::Config => {
                 let message = anyhow::anyhow!(says);
                 return Err(Failed { exit, message });
             }
@@ -123,11 +123,19 @@ pub async fn run(
         supervisor.status(&watch.status(&outcome));
         let pause = pause.max(MIN_PAUSE);
         watch.sleeps(pause);
+        // After trouble, a hint is no reason to try again earlier.
+        let heeds_hints = match &outcome {
+            Tick::Idle { .. } => true,
+            Tick::Passed { report, .. } => report.exit_code == Exit::Success,
+            Tick::Unreadable { .. } => false,
+        };
         let sleeping = async {
-            match failures {
-                0 => drop(timeout(pause, inbox.delivered()).await),
-                // A hint is no reason to try again earlier.
-                _ => sleep(pause).await,
+            match heeds_hints {
+                true => {
+                    sleep(MIN_PAUSE).await;
+                    let _in_time = timeout(pause - MIN_PAUSE, inbox.delivered()).await;
+                }
+                false => sleep(pause).await,
             }
         };
         stop.run_until_cancelled(sleeping).await;
@@ -160,7 +168,7 @@ fn pause_after(report: &Report, free_in: Duration, interval: Duration) -> Option
         Exit::Temporary if report.counts.due == 0 => Some(interval),
         Exit::Key if report.key_works => Some(FIRST_PAUSE),
         Exit::Temporary | Exit::Key => None,
-        Exit::Usage | Exit::Database | Exit::Io | Exit::Config => None,
+        Exit::Declined | Exit::Usage | Exit::Database | Exit::Io | Exit::Config => None,
     }
 }
 

@@ -98,11 +98,12 @@ pub async fn tick(
         learn(&pass, looks).await;
     }
     let any_hinted = agenda.voices.iter().any(is_hinted);
+    let is_isolated = |voice: &Upcoming| voice.is_isolated && voice.due_in.is_zero();
+    let any_isolated = agenda.voices.iter().any(is_isolated);
     agenda.voices = match agenda.budget_in {
         Duration::ZERO => chosen(agenda.voices, room, &looks.survival),
-        // Bad voices, which take requests of their own, wait.
-        budget_in if any_hinted && budget.bears_a_hint(budget_in) => {
-            agenda.voices.retain(|voice| !voice.is_isolated);
+        // Not while isolated voices wait for their turn, which takes requests of their own: hints could go on for ever.
+        budget_in if any_hinted && !any_isolated && budget.bears_a_hint(budget_in) => {
             chosen(agenda.voices, room, &looks.survival)
         }
         _ => Vec::new(),
@@ -130,7 +131,7 @@ pub async fn tick(
     };
     let began = Instant::now();
     let report = pass.run().await;
-    let taken = pass.spending(report.counts.requests);
+    let taken = pass.spending(report.counts.lookup_requests());
     let free_in = taken.map_or(Duration::ZERO, |spending| {
         spending.taken.saturating_sub(began.elapsed())
     });

@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::HeaderValue;
-use reqwest::{Client, redirect};
+use reqwest::{Client, redirect, retry};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 use uuid::{Uuid, uuid};
@@ -298,6 +298,8 @@ impl Provider {
         let mut builder = Client::builder()
             .user_agent(concat!("voice-sync/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
+            // Repetitions are ours to count.
+            .retry(retry::never())
             .connect_timeout(CONNECT_TIMEOUT)
             .referer(false)
             .pool_idle_timeout(Duration::from_secs(60));

@@ -1,7 +1,5 @@
 //! Text-to-speech, of which nothing is wanted but that it happened.
 
-use std::sync::atomic::Ordering;
-
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -9,12 +7,19 @@ use super::classify::{class, retry_after};
 use super::error::{ProviderError, refusal};
 use super::request::{InFlight, MAX_ERROR_BYTES, read};
 use super::{Provider, REQUEST_TIMEOUT};
+use crate::core::lookup::UnavailableKind;
 use crate::core::nudge::NudgeAnswer;
 use crate::core::voice::ProviderVoiceId;
 use crate::telemetry::metrics::Endpoint;
 
 /// The smallest that every plan has.
 const FORMAT: &str = "mp3_22050_32";
+/// What the provider says of a voice that cannot speak, whatever the request. Other refusals may lie in the request.
+const VOICE_CODES: [&str; 3] = [
+    "voice_not_found",
+    "voice_access_denied",
+    "voice_not_fine_tuned",
+];
 /// Audio is read no further than this.
 const MAX_AUDIO_BYTES: usize = 1024 * 1024;
 
@@ -59,7 +64,6 @@ impl Provider {
         voice: &ProviderVoiceId,
         speech: &Speech,
     ) -> Result<(), ProviderError> {
-        self.requests.fetch_add(1, Ordering::Relaxed);
         let url = format!(
             "{}/v1/text-to-speech/{voice}?output_format={FORMAT}",
             self.base
@@ -96,19 +100,32 @@ impl Provider {
 
 fn answer(error: ProviderError) -> NudgeAnswer {
     let says = error.to_string();
+    let is_about_a_voice = VOICE_CODES.iter().any(|code| says.contains(code));
     match error {
         // 401 is also what an exceeded quota is answered with, and 402 a plan without this.
-        ProviderError::Unauthorized(..)
-        | ProviderError::Forbidden(402, _)
-        | ProviderError::NoSuchEndpoint(_) => NudgeAnswer::stopped(says),
-        ProviderError::Throttled { retry_after, .. } => NudgeAnswer::throttled(says, retry_after),
-        _ if says.contains("quota_exceeded") => NudgeAnswer::stopped(says),
-        ProviderError::NotFound | ProviderError::Forbidden(..) | ProviderError::Rejected(..) => {
+        ProviderError::Unauthorized(..) | ProviderError::Forbidden(402, _) => {
+            NudgeAnswer::Refused(says)
+        }
+        ProviderError::Throttled { retry_after, .. } => NudgeAnswer::Throttled(says, retry_after),
+        ProviderError::NotFound => NudgeAnswer::Silent(says),
+        _ if says.contains("quota_exceeded") => NudgeAnswer::Refused(says),
+        ProviderError::Forbidden(..) | ProviderError::Rejected(..) if is_about_a_voice => {
             NudgeAnswer::Silent(says)
         }
-        ProviderError::Unanswerable(_) | ProviderError::Unavailable(_) => {
-            NudgeAnswer::Unclear(says)
-        }
+        ProviderError::Forbidden(..)
+        | ProviderError::Rejected(..)
+        | ProviderError::NoSuchEndpoint(_) => NudgeAnswer::Rejected(says),
+        ProviderError::Unanswerable(why) | ProviderError::Unavailable(why) => match why.kind {
+            UnavailableKind::Connect => NudgeAnswer::Unsent(says),
+            UnavailableKind::Timeout
+            | UnavailableKind::Broken
+            | UnavailableKind::Internal
+            | UnavailableKind::Status
+            | UnavailableKind::Throttled
+            | UnavailableKind::NotAsked
+            | UnavailableKind::TooLarge
+            | UnavailableKind::Unreadable => NudgeAnswer::Unclear(says),
+        },
     }
 }
 
@@ -117,35 +134,48 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::core::nudge::Nudge;
 
     #[test]
     fn only_what_is_said_of_the_voice_makes_it_silent() {
         let detail = |code: &str| format!(r#"{{"detail":{{"code":"{code}","message":"x"}}}}"#);
         for (status, code, expected) in [
-            (401, "quota_exceeded", Nudge::Refused),
-            (401, "missing_permissions", Nudge::Refused),
-            (403, "missing_permissions", Nudge::Refused),
-            (402, "payment_required", Nudge::Refused),
-            (400, "quota_exceeded", Nudge::Refused),
-            (404, "not_found", Nudge::Refused),
-            (429, "rate_limit_exceeded", Nudge::Refused),
-            (400, "voice_not_found", Nudge::Silent),
-            (404, "voice_not_found", Nudge::Silent),
-            (403, "voice_access_denied", Nudge::Silent),
-            (422, "invalid_voice", Nudge::Silent),
-            (500, "internal_server_error", Nudge::Unclear),
-            (503, "system_busy", Nudge::Unclear),
+            (401, "quota_exceeded", "refused"),
+            (401, "missing_permissions", "refused"),
+            (403, "missing_permissions", "refused"),
+            (402, "payment_required", "refused"),
+            (400, "quota_exceeded", "refused"),
+            (400, "voice_not_found", "silent"),
+            (404, "voice_not_found", "silent"),
+            (403, "voice_access_denied", "silent"),
+            (400, "invalid_uid", "rejected"),
+            (422, "model_not_found", "rejected"),
+            (403, "only_for_creator+", "rejected"),
+            (404, "not_found", "rejected"),
+            (500, "internal_server_error", "unclear"),
+            (503, "system_busy", "unclear"),
         ] {
             let error = refusal(status, detail(code).as_bytes(), None);
-            assert_eq!(answer(error).nudge(), expected, "{status} {code}");
+            let found = match answer(error) {
+                NudgeAnswer::Refused(_) => "refused",
+                NudgeAnswer::Silent(_) => "silent",
+                NudgeAnswer::Rejected(_) => "rejected",
+                NudgeAnswer::Unclear(_) => "unclear",
+                NudgeAnswer::Spoke => "spoke",
+                NudgeAnswer::Throttled(..) => "throttled",
+                NudgeAnswer::Unsent(_) => "unsent",
+            };
+            assert_eq!(found, expected, "{status} {code}");
         }
-        let proxy = refusal(403, b"<html>", None);
-        assert_eq!(answer(proxy).nudge(), Nudge::Unclear);
+        let schema = br#"{"detail":[{"loc":["body","model_id"],"msg":"x","type":"missing"}]}"#;
+        let schema = answer(refusal(422, schema, None));
+        assert!(matches!(schema, NudgeAnswer::Rejected(_)), "{schema:?}");
+        let proxy = answer(refusal(403, b"<html>", None));
+        assert!(matches!(proxy, NudgeAnswer::Unclear(_)), "{proxy:?}");
         let soon = Some(Duration::from_secs(9));
         let throttled = answer(refusal(429, b"{}", soon));
         assert!(
-            matches!(throttled, NudgeAnswer::Refused { pause, .. } if pause == Duration::from_secs(9))
+            matches!(throttled, NudgeAnswer::Throttled(_, asked) if asked == soon),
+            "{throttled:?}"
         );
     }
 }

@@ -4,17 +4,21 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::values::Selection;
+use super::values::{Hinted, Selection};
 use super::{Store, StoreError, TableSql};
 
 /// The shortest time between two lookups of a voice that hints cause.
-const HINT_SPACING: Duration = Duration::from_secs(5);
+const SPACING: Duration = Duration::from_secs(5);
+/// The same for voices that cannot be looked up or stored: these are left alone for longer and longer.
+const TROUBLED_SPACING: Duration = Duration::from_secs(5 * 60);
+/// A hint that brought no answer makes its voice due for so long.
+pub(super) const HINT_LASTS: Duration = Duration::from_secs(5 * 60);
 
 impl Store {
     /// A voice is due by a hint as long as `next_due` is `hinted_at`, which a note changes. A hint that comes while the
     /// voice is being looked up may be newer than the answer: it makes the voice due again, a while after the hint
     /// before it. So floods cost one lookup in that while, and no write for each hint.
-    pub(super) async fn hint_once(&self, names: &[String]) -> Result<u64, StoreError> {
+    pub(super) async fn hint_once(&self, names: &[String]) -> Result<Hinted, StoreError> {
         let (table, dialect) = (&self.table, self.dialect());
         let now = dialect.now();
         let mut args = self.database.args();
@@ -34,19 +38,24 @@ impl Store {
             .await?
             .count("voices")?;
         if voices == 0 {
-            return Ok(0);
+            return Ok(Hinted::default());
         }
         let mut args = self.database.args();
         let condition = table.is_selected(&mut args, &selection);
         let is_leased = table.is_leased("w.row_id", None);
-        let spacing = dialect.span(HINT_SPACING);
+        let spacing = format!(
+            "CASE WHEN w.strikes > 0 OR w.unanswered > 0 THEN {} ELSE {} END",
+            dialect.span(TROUBLED_SPACING),
+            dialect.span(SPACING)
+        );
         // A hint that is further ahead was given before the database's clock was set back.
-        let is_possible = format!("w.hinted_at <= {now} + {spacing}");
-        let before = format!("CASE WHEN {is_possible} THEN w.hinted_at + {spacing} END");
+        let is_possible = format!("w.hinted_at <= {now} + ({spacing})");
+        let before = format!("CASE WHEN {is_possible} THEN w.hinted_at + ({spacing}) END");
         let due = dialect.greatest(&before, now);
         let sql = format!(
             "INSERT INTO {voices} AS w (row_id, provider_id, run_id, first_seen, scheduled_at, next_due, hinted_at)
              SELECT {row_id}, {provider_id}, {nobody}, {now}, {now}, {now}, {now} FROM {name} v WHERE {condition}
+             ORDER BY {row_id}
              ON CONFLICT (row_id) DO UPDATE SET next_due = {due}, hinted_at = {due}
              WHERE {is_current}
                AND NOT ({is_hinted} AND {is_possible} AND (w.next_due > {now} OR NOT {is_leased}))",
@@ -58,7 +67,7 @@ impl Store {
             is_current = TableSql::is_current("EXCLUDED.provider_id"),
             is_hinted = dialect.is_hinted(),
         );
-        self.database.execute(sql, args).await?;
-        Ok(voices)
+        let changed = self.database.execute(sql, args).await?;
+        Ok(Hinted { voices, changed })
     }
 }

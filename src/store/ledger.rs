@@ -99,8 +99,9 @@ impl Store {
             runs = dialect.own("runs"),
             values = values.join(", "),
         );
-        transaction.execute(sql, args).await?;
-        if let Some(account) = run.account {
+        let entered = transaction.execute(sql, args).await?;
+        // What is entered again after a lost reply was paid for.
+        if let Some(account) = run.account.filter(|_| entered > 0) {
             self.learn(&mut transaction, account, run).await?;
         }
         self.move_cursor(&mut transaction, &run.cursor).await?;

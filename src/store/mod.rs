@@ -65,13 +65,13 @@ pub use survey::{
     RowState, Survey, VoiceRecord, Wanted,
 };
 pub use values::{
-    Access, Agenda, Applied, Asked, BusPermit, CommandRun, Isolated, LeaseId, LeasedEvents,
+    Access, Agenda, Applied, Asked, BusPermit, CommandRun, Hinted, Isolated, LeaseId, LeasedEvents,
     MissingVoice, NextPass, NudgeClaim, NudgePermit, Overview, Page, Pending, PriorState, Record,
     Run, Selection, Upcoming,
 };
 
 use crate::core::missing::MassAbsence;
-use crate::core::nudge::NudgeAnswer;
+use crate::core::nudge::{NudgeAnswer, NudgeOutcome};
 use crate::core::provider_state::ProviderState;
 use crate::core::quantiles::Quantiles;
 use crate::core::transition::{Note, Transition};
@@ -308,10 +308,10 @@ impl Store {
     }
 
     /// Makes the voices in processing due now that have these row or provider ids, or a few seconds after the last hint
-    /// that did; a voice that is set aside stays so. Returns how many there are.
-    pub async fn hint(&self, names: &[String]) -> Result<u64, StoreError> {
+    /// that did: some minutes, where a voice cannot be looked up or stored. One that is set aside stays so.
+    pub async fn hint(&self, names: &[String]) -> Result<Hinted, StoreError> {
         if names.is_empty() {
-            return Ok(0);
+            return Ok(Hinted::default());
         }
         self.attempt("store.hint", || self.hint_once(names)).await
     }
@@ -407,12 +407,12 @@ impl Store {
     }
 
     /// Notes what was seen of voices that made no transition. A voice whose lease another run has taken over is left
-    /// to it. Hints of the last `asking_for` may be newer than what was seen, and stay.
+    /// to it. Hints that came after the run's claims may be newer than what was seen, and stay; so does a young one that
+    /// brought no answer.
     pub async fn note(
         &self,
         run_id: Uuid,
         account: Uuid,
-        asking_for: Duration,
         notes: &[Note],
     ) -> Result<(), StoreError> {
         if notes.is_empty() {
@@ -420,7 +420,7 @@ impl Store {
         }
         let noted = Uuid::new_v4();
         self.attempt("store.note", || {
-            self.note_once(run_id, account, noted, asking_for, notes)
+            self.note_once(run_id, account, noted, notes)
         })
         .await
     }
@@ -585,13 +585,13 @@ impl Store {
             .await
     }
 
-    /// Writes down what came of a nudge. A voice that speaks is due in two seconds; a refusal keeps all processes from
-    /// nudging for a while.
+    /// Writes down what came of a nudge, and says what that is. A voice that speaks is due in two seconds; other answers
+    /// may keep all processes from nudging for a while.
     pub async fn settle_nudge(
         &self,
         claim: &NudgeClaim,
         answer: &NudgeAnswer,
-    ) -> Result<(), StoreError> {
+    ) -> Result<NudgeOutcome, StoreError> {
         self.attempt("store.settle_nudge", || {
             self.settle_nudge_once(claim, answer)
         })
@@ -683,6 +683,12 @@ impl Store {
             }
             false => Ok(Vec::new()),
         }
+    }
+
+    /// How many events pass a filter.
+    pub async fn count_events(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        self.attempt("store.count_events", || self.count_events_once(filter))
+            .await
     }
 
     /// The newest entries of the ledger, newest first, at most so many.

@@ -2,14 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::args::Columns;
+use super::hints::HINT_LASTS;
 use super::ledger::sum_of;
 use super::values::MissingVoice;
-use super::{DAY, MAX_STRIKES, SET_ASIDE, Store, StoreError};
+use super::{DAY, LEASE, MAX_STRIKES, SET_ASIDE, Store, StoreError};
 use crate::core::missing::MassAbsence;
 use crate::core::transition::{Note, Seen};
 use crate::core::verdict::Failure;
@@ -22,7 +22,6 @@ impl Store {
         run_id: Uuid,
         account: Uuid,
         noted: Uuid,
-        asking_for: Duration,
         notes: &[Note],
     ) -> Result<(), StoreError> {
         let dialect = self.dialect();
@@ -30,7 +29,9 @@ impl Store {
         let [run, account, noted] = [run_id, account, noted].map(|id| args.bind(id));
         // A row that comes twice, as by its own id and by the provider's, was seen once: the last answer counts.
         let last: HashMap<&RowId, &Note> = notes.iter().map(|note| (&note.row, note)).collect();
-        let noted_rows: Vec<_> = last.into_values().map(NoteRow::new).collect();
+        // In one order, so that two statements never wait for each other's rows.
+        let mut noted_rows: Vec<_> = last.into_values().map(NoteRow::new).collect();
+        noted_rows.sort_by(|one, other| one.note.row.cmp(&other.note.row));
         let rows = Columns::of(&noted_rows)
             .text("row_id", |row| Some(row.note.row.as_str()))
             .text("provider_id", |row| row.note.provider_id.as_deref())
@@ -49,10 +50,15 @@ impl Store {
         let rows = args.rows("n", rows);
         let (voices, now) = (dialect.own("voices"), dialect.now());
         let next_due = format!("{now} + {}", dialect.seconds("n.again_in"));
+        // The answer may be older than a hint that came since the first claim; and who had none is still to be asked.
         let is_hinted_again = format!(
-            "w.hinted_at > {now} - {} AND {}",
-            dialect.seconds(&args.bind(asking_for)),
-            dialect.is_hinted()
+            "({is_hinted} AND (
+                 w.hinted_at > (SELECT min(l.lease_until) FROM {leases} l WHERE l.run_id = {run}) - {lease}
+                 OR EXCLUDED.last_asked IS NULL AND NOT EXCLUDED.isolated AND w.hinted_at > {now} - {lasting}))",
+            is_hinted = dialect.is_hinted(),
+            leases = dialect.own("leases"),
+            lease = dialect.span(LEASE),
+            lasting = dialect.span(HINT_LASTS)
         );
         let set_aside_until = format!("{now} + {}", dialect.span(SET_ASIDE));
         let is_leased = format!(

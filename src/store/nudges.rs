@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use super::survey::Nudging;
 use super::values::{NudgeClaim, NudgePermit};
-use super::{DAY, Store, StoreError};
-use crate::core::nudge::{MAX_STOP, Nudge, NudgeAnswer};
+use super::{CLOCK_SLACK, DAY, Store, StoreError};
+use crate::core::nudge::{MAX_STOP, Nudge, NudgeAnswer, NudgeOutcome};
 
 /// `pg_advisory_xact_lock` key: the ASCII bytes of "voicenud". One nudge is claimed at a time.
 const LOCK_KEY: i64 = 0x766f_6963_656e_7564;
@@ -35,7 +35,7 @@ impl Store {
             args.bind(claim.account),
         ];
         let sql = format!(
-            "SELECT (SELECT nudge_id FROM {nudges} WHERE provider_id = {provider_id}) AS earlier,
+            "SELECT (SELECT nudge_id FROM {nudges} WHERE provider_id = {provider_id} AND answer <> '{unsent}') AS earlier,
                     EXISTS (SELECT 1 FROM {name} v WHERE {is_row} AND {is_processing}
                             AND {row_provider_id} = {provider_id}) AS waits,
                     {today} AS today,
@@ -48,6 +48,7 @@ impl Store {
             row_provider_id = table.provider_id,
             today = self.nudges_today("count(*)", &account),
             sent = Nudge::Sent.as_str(),
+            unsent = Nudge::Unsent.as_str(),
             under_way = dialect.span(UNDER_WAY),
             stopped_for = dialect.seconds_until("p.nudging_stopped_until", MAX_STOP),
         );
@@ -76,9 +77,16 @@ impl Store {
             args.bind(claim.characters),
         ];
         let sql = format!(
-            "INSERT INTO {nudges} (provider_id, nudge_id, account, row_id, characters, nudged_at)
-             VALUES ({values}, {now})",
-            values = values.join(", ")
+            "INSERT INTO {nudges} AS g (provider_id, nudge_id, account, row_id, characters, nudged_at)
+             VALUES ({values}, {now})
+             ON CONFLICT (provider_id) DO UPDATE
+             SET nudge_id = EXCLUDED.nudge_id, account = EXCLUDED.account, row_id = EXCLUDED.row_id,
+                 characters = EXCLUDED.characters, nudged_at = EXCLUDED.nudged_at, answered_at = NULL,
+                 answer = '{sent}', detail = NULL
+             WHERE g.answer = '{unsent}'",
+            values = values.join(", "),
+            sent = Nudge::Sent.as_str(),
+            unsent = Nudge::Unsent.as_str(),
         );
         transaction.execute(sql, args).await?;
         transaction.commit().await?;
@@ -89,47 +97,57 @@ impl Store {
         &self,
         claim: &NudgeClaim,
         answer: &NudgeAnswer,
-    ) -> Result<(), StoreError> {
+    ) -> Result<NudgeOutcome, StoreError> {
         let (dialect, now) = (self.dialect(), self.dialect().now());
         let [nudges, provider, voices] =
             ["nudges", "provider", "voices"].map(|table| dialect.own(table));
         let mut transaction = self.database.begin().await?;
         let mut args = self.database.args();
+        let account = args.bind(claim.account);
+        let spoke = format!(
+            "count(*) FILTER (WHERE g.answer = '{}')",
+            Nudge::Spoke.as_str()
+        );
+        let sql = format!("SELECT {} AS spoke", self.nudges_today(&spoke, &account));
+        let others_spoke = transaction.fetch_one(sql, args).await?.count("spoke")? > 0;
+        let outcome = answer.outcome(others_spoke);
+        let mut args = self.database.args();
         let sql = format!(
             "UPDATE {nudges} SET answered_at = {now}, answer = {}, detail = {} WHERE nudge_id = {}",
-            args.bind(answer.nudge().as_str()),
+            args.bind(outcome.nudge.as_str()),
             args.bind(answer.says()),
             args.bind(claim.nudge_id)
         );
         transaction.execute(sql, args).await?;
-        let mut args = self.database.args();
-        match answer {
-            NudgeAnswer::Spoke => {
-                let due = format!("{now} + {}", dialect.span(DUE_IN));
-                let sql = format!(
-                    "UPDATE {voices} SET next_due = {due}, hinted_at = {due}
-                     WHERE row_id = {} AND provider_id = {} AND failed_at IS NULL",
-                    args.bind(claim.row.as_str()),
-                    args.bind(claim.provider_id.as_str()),
-                );
-                transaction.execute(sql, args).await?;
-            }
-            NudgeAnswer::Refused { says, pause } => {
-                let until = format!("{now} + {}", dialect.seconds(&args.bind(*pause)));
-                let sql = format!(
-                    "INSERT INTO {provider} AS p (account, nudging_stopped_until, nudging_stopped_by)
-                     VALUES ({}, {until}, {})
-                     ON CONFLICT (account) DO UPDATE
-                     SET nudging_stopped_until = EXCLUDED.nudging_stopped_until,
-                         nudging_stopped_by = EXCLUDED.nudging_stopped_by",
-                    args.bind(claim.account),
-                    args.bind(says.as_str()),
-                );
-                transaction.execute(sql, args).await?;
-            }
-            NudgeAnswer::Silent(_) | NudgeAnswer::Unclear(_) => {}
+        if outcome.nudge == Nudge::Spoke {
+            let mut args = self.database.args();
+            let due = format!("{now} + {}", dialect.span(DUE_IN));
+            let sql = format!(
+                "UPDATE {voices} SET next_due = {due}, hinted_at = {due}
+                 WHERE row_id = {} AND provider_id = {} AND failed_at IS NULL",
+                args.bind(claim.row.as_str()),
+                args.bind(claim.provider_id.as_str()),
+            );
+            transaction.execute(sql, args).await?;
         }
-        transaction.commit().await
+        if let Some(pause) = outcome.pause {
+            let mut args = self.database.args();
+            let until = format!("{now} + {}", dialect.seconds(&args.bind(pause)));
+            // Only what needs a person is told as a reason.
+            let reason = answer.says().filter(|_| outcome.nudge == Nudge::Refused);
+            let sql = format!(
+                "INSERT INTO {provider} AS p (account, nudging_stopped_until, nudging_stopped_by)
+                 VALUES ({}, {until}, {})
+                 ON CONFLICT (account) DO UPDATE
+                 SET nudging_stopped_until = EXCLUDED.nudging_stopped_until,
+                     nudging_stopped_by = EXCLUDED.nudging_stopped_by",
+                args.bind(claim.account),
+                args.bind(reason),
+            );
+            transaction.execute(sql, args).await?;
+        }
+        transaction.commit().await?;
+        Ok(outcome)
     }
 
     pub(super) async fn nudging_once(&self, account: Uuid) -> Result<Nudging, StoreError> {
@@ -162,10 +180,13 @@ impl Store {
     pub(super) fn nudges_today(&self, what: &str, account: &str) -> String {
         let dialect = self.dialect();
         format!(
-            "(SELECT {what} FROM {} g WHERE g.account = {account} AND g.nudged_at > {} - {})",
-            dialect.own("nudges"),
-            dialect.now(),
-            dialect.span(DAY)
+            "(SELECT {what} FROM {nudges} g WHERE g.account = {account} AND g.answer <> '{unsent}'
+                AND g.nudged_at > {now} - {day} AND g.nudged_at <= {now} + {slack})",
+            nudges = dialect.own("nudges"),
+            unsent = Nudge::Unsent.as_str(),
+            now = dialect.now(),
+            day = dialect.span(DAY),
+            slack = dialect.span(CLOCK_SLACK),
         )
     }
 }

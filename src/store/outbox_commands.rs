@@ -49,6 +49,17 @@ impl Store {
         events.collect()
     }
 
+    pub(super) async fn count_events_once(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        let mut args = self.database.args();
+        let sql = format!(
+            "SELECT count(*) AS events FROM {outbox} o LEFT JOIN {batches} b ON b.batch_id = o.batch_id WHERE {is_wanted}",
+            outbox = self.dialect().own("outbox"),
+            batches = self.dialect().own("batches"),
+            is_wanted = self.is_wanted_event(&mut args, filter),
+        );
+        self.database.fetch_one(sql, args).await?.count("events")
+    }
+
     /// Whether an event of the outbox `o`, with its batch `b`, passes the filter.
     fn is_wanted_event(&self, args: &mut Args, filter: &EventFilter) -> String {
         let (dialect, now) = (self.dialect(), self.dialect().now());

@@ -153,10 +153,7 @@ pub struct NudgeRecord {
 impl Nudging {
     /// What keeps previews from being nudged, if anything does.
     pub fn stops(&self) -> Option<String> {
-        let says = self
-            .stopped_by
-            .as_deref()
-            .unwrap_or("for an unknown reason");
+        let says = self.stopped_by.as_deref()?;
         (!self.stopped_for.is_zero()).then(|| {
             format!(
                 "the provider refuses text-to-speech, so no previews are nudged for another {}: {says}",

@@ -274,6 +274,15 @@ pub struct Pending {
     pub newest: Option<i64>,
 }
 
+/// What hints came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hinted {
+    /// Voices in processing that were hinted at.
+    pub voices: u64,
+    /// Those of them that were not due by a hint before.
+    pub changed: u64,
+}
+
 /// A voice to nudge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NudgeClaim {

@@ -117,12 +117,9 @@ impl Pass<'_> {
         })
     }
 
-    /// A hint that came since the pass began may be newer than its answers.
     pub(super) async fn note(&self, progress: &Progress, notes: &[Note]) -> Result<(), StoreError> {
-        let (account, asking_for) = (self.provider.account(), progress.started.elapsed());
-        self.store
-            .note(progress.run_id, account, asking_for, notes)
-            .await
+        let account = self.provider.account();
+        self.store.note(progress.run_id, account, notes).await
     }
 
     pub(super) fn count_notes(&self, progress: &Progress, notes: &[Note]) {

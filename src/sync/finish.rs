@@ -1,13 +1,10 @@
 //! What a pass does when all its voices have been asked about: it fails those whose absence is
 //! confirmed, publishes what is left in the outbox, and writes itself into the ledger.
 
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use tracing::{error, info, warn};
 
-use super::nudge::nudge_for;
 use super::progress::Progress;
 use super::{Pass, Which};
 use crate::core::exit::Exit;
@@ -26,9 +23,6 @@ const PAGE: u32 = 500;
 const TIDIED_AT_ONCE: u32 = 1000;
 /// Of so many passes of a daemon, or without work, one tidies up.
 const PASSES_A_TIDYING: u32 = 50;
-
-/// How long voices are nudged at the end of a pass; the next one goes on.
-const NUDGE_TIME: Duration = Duration::from_secs(20);
 
 /// What is known at the end of a pass.
 #[derive(Default)]
@@ -73,19 +67,15 @@ impl Pass<'_> {
             self.provider.passed();
         }
         self.share_state(progress).await?;
-        // Who goes on nudges beside its passes.
-        if let Some(nudger) = self.nudger.filter(|_| !self.scope.continuous) {
-            nudge_for(
-                nudger,
-                self.store,
-                self.provider,
-                NUDGE_TIME,
-                self.scope.until,
-            )
-            .await;
-        }
         self.publish_rest(progress, ending).await?;
         self.take_out_finished(progress).await;
+        if let Some(nudger) = self.nudger.filter(|nudger| !nudger.runs_beside())
+            && !was_cut_short
+        {
+            nudger
+                .run_after_pass(self.store, self.provider, self.scope.until, self.stop)
+                .await;
+        }
         Ok(())
     }
 
@@ -234,6 +224,7 @@ impl Pass<'_> {
         counts.retries = self.provider.retries() - retries;
         if let Some(nudger) = self.nudger {
             (counts.nudged, counts.nudge_characters) = nudger.take_counts();
+            counts.requests += counts.nudged;
         }
         counts.looked_up = counts.answered();
         counts.unavailable = counts
@@ -260,6 +251,7 @@ impl Pass<'_> {
                     "the pass stopped: {stop_reason}"
                 ),
                 Exit::Success
+                | Exit::Declined
                 | Exit::Usage
                 | Exit::Database
                 | Exit::Io
@@ -358,7 +350,7 @@ impl Pass<'_> {
             },
             unlisted,
             concurrency: self.provider.state().concurrency,
-            spending: self.spending(report.counts.requests),
+            spending: self.spending(report.counts.lookup_requests()),
             completion_times,
             completion_times_by_kind,
         };

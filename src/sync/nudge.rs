@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::core::nudge::{NudgeAnswer, NudgeRules};
+use crate::core::nudge::{Nudge, NudgeRules};
 use crate::core::transition::Claimed;
 use crate::core::voice::ProviderVoiceId;
 use crate::failpoint;
@@ -23,6 +24,8 @@ use crate::telemetry::metrics::NudgeMetrics;
 const MOST: usize = 100;
 /// The pause while the provider is in trouble, or the database.
 const PAUSE: Duration = Duration::from_secs(10);
+/// How long voices are nudged when a pass is done; the next one goes on.
+const AFTER_PASS: Duration = Duration::from_secs(20);
 /// The longest pause before it is found out anew whether voices may be nudged.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -30,6 +33,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub struct Nudger {
     pub rules: NudgeRules,
     speech: Speech,
+    runs_beside: bool,
     waiting: Mutex<VecDeque<NudgeClaim>>,
     arrived: Notify,
     metrics: NudgeMetrics,
@@ -49,10 +53,17 @@ enum Step {
 }
 
 impl Nudger {
-    pub fn new(rules: NudgeRules, speech: Speech, metrics: NudgeMetrics) -> Self {
+    /// `runs_beside` says that somebody has it [run](Self::run) by itself; else passes nudge when they are done.
+    pub fn new(
+        rules: NudgeRules,
+        speech: Speech,
+        runs_beside: bool,
+        metrics: NudgeMetrics,
+    ) -> Self {
         Self {
             rules,
             speech,
+            runs_beside,
             waiting: Mutex::default(),
             arrived: Notify::new(),
             metrics,
@@ -99,12 +110,30 @@ impl Nudger {
         }
     }
 
-    /// Nudges the voices that wait, but begins none after a moment. Those that may not be nudged now are left to a later
-    /// pass.
-    pub(super) async fn run_until(&self, store: &Store, provider: &Provider, until: Instant) {
-        while Instant::now() < until
-            && let Step::Done = self.step(store, provider).await
-        {}
+    /// Whether it runs by itself, beside passes.
+    pub(super) fn runs_beside(&self) -> bool {
+        self.runs_beside
+    }
+
+    /// Nudges the voices that wait after a pass, for a while. Those that may not be nudged now are left to a later pass. A
+    /// nudge that is under way at the deadline is not waited for: what came of it stays unclear.
+    pub(super) async fn run_after_pass(
+        &self,
+        store: &Store,
+        provider: &Provider,
+        deadline: Option<Instant>,
+        stop: &CancellationToken,
+    ) {
+        let until = Instant::now() + AFTER_PASS;
+        let nudging = async {
+            while Instant::now() < until
+                && !stop.is_cancelled()
+                && let Step::Done = self.step(store, provider).await
+            {}
+        };
+        let end = until + PAUSE;
+        let end = deadline.map_or(end, |deadline| deadline.min(end));
+        let _over = timeout_at(end, nudging).await;
     }
 
     async fn step(&self, store: &Store, provider: &Provider) -> Step {
@@ -127,28 +156,35 @@ impl Nudger {
         failpoint::visit("nudge.before").await;
         let answer = provider.speak(&claim.provider_id, &self.speech).await;
         failpoint::visit("nudge.after").await;
-        self.nudged.fetch_add(1, Ordering::Relaxed);
-        self.metrics.nudged(answer.nudge());
-        let id = &claim.provider_id;
-        match &answer {
-            NudgeAnswer::Spoke => {
-                let characters = claim.characters;
-                self.characters.fetch_add(characters, Ordering::Relaxed);
-                self.metrics.characters.inc_by(characters);
-                info!(voice.row = %claim.row, voice.provider_id = %id, characters, "nudged: the voice speaks");
-            }
-            NudgeAnswer::Silent(says) | NudgeAnswer::Unclear(says) => {
-                info!(voice.row = %claim.row, voice.provider_id = %id, says, "nudged, without speech");
-            }
-            NudgeAnswer::Refused { says, pause } => warn!(
+        let outcome = match store.settle_nudge(&claim, &answer).await {
+            Ok(outcome) => outcome,
+            Err(error) => return failed(&error),
+        };
+        self.count(&claim, outcome.nudge);
+        let (row, id, says) = (&claim.row, &claim.provider_id, answer.says());
+        match (outcome.nudge, outcome.pause) {
+            (Nudge::Refused, Some(pause)) => warn!(
                 says,
                 pause_s = pause.as_secs(),
                 "the provider refuses text-to-speech: no previews are nudged meanwhile; lookups go on"
             ),
+            (answer, pause) => info!(
+                voice.row = %row, voice.provider_id = %id, %answer, says, pause_s = pause.map(|pause| pause.as_secs()),
+                "a voice was nudged"
+            ),
         }
-        match store.settle_nudge(&claim, &answer).await {
-            Ok(()) => Step::Done,
-            Err(error) => failed(&error),
+        Step::Done
+    }
+
+    fn count(&self, claim: &NudgeClaim, nudge: Nudge) {
+        self.metrics.nudged(nudge);
+        if nudge != Nudge::Unsent {
+            self.nudged.fetch_add(1, Ordering::Relaxed);
+        }
+        if nudge == Nudge::Spoke {
+            self.characters
+                .fetch_add(claim.characters, Ordering::Relaxed);
+            self.metrics.characters.inc_by(claim.characters);
         }
     }
 }
@@ -157,18 +193,4 @@ impl Nudger {
 fn failed(error: &StoreError) -> Step {
     warn!(%error, "a nudge could not be written down; lookups go on");
     Step::NotNow(PAUSE)
-}
-
-/// Nudges for a while after the lookups of a pass.
-pub(super) async fn nudge_for(
-    nudger: &Nudger,
-    store: &Store,
-    provider: &Provider,
-    time: Duration,
-    deadline: Option<Instant>,
-) {
-    let until = Instant::now() + time;
-    let until = deadline.map_or(until, |deadline| deadline.min(until));
-    // A nudge that is under way then is not waited for: what came of it stays unclear.
-    let _over = timeout_at(until + PAUSE, nudger.run_until(store, provider, until)).await;
 }

@@ -1,5 +1,5 @@
-//! What is shown to Prometheus, on `/metrics` and in node_exporter's textfile, in OpenMetrics'
-//! exposition format: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
+//! What is shown to Prometheus: on `/metrics` in its text format, or in OpenMetrics where that is asked for
+//! (<https://prometheus.io/docs/specs/om/open_metrics_spec/>), and for node_exporter's textfile collector in a file.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,11 +16,39 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use tempfile::NamedTempFile;
 
+use super::prometheus_text;
 use crate::core::exit::Exit;
 use crate::core::provider_state::Pressure;
 use crate::core::report::{Counts, Report};
 use crate::store::Overview;
 use crate::telemetry::metrics::{HintMetrics, Label, NudgeMetrics, PassMetrics, ProviderMetrics};
+
+/// How metrics are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus' text format, which everything reads.
+    Prometheus,
+    OpenMetrics,
+}
+
+impl Format {
+    /// From a header `Accept`.
+    pub fn accepted_by(accept: &str) -> Self {
+        let mut ranges = accept.split(',');
+        match ranges.any(|range| range.trim().starts_with("application/openmetrics-text")) {
+            true => Self::OpenMetrics,
+            false => Self::Prometheus,
+        }
+    }
+
+    /// Its media type.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
 
 type Number = Gauge<f64, AtomicU64>;
 
@@ -330,10 +358,13 @@ impl Metrics {
     }
 
     /// All of it, as text.
-    pub fn text(&self) -> String {
+    pub fn text(&self, format: Format) -> String {
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a String takes all that is written");
-        text
+        match format {
+            Format::OpenMetrics => text,
+            Format::Prometheus => prometheus_text::from_openmetrics(&text),
+        }
     }
 
     /// Writes it to a file that whoever reads it sees whole, the old one or the new.
@@ -342,7 +373,7 @@ impl Metrics {
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
         let mut file = NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))?;
-        file.write_all(self.text().as_bytes())?;
+        file.write_all(self.text(Format::Prometheus).as_bytes())?;
         // node_exporter runs as another user.
         #[cfg(unix)]
         {

@@ -4,3 +4,4 @@ pub mod exposition;
 pub mod logs;
 pub mod metrics;
 pub mod progress_bar;
+mod prometheus_text;

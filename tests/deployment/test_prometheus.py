@@ -3,9 +3,13 @@ that they say what they should when they should, and that every metric exists.""
 
 import json
 import re
+import socket
+import sqlite3
 import subprocess
 import tempfile
+import time
 import unittest
+import urllib.request
 from pathlib import Path
 
 import yaml
@@ -24,24 +28,50 @@ def promtool(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(["promtool", *map(str, arguments)], text=True, capture_output=True)
 
 
+def environment(directory: Path) -> dict[str, str]:
+    """Of an application without voices, with its database in this directory."""
+    database = directory / "app.db"
+    ddl = """CREATE TABLE voices (id text PRIMARY KEY, user_id text, elevenlabs_voice_id text, status text,
+                                  preview_url text, completed_at text, created_at text)"""
+    with sqlite3.connect(database) as connection:
+        connection.execute(ddl)
+    return {"DATABASE_URL": f"sqlite:///{database}", "ELEVENLABS_API_KEY": "any"}
+
+
+def written(directory: Path) -> Path:
+    """The file that a pass writes."""
+    metrics = directory / "voice_sync.prom"
+    subprocess.run(
+        [built("VOICE_SYNC_TEST_STATIC"), "sync-once", "--metrics-file", metrics],
+        env=environment(directory),
+        check=True,
+        capture_output=True,
+    )
+    return metrics
+
+
 def shown() -> set[str]:
     """The series that a pass writes, as --listen shows them, too."""
     with tempfile.TemporaryDirectory() as directory:
-        database, metrics = Path(directory) / "app.db", Path(directory) / "voice_sync.prom"
-        ddl = """CREATE TABLE voices (id text PRIMARY KEY, user_id text, elevenlabs_voice_id text, status text,
-                                      preview_url text, completed_at text, created_at text)"""
-        import sqlite3
-
-        with sqlite3.connect(database) as connection:
-            connection.execute(ddl)
-        subprocess.run(
-            [built("VOICE_SYNC_TEST_STATIC"), "sync-once", "--metrics-file", metrics],
-            env={"DATABASE_URL": f"sqlite:///{database}", "ELEVENLABS_API_KEY": "any"},
-            check=True,
-            capture_output=True,
-        )
-        lines = metrics.read_text().splitlines()
+        lines = written(Path(directory)).read_text().splitlines()
     return {NAME.match(line)[0] for line in lines if line.startswith("voice_sync_")}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def got(url: str, accept: str = "*/*") -> tuple[str, str]:
+    """Body and media type, once somebody answers."""
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept})) as response:
+                return response.read().decode(), response.headers["Content-Type"]
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"{url} does not answer")
 
 
 class Rules(unittest.TestCase):
@@ -59,6 +89,76 @@ class Rules(unittest.TestCase):
         self.assertEqual(rules, {case["alertname"] for case in cases if case.get("exp_alerts")})
         self.assertEqual(rules, {case["alertname"] for case in cases if not case.get("exp_alerts")})
         self.assertEqual(rules, set(re.findall(r"^\| `(VoiceSync\w+)` \|", OPERATIONS.read_text(), re.M)))
+
+
+class Scraped(unittest.TestCase):
+    """By a Prometheus and a node_exporter of the distribution."""
+
+    def start(self, *words, env=None):
+        process = subprocess.Popen([*map(str, words)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = Path(directory.name)
+        self.exporter, self.daemon, self.prometheus = free_port(), free_port(), free_port()
+
+    def test_promtool_finds_nothing_to_complain_about(self):
+        text = written(self.directory).read_text()
+        done = subprocess.run(["promtool", "check", "metrics"], input=text, text=True, capture_output=True)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
+
+    def test_both_formats_are_served(self):
+        self.start(built("VOICE_SYNC_TEST_STATIC"), "daemon", "--listen", self.daemon, env=environment(self.directory))
+        url = f"http://127.0.0.1:{self.daemon}/metrics"
+        for accept, media_type, end in (
+            ("text/plain", "text/plain; version=0.0.4", "1\n"),
+            ("*/*", "text/plain; version=0.0.4", "1\n"),
+            ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text; version=1.0.0", "# EOF\n"),
+        ):
+            body, answered = got(url, accept)
+            self.assertTrue(answered.startswith(media_type), answered)
+            self.assertTrue(body.endswith(end), body[-200:])
+
+    def test_prometheus_and_node_exporter_read_them(self):
+        written(self.directory)
+        listen = f"127.0.0.1:{self.exporter}"
+        self.start(
+            "prometheus-node-exporter", "--collector.disable-defaults", "--collector.textfile",
+            f"--collector.textfile.directory={self.directory}", f"--web.listen-address={listen}",
+        )  # fmt: skip
+        other = self.directory / "daemon"
+        other.mkdir()
+        self.start(built("VOICE_SYNC_TEST_STATIC"), "daemon", "--listen", self.daemon, env=environment(other))
+        jobs = [("textfile", self.exporter), ("daemon", self.daemon)]
+        jobs = [{"job_name": name, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]} for name, port in jobs]
+        configuration = self.directory / "prometheus.yml"
+        configuration.write_text(yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
+        self.start(
+            "prometheus", f"--config.file={configuration}", f"--storage.tsdb.path={self.directory / 'data'}",
+            f"--web.listen-address=127.0.0.1:{self.prometheus}",
+        )  # fmt: skip
+        api = f"http://127.0.0.1:{self.prometheus}/api/v1"
+        for _ in range(600):
+            result = json.loads(got(f"{api}/query?query=voice_sync_passes_total")[0])["data"]["result"]
+            if {series["metric"]["job"] for series in result} == {"textfile", "daemon"}:
+                break
+            time.sleep(0.1)
+        else:
+            self.fail(f"only {result} was scraped")
+        targets = json.loads(got(f"{api}/targets/metadata?match_target={{}}")[0])["data"]
+        types = {(entry["metric"], entry["type"]) for entry in targets}
+        for expected in (
+            ("voice_sync_passes_total", "counter"),
+            ("voice_sync_pass_duration_seconds", "histogram"),
+            ("voice_sync_processing_voices", "gauge"),
+            ("voice_sync_build_info", "gauge"),
+        ):
+            self.assertIn(expected, types)
+        errors = json.loads(got(f"{api}/query?query=node_textfile_scrape_error")[0])["data"]["result"]
+        self.assertEqual([series["value"][1] for series in errors], ["0"])
 
 
 class Metrics(unittest.TestCase):

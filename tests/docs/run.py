@@ -153,6 +153,9 @@ class Site:
         if "/usr/local/share/man/man1" in words:
             words[words.index("/usr/local/share/man/man1")] = str(ROOT / "target/package/man")
             (ROOT / "target/package/man").mkdir(parents=True, exist_ok=True)
+        # What would be asked on a terminal is answered.
+        if words[1] in ("retry", "outbox") and not {"list", "--dry-run", "--help"} & set(words):
+            words.append("--yes")
         if "9090" in words:
             words[words.index("9090")] = "0"
         if "daemon" in words:

@@ -18,13 +18,13 @@ const CASES: &[Case] = &[
     Case {
         name: "unknown parameter in the database URL",
         change: |c| c.env("DATABASE_URL", "postgresql://u:hidden@h/d?sslmod=require"),
-        code: 78,
+        code: 2,
         says: &["DATABASE_URL", "sslmod", "remove it"],
     },
     Case {
         name: "unknown scheme",
         change: |c| c.env("DATABASE_URL", "mysql://u:hidden@h/d"),
-        code: 78,
+        code: 2,
         says: &["mysql", "postgresql://"],
     },
     Case {
@@ -84,13 +84,13 @@ const CASES: &[Case] = &[
     Case {
         name: "a Redis URL that is none",
         change: |c| c.env("REDIS_URL", "http://:hidden@h"),
-        code: 78,
+        code: 2,
         says: &["REDIS_URL", "redis://"],
     },
     Case {
         name: "events without a Redis",
         change: |c| c.args(&["--events", "stream"]),
-        code: 78,
+        code: 2,
         says: &["--events", "--redis-url"],
     },
     Case {
@@ -119,19 +119,19 @@ const CASES: &[Case] = &[
     Case {
         name: "an unknown parameter in the Redis URL",
         change: |c| c.env("REDIS_URL", "redis://:hidden@h/0?retries=3"),
-        code: 78,
+        code: 2,
         says: &["REDIS_URL", "retries", "remove it"],
     },
     Case {
         name: "a provider's URL with its version",
         change: |c| c.env("ELEVENLABS_BASE_URL", "https://api.elevenlabs.io/v1"),
-        code: 78,
+        code: 2,
         says: &["ELEVENLABS_BASE_URL", "/v1", "leave that out"],
     },
     Case {
         name: "one value for two statuses",
         change: |c| c.args(&["--status-values", "failed=processing"]),
-        code: 78,
+        code: 2,
         says: &["--status-values", "processing", "two different things"],
     },
     Case {
@@ -143,13 +143,13 @@ const CASES: &[Case] = &[
     Case {
         name: "an unknown column key",
         change: |c| c.args(&["--columns", "state=status"]),
-        code: 78,
+        code: 2,
         says: &["--columns", "\"state\"", "elevenlabs_voice_id"],
     },
     Case {
         name: "a provider in the clear",
         change: |c| c.env("ELEVENLABS_BASE_URL", "http://api.elevenlabs.io"),
-        code: 78,
+        code: 2,
         says: &["ELEVENLABS_BASE_URL", "api.elevenlabs.io", "https://"],
     },
     Case {
@@ -168,7 +168,37 @@ const CASES: &[Case] = &[
         name: "a duration by variable that does not parse",
         change: |c| c.env("VOICE_SYNC_MISSING_AFTER", "5 minuets"),
         code: 2,
-        says: &["--missing-after", "5 minuets"],
+        says: &["VOICE_SYNC_MISSING_AFTER", "5 minuets"],
+    },
+    Case {
+        name: "a choice by variable that there is not",
+        change: |c| c.env("VOICE_SYNC_LOOKUP", "bach"),
+        code: 2,
+        says: &["VOICE_SYNC_LOOKUP", "'bach'", "batch"],
+    },
+    Case {
+        name: "a value on the command line, beside a variable",
+        change: |c| {
+            c.env("VOICE_SYNC_CONCURRENCY", "4")
+                .args(&["--concurrency", "many"])
+        },
+        code: 2,
+        says: &["--concurrency", "'many'"],
+    },
+    Case {
+        name: "a misspelt variable",
+        change: |c| c.env("VOICE_SYNC_CONCURENCY", "5"),
+        code: 2,
+        says: &[
+            "VOICE_SYNC_CONCURENCY",
+            "did you mean VOICE_SYNC_CONCURRENCY",
+        ],
+    },
+    Case {
+        name: "no database",
+        change: |c| c.without("DATABASE_URL"),
+        code: 78,
+        says: &["no database", "DATABASE_URL", "--database-url"],
     },
     Case {
         name: "an unknown flag",

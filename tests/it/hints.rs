@@ -107,8 +107,14 @@ async fn a_hint_has_a_voice_looked_up_at_once() {
         assert_eq!(app.number(lies).await, 0);
         assert!(provider.counts().list <= 4, "{:?}", provider.counts());
 
-        let nobody = r#"{"voice_id":"nobody' OR 1=1 --\u0000"}"#;
+        let nobody = r#"{"voice_id":"nobody'OR(1=1)--"}"#;
         assert_eq!(send_hint(&mut daemon, TOKEN, nobody).await, 200);
+        // Not every database could hold these.
+        for odd in ["nobody\\u0000", "\u{58f0}", "a b"] {
+            let odd = format!(r#"{{"voice_id":"{odd}"}}"#);
+            assert_eq!(send_hint(&mut daemon, TOKEN, &odd).await, 400, "{odd}");
+            assert_eq!(send_webhook(&mut daemon, &odd).await, 200, "{odd}");
+        }
         // Two ids may reach the database when the voices are finished already.
         let patience = Instant::now() + Duration::from_secs(60);
         let ids = async |daemon: &mut Daemon, voice| {

@@ -132,10 +132,10 @@ async fn least_privileges_suffice_after_migrating() {
         &["runs"],
         &["inspect", "sim-banned-1"],
         &["outbox", "list"],
-        &["outbox", "resend", "--since", "1h"],
-        &["outbox", "purge"],
-        &["retry", "--all-failed"],
-        &["retry", "--set-aside"],
+        &["outbox", "resend", "--since", "1h", "--yes"],
+        &["outbox", "purge", "--yes"],
+        &["retry", "--all-failed", "--yes"],
+        &["retry", "--set-aside", "--yes"],
     ] {
         let command = VoiceSync::new(command)
             .env("DATABASE_URL", &url)
@@ -217,7 +217,7 @@ async fn the_roles_of_the_example_suffice_and_may_no_more() {
         &["status"],
         &["inspect", "sim-ready-1"],
         &["retry", "--all-failed", "--yes"],
-        &["outbox", "resend", "--since=1h"],
+        &["outbox", "resend", "--since=1h", "--yes"],
         &["runs"],
     ] {
         let command = VoiceSync::new(arguments)

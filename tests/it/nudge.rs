@@ -85,6 +85,14 @@ async fn each_silent_voice_is_spoken_with_once_and_completes() {
             "{said:?}"
         );
 
+        let soon = match variant {
+            Variant::A => "next_due BETWEEN now() AND now() + interval '2 seconds'",
+            Variant::B | Variant::D | Variant::Pooled | Variant::E32 | Variant::E36 => {
+                "next_due - CAST(unixepoch('subsec') * 1000 AS INTEGER) BETWEEN 0 AND 2000"
+            }
+        };
+        let soon = format!("SELECT count(*) FROM {} WHERE {soon}", app.own("voices"));
+        assert_eq!(app.number(&soon).await, 3, "they are due in two seconds");
         let then = nudging(&app, &provider, "0s").run().await;
         assert_eq!((then.count("completed"), counts(&then)), (2, (0, 0)));
         for _ in 0..3 {
@@ -187,14 +195,20 @@ async fn a_voice_that_speaks_completes_after_its_time_and_one_that_does_not_fail
             let id = request.path.strip_prefix("/v1/text-to-speech/")?;
             match id {
                 "sim-nopreview-mute" => {
-                    Some(Answer::error(422, "invalid_voice", "it has no words"))
+                    Some(Answer::error(403, "voice_access_denied", "it is not yours"))
                 }
                 "sim-nopreview-unclear" => Some(Answer::error(500, "internal_server_error", "oh")),
                 _ => None,
             }
         });
-        let nudged = nudging(&app, &provider, "0s").run().await;
-        assert_eq!(counts(&nudged), (3, 2));
+        // What is unclear makes the others wait for a while.
+        let mut all = (0, 0);
+        for _ in 0..3 {
+            let (nudged, characters) = counts(&nudging(&app, &provider, "0s").run().await);
+            all = (all.0 + nudged, all.1 + characters);
+            app.age_own_tables(16 * 60).await;
+        }
+        assert_eq!(all, (3, 2));
         app.insert_processing(&ids[3..]).await;
         sync_once(&app.url, &provider.url())
             .run()
@@ -274,6 +288,80 @@ async fn two_daemons_nudge_each_voice_once() {
         }
         assert_eq!(spoken(&provider), ids);
     }
+}
+
+/// A wrong model must not use up the only nudges of all voices; and what is wrong with one voice stops no others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rejected_request_stops_nudging_unless_other_voices_speak() {
+    for variant in BOTH {
+        let (app, provider) = (migrated(variant).await, simulator().await);
+        let ids = [
+            "sim-silent-1",
+            "sim-silent-2",
+            "sim-silent-3",
+            "sim-silent-4",
+        ];
+        app.insert_processing(&ids).await;
+        let reject = |only: Option<&'static str>| {
+            provider.script(move |request| {
+                let id = request.path.strip_prefix("/v1/text-to-speech/")?;
+                let is_rejected = only.is_none_or(|only| only == id);
+                is_rejected
+                    .then(|| Answer::error(400, "invalid_uid", "An invalid ID has been received"))
+            });
+        };
+        reject(None);
+        let wrong = nudging(&app, &provider, "0s").run().await;
+        assert_eq!(counts(&wrong), (1, 0));
+        assert!(
+            wrong.stderr.contains("refuses text-to-speech"),
+            "{}",
+            wrong.stderr
+        );
+        app.age_own_tables(7 * 60 * 60).await;
+        provider.script(|_| None);
+        let one = nudging(&app, &provider, "0s")
+            .arg("--nudge-limit=2")
+            .run()
+            .await;
+        assert_eq!(counts(&one), (1, 2));
+        let spoken = spoken(&provider);
+        let left: Vec<_> = ids
+            .into_iter()
+            .filter(|id| !spoken.contains(&(*id).to_owned()))
+            .collect();
+        // One of these was refused before: whichever of the others it is, the last one speaks.
+        let mut rest = 0;
+        for odd in left {
+            reject(Some(odd));
+            rest += counts(&nudging(&app, &provider, "0s").run().await).0;
+        }
+        assert_eq!(rest, 2);
+    }
+}
+
+/// A provider that is away uses up no voice's only nudge.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nudge_that_was_never_sent_is_sent_later() {
+    let app = App::new(Variant::A).await;
+    app.insert_processing(&["a"]).await;
+    let store = app.store().await;
+    let account = Uuid::from_u128(7);
+    let first = claim(&app, account, "a");
+    assert_eq!(permit(&store, &first).await, NudgePermit::Granted);
+    let unsent = NudgeAnswer::Unsent("no connection".to_owned());
+    store.settle_nudge(&first, &unsent).await.expect("settles");
+    let second = claim(&app, account, "a");
+    assert!(matches!(
+        permit(&store, &second).await,
+        NudgePermit::NotNow(_)
+    ));
+    let nudging = store.nudging(account).await.expect("reads");
+    assert_eq!((nudging.today, nudging.stops()), (0, None));
+    app.age_own_tables(61).await;
+    assert_eq!(permit(&store, &second).await, NudgePermit::Granted);
+    let third = claim(&app, account, "a");
+    assert_eq!(permit(&store, &third).await, NudgePermit::Needless);
 }
 
 fn claim(app: &App, account: Uuid, id: &str) -> NudgeClaim {

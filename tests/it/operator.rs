@@ -382,7 +382,7 @@ async fn failed_voices_are_put_back_and_asked_about_again() {
             named["left"][0]["reason"], "it is completed",
             "{variant:?}: {named}"
         );
-        let all = json(site.run(&["retry", "--all-failed"])).await;
+        let all = json(site.run(&["retry", "--all-failed", "--yes"])).await;
         let other = row_id("sim-pvcfailed-1").to_string();
         assert_eq!(all["put_back"], json!([other]), "{variant:?}: {all}");
         assert_eq!(failed().await, 1, "{variant:?}");
@@ -477,7 +477,7 @@ async fn voices_that_are_set_aside_are_asked_about_again_when_told_so() {
             Some(1),
             "{variant:?}: {one}"
         );
-        let rest = json(site.run(&["retry", "--set-aside"])).await;
+        let rest = json(site.run(&["retry", "--set-aside", "--yes"])).await;
         assert_eq!(
             rest["released"].as_array().map(Vec::len),
             Some(1),
@@ -504,7 +504,7 @@ async fn more_failed_voices_than_a_page_are_all_put_back() {
             Some(1201),
             "{variant:?}"
         );
-        let all = json(site.run(&["retry", "--all-failed"])).await;
+        let all = json(site.run(&["retry", "--all-failed", "--yes"])).await;
         assert_eq!(
             all["put_back"].as_array().map(Vec::len),
             Some(1201),
@@ -576,15 +576,15 @@ async fn events_are_shown_sent_again_and_removed() {
         assert_eq!(first, second, "{variant:?}: the same event, byte for byte");
 
         assert_eq!(
-            json(site.run(&["outbox", "purge", "--older-than", "1h"])).await["purged"],
+            json(site.run(&["outbox", "purge", "--older-than", "1h", "--yes"])).await["purged"],
             0
         );
         assert_eq!(
-            json(site.run(&["outbox", "purge", "--pending"])).await["purged"],
+            json(site.run(&["outbox", "purge", "--pending", "--yes"])).await["purged"],
             0
         );
         assert_eq!(
-            json(site.run(&["outbox", "purge"])).await["purged"],
+            json(site.run(&["outbox", "purge", "--yes"])).await["purged"],
             2,
             "{variant:?}"
         );
@@ -628,14 +628,14 @@ async fn an_event_that_a_process_is_publishing_is_not_removed() {
         ))
         .await;
     assert_eq!(
-        json(site.run(&["outbox", "purge", "--pending"])).await["purged"],
+        json(site.run(&["outbox", "purge", "--pending", "--yes"])).await["purged"],
         0
     );
     site.app
         .execute(&format!("UPDATE {batches} SET leased_until = NULL"))
         .await;
     assert_eq!(
-        json(site.run(&["outbox", "purge", "--pending"])).await["purged"],
+        json(site.run(&["outbox", "purge", "--pending", "--yes"])).await["purged"],
         1
     );
 }
@@ -713,7 +713,7 @@ async fn a_row_that_the_application_has_locked_keeps_nobody_waiting() {
         .execute(&mut *application)
         .await
         .expect("locks");
-    let retried = json(site.run(&["retry", "--all-failed"])).await;
+    let retried = json(site.run(&["retry", "--all-failed", "--yes"])).await;
     let [locked, free] = ["sim-banned-1", "sim-banned-2"].map(|id| row_id(id).to_string());
     assert_eq!(retried["put_back"], json!([free]));
     assert_eq!(retried["left"][0]["voice_id"], json!(locked));

@@ -184,12 +184,7 @@ async fn a_leased_voice_is_nobody_elses_until_the_lease_ends(variant: Variant) {
 
     // The first one's notes come too late and change nothing.
     store
-        .note(
-            first,
-            ACCOUNT,
-            Duration::ZERO,
-            &[note(&app, "a", Seen::Missing)],
-        )
+        .note(first, ACCOUNT, &[note(&app, "a", Seen::Missing)])
         .await
         .expect("notes");
     let missing = format!(
@@ -199,10 +194,7 @@ async fn a_leased_voice_is_nobody_elses_until_the_lease_ends(variant: Variant) {
     assert_eq!(app.number(&missing).await, 0);
     let away = |id| note(&app, id, Seen::Unavailable("503".into()));
     let notes = [away("a"), away("b")];
-    store
-        .note(second, ACCOUNT, Duration::ZERO, &notes)
-        .await
-        .expect("notes");
+    store.note(second, ACCOUNT, &notes).await.expect("notes");
     assert_eq!(claim(&store, first).await.len(), 0);
     store.end_leases(&[lease]).await.expect("ends");
     assert_eq!(claim(&store, first).await.len(), 2, "it is free at once");
@@ -482,10 +474,7 @@ async fn what_was_seen_is_remembered(variant: Variant) {
                 },
             ),
         ];
-        store
-            .note(run_id, ACCOUNT, Duration::ZERO, &notes)
-            .await
-            .expect("notes");
+        store.note(run_id, ACCOUNT, &notes).await.expect("notes");
         end_leases(&app).await;
         app.age_own_tables(10).await;
 
@@ -531,12 +520,7 @@ async fn what_was_seen_is_remembered(variant: Variant) {
         "{kinds:?}"
     );
     store
-        .note(
-            run_id,
-            ACCOUNT,
-            Duration::ZERO,
-            &[note(&app, "gone", Seen::Missing)],
-        )
+        .note(run_id, ACCOUNT, &[note(&app, "gone", Seen::Missing)])
         .await
         .expect("notes");
     let missing = store
@@ -562,10 +546,7 @@ async fn absences_are_counted_for_each_key(variant: Variant) {
         let (run_id, account) = (Uuid::new_v4(), Uuid::from_u128(account));
         claim(&store, run_id).await;
         let notes = [note(&app, "gone", Seen::Missing)];
-        store
-            .note(run_id, account, Duration::ZERO, &notes)
-            .await
-            .expect("notes");
+        store.note(run_id, account, &notes).await.expect("notes");
         end_leases(&app).await;
         app.age_own_tables(10).await;
         let missing = store
@@ -594,10 +575,7 @@ async fn the_absence_of_a_voice_that_is_cloned_anew_begins_anew(variant: Variant
                 provider_id: Some(clone.to_owned()),
                 ..note(&app, "gone", Seen::Missing)
             }];
-            store
-                .note(run_id, ACCOUNT, Duration::ZERO, &notes)
-                .await
-                .expect("notes");
+            store.note(run_id, ACCOUNT, &notes).await.expect("notes");
             end_leases(&app).await;
             app.age_own_tables(10).await;
             let missing = store.missing(run_id, ACCOUNT, None, 10).await;
@@ -629,10 +607,7 @@ async fn voices_without_an_answer_are_isolated_and_then_quarantined(variant: Var
         note(&app, "bad", unanswerable(1)),
         note(&app, "suspect", Seen::Suspected("no time left".into())),
     ];
-    store
-        .note(run_id, ACCOUNT, Duration::ZERO, &notes)
-        .await
-        .expect("notes");
+    store.note(run_id, ACCOUNT, &notes).await.expect("notes");
     end_leases(&app).await;
     let memory = store.load_state(ACCOUNT).await.expect("reads");
     assert!(memory.any_isolated, "the next pass is told");
@@ -682,10 +657,7 @@ async fn voices_without_an_answer_are_isolated_and_then_quarantined(variant: Var
         note(&app, "bad", unanswerable(2)),
     ];
     notes[1].again_in = Duration::from_secs(60);
-    store
-        .note(second, ACCOUNT, Duration::ZERO, &notes)
-        .await
-        .expect("notes");
+    store.note(second, ACCOUNT, &notes).await.expect("notes");
     end_leases(&app).await;
     assert!(isolated().await.rows.is_empty(), "quarantined");
     let everyone = Selection::Range {
@@ -800,7 +772,7 @@ async fn what_waits_is_what_can_be_done_now(variant: Variant) {
         },
     )];
     store
-        .note(run_id, Uuid::nil(), Duration::ZERO, &notes)
+        .note(run_id, Uuid::nil(), &notes)
         .await
         .expect("notes");
     app.age_own_tables(600).await;
@@ -924,7 +896,7 @@ async fn a_hint_makes_a_voice_due_and_a_flood_costs_one_lookup_in_five_seconds(v
         reason: "HTTP 500".into(),
         times: 3,
     };
-    let look_up = async |names: &[(&str, Seen)], asking_for| {
+    let look_up = async |names: &[(&str, Seen)]| {
         let run_id = Uuid::new_v4();
         claim(&store, run_id).await;
         let notes = names.iter().map(|(id, seen)| Note {
@@ -932,7 +904,7 @@ async fn a_hint_makes_a_voice_due_and_a_flood_costs_one_lookup_in_five_seconds(v
             ..note(&app, id, seen.clone())
         });
         let notes: Vec<_> = notes.collect();
-        let noted = store.note(run_id, ACCOUNT, asking_for, &notes).await;
+        let noted = store.note(run_id, ACCOUNT, &notes).await;
         noted.expect("notes");
         end_leases(&app).await;
     };
@@ -953,7 +925,7 @@ async fn a_hint_makes_a_voice_due_and_a_flood_costs_one_lookup_in_five_seconds(v
     };
     let hint = async |names: &[&str]| {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        store.hint(&names).await.expect("is noted")
+        store.hint(&names).await.expect("is noted").voices
     };
     let row = |id: &str| app.stored(row_id(id));
     let sorted = |mut voices: Vec<(String, u64)>| {
@@ -961,14 +933,11 @@ async fn a_hint_makes_a_voice_due_and_a_flood_costs_one_lookup_in_five_seconds(v
         voices
     };
 
-    look_up(
-        &[
-            ("known", processing()),
-            ("odd", unanswerable()),
-            ("other", processing()),
-        ],
-        Duration::ZERO,
-    )
+    look_up(&[
+        ("known", processing()),
+        ("odd", unanswerable()),
+        ("other", processing()),
+    ])
     .await;
     assert_eq!(hinted().await, []);
     let of_new = row_id("new").to_string();
@@ -994,7 +963,7 @@ async fn a_hint_makes_a_voice_due_and_a_flood_costs_one_lookup_in_five_seconds(v
         hint(&["known"]).await;
     }
     let noted = [note(&app, "known", processing())];
-    let noted = store.note(run_id, ACCOUNT, seconds(1), &noted).await;
+    let noted = store.note(run_id, ACCOUNT, &noted).await;
     noted.expect("notes");
     end_leases(&app).await;
     assert!(hinted().await.contains(&(row("known"), 5)));
@@ -1004,26 +973,37 @@ async fn a_hint_makes_a_voice_due_and_a_flood_costs_one_lookup_in_five_seconds(v
     assert!(hinted().await.contains(&(row("known"), 0)));
 
     // An answer that is newer than the hint is what it wanted. (A walk leaves the isolated voice out.)
-    look_up(
-        &[("known", processing()), ("new", processing())],
-        seconds(1),
-    )
-    .await;
+    look_up(&[("known", processing()), ("new", processing())]).await;
     assert_eq!(hinted().await, [(row("odd"), 0)]);
     app.age_own_tables(2).await;
     hint(&["known", "new", "other"]).await;
     let all = ["known", "new", "odd", "other"].map(|id| (row(id), 0));
     assert_eq!(hinted().await, sorted(all.to_vec()));
-    look_up(&[("known", processing())], Duration::ZERO).await;
+    look_up(&[("known", processing())]).await;
     hint(&["known"]).await;
     assert!(hinted().await.contains(&(row("known"), 5)));
 
+    // Who had no answer is still to be asked, but not for ever.
+    let unavailable = || Seen::Unavailable("away".to_owned());
+    look_up(&[("other", unavailable())]).await;
+    assert!(hinted().await.contains(&(row("other"), 0)));
+    app.age_own_tables(301).await;
+    look_up(&[("other", unavailable())]).await;
+    assert!(
+        !hinted()
+            .await
+            .iter()
+            .any(|(hinted, _)| *hinted == row("other"))
+    );
+    // One that is in trouble is left alone for longer.
+    hint(&["other"]).await;
+    look_up(&[("other", too_long())]).await;
+    app.age_own_tables(10).await;
+    hint(&["other"]).await;
+    assert!(hinted().await.contains(&(row("other"), 290)));
+
     // The clock is set back by a day: an old hint is none.
-    look_up(
-        &[("known", processing()), ("new", processing())],
-        Duration::ZERO,
-    )
-    .await;
+    look_up(&[("known", processing()), ("new", processing())]).await;
     app.age_own_tables(-86_400).await;
     hint(&["known"]).await;
     assert!(hinted().await.contains(&(row("known"), 0)));
@@ -1064,10 +1044,7 @@ async fn a_backlog_that_is_overdue_hides_no_young_voices(variant: Variant) {
         )
     });
     let notes: Vec<_> = notes.collect();
-    store
-        .note(run_id, ACCOUNT, Duration::ZERO, &notes)
-        .await
-        .expect("notes");
+    store.note(run_id, ACCOUNT, &notes).await.expect("notes");
     end_leases(&app).await;
     let young = RowId::new(app.stored(row_id("young")));
     for (pass, seconds) in [0, 10, 300].into_iter().enumerate() {
@@ -1304,12 +1281,7 @@ async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Vari
         let run_id = Uuid::new_v4();
         assert_eq!(claim(&store, run_id).await.len(), 1);
         store
-            .note(
-                run_id,
-                ACCOUNT,
-                Duration::ZERO,
-                &[note(&app, "odd", too_long())],
-            )
+            .note(run_id, ACCOUNT, &[note(&app, "odd", too_long())])
             .await
             .expect("notes");
         end_leases(&app).await;
@@ -1328,12 +1300,7 @@ async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Vari
         "on request"
     );
     store
-        .note(
-            run_id,
-            ACCOUNT,
-            Duration::ZERO,
-            &[note(&app, "odd", too_long())],
-        )
+        .note(run_id, ACCOUNT, &[note(&app, "odd", too_long())])
         .await
         .expect("notes");
     end_leases(&app).await;
@@ -1345,12 +1312,7 @@ async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Vari
     app.age_own_tables(61).await;
     claim(&store, run_id).await;
     store
-        .note(
-            run_id,
-            ACCOUNT,
-            Duration::ZERO,
-            &[note(&app, "odd", too_long())],
-        )
+        .note(run_id, ACCOUNT, &[note(&app, "odd", too_long())])
         .await
         .expect("notes");
     end_leases(&app).await;
@@ -1406,7 +1368,7 @@ async fn hinted_voices_and_all_others_are_the_whole_table(variant: Variant) {
         store.claim(run_id, &odd, 10).await.expect("claims");
         let seen = too_long();
         store
-            .note(run_id, ACCOUNT, Duration::ZERO, &[note(&app, "odd", seen)])
+            .note(run_id, ACCOUNT, &[note(&app, "odd", seen)])
             .await
             .expect("notes");
         end_leases(&app).await;
@@ -1493,10 +1455,7 @@ async fn age_counts_from_creation_or_first_sight_or_restart(variant: Variant) {
             provider_id: Some(clone.to_owned()),
             ..note(&app, "a", processing)
         }];
-        store
-            .note(run_id, ACCOUNT, Duration::ZERO, &notes)
-            .await
-            .expect("notes");
+        store.note(run_id, ACCOUNT, &notes).await.expect("notes");
         end_leases(&app).await;
         age
     };
@@ -1713,10 +1672,7 @@ async fn notes_of_one_voice_that_come_twice_count_once(variant: Variant) {
         note(&app, "twice", Seen::Missing),
         note(&app, "twice", Seen::Missing),
     ];
-    store
-        .note(run_id, ACCOUNT, Duration::ZERO, &notes)
-        .await
-        .expect("notes");
+    store.note(run_id, ACCOUNT, &notes).await.expect("notes");
     let missing = store.missing(run_id, ACCOUNT, None, 10).await;
     let mut times: Vec<_> = missing
         .expect("lists")
@@ -1741,10 +1697,7 @@ async fn a_superseded_answer_leaves_the_reason_of_a_failure(variant: Variant) {
             applied.expect("applies");
         }
         let notes = ["failed", "waits"].map(|id| note(&app, id, Seen::Superseded));
-        store
-            .note(run_id, ACCOUNT, Duration::ZERO, &notes)
-            .await
-            .expect("notes");
+        store.note(run_id, ACCOUNT, &notes).await.expect("notes");
         let records = store.named(&["failed".to_owned()], 10).await;
         let records = records.expect("finds");
         let known = records[0].notes.as_ref().expect("known");
@@ -1789,10 +1742,7 @@ async fn a_voice_that_an_older_version_has_leased_is_left_to_it(variant: Variant
         stage: Stage::Preparing,
     };
     let notes = [note(&app, "older", processing)];
-    store
-        .note(run_id, ACCOUNT, Duration::ZERO, &notes)
-        .await
-        .expect("notes");
+    store.note(run_id, ACCOUNT, &notes).await.expect("notes");
     end_leases(&app).await;
     let lease_until = format!(
         "SELECT count(*) FROM {} WHERE lease_until IS NOT NULL",
@@ -2034,7 +1984,6 @@ async fn tidying_removes_what_is_of_no_more_use(variant: Variant) {
         .note(
             run_id,
             ACCOUNT,
-            Duration::ZERO,
             &[
                 note(&app, "left", processing()),
                 note(&app, "waits", processing()),

@@ -101,13 +101,76 @@ async fn colours_are_for_terminals_that_want_them() {
     assert!(!dumb.run().await.stdout.contains(BOLD));
 }
 
+/// Nothing is put back, published again or removed in bulk unless somebody said so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_terminal_commands_that_ask_do_nothing_unless_told_yes() {
+    let site = site().await;
+    site.sync_once().run().await.expect_code(0);
+    let events = format!("SELECT count(*) FROM {}", site.app.own("outbox"));
+    let failed = "SELECT count(*) FROM voices WHERE CAST(status AS text) = 'failed'";
+    let before = (
+        site.app.number(&events).await,
+        site.app.number(failed).await,
+    );
+    assert!(before.0 > 0 && before.1 > 0, "{before:?}");
+    let runs = format!(
+        "SELECT count(*) FROM {} WHERE command IS NOT NULL",
+        site.app.own("runs")
+    );
+    for command in [
+        &["retry", "--all-failed"][..],
+        &["outbox", "purge"],
+        &["outbox", "resend", "--since", "1h"],
+    ] {
+        for output in ["json", "text"] {
+            let refused = site
+                .run(command)
+                .env("VOICE_SYNC_OUTPUT", output)
+                .run()
+                .await;
+            refused.expect_code(2);
+            assert!(refused.stderr.contains("--yes"), "{}", refused.stderr);
+            assert_eq!(refused.stdout, "");
+        }
+    }
+    let after = (
+        site.app.number(&events).await,
+        site.app.number(failed).await,
+    );
+    assert_eq!((after, site.app.number(&runs).await), (before, 0));
+    // Where there is nothing to do, or it is named, nobody needs to be asked.
+    site.run(&["outbox", "purge", "--pending"])
+        .run()
+        .await
+        .expect_code(0);
+    site.run(&["retry", "--set-aside"])
+        .run()
+        .await
+        .expect_code(0);
+    let named = site.run(&["outbox", "resend", "sim-banned-1"]).run().await;
+    named.expect_code(0);
+    let pending = site.run(&["outbox", "purge", "--pending"]).run().await;
+    pending.expect_code(2);
+    assert!(
+        pending
+            .stderr
+            .contains("Remove 1 event that will then never be published?"),
+        "{}",
+        pending.stderr
+    );
+    site.run(&["retry", "sim-banned-1"])
+        .run()
+        .await
+        .expect_code(0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_asked_may_say_no() {
     let site = site().await;
     site.sync_once().run().await.expect_code(0);
     let retry = || site.run(&["retry", "--all-failed"]);
     let asked = on_a_terminal(retry(), "n\\n").run().await;
-    asked.expect_code(0);
+    asked.expect_code(1);
     assert!(
         asked
             .stdout

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use crate::store::Store;
+use crate::store::{Hinted, Store};
 use crate::telemetry::metrics::HintMetrics;
 
 /// Ids that wait at the most, each of them once. Further ones are refused until there is room.
@@ -86,14 +86,20 @@ impl Inbox {
             }
             let began = Instant::now();
             match store.hint(&ids).await {
-                Ok(voices) => {
+                Ok(Hinted { voices, changed }) => {
                     let pause = PAUSE.max(began.elapsed() * PAUSE_SHARE);
                     self.remove(&ids, &numbers);
                     metrics.delivered(voices, (ids.len() as u64).saturating_sub(voices));
-                    if voices > 0 {
+                    if changed > 0 {
                         self.delivered.notify_one();
                     }
                     sleep(pause).await;
+                }
+                Err(error) if !error.is_transient() => {
+                    // The same would be refused again, and keep others from being written.
+                    self.remove(&ids, &numbers);
+                    warn!(%error, hints = ids.len(), "the database refuses hints; they are dropped");
+                    sleep(PAUSE_AFTER_FAILURE).await;
                 }
                 Err(error) => {
                     warn!(%error, "hints could not be written into the database; this is tried again");

@@ -368,9 +368,7 @@ impl<'a> World<'a> {
                 },
             })
             .collect();
-        let noted = self.site.stores[who]
-            .note(run_id, ACCOUNT, Duration::ZERO, &notes)
-            .await;
+        let noted = self.site.stores[who].note(run_id, ACCOUNT, &notes).await;
         noted.expect("the store notes");
         for note in &notes {
             self.reference.given_back(run_id, &note.row);

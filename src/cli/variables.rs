@@ -1,0 +1,117 @@
+//! Environment variables: which are known, and which of them a wrong value came from.
+
+use std::env;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Command};
+
+use super::secrets;
+
+const PREFIX: &str = "VOICE_SYNC_";
+/// What Kubernetes sets for a Service whose name is voice-sync, and what this repository's tests set.
+const OTHERS: [&str; 3] = ["VOICE_SYNC_SERVICE_", "VOICE_SYNC_PORT", "VOICE_SYNC_TEST_"];
+/// A misspelt name has at most so many wrong letters.
+const MISSPELT: usize = 4;
+
+fn all_arguments(command: &Command) -> Vec<&Arg> {
+    let below = command.get_subcommands().flat_map(all_arguments);
+    command.get_arguments().chain(below).collect()
+}
+
+/// An error that names each variable of voice-sync's which it does not know: it may be a misspelt one.
+pub(super) fn unknown(command: &mut Command) -> Option<clap::Error> {
+    let variables = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let says = unknown_among(variables, &known(command));
+    let message = (!says.is_empty()).then(|| says.join("\n"))?;
+    Some(command.error(ErrorKind::UnknownArgument, message))
+}
+
+fn known(command: &Command) -> Vec<String> {
+    let of_arguments = all_arguments(command).into_iter().filter_map(Arg::get_env);
+    let of_arguments = of_arguments.map(|name| name.to_string_lossy().into_owned());
+    let failpoints = cfg!(feature = "failpoints").then_some("VOICE_SYNC_FAILPOINTS");
+    let others = secrets::variables().into_iter().chain(failpoints);
+    of_arguments
+        .chain(others.map(ToOwned::to_owned))
+        .filter(|name| name.starts_with(PREFIX))
+        .collect()
+}
+
+fn unknown_among(variables: impl Iterator<Item = String>, known: &[String]) -> Vec<String> {
+    let is_unknown = |name: &String| {
+        name.starts_with(PREFIX)
+            && !known.contains(name)
+            && !OTHERS.iter().any(|prefix| name.starts_with(prefix))
+    };
+    let mut unknown: Vec<_> = variables.filter(is_unknown).collect();
+    unknown.sort();
+    let says = unknown.iter().map(|name| {
+        let distance = |known: &&String| strsim::levenshtein(known, name);
+        let nearest = known.iter().min_by_key(distance);
+        match nearest.filter(|nearest| distance(nearest) <= MISSPELT) {
+            Some(nearest) => format!("unknown variable {name}; did you mean {nearest}?"),
+            None => format!("unknown variable {name}; `voice-sync help` lists all of them"),
+        }
+    });
+    says.collect()
+}
+
+/// An error about a value names the variable that it came from, if it did not come from the command line.
+pub(super) fn named(mut error: clap::Error, command: &Command) -> clap::Error {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let flag = argument.split([' ', '=']).next().unwrap_or_default();
+    let is_given = env::args().any(|given| {
+        given
+            .strip_prefix(flag)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    });
+    let is_it = |argument: &&Arg| argument.get_long() == flag.strip_prefix("--");
+    let variable = all_arguments(command)
+        .into_iter()
+        .find(is_it)
+        .and_then(Arg::get_env)
+        .filter(|name| !is_given && env::var_os(name).is_some());
+    if let Some(name) = variable {
+        let name = ContextValue::String(name.to_string_lossy().into_owned());
+        error.insert(ContextKind::InvalidArg, name);
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    #[test]
+    fn misspelt_variables_are_told_and_those_of_others_are_not() {
+        let known = known(&Cli::command());
+        let says = |names: &[&str]| {
+            let names = names.iter().map(|name| (*name).to_owned());
+            unknown_among(names, &known)
+        };
+        assert_eq!(
+            says(&[
+                "PATH",
+                "VOICE_SYNC_CONCURRENCY",
+                "VOICE_SYNC_NUDGE_LIMIT",
+                "VOICE_SYNC_HINTS_TOKEN_FILE",
+                "VOICE_SYNC_SERVICE_HOST",
+                "VOICE_SYNC_PORT_9090_TCP_ADDR",
+                "VOICE_SYNCD_SERVICE_PORT",
+            ]),
+            [""; 0]
+        );
+        assert_eq!(
+            says(&["VOICE_SYNC_CONCURENCY", "VOICE_SYNC_WHATEVER_THIS_IS"]),
+            [
+                "unknown variable VOICE_SYNC_CONCURENCY; did you mean VOICE_SYNC_CONCURRENCY?",
+                "unknown variable VOICE_SYNC_WHATEVER_THIS_IS; `voice-sync help` lists all of them"
+            ]
+        );
+    }
+}
