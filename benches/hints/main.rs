@@ -2,7 +2,7 @@
 //!
 //! The application sends a hint for each voice when it is ready, with and without 10,000 webhooks a second for ten
 //! seconds: a third with a wrong signature, a third with an old one, a third with a right one, half of these about
-//! voices in processing. It takes half a minute and prints its seed.
+//! as many other voices in processing, which stay there. It takes half a minute and prints its seed.
 
 #[path = "../lag/site.rs"]
 mod site;
@@ -96,6 +96,18 @@ async fn send_flood(
     join_all(senders).await.into_iter().collect()
 }
 
+/// Voices that stay in processing. Returns their provider ids.
+async fn add_waiting(site: &Site) -> anyhow::Result<Vec<String>> {
+    let ids: Vec<_> = (0..VOICES).map(|n| format!("sim-nopreview-{n}")).collect();
+    for id in &ids {
+        sqlx::query("INSERT INTO voices (id, elevenlabs_voice_id) VALUES ($1, $1)")
+            .bind(id)
+            .execute(&site.pool)
+            .await?;
+    }
+    Ok(ids)
+}
+
 fn resident_kib(id: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -131,6 +143,7 @@ async fn measure(who: &str, ready_after: &[Duration], seed: Option<u64>) -> anyh
     }
     let ids = ready_after.iter().enumerate();
     let ids: Vec<_> = ids.map(|(n, after)| provider_id(n, *after)).collect();
+    let waiting = add_waiting(&site).await?;
     let began = Instant::now();
     let since_made = chrono::Utc::now().timestamp_millis() - site.began;
     let hints = ids.iter().zip(ready_after).map(|(id, after)| async move {
@@ -158,7 +171,7 @@ async fn measure(who: &str, ready_after: &[Duration], seed: Option<u64>) -> anyh
         }
         anyhow::Ok(())
     };
-    let requests = seed.map(|seed| flood(seed, &ids)).unwrap_or_default();
+    let requests = seed.map(|seed| flood(seed, &waiting)).unwrap_or_default();
     let before = resident_kib(id)?;
     let flooding = async {
         match requests.is_empty() {

@@ -23,7 +23,7 @@ pub(crate) struct Site {
     /// Milliseconds since 1970.
     pub(crate) began: i64,
     path: PathBuf,
-    pool: SqlitePool,
+    pub(crate) pool: SqlitePool,
     _directory: TempDir,
 }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use axum::Router;
 use clap::Args;
 use futures_util::future::join;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -83,6 +84,40 @@ fn status_cache(url: DatabaseUrl, names: Names, rules: &Rules) -> Arc<StatusCach
     }))
 }
 
+/// What hints are checked with, as far as it is configured.
+struct HintSecrets {
+    webhooks: Option<SecretString>,
+    token: Option<SecretString>,
+}
+
+impl HintSecrets {
+    fn read() -> Result<Self, Failed> {
+        let (webhooks, token) = secrets::hint_secrets().map_err(Failed::config)?;
+        Ok(Self { webhooks, token })
+    }
+
+    fn warn_that_nothing_listens(&self) {
+        if self.token.is_some() {
+            warn!("there is a secret for hints, but nothing listens for them: add --listen");
+        }
+    }
+
+    fn router(self, inbox: &Arc<Inbox>, metrics: &Metrics) -> Router {
+        let [webhooks, token] = [self.webhooks, self.token]
+            .map(|secret| secret.map(|text| Secret::new(text.expose_secret().as_bytes())));
+        daemon::hints_router(webhooks, token, inbox, &metrics.hints)
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, Failed> {
+    let listener = TcpListener::bind(address).await;
+    let listener = listener
+        .with_context(|| format!("cannot listen on {address} (--listen)"))
+        .map_err(Failed::config)?;
+    info!(address = %listener.local_addr().unwrap_or(address), "listening");
+    Ok(listener)
+}
+
 impl Daemon {
     pub(super) async fn run(self, options: Options) -> Result<Exit, Failed> {
         let (url, names, rules) = (options.database_url()?, options.names()?, options.rules());
@@ -97,30 +132,18 @@ impl Daemon {
         let deadline = Deadline::never();
         shutdown::on_signal(stop.clone(), deadline.clone());
         let inbox = Arc::new(Inbox::default());
-        let (webhook_secret, token) = secrets::hint_secrets().map_err(Failed::config)?;
+        let secrets = HintSecrets::read()?;
         let serving = match self.listen {
             None => {
-                if token.is_some() {
-                    warn!(
-                        "there is a secret for hints, but nothing listens for them: add --listen"
-                    );
-                }
+                secrets.warn_that_nothing_listens();
                 None
             }
             Some(address) => {
-                let listener = TcpListener::bind(address).await;
-                let listener = listener
-                    .with_context(|| format!("cannot listen on {address} (--listen)"))
-                    .map_err(Failed::config)?;
-                info!(address = %listener.local_addr().unwrap_or(address), "listening");
+                let listener = listen(address).await?;
                 let cache = status_cache(url.clone(), names.clone(), &rules);
                 let hosts = AllowedHosts::new(self.allowed_hosts);
-                let [webhook_secret, token] = [webhook_secret, token].map(|secret| {
-                    secret.map(|secret| Secret::new(secret.expose_secret().as_bytes()))
-                });
-                let hints = daemon::hints_router(webhook_secret, token, &inbox, &metrics.hints);
-                let router =
-                    daemon::router(watch.clone(), metrics.clone(), cache, hosts).merge(hints);
+                let router = daemon::router(watch.clone(), metrics.clone(), cache, hosts)
+                    .merge(secrets.router(&inbox, &metrics));
                 let serving = daemon::serve(listener, router, stopped.clone());
                 Some(tokio::spawn(serving))
             }

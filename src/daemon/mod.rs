@@ -131,10 +131,8 @@ pub async fn run(
         };
         let sleeping = async {
             match heeds_hints {
-                true => {
-                    sleep(MIN_PAUSE).await;
-                    let _in_time = timeout(pause - MIN_PAUSE, inbox.delivered()).await;
-                }
+                // A replay wakes nobody: a hint counts here only if it made a voice due that was not.
+                true => drop(timeout(pause, inbox.delivered()).await),
                 false => sleep(pause).await,
             }
         };

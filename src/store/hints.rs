@@ -8,7 +8,7 @@ use super::values::{Hinted, Selection};
 use super::{Store, StoreError, TableSql};
 
 /// The shortest time between two lookups of a voice that hints cause.
-const SPACING: Duration = Duration::from_secs(5);
+pub const HINT_SPACING: Duration = Duration::from_secs(5);
 /// The same for voices that cannot be looked up or stored: these are left alone for longer and longer.
 const TROUBLED_SPACING: Duration = Duration::from_secs(5 * 60);
 /// A hint that brought no answer makes its voice due for so long.
@@ -46,7 +46,7 @@ impl Store {
         let spacing = format!(
             "CASE WHEN w.strikes > 0 OR w.unanswered > 0 THEN {} ELSE {} END",
             dialect.span(TROUBLED_SPACING),
-            dialect.span(SPACING)
+            dialect.span(HINT_SPACING)
         );
         // A hint that is further ahead was given before the database's clock was set back.
         let is_possible = format!("w.hinted_at <= {now} + ({spacing})");

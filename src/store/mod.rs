@@ -49,6 +49,7 @@ pub use database::Database;
 pub use database_url::{DatabaseUrl, InvalidDatabaseUrl};
 pub(crate) use dialect::Dialect;
 pub use error::StoreError;
+pub use hints::HINT_SPACING;
 pub use migrate::{MigrationState, PendingMigration};
 pub(crate) use postgres::{Connections, Indexes, drop_left_behind, indexes};
 pub(crate) use sqlite::is_indexed;

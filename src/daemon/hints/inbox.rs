@@ -5,10 +5,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::warn;
 
-use crate::store::{Hinted, Store};
+use crate::store::{HINT_SPACING, Hinted, Store};
 use crate::telemetry::metrics::HintMetrics;
 
 /// Ids that wait at the most, each of them once. Further ones are refused until there is room.
@@ -33,9 +33,18 @@ pub struct Inbox {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Ids, each with the number of its last hint: one that comes while an earlier one is being written counts again.
-    ids: HashMap<String, u64>,
+    ids: HashMap<String, Hint>,
     hints: u64,
+    /// Ids that were written lately, and when. The next hint at one of them waits: in the database it would as well.
+    written: HashMap<String, Instant>,
+}
+
+/// The last hint at an id.
+#[derive(Debug, Clone, Copy)]
+struct Hint {
+    /// One that comes while an earlier one is being written counts again.
+    number: u64,
+    not_before: Instant,
 }
 
 /// There is no room for more.
@@ -54,24 +63,50 @@ impl Inbox {
             return Err(Full);
         }
         waiting.hints += 1;
-        let number = waiting.hints;
-        waiting.ids.extend(ids.into_iter().map(|id| (id, number)));
+        let (number, now) = (waiting.hints, Instant::now());
+        let mut any_due = false;
+        for id in ids {
+            let written = waiting.written.get(&id);
+            let not_before = written.map_or(now, |at| *at + HINT_SPACING);
+            any_due |= not_before <= now;
+            waiting.ids.insert(id, Hint { number, not_before });
+        }
         drop(waiting);
-        self.arrived.notify_one();
+        if any_due {
+            self.arrived.notify_one();
+        }
         Ok(())
     }
 
-    fn take(&self) -> (Vec<String>, Vec<u64>) {
-        let waiting = self.waiting();
-        let hints = waiting.ids.iter().take(AT_ONCE);
-        hints.map(|(id, number)| (id.clone(), *number)).unzip()
+    /// Those that may be written now, or else when the next one may.
+    fn take(&self) -> Result<(Vec<String>, Vec<u64>), Option<Instant>> {
+        let (waiting, now) = (self.waiting(), Instant::now());
+        let due = waiting
+            .ids
+            .iter()
+            .filter(|(_, hint)| hint.not_before <= now);
+        let due = due
+            .take(AT_ONCE)
+            .map(|(id, hint)| (id.clone(), hint.number));
+        let (ids, numbers): (Vec<_>, Vec<_>) = due.unzip();
+        match ids.is_empty() {
+            true => Err(waiting.ids.values().map(|hint| hint.not_before).min()),
+            false => Ok((ids, numbers)),
+        }
     }
 
+    /// These were written, or are given up.
     fn remove(&self, ids: &[String], numbers: &[u64]) {
-        let mut waiting = self.waiting();
+        let (mut waiting, now) = (self.waiting(), Instant::now());
+        waiting.written.retain(|_, at| now < *at + HINT_SPACING);
         for (id, number) in ids.iter().zip(numbers) {
-            if waiting.ids.get(id) == Some(number) {
-                waiting.ids.remove(id);
+            match waiting.ids.get_mut(id) {
+                Some(hint) if hint.number == *number => drop(waiting.ids.remove(id)),
+                Some(hint) => hint.not_before = now + HINT_SPACING,
+                None => {}
+            }
+            if waiting.written.len() < MOST {
+                waiting.written.insert(id.clone(), now);
             }
         }
     }
@@ -79,11 +114,14 @@ impl Inbox {
     /// Writes hints into the database as they come, until it is dropped.
     pub async fn deliver(&self, store: &Store, metrics: &HintMetrics) {
         loop {
-            let (ids, numbers) = self.take();
-            if ids.is_empty() {
-                self.arrived.notified().await;
-                continue;
-            }
+            let (ids, numbers) = match self.take() {
+                Ok(due) => due,
+                Err(next) => {
+                    let next = next.unwrap_or_else(|| Instant::now() + HINT_SPACING);
+                    let _arrived = timeout_at(next, self.arrived.notified()).await;
+                    continue;
+                }
+            };
             let began = Instant::now();
             match store.hint(&ids).await {
                 Ok(Hinted { voices, changed }) => {
@@ -119,8 +157,8 @@ impl Inbox {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_flood_takes_no_more_memory_than_there_is_room_for() {
+    #[tokio::test]
+    async fn a_flood_takes_no_more_memory_than_there_is_room_for() {
         let inbox = Inbox::default();
         let id = |n: usize| vec![n.to_string()];
         for n in 0..MOST {
@@ -131,15 +169,31 @@ mod tests {
         assert_eq!(inbox.waiting().ids.len(), MOST);
     }
 
-    #[test]
-    fn a_hint_that_comes_while_an_earlier_one_is_written_waits() {
+    #[tokio::test]
+    async fn a_hint_that_comes_while_an_earlier_one_is_written_waits() {
         let inbox = Inbox::default();
         let put = |id: &str| inbox.put(vec![id.to_owned()]).expect("there is room");
         put("a");
         put("b");
-        let (ids, numbers) = inbox.take();
+        let (ids, numbers) = inbox.take().expect("two wait");
         put("a");
         inbox.remove(&ids, &numbers);
-        assert_eq!(inbox.take().0, ["a"]);
+        assert!(matches!(inbox.take(), Err(Some(_))), "not at once again");
+        assert_eq!(inbox.waiting().ids.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_id_is_written_once_in_five_seconds_however_often_it_comes() {
+        let inbox = Inbox::default();
+        let mut written = 0;
+        for _ in 0..1000 {
+            inbox.put(vec!["a".to_owned()]).expect("there is room");
+            if let Ok((ids, numbers)) = inbox.take() {
+                inbox.remove(&ids, &numbers);
+                written += 1;
+            }
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+        assert_eq!(written, 2);
     }
 }
