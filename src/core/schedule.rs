@@ -246,6 +246,45 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        /// Voices that are seldom asked about have their share of each turn, however many others are new, hinted at, or
+        /// more likely to be finished. With room for two of them a turn, they wait for half as many turns as they are.
+        #[test]
+        fn no_voice_is_forgotten_over_others(
+            seldom in 1usize..300, soon in 0usize..100, fresh in 0usize..20, seed in any::<u64>(),
+        ) {
+            const ROOM: usize = 8;
+            const DUE_AFTER: usize = 300;
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut asked: Vec<i64> = (0..seldom).map(|_| -rng.i64(0..DUE_AFTER as i64)).collect();
+            for turn in 0..1000i64 {
+                asked.sort_unstable();
+                let waited = |asked: i64| (turn - asked) as usize;
+                let longest = waited(asked[0]);
+                prop_assert!(longest <= DUE_AFTER + seldom / 2 + 1, "{longest} turns");
+                let mut candidates: Vec<_> = asked
+                    .iter()
+                    .map(|asked| Candidate::Seldom(Chance {
+                        likelihood: 0.0,
+                        is_due: waited(*asked) >= DUE_AFTER,
+                    }))
+                    .collect();
+                candidates.extend((0..soon).map(|_| Candidate::Soon(later(rng.f64()))));
+                candidates.extend((0..fresh).map(|_| match rng.bool() {
+                    true => Candidate::Hinted,
+                    false => Candidate::New,
+                }));
+                for place in choose(&candidates, ROOM) {
+                    if let Some(asked) = asked.get_mut(place) {
+                        *asked = turn;
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
         /// No voice twice, no more than there is room for, and no room left where there are voices.
         #[test]
         fn a_choice_fills_the_room(

@@ -287,6 +287,28 @@ async fn a_hint_outlives_a_database_that_fails() {
     daemon.stop().await;
 }
 
+/// What waits for a database that hangs is bounded, and whoever sends more is told to come back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hints_that_find_no_room_are_told_to_come_back() {
+    let (app, provider) = (migrated(Variant::E32).await, simulator().await);
+    let hangs = patient(&app, &provider).env("VOICE_SYNC_FAILPOINTS", "store.hint.before=stall:1h");
+    let mut daemon = Daemon::start(hangs);
+    let mut answered = 200;
+    for number in 0..5_010 {
+        let body = format!(r#"{{"voice_id":"a{number}","data":{{"voice_id":"b{number}"}}}}"#);
+        answered = send_webhook(&mut daemon, &body).await;
+        if answered != 200 {
+            assert_eq!((answered, number), (429, 5_000));
+            break;
+        }
+    }
+    assert_eq!(answered, 429);
+    // One that waits already takes no room.
+    assert_eq!(send_webhook(&mut daemon, r#"{"voice_id":"a7"}"#).await, 200);
+    daemon.wait_until_answers("/livez", 200).await;
+    daemon.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_daemon_accepts_the_webhooks_that_the_official_sdk_accepts() {
     let (app, provider) = (App::new(Variant::E32).await, simulator().await);

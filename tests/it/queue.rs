@@ -371,7 +371,7 @@ async fn events_need_not_go_where_the_queue_is() {
 async fn a_queue_needs_a_redis() {
     let waiting = Waiting::new(Variant::E32, &voices("ready", 1)).await;
     let ended = waiting.command().without("REDIS_URL").run().await;
-    ended.expect_code(78);
+    ended.expect_code(2);
     assert!(
         ended.stderr.contains("--queue needs a Redis"),
         "{}",
