@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, interval, sleep, sleep_until};
 
-use self::site::{BINARY, Site, provider_id};
+use self::site::{BINARY, Site, provider_id, seed};
 
 const SECRET: &str = "wsec_bench";
 const VOICES: usize = 200;
@@ -205,11 +205,7 @@ async fn measure(who: &str, ready_after: &[Duration], seed: Option<u64>) -> anyh
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     ensure!(Path::new(BINARY).exists(), "there is no {BINARY}");
-    let seed = match std::env::var("VOICE_SYNC_TEST_SEED") {
-        Ok(text) => text.parse().context("VOICE_SYNC_TEST_SEED is no number")?,
-        Err(_) => fastrand::u64(..),
-    };
-    println!("VOICE_SYNC_TEST_SEED={seed}");
+    let seed = seed()?;
     let mut rng = fastrand::Rng::with_seed(seed);
     let ready_after: Vec<_> = (0..VOICES)
         .map(|_| Duration::from_millis(rng.u64(1_000..10_000)))

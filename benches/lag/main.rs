@@ -13,7 +13,7 @@ use anyhow::{Context, ensure};
 use futures_util::future::join_all;
 use tokio::time::{Instant, interval, sleep, sleep_until};
 
-use self::site::{BINARY, Site, provider_id};
+use self::site::{BINARY, Site, provider_id, seed};
 
 const VOICES: usize = 200;
 /// After which everything is ready, and whoever asks every 60 s has asked.
@@ -89,11 +89,7 @@ async fn a_task_each(ready_after: &[Duration]) -> anyhow::Result<(Vec<f64>, u64)
 async fn main() -> anyhow::Result<()> {
     ensure!(Path::new(BINARY).exists(), "there is no {BINARY}");
     voice_sync::tls::install();
-    let seed = match std::env::var("VOICE_SYNC_TEST_SEED") {
-        Ok(text) => text.parse().context("VOICE_SYNC_TEST_SEED is no number")?,
-        Err(_) => fastrand::u64(..),
-    };
-    println!("VOICE_SYNC_TEST_SEED={seed}");
+    let seed = seed()?;
     let mut rng = fastrand::Rng::with_seed(seed);
     let ready_after: Vec<_> = (0..VOICES)
         .map(|_| Duration::from_millis(rng.u64(5_000..90_000)))

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool};
 use tempfile::TempDir;
 use voice_sync_simulator::{Options, Simulator};
@@ -101,4 +101,14 @@ impl Site {
 
 pub(crate) fn provider_id(number: usize, after: Duration) -> String {
     format!("sim-ready{}ms-{number}", after.as_millis())
+}
+
+/// The seed of a run, which is printed, and taken from `VOICE_SYNC_TEST_SEED` to repeat it.
+pub(crate) fn seed() -> anyhow::Result<u64> {
+    let seed = match std::env::var("VOICE_SYNC_TEST_SEED") {
+        Ok(text) => text.parse().context("VOICE_SYNC_TEST_SEED is no number")?,
+        Err(_) => fastrand::u64(..),
+    };
+    println!("VOICE_SYNC_TEST_SEED={seed}");
+    Ok(seed)
 }

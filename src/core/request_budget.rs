@@ -53,7 +53,7 @@ impl RequestBudget {
         self.spacing
     }
 
-    /// How long the budget the budget has no room after these requests. `pressure` says how much less the provider bears than it
+    /// How long the budget has no room after these requests. `pressure` says how much less the provider bears than it
     /// was configured for, from 1.
     pub fn taken_by(self, requests: u64, pressure: f64) -> Duration {
         let requests = u32::try_from(requests).unwrap_or(u32::MAX);
@@ -64,15 +64,13 @@ impl RequestBudget {
 
     /// The time in which it has room to look this many voices up once.
     pub fn round(self, voices: u64, voices_a_request: u64) -> Duration {
-        let requests = voices.div_ceil(voices_a_request.max(1));
-        self.spacing.mul_f64(requests as f64)
+        self.spacing.mul_f64(requests(voices, voices_a_request))
     }
 
     /// The least whole number of requests a minute with which each of these voices is looked up once in this time.
     pub fn enough_for(voices: u64, voices_a_request: u64, time: Duration) -> u64 {
-        let requests = voices.div_ceil(voices_a_request.max(1));
         let minutes = time.as_secs_f64() / 60.0;
-        ((requests as f64 / minutes).ceil() as u64).max(1)
+        ((requests(voices, voices_a_request) / minutes).ceil() as u64).max(1)
     }
 
     /// Whether one more request may be sent for a hint, where the budget has no room for so long.
@@ -85,6 +83,11 @@ impl RequestBudget {
         let requests = turn.as_secs_f64() / self.spacing.as_secs_f64();
         (requests.ceil() as usize).max(1)
     }
+}
+
+/// Requests that look this many voices up once.
+fn requests(voices: u64, voices_a_request: u64) -> f64 {
+    voices.div_ceil(voices_a_request.max(1)) as f64
 }
 
 impl fmt::Display for RequestBudget {

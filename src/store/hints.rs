@@ -21,22 +21,9 @@ impl Store {
     pub(super) async fn hint_once(&self, names: &[String]) -> Result<Hinted, StoreError> {
         let (table, dialect) = (&self.table, self.dialect());
         let now = dialect.now();
-        let mut args = self.database.args();
         let selection = Selection::Named(names.to_vec());
-        let selected = format!(
-            "SELECT {row_id} AS row_id, {provider_id} AS provider_id FROM {name} v WHERE {condition}",
-            row_id = table.row_id(),
-            provider_id = table.provider_id,
-            name = table.table,
-            condition = table.is_selected(&mut args, &selection),
-        );
         // On SQLite, a hint at no voice takes no write lock.
-        let count = format!("SELECT count(*) AS voices FROM ({selected}) s");
-        let voices = self
-            .database
-            .fetch_one(count, args)
-            .await?
-            .count("voices")?;
+        let voices = self.count_once(&selection).await?;
         if voices == 0 {
             return Ok(Hinted::default());
         }

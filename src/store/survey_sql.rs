@@ -12,7 +12,7 @@ use super::ledger::texts;
 use super::provider_state::{state, state_columns};
 use super::row::Row;
 use super::survey::{
-    Account, FailingBus, Notes, NudgeRecord, Nudging, RowState, Survey, VoiceRecord, Wanted,
+    Account, FailingBus, Notes, NudgeRecord, RowState, Survey, VoiceRecord, Wanted,
 };
 use super::{LEASE, MAX_BUS_PAUSE, NEWEST_RUNS, Store, StoreError, UNLISTED};
 use crate::core::backlog::{BAND_ENDS, BacklogKind};
@@ -65,9 +65,6 @@ impl Store {
             survey.completion_times = self.completion_times().await?;
             survey.completion_times_by_kind = self.completion_times_by_kind_once().await?;
             survey.accounts = self.accounts().await?;
-            for account in &mut survey.accounts {
-                account.nudging = self.nudging_once(account.account).await?;
-            }
             survey.failing_buses = self.failing_buses().await?;
         }
         survey.oldest = self.records_once(&Wanted::Rows(ids), oldest).await?;
@@ -190,23 +187,25 @@ impl Store {
             newest = args.limit(NEWEST_RUNS),
         );
         let rows = self.database.fetch_all(sql, args).await?;
-        let accounts = rows.iter().map(|row| {
+        let mut accounts = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let account = row.get("account")?;
             let mut unlisted = texts(&row.get::<String>("unlisted")?);
             unlisted.sort_unstable();
             let spacing: Option<Duration> = row.get_optional("request_spacing")?;
             let voices_a_request: Option<i64> = row.get_optional("voices_a_request")?;
             let voices_a_request = voices_a_request.and_then(|voices| u64::try_from(voices).ok());
-            Ok(Account {
-                account: row.get("account")?,
+            accounts.push(Account {
+                account,
                 state: state(row)?,
                 found_at: row.get_optional("found_at")?,
                 unlisted,
                 mass_absence_since: row.get_optional("mass_absence_since")?,
                 budget: spacing.map(RequestBudget::one_in).zip(voices_a_request),
-                nudging: Nudging::default(),
-            })
-        });
-        accounts.collect()
+                nudging: self.nudging_once(account).await?,
+            });
+        }
+        Ok(accounts)
     }
 
     async fn failing_buses(&self) -> Result<Vec<FailingBus>, StoreError> {
