@@ -4,8 +4,8 @@
 //!
 //! A pass ([`sync`]) is five steps: claim, look up, judge, apply, publish. The [`daemon`] is passes with sleep in
 //! between. What decides is pure, and in [`core`]; [`provider`] talks HTTP, [`store`] SQL and [`events`] Redis. Only
-//! [`sync`], and [`cli`] and [`doctor`] for looking, see both HTTP and SQL. `docs/architecture.md` in the repository has the
-//! same with a picture, and says where to change what.
+//! [`sync`], and [`cli`] and [`doctor`] for looking, see both HTTP and SQL. `docs/explanation/architecture.md` in the
+//! repository has the same with a diagram, and says where to change what.
 
 pub mod cli;
 pub mod core;

@@ -1,5 +1,5 @@
 //! What production does to voice-sync: crashes, rivals, a bad provider, a database and an event bus
-//! that come and go. `docs/reliability.md` says what each scenario has to show.
+//! that come and go. `docs/explanation/reliability.md` says what each scenario has to show.
 //!
 //! Budgets are small here, so that they run with every change. `scripts/chaos` gives the full ones:
 //! `VOICE_SYNC_CHAOS=full` chooses them, `VOICE_SYNC_TEST_SEED` repeats a run.

@@ -1,4 +1,4 @@
-//! What `docs/architecture.md` says of the structure.
+//! What `docs/explanation/architecture.md` says of the structure.
 
 use std::collections::BTreeMap;
 use std::fs;
