@@ -334,7 +334,7 @@ mod tests {
         }
     }
 
-    /// Every rule of the table in docs/reference.md, in its order.
+    /// Every rule in docs/reference/verdicts.md, in its order.
     #[test]
     fn each_rule_decides_as_documented() {
         use Stage::{Preparing, Training, WaitingForOwner};

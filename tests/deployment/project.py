@@ -1,12 +1,13 @@
-"""What the checks of the deployment files stand on: where things are, and what the README documents."""
+"""What the checks of the deployment files share: where things are, and what the reference documents."""
 
 import os
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
-REFERENCE = (ROOT / "docs/reference.md").read_text()
+REFERENCE = ROOT / "docs/reference"
+CONFIGURATION = (REFERENCE / "configuration.md").read_text()
+EXIT_CODES = REFERENCE / "exit-codes.md"
 
 
 def built(variable: str) -> Path:
@@ -17,24 +18,18 @@ def built(variable: str) -> Path:
     return Path(path)
 
 
-def table(heading: str) -> list[list[str]]:
-    """The rows of the table under a heading of the README."""
-    section = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", README, re.M | re.S)
-    if not section:
-        raise RuntimeError(f"the README has no section {heading!r}")
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in section[1].splitlines()
-        if line.startswith("|")
-    ]
+def table(page: Path) -> list[list[str]]:
+    """The rows of the table of a page that has one."""
+    lines = page.read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     return rows[2:]
 
 
 def exit_codes() -> dict[int, str]:
     """What a supervisor should do, by exit code."""
-    codes = {int(code): advice for code, _, advice in table("Exit codes")}
+    codes = {int(code): advice for code, _, advice in table(EXIT_CODES)}
     if not {0, 2, 78} <= codes.keys():
-        raise RuntimeError(f"the README's table of exit codes was not understood: {codes}")
+        raise RuntimeError(f"the table of {EXIT_CODES} was not understood: {codes}")
     return codes
 
 

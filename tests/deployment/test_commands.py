@@ -1,4 +1,4 @@
-"""The commands that units and manifests start: whether the program takes them."""
+"""The commands that units, manifests and Compose services start: whether the program takes them."""
 
 import re
 import subprocess
@@ -16,6 +16,12 @@ def commands() -> dict[str, list[str]]:
     for path in (ROOT / "examples" / "kubernetes" / "base").glob("*.yaml"):
         if arguments := re.search(r"^ *args: (.*)$", path.read_text(), re.M):
             found[path.name] = yaml.safe_load(arguments[1])
+    compose = yaml.safe_load((ROOT / "examples" / "compose" / "compose.yaml").read_text())["services"]
+    for name, service in compose.items():
+        if service["image"] == "voice-sync":
+            found[f"compose {name}"] = service["command"]
+        if service.get("healthcheck", {}).get("test", [])[:2] == ["CMD", "/voice-sync"]:
+            found[f"compose {name} is healthy"] = service["healthcheck"]["test"][2:]
     return found
 
 
@@ -26,7 +32,7 @@ def voice_sync(*arguments: str) -> subprocess.CompletedProcess:
 class Commands(unittest.TestCase):
     def test_the_program_takes_them(self):
         known = voice_sync("--help").stdout
-        self.assertEqual(len(commands()), 5)
+        self.assertEqual(len(commands()), 8)
         for name, arguments in commands().items():
             with self.subTest(name):
                 if not re.search(rf"^  {arguments[0]} ", known, re.M):

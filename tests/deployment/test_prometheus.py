@@ -14,13 +14,13 @@ from pathlib import Path
 
 import yaml
 
-from project import ROOT, built
+from project import REFERENCE, ROOT, built
 
 PROMETHEUS = ROOT / "examples" / "prometheus"
 RULES = PROMETHEUS / "voice-sync.rules.yml"
 TESTS = PROMETHEUS / "voice-sync.rules.test.yml"
 DASHBOARD = ROOT / "examples" / "grafana" / "voice-sync.json"
-OPERATIONS = ROOT / "docs" / "operations.md"
+ALERTS = ROOT / "docs" / "how-to" / "alerts.md"
 NAME = re.compile(r"\bvoice_sync_\w+")
 
 
@@ -88,7 +88,7 @@ class Rules(unittest.TestCase):
         cases = [case for test in yaml.safe_load(TESTS.read_text())["tests"] for case in test["alert_rule_test"]]
         self.assertEqual(rules, {case["alertname"] for case in cases if case.get("exp_alerts")})
         self.assertEqual(rules, {case["alertname"] for case in cases if not case.get("exp_alerts")})
-        self.assertEqual(rules, set(re.findall(r"^\| `(VoiceSync\w+)` \|", OPERATIONS.read_text(), re.M)))
+        self.assertEqual(rules, set(re.findall(r"^\| `(VoiceSync\w+)` \|", ALERTS.read_text(), re.M)))
 
 
 class Scraped(unittest.TestCase):
@@ -179,6 +179,11 @@ class Metrics(unittest.TestCase):
         text = DASHBOARD.read_text()
         families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in shown()}
         self.assertEqual({name for name in families if name not in text}, set())
+
+    def test_the_reference_has_all_of_them_and_no_other(self):
+        families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in shown()}
+        documented = re.findall(r"^\| `(\w+)` \|", (REFERENCE / "metrics.md").read_text(), re.M)
+        self.assertEqual({f"voice_sync_{name}" for name in documented}, families)
 
 
 class Dashboard(unittest.TestCase):

@@ -9,7 +9,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from project import REFERENCE, ROOT, SECONDS_TO_OPEN, SECONDS_TO_STOP, exit_codes, never_retried, seconds
+from project import CONFIGURATION, ROOT, SECONDS_TO_OPEN, SECONDS_TO_STOP, exit_codes, never_retried, seconds
 
 UNITS = ROOT / "systemd"
 SERVICES = ("voice-sync.service", "voice-syncd.service")
@@ -121,7 +121,7 @@ class Agreement(unittest.TestCase):
         self.assertEqual(self.daemon["Restart"], ["on-failure"])
 
     def test_work_that_is_left_is_no_failure_of_a_run(self):
-        left = {code for code, advice in exit_codes().items() if advice == "the next run goes on"}
+        left = {code for code, advice in exit_codes().items() if advice == "the next pass continues"}
         self.assertEqual(set(map(int, self.once["SuccessExitStatus"][0].split())), left)
 
     def test_a_stop_is_waited_for(self):
@@ -146,7 +146,7 @@ class Agreement(unittest.TestCase):
 
     def test_settings_are_documented(self):
         # A variable holds either the value or, as an _FILE, where it is: secrets, which belong into credentials.
-        documented = set(re.findall(r"`((?:VOICE_SYNC|ELEVENLABS_BASE)_\w+)`", REFERENCE))
+        documented = set(re.findall(r"`((?:VOICE_SYNC|ELEVENLABS_BASE)_\w+)`", CONFIGURATION))
         names = set(re.findall(r"^#(\w+)=", self.texts["voice-sync.env"], re.M)) - {"RUST_LOG", "HTTPS_PROXY"}
         secrets = {name for name in documented if re.search(r"_TOKEN(_FILE)?$", name)}
         self.assertEqual(names, documented - secrets)
