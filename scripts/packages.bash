@@ -23,6 +23,7 @@ package_names() {
 		apt-get-prometheus) echo prometheus prometheus-node-exporter ;;
 		apt-get-dpkg-dev) echo dpkg-dev ;;
 		apt-get-chromium | dnf-chromium) echo chromium ;;
+		apt-get-sqlite) echo sqlite3 ;;
 		dnf-postgresql) echo postgresql-server ;;
 		# Newer Fedora and RHEL have only Valkey; its file is found by either name.
 		dnf-redis) dnf -q info redis >/dev/null 2>&1 && echo redis || echo valkey ;;
@@ -38,11 +39,12 @@ package_names() {
 		brew-prometheus) echo prometheus node_exporter ;;
 		brew-dpkg-dev) echo dpkg ;;
 		brew-chromium) echo chromium ;;
+		dnf-sqlite | brew-sqlite) echo sqlite ;;
 		esac
 	done | tr '\n' ' '
 }
 
-# install_packages WHAT…, each of: postgresql pgbouncer redis faketime openssl python systemd static-libc prometheus dpkg-dev chromium
+# install_packages WHAT…, each of: postgresql pgbouncer redis faketime openssl python systemd static-libc prometheus dpkg-dev chromium sqlite
 install_packages() {
 	local manager names
 	for manager in apt-get dnf brew ''; do

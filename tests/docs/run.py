@@ -1,5 +1,6 @@
 """Runs what the documentation, and the help of each command, tell people to type: against a PostgreSQL, a Redis and the
-simulator that scripts/test-docs has ready. What is no command of voice-sync has to be run by something else, which is looked up."""
+simulator that scripts/test-docs has ready. What is no command of voice-sync has to be run by something else, which is looked up.
+The tutorial runs as it is written, and what it shows is compared. Checks the links, the lines and the words of all pages, too."""
 
 import os
 import re
@@ -7,12 +8,24 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TUTORIAL = ROOT / "docs/tutorial.md"
+LINE = 100
+FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
+# Words that mean something to nobody else: the pages use the terms of the field.
+HOME_MADE = [
+    r"askers?", r"hungry", r"misfits?", r"lookout", r"checkup", r"in touch", r"sleepers?", r"poison voices?", r"fuse", r"anew",
+    r"left in peace", r"left alone", r"at peace", r"the one that keeps asking", r"(does|do) all fit", r"is no verdict", r"no verdict",
+    r"nobody asks", r"asked about", r"asks? about", r"bodies that are none", r"that are none", r"when it calls", r"mends?", r"mended",
+    r"goes on", r"go on", r"made trouble", r"in trouble", r"trouble", r"refusals?", r"absent", r"how things stand", r"never is",
+    r"whoever", r"is told", r"was told",
+]  # fmt: skip
 VOICE_SYNC = ROOT / "target/debug/voice-sync"
 COMMANDS = ("sync-once", "daemon", "migrate", "doctor", "status", "inspect", "retry", "outbox", "runs", "completions", "man")
 TABLE = """CREATE TABLE voices (
@@ -26,6 +39,8 @@ SHORTER = {"10m": "1s", "5m": "5s"}
 
 # What is no command of voice-sync, and a text that shows which file runs it, or that what it names is there.
 ELSEWHERE = [
+    (r"cargo build --release --locked --bin voice-sync --example simulator", "Dockerfile", "--release --locked"),
+    (r"cargo run --release --locked --example simulator", "scripts/check-deployment", "--example simulator"),
     (r"cargo run --example demo", ".ci/run", "cargo run --quiet --locked --example demo"),
     (r"cargo run --example simulator -- --help", "scripts/check-deployment", "--example simulator"),
     (r"cargo install --locked --path \.", "scripts/check-deployment", "cargo install --quiet --locked --debug --force --path ."),
@@ -42,13 +57,26 @@ ELSEWHERE = [
     (r"scripts/check-deployment|scripts/test-docs", ".ci/run", ""),
     (r"scripts/test-upgrade REVISION", "scripts/test-upgrade", ""),
     (r"\.ci/run", ".ci/run", ""),
+    (r"docker compose (up -d voice-sync|exec voice-sync /voice-sync doctor)", "examples/compose/compose.yaml", "\n  voice-sync:\n"),
+    (r"mkdir -m 700 secrets|chmod 444 secrets/\*", "examples/compose/compose.yaml", "file: ./secrets/"),
+    (r"printf %s \S+ >secrets/elevenlabs-api-key", "examples/compose/compose.yaml", "file: ./secrets/elevenlabs-api-key"),
+    (r"printf %s \S+ >secrets/database-url", "examples/compose/compose.yaml", "file: ./secrets/database-url"),
+    (r"printf %s \S+ +>secrets/migrator-database-url", "examples/compose/compose.yaml", "file: ./secrets/migrator-database-url"),
+    (r"printf %s \S+ >secrets/redis-url", "examples/compose/compose.yaml", "file: ./secrets/redis-url"),
     (r"docker (build|run) .*", "tests/deployment/test_container.py", "Dockerfile"),
     (r"kubectl apply -k \.|kubectl apply -f namespace\.yaml", "tests/deployment/test_kubernetes.py", "kustomize"),
     (r"kubectl -n voice-sync create secret generic voice-sync(-migrator)? (--from-file=\S+ ?)+", "examples/kubernetes/base/cronjob.yaml", "voice-sync"),
     (r"cd examples/kubernetes/overlays/production", "examples/kubernetes/overlays/production/kustomization.yaml", "resources"),
     (r"sudo apt install \./voice-sync\.deb", "tests/deployment/test_package.py", '"--install"'),
     (r"sudo (install|cp) .*", "tests/deployment/test_systemd.py", "systemd"),
-    (r"sudo systemctl (daemon-reload|enable --now voice-sync\.timer)", "systemd/voice-sync.timer", "[Install]"),
+    (r"sudo (useradd --system --user-group|userdel) app", "systemd/sqlite.conf", "User=app"),
+    (r"sudo -u app sqlite3 /srv/app/data/app\.db .*", "systemd/sqlite.conf", "ReadWritePaths=/srv/app/data"),
+    (r"sudo journalctl -u voice-sync\.service -n 20 -o cat", "systemd/voice-sync.service", "ExecStart=voice-sync sync-once"),
+    (r"sudo rm (-r )?(/etc/(voice-sync|systemd/system/voice-sync\S*)|/srv/app| )+", "systemd/voice-syncd.service", "/etc/voice-sync"),
+    (r"sudo sh -c 'umask 077; echo any >/etc/voice-sync/elevenlabs-api-key'", "systemd/voice-sync.service", "/etc/voice-sync/elevenlabs-api-key"),
+    (r"sudo sh -c 'umask 077; echo sqlite:////srv/app/data/app\.db >/etc/voice-sync/database-url'", "systemd/voice-sync.service", "/etc/voice-sync/database-url"),
+    (r"sudo sh -c 'echo ELEVENLABS_BASE_URL=\S+ >/etc/voice-sync/voice-sync\.env'", "systemd/voice-sync.service", "EnvironmentFile=-/etc/voice-sync/voice-sync.env"),
+    (r"sudo systemctl (daemon-reload|(enable|disable) --now voice-sync\.timer)", "systemd/voice-sync.timer", "[Install]"),
     (r"sudo sh -c 'umask 077; cat >/etc/voice-sync/(elevenlabs-api-key|database-url|redis-url|elevenlabs-webhook-secret)'", "systemd/voice-sync.service", "LoadCredential="),
     (r"kubectl -n voice-sync exec deploy/voice-syncd -- /voice-sync status", "Dockerfile", 'ENTRYPOINT ["/voice-sync"]'),
     (r"sudo env DATABASE_URL_FILE=\S+ ELEVENLABS_API_KEY_FILE=\S+ voice-sync status", "tests/it/bad_input.rs", "secrets_may_stand_in_files"),
@@ -93,6 +121,77 @@ def in_help() -> Iterator[tuple[str, str]]:
             raise SystemExit(f"voice-sync {' '.join(words)} --help has no examples")
         for line in examples[1].splitlines() if examples else ():
             yield f"voice-sync {' '.join(words)} --help", line.strip()
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Each fenced block with its language."""
+    return re.findall(FENCED, text)
+
+
+def lines_of(script: str) -> Iterator[str]:
+    """Its commands; what stands between double quotes may have several lines."""
+    yield from (" ".join(command.split()) for command in re.findall(r'(?:[^\n"]|"[^"]*")+', script))
+
+
+def shown(expected: str) -> re.Pattern:
+    """What matches text that is shown: `…` is anything, alone on a line any lines, and times differ."""
+    pattern = re.escape(expected.strip()).replace("\\\n", "\n")
+    pattern = re.sub(r"^…\n", "(?:.*\\n)*", pattern, flags=re.M)
+    pattern = re.sub(r"\n…$", "(?:\\n.*)*", pattern)
+    pattern = re.sub(r"\d+\\\.\d+\\ s\b", r"\\d+\\.\\d+ s", pattern)
+    return re.compile(pattern.replace("…", ".*"))
+
+
+def tutorial(site: "Site") -> list[str]:
+    """What is wrong with it. It runs as one script, in a directory of its own, except for what needs root or a compiler."""
+    address = "http://127.0.0.1:8900"
+    parts, wrong = blocks(TUTORIAL.read_text()), []
+    script, expectations, runs = ["set -e"], [], False
+    for language, block in parts:
+        if language == "sh":
+            runs = not re.search(r"^(sudo|cargo) ", block, re.M)
+            if runs:
+                script += [f"echo @@{len(expectations)}", block]
+                expectations.append((block, ""))
+            else:
+                found = [(command, elsewhere(command)) for command in lines_of(block)]
+                wrong += [f"{command}\n    {error}" for command, error in found if error]
+        elif runs:
+            expectations[-1] = (expectations[-1][0], block)
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{VOICE_SYNC.parent}:{os.environ['PATH']}"
+        whole = "\n".join(script).replace(address, site.environment["ELEVENLABS_BASE_URL"])
+        done = subprocess.run(["bash", "-c", whole], cwd=directory, text=True, capture_output=True, env={"PATH": path}, timeout=120)
+    outputs = re.split(r"^@@\d+\n", done.stdout.replace(site.environment["ELEVENLABS_BASE_URL"], address), flags=re.M)[1:]
+    if done.returncode != 0:
+        wrong.append(f"{expectations[len(outputs) - 1][0]}    ended with {done.returncode}\n{done.stderr}")
+    for (block, expected), output in zip(expectations, outputs):
+        if expected and not shown(expected).fullmatch(output.strip()):
+            wrong.append(f"{block}    shows\n{output}    and not\n{expected}")
+    return [f"{TUTORIAL.relative_to(ROOT)}: {error}" for error in wrong]
+
+
+def anchors(page: Path) -> set[str]:
+    """Those of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(FENCED, "", page.read_text()), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def in_words(page: Path) -> Iterator[str]:
+    """What is wrong with its links, the length of its lines, and its words."""
+    text = page.read_text()
+    for target, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)#?([^)\s]*)\)", text):
+        to = (page.parent / target).resolve() if target else page
+        if not to.exists() or (anchor and anchor not in anchors(to)):
+            yield f"the link to {target}#{anchor} leads nowhere"
+    prose = re.sub(FENCED, lambda block: block[2] if block[1] == "sh" else "", text)
+    for line in prose.splitlines():
+        if len(line) > LINE and not re.match(r" *\||.*://", line):
+            yield f"longer than {LINE} characters: {line}"
+    words = re.sub(r"\s+", " ", re.sub(r"`[^`\n]*`|\]\([^)]*\)", "", prose))
+    for term in HOME_MADE:
+        for found in re.finditer(rf"\b{term}\b", words, re.I):
+            yield f"{found[0]!r} is home-made: …{words[max(0, found.start() - 40) : found.end() + 40]}…"
 
 
 class Site:
@@ -194,7 +293,11 @@ def elsewhere(command: str) -> str | None:
 def main():
     site, wrong, count = Site(), [], 0
     groups: list[tuple[str, list[str]]] = [
-        (str(page.relative_to(ROOT)), [*in_blocks(page.read_text()), *in_prose(page.read_text())]) for page in PAGES
+        (
+            str(page.relative_to(ROOT)),
+            [*(in_blocks(page.read_text()) if page != TUTORIAL else ()), *in_prose(page.read_text())],
+        )
+        for page in PAGES
     ]
     groups += [(place, [command]) for place, command in in_help()]
     for place, commands in groups:
@@ -212,8 +315,10 @@ def main():
                 trouble = elsewhere(command)
             if trouble:
                 wrong.append(f"{place}: {command}\n    {trouble.strip()}")
+    wrong += tutorial(site)
     site.simulator.kill()
-    print(f"{count} commands of the documentation, {len(wrong)} wrong")
+    wrong += [f"{page.relative_to(ROOT)}: {error}" for page in PAGES for error in in_words(page)]
+    print(f"{count} commands of the documentation, and {len(PAGES)} pages: {len(wrong)} wrong")
     sys.exit("\n".join(wrong) or 0)
 
 
