@@ -21,7 +21,7 @@ FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 # Words that mean something to nobody else: the pages use the terms of the field.
 HOME_MADE = [
     r"askers?", r"hungry", r"misfits?", r"lookout", r"checkup", r"in touch", r"sleepers?", r"poison voices?", r"fuse", r"anew",
-    r"left in peace", r"left alone", r"at peace", r"the one that keeps asking", r"(does|do) all fit", r"is no verdict", r"no verdict",
+    r"left in peace", r"left alone", r"at peace", r"the one that keeps asking", r"(does|do) all fit", r"is no verdict",
     r"nobody asks", r"asked about", r"asks? about", r"bodies that are none", r"that are none", r"when it calls", r"mends?", r"mended",
     r"goes on", r"go on", r"made trouble", r"in trouble", r"trouble", r"refusals?", r"absent", r"how things stand", r"never is",
     r"whoever", r"is told", r"was told",
@@ -72,7 +72,7 @@ ELSEWHERE = [
     (r"sudo (useradd --system --user-group|userdel) app", "systemd/sqlite.conf", "User=app"),
     (r"sudo -u app sqlite3 /srv/app/data/app\.db .*", "systemd/sqlite.conf", "ReadWritePaths=/srv/app/data"),
     (r"sudo journalctl -u voice-sync\.service -n 20 -o cat", "systemd/voice-sync.service", "ExecStart=voice-sync sync-once"),
-    (r"sudo rm (-r )?(/etc/(voice-sync|systemd/system/voice-sync\S*)|/srv/app| )+", "systemd/voice-syncd.service", "/etc/voice-sync"),
+    (r"sudo rm (-r )?(/etc/(voice-sync|systemd/system/voice-sync\S*)|/srv/app|/var/lib/voice-sync| )+", "systemd/voice-syncd.service", "/etc/voice-sync"),
     (r"sudo sh -c 'umask 077; echo any >/etc/voice-sync/elevenlabs-api-key'", "systemd/voice-sync.service", "/etc/voice-sync/elevenlabs-api-key"),
     (r"sudo sh -c 'umask 077; echo sqlite:////srv/app/data/app\.db >/etc/voice-sync/database-url'", "systemd/voice-sync.service", "/etc/voice-sync/database-url"),
     (r"sudo sh -c 'echo ELEVENLABS_BASE_URL=\S+ >/etc/voice-sync/voice-sync\.env'", "systemd/voice-sync.service", "EnvironmentFile=-/etc/voice-sync/voice-sync.env"),
