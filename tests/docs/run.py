@@ -2,6 +2,7 @@
 simulator that scripts/test-docs has ready. What is no command of voice-sync has to be run by something else, which is looked up.
 The tutorial runs as it is written, and what it shows is compared. Checks the links, the lines and the words of all pages, too."""
 
+import hashlib
 import os
 import re
 import shlex
@@ -14,8 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TUTORIAL = ROOT / "docs/tutorial.md"
+# Each translation, and the page that it is of.
+TRANSLATIONS = {ROOT / "README.ko.md": ROOT / "README.md", ROOT / "docs/ko/tutorial.md": TUTORIAL}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted({*(ROOT / "docs").rglob("*.md")} - {*TRANSLATIONS})]
 LINE = 100
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 # Words that mean something to nobody else: the pages use the terms of the field.
@@ -186,12 +189,23 @@ def in_words(page: Path) -> Iterator[str]:
             yield f"the link to {target}#{anchor} leads nowhere"
     prose = re.sub(FENCED, lambda block: block[2] if block[1] == "sh" else "", text)
     for line in prose.splitlines():
-        if len(line) > LINE and not re.match(r" *\||.*://", line):
+        if len(line) > LINE and not re.match(r" *\||<!-- |.*://", line):
             yield f"longer than {LINE} characters: {line}"
     words = re.sub(r"\s+", " ", re.sub(r"`[^`\n]*`|\]\([^)]*\)", "", prose))
     for term in HOME_MADE:
         for found in re.finditer(rf"\b{term}\b", words, re.I):
             yield f"{found[0]!r} is home-made: …{words[max(0, found.start() - 40) : found.end() + 40]}…"
+
+
+def in_translation(translation: Path, original: Path) -> Iterator[str]:
+    """What is wrong with it: the original has changed since, or it has other commands."""
+    name, of = translation.relative_to(ROOT), original.relative_to(ROOT)
+    text, source = translation.read_text(), original.read_text()
+    first = f"<!-- translation of {of}, sha256 {hashlib.sha256(source.encode()).hexdigest()} -->"
+    if not text.startswith(f"{first}\n"):
+        yield f"{name} is older than {of}: translate what has changed, then let it begin with {first}"
+    if [*in_blocks(text)] != [*in_blocks(source)]:
+        yield f"{name} has other commands than {of}"
 
 
 class Site:
@@ -317,7 +331,8 @@ def main():
                 wrong.append(f"{place}: {command}\n    {trouble.strip()}")
     wrong += tutorial(site)
     site.simulator.kill()
-    wrong += [f"{page.relative_to(ROOT)}: {error}" for page in PAGES for error in in_words(page)]
+    wrong += [f"{page.relative_to(ROOT)}: {error}" for page in [*PAGES, *TRANSLATIONS] for error in in_words(page)]
+    wrong += [error for translation, original in TRANSLATIONS.items() for error in in_translation(translation, original)]
     print(f"{count} commands of the documentation, and {len(PAGES)} pages: {len(wrong)} wrong")
     sys.exit("\n".join(wrong) or 0)
 
