@@ -7,12 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use axum::Router;
 use clap::Args;
-use futures_util::future::join;
+use futures_util::future::join3;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use uuid::Uuid;
 
 use super::status::Viewer;
 use super::{Budget, Nudge, Options, UNFINISHED, in_time, interval, open};
@@ -64,7 +65,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// What the page shows.
-fn status_cache(url: DatabaseUrl, names: Names, rules: &Rules) -> Arc<StatusCache> {
+fn status_cache(url: DatabaseUrl, names: Names, rules: &Rules, account: Uuid) -> Arc<StatusCache> {
     let viewer = Arc::new(Mutex::new(Viewer {
         url,
         names,
@@ -73,6 +74,7 @@ fn status_cache(url: DatabaseUrl, names: Names, rules: &Rules) -> Arc<StatusCach
         fail_after: rules.fail_after,
         age_from: rules.age_from,
         limits: Limits::default(),
+        account: Some(account),
         store: None,
     }));
     Arc::new(StatusCache::new(move || {
@@ -140,7 +142,7 @@ impl Daemon {
             }
             Some(address) => {
                 let listener = listen(address).await?;
-                let cache = status_cache(url.clone(), names.clone(), &rules);
+                let cache = status_cache(url.clone(), names.clone(), &rules, provider.account());
                 let hosts = AllowedHosts::new(self.allowed_hosts);
                 let router = daemon::router(watch.clone(), metrics.clone(), cache, hosts)
                     .merge(secrets.router(&inbox, &metrics));
@@ -155,13 +157,15 @@ impl Daemon {
         let beside = |store: Arc<Store>| {
             let (inbox, metrics) = (Arc::clone(&inbox), metrics.hints.clone());
             let (nudger, provider) = (nudger.clone(), Arc::clone(&provider));
+            let watch = Arc::clone(&watch);
             async move {
                 let nudging = async {
                     if let Some(nudger) = nudger {
                         nudger.run(&store, &provider).await;
                     }
                 };
-                join(inbox.deliver(&store, &metrics), nudging).await;
+                let watching = daemon::watch_database(&store, &watch);
+                join3(inbox.deliver(&store, &metrics), nudging, watching).await;
             }
         };
         let opening = async || {

@@ -11,7 +11,7 @@ use super::{Options, Output, at, confirm, in_time, open, print, width};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{ago, in_line, moment, number_of};
 use crate::status::table;
-use crate::store::{Access, CommandRun, EventFilter, EventRecord, Store, StoreError};
+use crate::store::{Access, CommandRun, EventFilter, EventRecord, PURGE, Store, StoreError};
 
 /// Show the events of transitions, publish them again, or remove them.
 #[derive(Debug, Args)]
@@ -213,7 +213,7 @@ async fn change(
             (run, "resent", store.resend(&run, &filter).await)
         }
         Change::Purge => {
-            let run = CommandRun::begin("outbox purge");
+            let run = CommandRun::begin(PURGE);
             (run, "purged", store.purge(&run, &filter).await)
         }
     };

@@ -4,16 +4,17 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::signal;
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use super::{Options, Output, at, in_time, interval, open, print, show, unwritten, width};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, span};
 use crate::core::verdict::AgeFrom;
 use crate::status::{Limits, Status, text};
-use crate::store::{Access, DatabaseUrl, Names, Store};
+use crate::store::{Access, DatabaseUrl, LedgerEntry, Names, Store};
 
 /// Show how things stand, and what needs attention.
 #[derive(Debug, Args)]
@@ -81,6 +82,8 @@ impl StatusCommand {
             fail_after: options.rules().fail_after,
             age_from: options.rules().age_from,
             limits: self.limits(),
+            // Without a key, `status` works as well.
+            account: options.provider().ok().map(|provider| provider.account()),
             store: None,
         };
         let Some(interval) = self.watch else {
@@ -127,9 +130,21 @@ impl StatusCommand {
         Ok(Exit::Success)
     }
 
+    /// With the code that this command exits with.
+    fn json(&self, status: &Status) -> Value {
+        let mut json = status.json();
+        let exit = if self.check {
+            status.exit()
+        } else {
+            Exit::Success
+        };
+        json["exit_code"] = exit.code().into();
+        json
+    }
+
     fn shown(&self, status: &Status, output: Output) -> String {
         match (output, self.check) {
-            (Output::Json, _) => status.json().to_string(),
+            (Output::Json, _) => self.json(status).to_string(),
             (Output::Text, true) => in_one_line(status),
             (Output::Text, false) => text(status, width()).trim_end().to_owned(),
         }
@@ -176,6 +191,8 @@ pub(super) struct Viewer {
     pub(super) fail_after: Option<Duration>,
     pub(super) age_from: AgeFrom,
     pub(super) limits: Limits,
+    /// The account that is looked at, if a key is configured.
+    pub(super) account: Option<Uuid>,
     /// Opened when it looks, and again after trouble, or where voice-sync's tables may have been made meanwhile.
     pub(super) store: Option<Store>,
 }
@@ -191,9 +208,16 @@ impl Viewer {
             }
         };
         let survey = store
-            .survey(self.fail_after, self.age_from, OLDEST, RUNS_READ)
+            .survey(
+                self.fail_after,
+                self.age_from,
+                OLDEST,
+                RUNS_READ,
+                self.account,
+            )
             .await;
         let mut status = Status::new(survey.map_err(at(&self.url))?, &self.limits);
+        status.survey.runs.retain(LedgerEntry::did_something);
         status.survey.runs.truncate(RUNS);
         self.store = Some(store);
         Ok(status)

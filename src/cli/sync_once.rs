@@ -1,7 +1,7 @@
 //! `voice-sync sync-once`.
 
 use std::future::pending;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -16,7 +16,7 @@ use crate::core::exit::{Exit, Failed};
 use crate::core::report::Report;
 use crate::daemon::{self, DUE_AT_ONCE};
 use crate::deadline::Deadline;
-use crate::store::{Access, DatabaseUrl, Selection, Store};
+use crate::store::{Access, DatabaseUrl, Selection, StatusValues, Store};
 use crate::sync::{Pass, Scope, Which};
 use crate::telemetry::exposition::Metrics;
 use crate::telemetry::progress_bar::Progress;
@@ -68,11 +68,38 @@ pub(super) struct SyncOnce {
 
 /// After `--max-runtime`, a pass has so long to write down what it knows.
 const CLOSING_TIME: Duration = Duration::from_secs(5);
+/// Voices that are looked for by one statement.
+const NAMES_AT_ONCE: usize = 100;
+/// Rows whose status is read where no voice was found.
+const STATUSES_READ: u32 = 10_000;
 /// And after that, so long to say what it did.
 const REPORTING_TIME: Duration = Duration::from_secs(1);
 
 impl SyncOnce {
-    pub(super) async fn run(self, options: Options) -> Result<Exit, Failed> {
+    pub(super) async fn run(mut self, options: Options) -> Result<Exit, Failed> {
+        let metrics = Metrics::default();
+        let metrics_file = self.metrics_file.take();
+        let output = options.output;
+        let mut ended = self.within_its_time(options, &metrics).await;
+        if let Err(Failed { exit, .. }) = &ended {
+            metrics.exited(*exit);
+        }
+        if let Some(path) = metrics_file
+            && let Err(error) = metrics.write(&path)
+        {
+            error!(%error, path = %path.display(), "the metrics file (--metrics-file) could not be written");
+            if let Ok(report) = &mut ended
+                && report.exit_code == Exit::Success
+            {
+                report.exit_code = Exit::Io;
+            }
+        }
+        let report = ended?;
+        print(&text(&report, output))?;
+        Ok(report.exit_code)
+    }
+
+    async fn within_its_time(self, options: Options, metrics: &Metrics) -> Result<Report, Failed> {
         let longest = self.wait.into_iter().chain(self.max_runtime).min();
         let until = longest.and_then(|longest| Instant::now().checked_add(longest));
         let deadline = Deadline::never();
@@ -84,7 +111,7 @@ impl SyncOnce {
             sleep(REPORTING_TIME).await;
         };
         tokio::select! {
-            exit = self.sync(options, until, &deadline) => exit,
+            exit = self.sync(options, until, &deadline, metrics) => exit,
             () = hanging => Err(Failed {
                 exit: Exit::Temporary,
                 message: anyhow!(UNFINISHED),
@@ -97,7 +124,8 @@ impl SyncOnce {
         options: Options,
         until: Option<Instant>,
         deadline: &Deadline,
-    ) -> Result<Exit, Failed> {
+        metrics: &Metrics,
+    ) -> Result<Report, Failed> {
         let Self {
             dry_run,
             voice,
@@ -107,10 +135,9 @@ impl SyncOnce {
             budget,
             nudge,
             max_runtime: _,
-            metrics_file,
+            metrics_file: _,
         } = self;
         let (url, names, rules) = (options.database_url()?, options.names()?, options.rules());
-        let metrics = Metrics::default();
         let provider = options.provider()?.counting_in(metrics.provider.clone());
         let (publisher, queue) = (options.publisher()?, options.queue()?);
         let access = if dry_run {
@@ -136,6 +163,9 @@ impl SyncOnce {
             dry_run,
             continuous: false,
         };
+        if let Which::Named(names) = &scope.which {
+            refuse_unknown(names, &store, &url).await?;
+        }
         let progress = Progress::begin(match Progress::is_seen() {
             true => meant(&store, &scope).await,
             false => 0,
@@ -156,16 +186,19 @@ impl SyncOnce {
         };
         let mut report = pass.run().await;
         metrics.passed(&report);
-        go_on_while_many_are_due(pass, &url, &metrics, &mut report).await?;
+        go_on_while_many_are_due(pass, &url, metrics, &mut report).await?;
         if let (Which::Named(names), 0) = (&scope.which, report.counts.due) {
             warn!(
                 voices = names.join(", "),
-                "none of these is a voice in processing, by row or provider id"
+                "none of these voices is in processing"
             );
+        }
+        if report.counts.due == 0 && matches!(scope.which, Which::All | Which::Due(_)) {
+            warn_of_other_statuses(&store, &names.statuses).await;
         }
         if wait.is_some() {
             let budget = budget.request_budget;
-            let waiting = daemon::until_nothing_waits(pass, budget, &metrics, report, until);
+            let waiting = daemon::until_nothing_waits(pass, budget, metrics, report, until);
             let nudging = async {
                 match &nudger {
                     Some(nudger) => nudger.run(&store, &provider).await,
@@ -177,16 +210,35 @@ impl SyncOnce {
                 never = nudging => match never {},
             };
         }
-        if let Some(path) = metrics_file {
-            metrics.press(provider.pressure());
-            let written = write(&metrics, &store, &path).await;
-            if !written && report.exit_code == Exit::Success {
-                report.exit_code = Exit::Io;
-            }
+        // In its ledger this database has it already; without tables of its own, only the process knows.
+        let is_for_all = matches!(scope.which, Which::All | Which::Due(_)) && !dry_run;
+        if report.exit_code == Exit::Success && is_for_all && !report.counts.only_met_leases() {
+            metrics.succeeded();
         }
+        if let Ok(overview) = store.overview().await {
+            metrics.stand(&overview);
+        }
+        metrics.press(provider.pressure());
         drop(progress);
-        print(&text(&report, options.output))?;
-        Ok(report.exit_code)
+        Ok(report)
+    }
+}
+
+/// Says if voices wait under a name that voice-sync does not look for. Not worth failing for.
+async fn warn_of_other_statuses(store: &Store, statuses: &StatusValues) {
+    let Ok(others) = store.other_statuses(STATUSES_READ).await else {
+        return;
+    };
+    for (status, rows) in others
+        .iter()
+        .filter(|(status, _)| statuses.resembles_processing(status))
+    {
+        warn!(
+            status,
+            rows,
+            looked_for = statuses.processing,
+            "no voice is in processing, but rows have a status that looks like it; check --status-values"
+        );
     }
 }
 
@@ -212,17 +264,21 @@ async fn go_on_while_many_are_due(
     Ok(())
 }
 
-/// Writes the metrics. Returns whether that worked.
-async fn write(metrics: &Metrics, store: &Store, path: &Path) -> bool {
-    if let Ok(overview) = store.overview().await {
-        metrics.stand(&overview);
+/// A name that no row has is a mistake of whoever typed it.
+async fn refuse_unknown(names: &[String], store: &Store, url: &DatabaseUrl) -> Result<(), Failed> {
+    let mut unknown = Vec::new();
+    for names in names.chunks(NAMES_AT_ONCE) {
+        let voices = store.named(names, u32::MAX).await.map_err(at(url))?;
+        let names = names.iter().map(String::as_str);
+        unknown.extend(names.filter(|name| !voices.iter().any(|voice| voice.is_named(name))));
     }
-    let written = metrics.write(path);
-    written
-        .inspect_err(|error| {
-            error!(%error, path = %path.display(), "the metrics could not be written (--metrics-file)");
-        })
-        .is_ok()
+    match unknown.is_empty() {
+        true => Ok(()),
+        false => Err(Failed::usage(anyhow!(
+            "no row has this id or provider id (--voice): {}",
+            unknown.join(", ")
+        ))),
+    }
 }
 
 /// Voices that a pass will ask about, about: those of a bar.

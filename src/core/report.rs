@@ -101,6 +101,11 @@ impl Counts {
         self.requests.saturating_sub(self.nudged)
     }
 
+    /// Whether other processes held all voices that there were: such a pass says nothing about them.
+    pub fn only_met_leases(&self) -> bool {
+        self.due > 0 && self.due == self.leased_elsewhere && self.events_published == 0
+    }
+
     /// Voices that were answered, whatever came of it.
     pub fn answered(&self) -> u64 {
         self.completed

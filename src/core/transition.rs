@@ -150,3 +150,23 @@ pub enum SetAside {
     #[error("the database refuses the change: {0}")]
     Refused(String),
 }
+
+impl SetAside {
+    /// What [`SetAside::kind`] may be.
+    pub const KINDS: [&str; 4] = [
+        "provider_id",
+        "preview",
+        "rejected_by_provider",
+        "refused_by_database",
+    ];
+
+    /// The kind of reason, in logs and metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::ProviderId(_) => "provider_id",
+            Self::Rejected(_) => "rejected_by_provider",
+            Self::Preview(_) => "preview",
+            Self::Refused(_) => "refused_by_database",
+        }
+    }
+}

@@ -65,24 +65,32 @@ impl Health {
 
     /// Why the daemon cannot work, if it cannot.
     pub fn not_ready_reason(&self) -> Option<String> {
+        let is_ready = self.state().is_ready;
+        self.database_failure()
+            .or_else(|| (!is_ready).then(|| "starting".to_owned()))
+    }
+
+    /// What is wrong with the database, if it does not work.
+    pub(super) fn database_failure(&self) -> Option<String> {
         let state = self.state();
-        match (state.obstacles.get(&Part::Database), state.is_ready) {
-            (Some((_, says)), _) => Some(format!("database: {says}")),
-            (None, false) => Some("starting".to_owned()),
-            (None, true) => None,
-        }
+        let (_, says) = state.obstacles.get(&Part::Database)?;
+        Some(format!("database: {says}"))
     }
 
     /// Says once that something is in the way.
     pub(super) fn obstructed(&self, part: Part, says: &str) {
+        self.obstructed_since(part, Instant::now(), says);
+    }
+
+    /// Likewise, but that it was a while ago that it began.
+    pub(super) fn obstructed_since(&self, part: Part, since: Instant, says: &str) {
         let mut state = self.state();
-        if let Some((_, known)) = state.obstacles.get_mut(&part) {
+        if let Some((known_since, known)) = state.obstacles.get_mut(&part) {
+            *known_since = since.min(*known_since);
             says.clone_into(known);
             return;
         }
-        state
-            .obstacles
-            .insert(part, (Instant::now(), says.to_owned()));
+        state.obstacles.insert(part, (since, says.to_owned()));
         drop(state);
         warn!(%part, reason = says, "the {part} is in trouble; it is tried again until it works");
     }

@@ -27,9 +27,11 @@ pub fn router(
     cache: Arc<StatusCache>,
     hosts: AllowedHosts,
 ) -> Router {
-    let page = Router::new()
-        .route("/", get(status))
-        .with_state((cache, Arc::new(hosts)));
+    let page = Router::new().route("/", get(status)).with_state((
+        cache,
+        Arc::new(hosts),
+        Arc::clone(&watch),
+    ));
     Router::new()
         .route("/livez", get(alive))
         .route("/readyz", get(ready))
@@ -62,12 +64,12 @@ async fn show(State(metrics): State<Arc<Metrics>>, headers: HeaderMap) -> impl I
     let format = Format::accepted_by(accept);
     (
         [(header::CONTENT_TYPE, format.media_type())],
-        metrics.text(format),
+        metrics.scrape(format),
     )
 }
 
 async fn status(
-    State((cache, hosts)): State<(Arc<StatusCache>, Arc<AllowedHosts>)>,
+    State((cache, hosts, watch)): State<(Arc<StatusCache>, Arc<AllowedHosts>, Arc<Health>)>,
     headers: HeaderMap,
 ) -> Response {
     let host = headers.get(header::HOST).map(HeaderValue::to_str);
@@ -76,7 +78,11 @@ async fn status(
     {
         return (StatusCode::MISDIRECTED_REQUEST, NOT_THIS_HOST).into_response();
     }
-    let seen = cache.status().await;
+    // A database that is known to be away would only keep the reader waiting.
+    let seen = match watch.database_failure() {
+        Some(says) => Arc::new(Err(says)),
+        None => cache.status().await,
+    };
     let (code, status) = match seen.as_ref() {
         Ok(status) => (StatusCode::OK, Ok(status)),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, Err(reason.as_str())),

@@ -5,6 +5,7 @@
 
 mod allowed_hosts;
 mod connections;
+mod database_watch;
 mod duty_cycle;
 mod health;
 mod hints;
@@ -23,6 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use allowed_hosts::AllowedHosts;
 pub use connections::{answer, serve};
+pub use database_watch::watch_database;
 pub use health::Health;
 pub use hints::{Inbox, Secret, router as hints_router};
 pub use http::router;

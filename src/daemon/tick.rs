@@ -87,6 +87,7 @@ pub async fn tick(
     let mut agenda = match agenda(&pass, room, looks).await {
         Ok(agenda) => agenda,
         Err(error) => {
+            metrics.exited(error.exit());
             return Tick::Unreadable {
                 exit: error.exit(),
                 says: error.to_string(),
@@ -136,6 +137,9 @@ pub async fn tick(
         spending.taken.saturating_sub(began.elapsed())
     });
     metrics.passed(&report);
+    if report.exit_code == Exit::Success && !report.counts.only_met_leases() {
+        metrics.succeeded();
+    }
     metrics.press(pass.provider.pressure());
     overview(&pass, metrics, looks, Duration::ZERO).await;
     let report = Box::new(report);

@@ -6,7 +6,8 @@ use chrono::{DateTime, Utc};
 
 use super::check::Check;
 use super::{postgres, sqlite};
-use crate::store::{Database, NaiveZone, Names, Store, StoreError, literal};
+use crate::core::format::number_of;
+use crate::store::{Database, NaiveZone, Names, PURGE, Selection, Store, StoreError, literal};
 
 /// Clocks that are further apart than this are said to be.
 pub(super) const CLOCKS_APART: Duration = Duration::from_secs(2);
@@ -47,6 +48,7 @@ pub async fn table(store: &Store, names: &Names) -> Vec<Check> {
         }
     };
     checks.push(counted("backlog", backlog(store).await));
+    checks.push(counted("statuses", statuses(store, names).await));
     checks.push(counted("time zone", times(store, names, default_in).await));
     if store.has_own_tables() {
         checks.push(counted("second poller", second_poller(store).await));
@@ -128,6 +130,41 @@ async fn backlog(store: &Store) -> Result<Check, StoreError> {
         since.unwrap_or_default()
     );
     Ok(Check::fine("backlog", says))
+}
+
+/// Whether voices wait under a status that no pass looks for.
+async fn statuses(store: &Store, names: &Names) -> Result<Check, StoreError> {
+    const CHECK: &str = "statuses";
+    let others = store.other_statuses(u32::MAX).await?;
+    let listed: Vec<_> = others
+        .iter()
+        .map(|(status, rows)| format!("{status} ({})", number_of(*rows, "row", "rows")))
+        .collect();
+    let listed = listed.join(", ");
+    let (waiting, is_suspicious) = (
+        store.count(&Selection::all()).await?,
+        |(status, _): &(String, u64)| names.statuses.resembles_processing(status),
+    );
+    Ok(
+        match (
+            others.is_empty(),
+            waiting == 0 && others.iter().any(is_suspicious),
+        ) {
+            (true, _) => Check::fine(CHECK, "the table has no others than the configured ones"),
+            (false, false) => Check::fine(
+                CHECK,
+                format!("voice-sync does not touch rows with {listed}"),
+            ),
+            (false, true) => Check::doubtful(
+                CHECK,
+                format!(
+                    "no row has {}, and there are rows with {listed}",
+                    names.statuses.processing
+                ),
+                "name the values that the application writes with --status-values",
+            ),
+        },
+    )
 }
 
 /// What tells in which time zone the application writes.
@@ -229,9 +266,13 @@ async fn second_poller(store: &Store) -> Result<Check, StoreError> {
     const CHECK: &str = "second poller";
     let (table, dialect) = (store.table(), store.dialect());
     let [outbox, batches] = ["outbox", "batches"].map(|table| dialect.own(table));
+    let runs = dialect.own("runs");
+    // What `outbox purge` removed says nothing about who completed a voice.
     let since = format!(
-        "SELECT min(recorded_at) AS since FROM (
-             SELECT recorded_at FROM {batches} UNION ALL SELECT occurred_at FROM {outbox} WHERE batch_id IS NULL) e"
+        "SELECT max(since) AS since FROM (
+             SELECT min(recorded_at) AS since FROM (
+                 SELECT recorded_at FROM {batches} UNION ALL SELECT occurred_at FROM {outbox} WHERE batch_id IS NULL) e
+             UNION ALL SELECT max(finished_at) FROM {runs} WHERE command = '{PURGE}') s"
     );
     let row = store
         .database()

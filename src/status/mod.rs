@@ -168,8 +168,8 @@ impl Status {
                        "oldest_age_seconds": oldest_event.map(|age| age.as_secs_f64()),
                        "failing_buses": buses.collect::<Vec<_>>()},
             "completion_times": all_times,
+            "needs_attention": !self.attention.is_empty(),
             "attention": attention.collect::<Vec<_>>(),
-            "exit_code": self.exit().code(),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::args::Columns;
@@ -14,6 +15,8 @@ use crate::core::verdict::Stage;
 
 /// A voice is looked up often if that is within this time each time. An index has the same.
 const SOON: Duration = Duration::from_secs(30);
+/// Statuses of the application's own that are listed.
+const STATUSES_SHOWN: u32 = 20;
 
 impl Store {
     pub(super) async fn overview_once(&self) -> Result<Overview, StoreError> {
@@ -41,6 +44,7 @@ impl Store {
         );
         let row = self.database.fetch_one(sql, self.database.args()).await?;
         let (outbox, oldest_event) = self.waiting_events().await?;
+        let last_success = self.last_success().await?;
         Ok(Overview {
             processing: row.get("processing")?,
             oldest: row.get_optional("oldest")?,
@@ -49,7 +53,46 @@ impl Store {
             outbox,
             oldest_event,
             clock_ahead: row.get::<f64>("clock")? - present(),
+            last_success,
         })
+    }
+
+    pub(super) async fn other_statuses_once(
+        &self,
+        rows: u32,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
+        let table = &self.table;
+        let mut args = self.database.args();
+        let sql = format!(
+            "SELECT CAST(s.status AS text) AS status, count(*) AS voices
+             FROM (SELECT v.{status} AS status FROM {name} v LIMIT {rows}) s
+             WHERE s.status NOT IN ({processing}, {completed}, {failed})
+             GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {most}",
+            status = table.status,
+            name = table.table,
+            rows = args.limit(rows),
+            processing = table.processing,
+            completed = table.completed,
+            failed = table.failed,
+            most = args.limit(STATUSES_SHOWN),
+        );
+        let rows = self.database.fetch_all(sql, args).await?;
+        let statuses = rows.iter();
+        statuses
+            .map(|row| Ok((row.get("status")?, row.count("voices")?)))
+            .collect()
+    }
+
+    async fn last_success(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
+        if !self.has_own_tables() {
+            return Ok(None);
+        }
+        let sql = format!(
+            "SELECT finished_at FROM {} WHERE command IS NULL AND exit_code = 0 ORDER BY id DESC LIMIT 1",
+            self.dialect().own("runs")
+        );
+        let rows = self.database.fetch_all(sql, self.database.args()).await?;
+        rows.first().map(|row| row.get("finished_at")).transpose()
     }
 
     pub(super) async fn agenda_once(

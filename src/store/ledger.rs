@@ -79,6 +79,7 @@ impl Store {
         let values = [
             args.bind(run.run_id),
             args.bind(run.account),
+            args.bind(run.command),
             args.bind(run.started_at),
             args.bind(milliseconds(run.duration)),
             args.bind(i64::from(run.exit_code)),
@@ -93,7 +94,7 @@ impl Store {
             ),
         ];
         let sql = format!(
-            "INSERT INTO {runs} (run_id, account, started_at, duration_ms, exit_code, found, counts,
+            "INSERT INTO {runs} (run_id, account, command, started_at, duration_ms, exit_code, found, counts,
                                  completion_times, completion_times_by_kind, finished_at)
              VALUES ({values}, {now}) ON CONFLICT (run_id) DO NOTHING",
             runs = dialect.own("runs"),

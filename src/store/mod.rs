@@ -21,6 +21,7 @@ mod ledger;
 mod migrate;
 mod notes;
 mod nudges;
+mod outage;
 mod outbox;
 mod outbox_commands;
 mod postgres;
@@ -61,16 +62,19 @@ pub use table::{
 pub(crate) use table_sql::TableSql;
 pub use zone::{InvalidZone, NaiveZone};
 
+use outage::Outage;
+pub use outage::Suspicion;
 pub use survey::{
     Account, EventFilter, EventRecord, FailingBus, LedgerEntry, Notes, NudgeRecord, Nudging,
     RowState, Survey, VoiceRecord, Wanted,
 };
 pub use values::{
     Access, Agenda, Applied, Asked, BusPermit, CommandRun, Hinted, Isolated, LeaseId, LeasedEvents,
-    MissingVoice, NextPass, NudgeClaim, NudgePermit, Overview, Page, Pending, PriorState, Record,
-    Run, Selection, Upcoming,
+    MissingVoice, NextPass, NudgeClaim, NudgePermit, Overview, PURGE, Page, Pending, PriorState,
+    Record, Run, Selection, Upcoming,
 };
 
+use crate::core::exit::Exit;
 use crate::core::missing::MassAbsence;
 use crate::core::nudge::{NudgeAnswer, NudgeOutcome};
 use crate::core::provider_state::ProviderState;
@@ -128,6 +132,7 @@ pub struct Store {
     table: TableSql,
     /// No operation goes on after it.
     deadline: Deadline,
+    outage: Outage,
 }
 
 fn operation_timeout() -> Duration {
@@ -177,6 +182,7 @@ impl Store {
             database,
             table,
             deadline,
+            outage: Outage::default(),
         })
     }
 
@@ -248,8 +254,32 @@ impl Store {
                 && begun.elapsed() < operation_timeout()
                 && !self.deadline.is_over()
         };
+        let _under_way = self.outage.begin();
         let retry = limited.retry(backoff_of_retries()).when(is_worth_it);
-        retry.notify(|_, _| self.doubt_connections()).await
+        let retry = retry.notify(|error, _| {
+            self.doubt_connections();
+            if error.exit() == Exit::Database {
+                self.outage.failed(&error.to_string());
+            }
+        });
+        let done = retry.await;
+        match &done {
+            Err(error) if error.exit() == Exit::Database => self.outage.failed(&error.to_string()),
+            Ok(_) | Err(_) => self.outage.answered(),
+        }
+        done
+    }
+
+    /// Why the database may be away, if anything speaks for it.
+    pub fn suspicion(&self) -> Option<Suspicion> {
+        self.outage.suspicion()
+    }
+
+    /// Whether the database answers at all: one try, without a time limit.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let sql = "SELECT 1 AS one".to_owned();
+        let answer = self.database.fetch_one(sql, self.database.args()).await;
+        answer.map(drop)
     }
 
     fn doubt_connections(&self) {
@@ -327,6 +357,12 @@ impl Store {
     /// Voices in processing within a range, whether leased or not.
     pub async fn count(&self, selection: &Selection) -> Result<u64, StoreError> {
         self.attempt("store.count", || self.count_once(selection))
+            .await
+    }
+
+    /// The statuses that are none of the configured ones, among at most so many rows, and how many rows have each.
+    pub async fn other_statuses(&self, rows: u32) -> Result<Vec<(String, u64)>, StoreError> {
+        self.attempt("store.other_statuses", || self.other_statuses_once(rows))
             .await
     }
 
@@ -628,9 +664,10 @@ impl Store {
         age_from: AgeFrom,
         oldest: u32,
         runs: u32,
+        account: Option<Uuid>,
     ) -> Result<Survey, StoreError> {
         self.attempt("store.survey", || {
-            self.survey_once(fail_after, age_from, oldest, runs)
+            self.survey_once(fail_after, age_from, oldest, runs, account)
         })
         .await
     }

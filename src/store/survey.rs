@@ -96,6 +96,14 @@ pub struct LedgerEntry {
 }
 
 impl LedgerEntry {
+    /// Whether it changed, looked up or published anything, or failed.
+    pub fn did_something(&self) -> bool {
+        let any = |count: &str| self.counts[count].as_u64().is_some_and(|number| number > 0);
+        self.command.is_some() || self.exit_code != 0 || any("due") || any("events_published")
+    }
+}
+
+impl LedgerEntry {
     /// One of its counts; zero, where it has none of that name.
     pub fn count(&self, name: &str) -> u64 {
         self.counts[name].as_u64().unwrap_or(0)

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
 use super::args::Args;
 use super::dialect::Dialect;
@@ -32,6 +33,7 @@ impl Store {
         age_from: AgeFrom,
         oldest: u32,
         runs: u32,
+        account: Option<Uuid>,
     ) -> Result<Survey, StoreError> {
         let present = format!("SELECT {} AS present", self.dialect().now());
         let present = self
@@ -64,7 +66,7 @@ impl Store {
             survey.oldest_event = oldest_event;
             survey.completion_times = self.completion_times().await?;
             survey.completion_times_by_kind = self.completion_times_by_kind_once().await?;
-            survey.accounts = self.accounts().await?;
+            survey.accounts = self.accounts(account).await?;
             survey.failing_buses = self.failing_buses().await?;
         }
         survey.oldest = self.records_once(&Wanted::Rows(ids), oldest).await?;
@@ -168,8 +170,8 @@ impl Store {
         Ok(kinds)
     }
 
-    /// The account of the newest pass that used one.
-    async fn accounts(&self) -> Result<Vec<Account>, StoreError> {
+    /// This account, if passes used it; otherwise that of the newest pass that used one.
+    async fn accounts(&self, account: Option<Uuid>) -> Result<Vec<Account>, StoreError> {
         let dialect = self.dialect();
         let mut args = self.database.args();
         let is_unlisted = dialect.is_ahead(&dialect.stored_moment("u.value"), UNLISTED);
@@ -177,8 +179,11 @@ impl Store {
             "SELECT p.account, p.found_at, p.mass_absence_since, p.request_spacing, p.voices_a_request, {state},
                     (SELECT {kinds} FROM {members} u WHERE {is_unlisted}) AS unlisted
              FROM {provider} p
-             WHERE p.account = (SELECT account FROM (SELECT * FROM {runs} ORDER BY id DESC LIMIT {newest}) r
-                                WHERE account IS NOT NULL ORDER BY id DESC LIMIT 1)",
+             WHERE p.account = COALESCE(
+                 (SELECT account FROM {provider} WHERE account = {account}),
+                 (SELECT account FROM (SELECT * FROM {runs} ORDER BY id DESC LIMIT {newest}) r
+                  WHERE account IS NOT NULL ORDER BY id DESC LIMIT 1))",
+            account = args.bind(account),
             state = state_columns(dialect),
             kinds = dialect.json_texts("u.key"),
             members = dialect.members("p.unlisted"),

@@ -168,6 +168,21 @@ impl StatusValues {
         })
     }
 
+    /// Whether an application probably means voices in processing by another status: an enum's name in place of its value,
+    /// or the other way round.
+    pub fn resembles_processing(&self, status: &str) -> bool {
+        let other = status.to_lowercase();
+        let resembles = |known: &str| {
+            const LEAST: usize = 4;
+            other.len().min(known.len()) >= LEAST
+                && (known.starts_with(&other) || other.starts_with(known))
+        };
+        !self.all().contains(&status)
+            && [self.processing.to_lowercase().as_str(), "processing"]
+                .into_iter()
+                .any(resembles)
+    }
+
     /// The three of them.
     pub fn all(&self) -> [&str; 3] {
         [&self.processing, &self.completed, &self.failed]

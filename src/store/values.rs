@@ -63,6 +63,8 @@ pub struct Overview {
     pub oldest_event: Option<Duration>,
     /// Seconds by which the database's clock is ahead of this host's.
     pub clock_ahead: f64,
+    /// When a pass over all voices that were due last succeeded, as far as the ledger goes back.
+    pub last_success: Option<DateTime<Utc>>,
 }
 
 /// Which voices a page is taken from, in the order of their positions.
@@ -344,6 +346,8 @@ pub struct Run {
     pub run_id: Uuid,
     /// The provider's account, if any voice was asked about.
     pub account: Option<Uuid>,
+    /// What is not a pass over all voices that were due: it says nothing of the others.
+    pub command: Option<&'static str>,
     pub started_at: DateTime<Utc>,
     /// How long it took.
     pub duration: Duration,
@@ -364,6 +368,9 @@ pub struct Run {
     /// The same by kind.
     pub completion_times_by_kind: BTreeMap<String, Quantiles>,
 }
+
+/// The command after which events are missing of transitions that there were.
+pub const PURGE: &str = "outbox purge";
 
 /// A command that changes something, for the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

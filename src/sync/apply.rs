@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::Pass;
 use super::batch::Judged;
-use super::judge::{note_of, reason};
+use super::judge::note_of;
 use super::progress::Progress;
 use crate::core::bisect::split;
 use crate::core::event::OutboxEvent;
@@ -104,7 +104,7 @@ impl Pass<'_> {
             let seen = match lies_in_rows {
                 true => {
                     let why = SetAside::Refused(error);
-                    self.metrics.set_aside(reason(&why));
+                    self.metrics.set_aside(&why);
                     Seen::SetAside(why)
                 }
                 false => Seen::Unavailable(error),
@@ -128,7 +128,7 @@ impl Pass<'_> {
             match seen {
                 Seen::Processing { .. } => tally.counts.processing += 1,
                 Seen::Missing => tally.counts.missing += 1,
-                Seen::SetAside(reason) => tally.set_aside(row, &reason.to_string()),
+                Seen::SetAside(reason) => tally.set_aside(row, reason),
                 Seen::Unavailable(_)
                 | Seen::Unanswerable { .. }
                 | Seen::Suspected(_)

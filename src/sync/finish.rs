@@ -323,6 +323,9 @@ impl Pass<'_> {
 
     /// Writes the pass into the ledger and tidies up. Neither is worth failing a pass for.
     async fn record(&self, progress: &Progress, report: &Report, ending: Ending) {
+        if report.counts.only_met_leases() && report.counts.requests == 0 {
+            return;
+        }
         let (found, failed_missing, unlisted, completion_times, completion_times_by_kind) = {
             let mut tally = progress.tally();
             let times = std::mem::take(&mut tally.completion_times);
@@ -338,6 +341,7 @@ impl Pass<'_> {
         let run = Run {
             run_id: report.run_id,
             account: (report.counts.requests > 0).then(|| self.provider.account()),
+            command: matches!(self.scope.which, Which::Named(_)).then_some("sync-once --voice"),
             started_at: report.started_at,
             duration: progress.started.elapsed(),
             exit_code: report.exit_code.code(),

@@ -9,9 +9,8 @@ use crate::core::format::printable;
 use crate::core::judge::{Grounds, Judgement, judge};
 use crate::core::lookup::{Lookup, Lookups, Unavailable, UnavailableKind};
 use crate::core::schedule;
-use crate::core::transition::{Claimed, Note, Seen, SetAside, Target, Transition};
+use crate::core::transition::{Claimed, Note, Seen, Target, Transition};
 use crate::provider::lookup::Mode;
-use crate::telemetry::metrics::Reason;
 
 impl Pass<'_> {
     /// Says what each answer means for its row, and counts it.
@@ -83,7 +82,7 @@ impl Pass<'_> {
                         nudger.offer(claimed, &id, self.provider.account());
                     }
                     if let Seen::SetAside(why) = &seen {
-                        self.metrics.set_aside(reason(why));
+                        self.metrics.set_aside(why);
                     }
                     notes.push(note(claimed, seen, held));
                 }
@@ -116,14 +115,5 @@ pub(super) fn note_of(transition: &Transition, seen: Seen) -> Note {
         provider_id: Some(transition.provider_id.to_string()),
         seen,
         again_in,
-    }
-}
-
-pub(super) fn reason(why: &SetAside) -> Reason {
-    match why {
-        SetAside::ProviderId(_) => Reason::ProviderId,
-        SetAside::Rejected(_) => Reason::Rejected,
-        SetAside::Preview(_) => Reason::Preview,
-        SetAside::Refused(_) => Reason::Refused,
     }
 }

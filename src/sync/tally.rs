@@ -13,7 +13,7 @@ use crate::core::lookup::{Lookup, Unavailable, UnavailableKind};
 use crate::core::missing::MassAbsenceGuard;
 use crate::core::quantiles::Quantiles;
 use crate::core::report::{Counts, Obstacle, Part, StopReason};
-use crate::core::transition::{Claimed, Note, Seen, Target, Transition};
+use crate::core::transition::{Claimed, Note, Seen, SetAside, Target, Transition};
 use crate::core::voice::{Position, ProviderVoiceId, RowId, Voice};
 use crate::provider::lookup::Step;
 use crate::store::{Applied, LeaseId, Page, StoreError};
@@ -27,8 +27,6 @@ const OUTAGE_AFTER: usize = 10;
 const MOST_UNDECIDED: usize = 100;
 /// Kinds whose completion times are told apart: the provider has five or six.
 const MOST_KINDS: usize = 20;
-/// Reasons to set voices aside that are told apart. They may quote the provider.
-const REASONS_TOLD: usize = 10;
 
 #[derive(Default)]
 pub(super) struct Tally {
@@ -56,8 +54,8 @@ pub(super) struct Tally {
     /// Voices that were newly found to be unanswerable, and one of them for each kind of trouble.
     unanswerable: HashMap<UnavailableKind, (u64, String)>,
     troubles: HashMap<UnavailableKind, (u64, String)>,
-    /// Why voices were set aside: how many for each reason, and one of them.
-    set_aside: BTreeMap<String, (u64, RowId)>,
+    /// How many voices were set aside for each kind of reason, one of them, and its reason.
+    set_aside: BTreeMap<&'static str, (u64, RowId, String)>,
     set_aside_before: u64,
     unknown_values: HashSet<String>,
     /// The first batch with voices that nobody got to ask about; the place is just before them.
@@ -244,13 +242,12 @@ impl Tally {
             .0 += 1;
     }
 
-    pub(super) fn set_aside(&mut self, row: &RowId, reason: &str) {
+    pub(super) fn set_aside(&mut self, row: &RowId, why: &SetAside) {
         self.counts.set_aside += 1;
-        debug!(voice.row = %row, reason, "voice set aside");
-        let has_room = self.set_aside.len() < REASONS_TOLD || self.set_aside.contains_key(reason);
-        let reason = if has_room { reason } else { "other reasons" };
-        let entry = self.set_aside.entry(reason.to_owned());
-        entry.or_insert_with(|| (0, row.clone())).0 += 1;
+        debug!(voice.row = %row, reason = %why, "voice set aside");
+        let entry = self.set_aside.entry(why.kind());
+        let first = || (0, row.clone(), why.to_string());
+        entry.or_insert_with(first).0 += 1;
     }
 
     /// Counts a page that was claimed.
@@ -280,9 +277,9 @@ impl Tally {
 
     /// One line for each reason to set voices aside, however many it met.
     pub(super) fn log_set_aside(&self) {
-        for (reason, (voices, example)) in &self.set_aside {
+        for (kind, (voices, example, reason)) in &self.set_aside {
             warn!(
-                reason, voices, %example,
+                kind, voices, %example, reason,
                 "voices set aside; after three times they are left alone for a day, see `voice-sync inspect`"
             );
         }

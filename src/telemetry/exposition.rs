@@ -1,13 +1,14 @@
 //! What is shown to Prometheus: on `/metrics` in its text format, or in OpenMetrics where that is asked for
 //! (<https://prometheus.io/docs/specs/om/open_metrics_spec/>), and for node_exporter's textfile collector in a file.
 
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use chrono::Utc;
-use prometheus_client::encoding::text::encode;
+use chrono::{DateTime, Utc};
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -63,7 +64,10 @@ pub struct Metrics {
     pub hints: HintMetrics,
     /// Counted by the nudger.
     pub nudges: NudgeMetrics,
+    /// Whether gauges say how things are now, and not just zero.
+    is_current: AtomicBool,
     last_success: Number,
+    last_exit: Gauge,
     duration: Histogram,
     passes: Family<Label, Counter>,
     transitions: Family<Label, Counter>,
@@ -107,7 +111,9 @@ impl Default for Metrics {
         let nudges = NudgeMetrics::default();
         let exits = EXITS.map(|(_, code)| code);
         let this = Self {
+            is_current: AtomicBool::new(false),
             last_success: Gauge::default(),
+            last_exit: Gauge::default(),
             duration: Histogram::new([
                 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
             ]),
@@ -136,6 +142,11 @@ impl Default for Metrics {
             "When a pass last did all it meant to, or nothing was due",
             Unit::Seconds,
             this.last_success.clone(),
+        );
+        r.register(
+            "last_exit_code",
+            "The exit code of the last run, or the one that the daemon's last pass would end a process with",
+            this.last_exit.clone(),
         );
         r.register_with_unit(
             "pass_duration",
@@ -293,15 +304,9 @@ impl Metrics {
             events_pending,
             ..
         } = report.counts;
-        let exit = EXITS.iter().find(|(exit, _)| *exit == report.exit_code);
-        if let Some((_, code)) = exit {
-            self.passes.get_or_create(&[("exit", *code)]).inc();
-        }
+        self.exited(report.exit_code);
         self.duration
             .observe(Duration::from_millis(report.duration_ms).as_secs_f64());
-        if report.exit_code == Exit::Success {
-            self.succeeded();
-        }
         for (target, voices) in [("completed", completed), ("failed", failed)] {
             self.transitions
                 .get_or_create(&[("target", target)])
@@ -318,10 +323,23 @@ impl Metrics {
         self.pass.stale.inc_by(superseded);
     }
 
-    /// Notes that all is done for now.
+    /// Counts a pass, or a run that failed before it could begin one.
+    pub fn exited(&self, exit: Exit) {
+        if let Some((_, code)) = EXITS.iter().find(|(known, _)| *known == exit) {
+            self.passes.get_or_create(&[("exit", *code)]).inc();
+        }
+        self.last_exit.set(exit.code().into());
+    }
+
+    /// Notes that all voices that are due were looked up, or that none was.
     pub fn succeeded(&self) {
-        self.last_success
-            .set(Utc::now().timestamp_millis() as f64 / 1000.0);
+        self.succeeded_at(Utc::now());
+        self.last_exit.set(Exit::Success.code().into());
+    }
+
+    fn succeeded_at(&self, at: DateTime<Utc>) {
+        let at = at.timestamp_millis() as f64 / 1000.0;
+        self.last_success.set(at.max(self.last_success.get()));
     }
 
     /// Shows how things stand.
@@ -334,7 +352,12 @@ impl Metrics {
             outbox,
             oldest_event,
             clock_ahead,
+            last_success,
         } = overview;
+        self.is_current.store(true, Ordering::Relaxed);
+        if let Some(at) = last_success {
+            self.succeeded_at(*at);
+        }
         let seconds = |age: &Option<Duration>| age.unwrap_or_default().as_secs_f64();
         self.processing.set(*processing);
         self.oldest_processing.set(seconds(oldest));
@@ -357,23 +380,42 @@ impl Metrics {
         self.retry_tokens.set(retries_left.into());
     }
 
-    /// All of it, as text.
-    pub fn text(&self, format: Format) -> String {
-        let mut text = String::new();
-        encode(&mut text, &self.registry).expect("a String takes all that is written");
-        match format {
-            Format::OpenMetrics => text,
-            Format::Prometheus => prometheus_text::from_openmetrics(&text),
-        }
+    /// What a daemon is scraped for: all of it, and what its process takes.
+    pub fn scrape(&self, format: Format) -> String {
+        let mut process = Registry::default();
+        #[cfg(target_os = "linux")]
+        process.register_collector(Box::new(super::process::ProcessCollector));
+        text([&self.registry, &process], format)
     }
 
-    /// Writes it to a file that whoever reads it sees whole, the old one or the new.
+    /// Writes it to a file, replacing it as a whole. Counters go on from those in the file. What this process could not
+    /// find out, as the database did not answer, stays as the file has it.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let directory = path
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
-        let mut file = NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))?;
-        file.write_all(self.text(Format::Prometheus).as_bytes())?;
+        let directory = directory.unwrap_or(Path::new("."));
+        let locked = File::open(directory)?;
+        // Two runs that end together would otherwise both add to the same earlier file.
+        locked.lock()?;
+        let earlier = match fs::read(path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error),
+        };
+        let has_succeeded = self.last_success.get() > 0.0;
+        let is_current = self.is_current.load(Ordering::Relaxed);
+        let text = prometheus_text::continued(
+            &text([&self.registry], Format::Prometheus),
+            &earlier,
+            |name| match name {
+                "voice_sync_last_exit_code" => false,
+                "voice_sync_last_success_timestamp_seconds" => !has_succeeded,
+                name => !is_current && !name.starts_with("voice_sync_build_info"),
+            },
+        );
+        let mut file = NamedTempFile::new_in(directory)?;
+        file.write_all(text.as_bytes())?;
         // node_exporter runs as another user.
         #[cfg(unix)]
         {
@@ -383,5 +425,18 @@ impl Metrics {
         }
         file.persist(path)?;
         Ok(())
+    }
+}
+
+fn text<'a>(registries: impl IntoIterator<Item = &'a Registry>, format: Format) -> String {
+    const IN_MEMORY: &str = "a String takes all that is written";
+    let mut text = String::new();
+    for registry in registries {
+        encode_registry(&mut text, registry).expect(IN_MEMORY);
+    }
+    encode_eof(&mut text).expect(IN_MEMORY);
+    match format {
+        Format::OpenMetrics => text,
+        Format::Prometheus => prometheus_text::from_openmetrics(&text),
     }
 }

@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::core::nudge::Nudge;
+use crate::core::transition::SetAside;
 
 /// One label.
 pub type Label = [(&'static str, &'static str); 1];
@@ -134,38 +135,6 @@ fn labels(endpoint: Endpoint, class: Class) -> RequestLabels {
     [("endpoint", endpoint.as_str()), ("class", class.as_str())]
 }
 
-/// Why a voice was set aside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    /// Its provider id cannot be one.
-    ProviderId,
-    /// Its preview cannot be stored.
-    Preview,
-    /// The provider takes its id for a wrong request.
-    Rejected,
-    /// The database refuses the change.
-    Refused,
-}
-
-impl Reason {
-    const ALL: [Self; 4] = [
-        Self::ProviderId,
-        Self::Preview,
-        Self::Rejected,
-        Self::Refused,
-    ];
-
-    fn label(self) -> Label {
-        let reason = match self {
-            Self::ProviderId => "provider_id",
-            Self::Preview => "preview",
-            Self::Rejected => "rejected_by_provider",
-            Self::Refused => "refused_by_database",
-        };
-        [("reason", reason)]
-    }
-}
-
 /// What passes do to voices.
 #[derive(Debug, Clone)]
 pub struct PassMetrics {
@@ -179,8 +148,8 @@ pub struct PassMetrics {
 impl Default for PassMetrics {
     fn default() -> Self {
         let set_aside = Family::default();
-        for reason in Reason::ALL {
-            let _zero = Family::get_or_create(&set_aside, &reason.label());
+        for kind in SetAside::KINDS {
+            let _zero = Family::get_or_create(&set_aside, &[("reason", kind)]);
         }
         Self {
             lag: Histogram::new([1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 3600.0]),
@@ -194,8 +163,10 @@ impl Default for PassMetrics {
 
 impl PassMetrics {
     /// Counts a voice that was set aside.
-    pub fn set_aside(&self, reason: Reason) {
-        self.set_aside.get_or_create(&reason.label()).inc();
+    pub fn set_aside(&self, why: &SetAside) {
+        self.set_aside
+            .get_or_create(&[("reason", why.kind())])
+            .inc();
     }
 }
 

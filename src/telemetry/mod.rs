@@ -3,5 +3,7 @@
 pub mod exposition;
 pub mod logs;
 pub mod metrics;
+#[cfg(target_os = "linux")]
+mod process;
 pub mod progress_bar;
 mod prometheus_text;

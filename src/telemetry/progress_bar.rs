@@ -15,6 +15,16 @@ static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 const TIMES_A_SECOND: u8 = 10;
 
+/// Before the first answer, no rate is known.
+const BEGINNING: &str = "{bar:24} 0 of {len}";
+const UNDER_WAY: &str = "{bar:24} {pos} of {len}, {per_sec}, {eta} left: {msg}";
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template)
+        .expect("the template is valid")
+        .progress_chars("█▓░")
+}
+
 /// How far a pass is. On a terminal only: elsewhere nothing is written. Gone when it is dropped.
 #[derive(Debug)]
 pub struct Progress(ProgressBar);
@@ -31,11 +41,7 @@ impl Progress {
             true => ProgressDrawTarget::stderr_with_hz(TIMES_A_SECOND),
             false => ProgressDrawTarget::hidden(),
         };
-        let style =
-            ProgressStyle::with_template("{bar:24} {pos} of {len}, {per_sec}, {eta} left: {msg}")
-                .expect("the template is valid")
-                .progress_chars("█▓░");
-        let bar = ProgressBar::with_draw_target(Some(voices), target).with_style(style);
+        let bar = ProgressBar::with_draw_target(Some(voices), target).with_style(style(BEGINNING));
         *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
         Self(bar)
     }
@@ -49,6 +55,12 @@ impl Progress {
             ..
         } = counts;
         let answered = counts.answered();
+        if answered == 0 {
+            return;
+        }
+        if self.0.position() == 0 {
+            self.0.set_style(style(UNDER_WAY));
+        }
         self.0
             .set_length(self.0.length().unwrap_or(0).max(answered));
         self.0.set_position(answered);

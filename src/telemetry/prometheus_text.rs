@@ -4,6 +4,8 @@
 //! The samples are the same. What differs is the metadata: a counter is described by the name of its samples, an info
 //! metric is a gauge, and there are neither units nor an end.
 
+use std::collections::HashMap;
+
 /// The same metrics in the text format.
 pub(super) fn from_openmetrics(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -32,6 +34,38 @@ pub(super) fn from_openmetrics(text: &str) -> String {
         }
     }
     out
+}
+
+/// The text with what is in the text of an earlier process added to it: the counters and histograms of a file that each
+/// run writes go on where the last run left them. Gauges for which `is_kept` holds keep their earlier value.
+pub(super) fn continued(text: &str, earlier: &str, is_kept: impl Fn(&str) -> bool) -> String {
+    let earlier: HashMap<_, f64> = earlier.lines().filter_map(sample).collect();
+    let mut out = String::with_capacity(text.len());
+    let mut adds = false;
+    for line in text.lines() {
+        if let Some(described) = line.strip_prefix("# TYPE ") {
+            adds = described.ends_with(" counter") || described.ends_with(" histogram");
+        }
+        let before = sample(line).and_then(|(name, now)| Some((name, now, *earlier.get(name)?)));
+        match before {
+            Some((name, now, before)) if adds => {
+                out.push_str(&format!("{name} {}\n", now + before))
+            }
+            Some((name, _, before)) if is_kept(name) => out.push_str(&format!("{name} {before}\n")),
+            Some(_) | None => {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+    }
+    out
+}
+
+/// The name with its labels, and the value.
+fn sample(line: &str) -> Option<(&str, f64)> {
+    let (name, value) = line.rsplit_once(' ').filter(|_| !line.starts_with('#'))?;
+    let value = value.parse().ok().filter(|value: &f64| value.is_finite())?;
+    Some((name, value))
 }
 
 #[cfg(test)]
@@ -75,5 +109,37 @@ build_info{version=\"1\"} 1
 odd 1
 "
         );
+    }
+
+    #[test]
+    fn counters_and_histograms_go_on_and_gauges_do_not() {
+        let file = |passes: u64, lag: f64, age: f64| {
+            format!(
+                "# TYPE passes_total counter\npasses_total{{exit=\"0\"}} {passes}\n\
+                 # TYPE lag_seconds histogram\nlag_seconds_sum {lag}\n\
+                 # TYPE age_seconds gauge\nage_seconds {age}\n\
+                 # TYPE kept gauge\nkept {age}\n"
+            )
+        };
+        let text = continued(&file(2, 0.5, 7.0), &file(3, 1.25, 9.0), |name| {
+            name == "kept"
+        });
+        let expected = file(5, 1.75, 7.0).replace("kept 7", "kept 9");
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_an_earlier_file_lacks_or_garbles_begins_at_zero() {
+        let text = "# TYPE a_total counter\na_total 1\nb_total{x=\"a b\"} 2\n";
+        for earlier in [
+            "",
+            "a_total\n",
+            "a_total many",
+            "a_total NaN\n",
+            "a_total +Inf\nc_total 5\n",
+            "\u{0}",
+        ] {
+            assert_eq!(continued(text, earlier, |_| true), text, "{earlier:?}");
+        }
     }
 }

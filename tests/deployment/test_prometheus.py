@@ -91,6 +91,85 @@ class Rules(unittest.TestCase):
         self.assertEqual(rules, set(re.findall(r"^\| `(VoiceSync\w+)` \|", ALERTS.read_text(), re.M)))
 
 
+class Files(unittest.TestCase):
+    """The rules, on the files that real runs of `sync-once --metrics-file` write one after the other."""
+
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = Path(directory.name)
+        self.right = environment(self.directory)
+        with sqlite3.connect(self.directory / "app.db") as connection:
+            connection.execute("INSERT INTO voices VALUES ('1', '1', 'voice1', 'processing', NULL, NULL, '2026-01-01')")
+        self.closed = f"http://127.0.0.1:{free_port()}"
+        self.samples: list[dict[str, float]] = []
+
+    def run_with(self, code: int, runs: int, *words, **changed):
+        """Some runs, which a node_exporter would show for a minute each."""
+        metrics = self.directory / "voice_sync.prom"
+        for _ in range(runs):
+            command = [built("VOICE_SYNC_TEST_STATIC"), "sync-once", "--metrics-file", metrics, *words]
+            done = subprocess.run(command, env=self.right | changed, capture_output=True, text=True)
+            self.assertEqual(done.returncode, code, done.stderr)
+            lines = [line.rsplit(" ", 1) for line in metrics.read_text().splitlines() if not line.startswith("#")]
+            self.samples.append({name: float(value) for name, value in lines})
+
+    def alerts(self, minute: int) -> set[str]:
+        """Those that fire then, if the first run was in minute 0."""
+        # The rules compare with Prometheus' clock, which begins at zero in a test; the first success was then.
+        success = "voice_sync_last_success_timestamp_seconds"
+        zero = min((sample[success] for sample in self.samples if sample[success]), default=0)
+        series = [
+            {
+                "series": name,
+                "values": " ".join(str(sample[name] - zero if name == success and zero else sample[name]) for sample in self.samples),
+            }
+            for name in self.samples[0]
+        ]
+        rules = [rule["alert"] for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+        firing = set()
+        for rule in rules:
+            case = {"eval_time": f"{minute}m", "alertname": rule}
+            test = {"interval": "1m", "input_series": series, "alert_rule_test": [case]}
+            file = self.directory / "test.yml"
+            file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "tests": [test]}))
+            if promtool("test", "rules", file).returncode != 0:
+                firing.add(rule)
+        return firing
+
+    def with_provider(self) -> dict[str, str]:
+        provider = subprocess.Popen(
+            [simulator(), "--listen", "127.0.0.1:0"], text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        self.addCleanup(provider.stdout.close)
+        self.addCleanup(provider.wait)
+        self.addCleanup(provider.kill)
+        return {"ELEVENLABS_BASE_URL": provider.stdout.readline().strip()}
+
+    def test_nothing_fires_while_passes_succeed(self):
+        self.run_with(0, 20, **self.with_provider())
+        self.assertEqual(self.alerts(15), set())
+
+    def test_a_wrong_table_fires_and_stops_when_it_is_right_again(self):
+        right = self.with_provider()
+        self.run_with(0, 1, **right)
+        self.run_with(78, 3, "--table", "nowhere", **right)
+        self.run_with(0, 3, **right)
+        self.assertEqual(self.alerts(3), {"VoiceSyncMisconfigured"})
+        self.assertEqual(self.alerts(5), set())
+
+    def test_a_database_that_is_away_fires(self):
+        right = self.with_provider()
+        self.run_with(0, 1, **right)
+        self.run_with(69, 5, **right | {"DATABASE_URL": "postgresql://user@127.0.0.1:1/nothing"})
+        self.assertEqual(self.alerts(5), {"VoiceSyncDatabaseFails"})
+
+    def test_an_outage_of_the_provider_fires(self):
+        self.run_with(0, 1, **self.with_provider())
+        self.run_with(75, 30, ELEVENLABS_BASE_URL=self.closed)
+        self.assertEqual(self.alerts(29), {"VoiceSyncProviderDown", "VoiceSyncStalled"})
+
+
 class Scraped(unittest.TestCase):
     """By a Prometheus and a node_exporter of the distribution."""
 

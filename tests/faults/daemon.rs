@@ -66,6 +66,31 @@ async fn a_database_that_is_away_is_waited_for_at_the_start_and_later() {
     daemon.stop().await;
 }
 
+/// Statements are repeated for longer here than any probe waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemon_says_that_the_database_is_away_while_statements_are_still_repeated() {
+    for weather in [Weather::Cut, Weather::HalfOpen] {
+        let (app, provider) = (migrated().await, simulator().await);
+        let proxy = Proxy::to(&app.url, 5432).await;
+        let command = daemon(&proxy.through(&app.url), &provider.url())
+            .env("VOICE_SYNC_FAILPOINTS", "store.timeout=stall:10m");
+        let mut daemon = Daemon::start(command);
+        daemon.wait_until_answers("/readyz", 200).await;
+        proxy.set(weather);
+        daemon.wait_until_answers("/readyz", 503).await;
+        let (code, page) = daemon.get("/").await;
+        assert!(code == 503 && page.contains("database"), "{code} {page}");
+        daemon.wait_until_said("the database is in trouble").await;
+        proxy.set(Weather::Fair);
+        daemon.wait_until_answers("/readyz", 200).await;
+        app.insert_processing(&["sim-ready-1"]).await;
+        daemon.wait_until(&app, "completed", 1).await;
+        let [began, ended] = turns(&daemon, "database");
+        assert_eq!((began.len(), ended.len()), (1, 1), "{}", daemon.log());
+        daemon.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_provider_that_is_away_is_told_of_once() {
     let (app, bus, provider) = (migrated().await, Bus::new().await, simulator().await);

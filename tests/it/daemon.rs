@@ -2,6 +2,7 @@
 //! `tests/faults/daemon.rs`.
 
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -534,12 +535,6 @@ async fn a_run_writes_the_same_metrics_to_a_file() {
             "{name} in {text}"
         );
     }
-    run().await.expect_code(0);
-    let text = std::fs::read_to_string(&path).expect("is there");
-    assert!(
-        text.contains("voice_sync_transitions_total{target=\"completed\"} 0\n"),
-        "{text}"
-    );
     assert_eq!(
         std::fs::read_dir(&directory).expect("lists").count(),
         1,
@@ -552,6 +547,100 @@ async fn a_run_writes_the_same_metrics_to_a_file() {
         .await;
     ended.expect_code(74);
     assert_eq!(ended.count("exit_code"), 74);
+}
+
+/// A sample of the file.
+fn sample(path: &Path, name: &str) -> f64 {
+    let text = std::fs::read_to_string(path).expect("is there");
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("voice_sync_{name} ")));
+    let value = value.unwrap_or_else(|| panic!("{name} in {text}"));
+    value.parse().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_metrics_file_goes_on_from_run_to_run_and_is_written_on_every_exit() {
+    for variant in BOTH {
+        let (app, provider) = (migrated(variant).await, simulator().await);
+        let directory = TempDir::new().expect("a directory");
+        let path = directory.path().join("voice_sync.prom");
+        let file = path.display().to_string();
+        let run = async |url: &str, words: &[&str]| {
+            let command = sync_once(url, &provider.url()).args(&["--metrics-file", &file]);
+            command.args(words).run().await
+        };
+        app.insert_processing(&["sim-ready-1", "sim-nopreview-1"])
+            .await;
+        run(&app.url, &[]).await.expect_code(0);
+        app.insert_processing(&["sim-ready-2"]).await;
+        run(&app.url, &[]).await.expect_code(0);
+        assert_eq!(
+            sample(&path, "transitions_total{target=\"completed\"}"),
+            2.0
+        );
+        assert_eq!(sample(&path, "passes_total{exit=\"0\"}"), 2.0);
+        assert_eq!(sample(&path, "pass_duration_seconds_count"), 2.0);
+        assert_eq!(sample(&path, "processing_voices"), 1.0);
+        let success = sample(&path, "last_success_timestamp_seconds");
+        assert!(success > 0.0);
+        // The ledger has the database's clock.
+        let is_unchanged = |now: f64| (now - success).abs() < 0.5;
+
+        // What the last file says of the voices stays where this run cannot know.
+        let failures = [
+            (69, "postgresql://user@127.0.0.1:1/nothing", &[][..]),
+            (78, app.url.as_str(), &["--table", "nowhere"][..]),
+            (2, app.url.as_str(), &["--voice", "nobody"][..]),
+            (2, app.url.as_str(), &["--columns", "odd"][..]),
+        ];
+        for (code, url, words) in failures {
+            run(url, words).await.expect_code(code);
+            assert_eq!(sample(&path, "last_exit_code"), f64::from(code));
+            assert_eq!(sample(&path, "processing_voices"), 1.0, "{code}");
+            assert!(is_unchanged(sample(
+                &path,
+                "last_success_timestamp_seconds"
+            )));
+        }
+        assert_eq!(sample(&path, "passes_total{exit=\"2\"}"), 2.0);
+        assert_eq!(sample(&path, "passes_total{exit=\"69\"}"), 1.0);
+
+        // By name, and without a change: no success of all.
+        let named = ["--voice", "sim-nopreview-1"];
+        run(&app.url, &named).await.expect_code(0);
+        run(&app.url, &["--dry-run"]).await.expect_code(0);
+        assert!(is_unchanged(sample(
+            &path,
+            "last_success_timestamp_seconds"
+        )));
+        assert_eq!(sample(&path, "last_exit_code"), 0.0);
+
+        // A new file knows from the ledger when a pass last succeeded.
+        std::fs::remove_file(&path).expect("is there");
+        run(&app.url, &named).await.expect_code(0);
+        let in_the_ledger = sample(&path, "last_success_timestamp_seconds");
+        assert!(is_unchanged(in_the_ledger), "{in_the_ledger} {success}");
+        assert_eq!(sample(&path, "passes_total{exit=\"0\"}"), 1.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_that_end_together_lose_no_count_of_a_shared_metrics_file() {
+    let (app, provider) = (migrated(Variant::E32).await, simulator().await);
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("voice_sync.prom");
+    let file = path.display().to_string();
+    let runs = (0..8).map(|_| async {
+        let command = sync_once(&app.url, &provider.url());
+        command
+            .args(&["--metrics-file", &file])
+            .run()
+            .await
+            .expect_code(0);
+    });
+    join_all(runs).await;
+    assert_eq!(sample(&path, "passes_total{exit=\"0\"}"), 8.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -71,6 +71,7 @@ async fn a_healthy_site_is_found_healthy() {
             "obstacles",
             "index",
             "backlog",
+            "statuses",
             "second poller",
             "outbox",
             "breaker",

@@ -3,11 +3,23 @@
 use std::io::{BufRead, BufReader};
 
 use serde_json::{Value, json};
-use voice_sync::store::{CommandRun, Wanted};
+use uuid::Uuid;
+use voice_sync::store::{CommandRun, Selection, Wanted};
+use voice_sync_simulator::Counts;
 
 use crate::support::app::{App, NewVoice, Pool, Variant, row_id};
 use crate::support::binary::{Ended, VoiceSync, end};
 use crate::support::site::{ALL, Site};
+
+/// The line of the log that has these words.
+fn logged(ended: &Ended, words: &str) -> Value {
+    let lines = ended.stderr.lines();
+    let mut lines = lines.filter(|line| line.contains(words));
+    let line = lines
+        .next()
+        .unwrap_or_else(|| panic!("{words:?} in {}", ended.stderr));
+    serde_json::from_str(line).expect("a line of JSON")
+}
 
 /// A command's JSON.
 async fn json(command: VoiceSync) -> Value {
@@ -195,14 +207,201 @@ async fn a_check_says_in_one_line_what_needs_attention() {
     for limit in ["--max-age=1ms", "--max-backlog=0", "--max-silence=1ms"] {
         check(&[limit]).await.expect_code(75);
     }
-    let json = site
-        .run(&["status", "--check", "--max-backlog", "0"])
-        .run()
-        .await;
-    json.expect_code(75);
-    assert_eq!(json.report()["exit_code"], 75);
+    let checked = site.run(&["status", "--check", "--max-backlog", "0"]);
+    let checked = checked.run().await;
+    checked.expect_code(75);
+    assert_eq!(checked.report()["exit_code"], 75);
     // Who only looks is not alarmed.
-    site.run(&["status"]).run().await.expect_code(0);
+    let looked = json(site.run(&["status", "--max-backlog", "0"])).await;
+    assert_eq!(
+        (&looked["exit_code"], &looked["needs_attention"]),
+        (&json!(0), &json!(true))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voices_that_wait_under_another_status_are_warned_of() {
+    for variant in [Variant::B, Variant::E32] {
+        let site = Site::new(variant).await;
+        site.app
+            .insert_processing(&["sim-ready-1", "sim-ready-2"])
+            .await;
+        let wrong = ["--status-values", "processing=PROC"];
+        let command = site.sync_once().env("VOICE_SYNC_LOG_FORMAT", "json");
+        let ended = command.args(&wrong).run().await;
+        ended.expect_code(0);
+        let warning = logged(&ended, "looks like it");
+        assert_eq!(
+            (&warning["status"], &warning["rows"]),
+            (&json!("processing"), &json!(2))
+        );
+        let found = json(site.run(&["doctor"]).args(&wrong)).await;
+        let statuses = |found: &Value| {
+            let found = found["findings"].as_array().expect("findings").iter();
+            found
+                .clone()
+                .find(|found| found["check"] == "statuses")
+                .expect("is checked")
+                .clone()
+        };
+        assert_eq!(statuses(&found)["state"], "warning", "{found}");
+
+        // A status of the application's own is no reason to warn.
+        site.app
+            .execute("UPDATE voices SET status = 'archived'")
+            .await;
+        let ended = site.sync_once().run().await;
+        ended.expect_code(0);
+        assert!(!ended.stderr.contains("archived"), "{}", ended.stderr);
+        let found = statuses(&json(site.run(&["doctor"])).await);
+        assert_eq!(found["state"], "ok");
+        assert!(
+            found["says"]
+                .as_str()
+                .is_some_and(|says| says.contains("archived (2 rows)")),
+            "{found}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_no_row_has_is_wrong_usage_and_nothing_is_done() {
+    for variant in [Variant::A, Variant::E36] {
+        let site = Site::new(variant).await;
+        site.app.insert_processing(&["sim-ready-1"]).await;
+        let named = ["--voice", "sim-ready-1", "typo", "other\u{7}"];
+        let ended = site.sync_once().args(&named).run().await;
+        ended.expect_code(2);
+        assert!(ended.stderr.contains("typo, other"), "{}", ended.stderr);
+        assert_eq!(site.app.row("sim-ready-1").await.status, "processing");
+        assert_eq!(site.provider.counts(), Counts::default());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pass_over_named_voices_says_nothing_of_the_others() {
+    let site = Site::new(Variant::A).await;
+    site.app
+        .insert_processing(&["sim-nopreview-1", "sim-nopreview-2"])
+        .await;
+    let named = ["--voice", "sim-nopreview-1"];
+    site.sync_once().args(&named).run().await.expect_code(0);
+    let runs = json(site.run(&["runs"])).await;
+    assert_eq!(runs[0]["command"], "sync-once --voice");
+    let checked = site.run(&["status", "--check"]).run().await;
+    checked.expect_code(75);
+    assert!(
+        checked.stdout.contains("no pass was ever made here"),
+        "{}",
+        checked.stdout
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn passes_that_only_met_the_leases_of_others_are_no_passes() {
+    for variant in [Variant::A, Variant::E32] {
+        let site = Site::new(variant).await;
+        site.app
+            .insert_processing(&["sim-ready-1", "sim-ready-2"])
+            .await;
+        let store = site.app.store().await;
+        let page = store.claim(Uuid::new_v4(), &Selection::all(), 10).await;
+        assert_eq!(page.expect("claims").voices.len(), 2);
+        let ended = site.sync_once().run().await;
+        ended.expect_code(0);
+        assert_eq!(ended.count("leased_elsewhere"), 2);
+        assert_eq!(json(site.run(&["runs"])).await, json!([]), "{variant:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_shows_passes_that_did_something() {
+    let site = Site::new(Variant::E32).await;
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    for _ in 0..3 {
+        site.sync_once().run().await.expect_code(0);
+    }
+    let status = json(site.run(&["status"])).await;
+    let runs = status["runs"].as_array().expect("runs");
+    assert_eq!(runs.len(), 1, "{runs:?}");
+    assert_eq!(runs[0]["counts"]["completed"], 1);
+    assert_eq!(status["attention"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_with_a_wrong_key_does_not_hide_what_is_known_of_the_right_one() {
+    for variant in [Variant::A, Variant::E32] {
+        let site = Site::new(variant).await;
+        site.app.insert_processing(&["sim-nopreview-1"]).await;
+        site.sync_once().run().await.expect_code(0);
+        let wrong = site.sync_once().env("ELEVENLABS_API_KEY", "wrong");
+        wrong.run().await;
+        let found = |status: Value| status["provider"][0]["last_found_at"].is_string();
+        assert!(found(json(site.run(&["status"])).await), "{variant:?}");
+        let other = site
+            .run(&["status"])
+            .env("ELEVENLABS_API_KEY", "never used");
+        assert_eq!(
+            json(other).await["provider"].as_array().map(Vec::len),
+            Some(1)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_were_purged_are_not_blamed_on_a_second_poller() {
+    for variant in [Variant::A, Variant::E36] {
+        let site = Site::new(variant).await;
+        site.app
+            .insert_processing(&["sim-ready-1", "sim-ready-2"])
+            .await;
+        site.sync_once().run().await.expect_code(0);
+        let purge = site.run(&["outbox", "purge", "--older-than", "0s", "--yes"]);
+        purge.run().await.expect_code(0);
+        site.app.insert_processing(&["sim-ready-3"]).await;
+        site.sync_once().run().await.expect_code(0);
+        let poller = async || {
+            let found = json(site.run(&["doctor"])).await;
+            let found = found["findings"].as_array().expect("findings").clone();
+            let poller = found
+                .into_iter()
+                .find(|found| found["check"] == "second poller");
+            poller.expect("is checked")["state"].clone()
+        };
+        assert_eq!(poller().await, "ok", "{variant:?}");
+        // One that there is is still found.
+        site.app.insert_processing(&["sim-ready-4"]).await;
+        let finish = match variant {
+            Variant::A => {
+                "UPDATE voices SET status = 'completed', completed_at = now() WHERE status = 'processing'"
+            }
+            _ => {
+                "UPDATE voices SET status = 'completed', completed_at = datetime('now', '+1 second') WHERE status = 'processing'"
+            }
+        };
+        site.app.execute(finish).await;
+        assert_eq!(poller().await, "warning", "{variant:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voices_are_set_aside_in_one_line_for_each_kind_of_reason() {
+    let site = Site::new(Variant::A).await;
+    let ids = [
+        "no id at all",
+        "another/../one",
+        "sim-longpreview-1",
+        "sim-longpreview-2",
+    ];
+    site.app.insert_processing(&ids).await;
+    let ended = site.sync_once().run().await;
+    ended.expect_code(0);
+    let lines: Vec<_> = ended
+        .stderr
+        .lines()
+        .filter(|line| line.contains("set aside;"))
+        .collect();
+    assert_eq!(lines.len(), 2, "{}", ended.stderr);
 }
 
 /// What `inspect` says, as text.

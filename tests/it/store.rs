@@ -861,7 +861,7 @@ async fn all_processes_share_the_request_budget(variant: Variant) {
     };
     store.record_run(&run).await.expect("records");
     is_about(budget_in(ACCOUNT).await, 40, 100);
-    let survey = store.survey(None, AgeFrom::FirstSeen, 1, 1).await;
+    let survey = store.survey(None, AgeFrom::FirstSeen, 1, 1, None).await;
     let budget = "120/min".parse().expect("a budget");
     assert_eq!(
         survey.expect("reads").accounts[0].budget,
@@ -1522,7 +1522,7 @@ async fn every_view_counts_the_age_of_the_oldest_voice_alike(variant: Variant) {
     let store = app.store().await;
     let oldest = async || {
         let overview = store.overview().await.expect("reads").oldest;
-        let survey = store.survey(None, AgeFrom::Created, 5, 5).await;
+        let survey = store.survey(None, AgeFrom::Created, 5, 5, None).await;
         let survey = survey.expect("reads").oldest[0].age;
         let claimed = store.peek(&ALL, 10).await.expect("peeks").voices;
         let claimed = claimed.iter().map(|voice| voice.age.created).max();
@@ -1883,6 +1883,7 @@ fn ledger_entry() -> Run {
     Run {
         run_id: Uuid::new_v4(),
         account: None,
+        command: None,
         started_at: Utc::now(),
         duration: Duration::from_millis(12),
         exit_code: 0,

@@ -1,0 +1,51 @@
+//! Says that the database is away while operations still repeat their statements.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Health;
+use crate::core::report::Part;
+use crate::store::{Store, Suspicion};
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A connection that was cut is replaced at once; that is no outage.
+const SHORTEST_OUTAGE: Duration = Duration::from_secs(1);
+/// A database that works answers a ping in this time, however slow other statements are.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Looks once a second, for as long as the store is in use. An outage is noticed within 5 s.
+pub async fn watch_database(store: &Store, health: &Health) {
+    let mut is_away = false;
+    loop {
+        sleep(LOOK_EVERY).await;
+        let away = match store.suspicion() {
+            None => None,
+            Some(Suspicion::Fails { since, says }) if since.elapsed() >= SHORTEST_OUTAGE => {
+                Some((since, says))
+            }
+            // Not for long enough, or perhaps for a while already, but not known yet.
+            Some(Suspicion::Fails { .. }) => continue,
+            Some(Suspicion::Silent { since }) => silent(store, since).await,
+        };
+        match away {
+            Some((since, says)) => {
+                is_away = true;
+                health.obstructed_since(Part::Database, since, &says);
+            }
+            None if is_away => {
+                is_away = false;
+                health.works(Part::Database);
+            }
+            None => {}
+        }
+    }
+}
+
+async fn silent(store: &Store, since: Instant) -> Option<(Instant, String)> {
+    match timeout(PING_TIMEOUT, store.ping()).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some((since, error.to_string())),
+        Err(_) => Some((since, "no answer".to_owned())),
+    }
+}
