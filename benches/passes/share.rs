@@ -166,7 +166,7 @@ pub(crate) async fn by_operations(engine: Engine, voices: u64) -> anyhow::Result
                     target: Target::Completed {
                         preview_url: Some(preview(provider_id.as_str())),
                     },
-                    provider_id,
+                    provider_id: provider_id.into(),
                 })
             })
             .collect::<anyhow::Result<_>>()?;

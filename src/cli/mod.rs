@@ -2,7 +2,9 @@
 
 mod daemon;
 mod doctor;
+mod fail;
 mod inspect;
+mod list;
 mod manual;
 mod migrate;
 mod open;
@@ -72,6 +74,10 @@ Examples:
     Status(status::StatusCommand),
     /// Show everything that is known of a voice, and what an answer about it means.
     Inspect(inspect::Inspect),
+    /// List voices: in processing, failed, missing, set aside.
+    List(list::List),
+    /// Fail voices in processing that can never be completed.
+    Fail(fail::Fail),
     /// Put failed voices back to processing, and have voices that are set aside asked about again.
     Retry(retry::Retry),
     /// Show the events of transitions, publish them again, or remove them.
@@ -111,6 +117,8 @@ impl Cli {
             Command::Doctor => doctor::run(&self.options, &self.given).await,
             Command::Status(command) => command.run(&self.options).await,
             Command::Inspect(command) => command.run(&self.options).await,
+            Command::List(command) => command.run(&self.options).await,
+            Command::Fail(command) => command.run(&self.options).await,
             Command::Retry(command) => command.run(&self.options).await,
             Command::Outbox(command) => command.run(&self.options).await,
             Command::Runs(command) => command.run(&self.options).await,

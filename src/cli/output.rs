@@ -15,8 +15,13 @@ pub(super) fn print(text: &str) -> Result<(), Failed> {
 /// they wanted. Colours are left out where they are not wanted: in a pipe or a file, with `NO_COLOR`, on a
 /// dumb terminal.
 pub(super) fn show(text: &str) -> io::Result<bool> {
+    show_part(&format!("{text}\n"))
+}
+
+/// The same, of a result that is printed part by part, with its line ends.
+pub(super) fn show_part(text: &str) -> io::Result<bool> {
     let mut out = anstream::stdout();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+    match write!(out, "{text}").and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(error),

@@ -16,7 +16,7 @@ use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, number_of};
 use crate::core::voice::{ProviderVoiceId, RowId};
 use crate::store::{
-    Access, CommandRun, DatabaseUrl, RowState, Store, StoreError, VoiceRecord, Wanted,
+    Access, CommandRun, DatabaseUrl, RowState, Store, StoreError, VoiceFilter, VoiceRecord, Wanted,
 };
 
 /// Put failed voices back to processing, and have voices that are set aside asked about again.
@@ -175,22 +175,19 @@ impl Retry {
             outcome.left.extend(unknown.map(|id| (id.clone(), why)));
             treat(store, url, does, voices, outcome).await?;
         }
-        let mut wanted = match (self.all_failed, self.set_aside) {
-            (true, _) => Wanted::Failed(None),
-            (false, true) => Wanted::SetAside(None),
+        let filter = match (self.all_failed, self.set_aside) {
+            (true, _) => VoiceFilter::Failed,
+            (false, true) => VoiceFilter::SetAside,
             (false, false) => return Ok(()),
         };
+        let mut last = None;
         loop {
+            let wanted = Wanted::Listed(filter, last);
             let page = store.records(&wanted, PAGE).await.map_err(at(url))?;
-            let Some(last) = page.last().map(|voice| voice.row.clone()) else {
+            let Some(voice) = page.last() else {
                 return Ok(());
             };
-            wanted = match wanted {
-                Wanted::SetAside(_) => Wanted::SetAside(Some(last)),
-                Wanted::Failed(_) | Wanted::Rows(_) | Wanted::ProviderIds(_) => {
-                    Wanted::Failed(Some(last))
-                }
-            };
+            last = Some(voice.row.clone());
             treat(store, url, does, page, outcome).await?;
         }
     }
@@ -208,7 +205,7 @@ impl Retry {
             Output::Json => {
                 let left = left
                     .iter()
-                    .map(|(voice, why)| json!({"voice_id": voice, "reason": why}));
+                    .map(|(voice, why)| json!({"row_id": voice, "reason": why}));
                 json!({"run_id": run_id, "dry_run": self.dry_run, "put_back": put_back, "released": released,
                        "left": left.collect::<Vec<_>>()})
                 .to_string()

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::{Uuid, uuid};
 
-use super::voice::{ProviderVoiceId, RowId};
+use super::voice::RowId;
 
 /// What an event tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl fmt::Display for EventType {
 
 /// The id of a transition's event: the same on every publication, by whichever process, so that a
 /// consumer can drop what it has seen. A UUIDv5 (RFC 9562, 5.5) of row, provider id and type.
-pub fn event_id(row: &RowId, provider_id: &ProviderVoiceId, event_type: EventType) -> Uuid {
+pub fn event_id(row: &RowId, provider_id: impl fmt::Display, event_type: EventType) -> Uuid {
     const NAMESPACE: Uuid = uuid!("5d2b5b0e-52a1-4b0f-9d4e-0f6f7b1c9a51");
     let name = format!("{row}\n{provider_id}\n{event_type}");
     Uuid::new_v5(&NAMESPACE, name.as_bytes())
@@ -114,6 +114,7 @@ impl OutboxEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::voice::ProviderVoiceId;
 
     #[test]
     fn the_body_is_what_the_applications_consumers_parse() {

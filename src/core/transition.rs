@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::event::{EventType, event_id};
 use super::nudge::Nudge;
 use super::verdict::{Age, Stage, Unstorable};
-use super::voice::{InvalidProviderId, Position, ProviderVoiceId, RowId};
+use super::voice::{InvalidProviderId, Position, ProviderVoiceId, RowId, StoredProviderId};
 
 /// A voice in processing that this pass may look up.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,7 +44,7 @@ pub struct Transition {
     /// The row to change.
     pub row: RowId,
     /// The id that was looked up: if the row has another by now, nothing happens.
-    pub provider_id: ProviderVoiceId,
+    pub provider_id: StoredProviderId,
     /// What to.
     pub target: Target,
 }

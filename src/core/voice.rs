@@ -56,6 +56,32 @@ impl Position {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProviderVoiceId(String);
 
+/// A provider id as its row has it, to compare with the row: perhaps none that may be sent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct StoredProviderId(String);
+
+impl StoredProviderId {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<ProviderVoiceId> for StoredProviderId {
+    fn from(id: ProviderVoiceId) -> Self {
+        Self(id.0)
+    }
+}
+
+impl fmt::Display for StoredProviderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Why a stored provider id cannot be asked about.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidProviderId {

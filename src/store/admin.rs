@@ -117,7 +117,7 @@ impl Store {
     }
 
     /// Those of these voices that a command has changed, in this try or an earlier one whose reply was lost.
-    async fn changed_by(
+    pub(super) async fn changed_by(
         &self,
         transaction: &mut Transaction<'_>,
         run: &CommandRun,

@@ -1,6 +1,6 @@
 //! Making transitions happen: rows, their events and what is known of their voices, in one transaction.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -9,7 +9,7 @@ use super::args::{Args, Columns};
 use super::database::Transaction;
 use super::dialect::Dialect;
 use super::row::Row;
-use super::values::{Applied, Record};
+use super::values::{Applied, CommandRun, Record};
 use super::{OUTBOX_LEASE, Store, StoreError, visit};
 use crate::core::event::{BatchId, OutboxEvent};
 use crate::core::transition::{Target, Transition};
@@ -80,6 +80,34 @@ impl Store {
         }
     }
 
+    /// Fails voices for a command, which is entered into the ledger with them. Returns those that it has failed, in this try
+    /// or an earlier one whose reply was lost.
+    pub(super) async fn fail_once(
+        &self,
+        run: &CommandRun,
+        transitions: &[Transition],
+        record: Record,
+    ) -> Result<HashSet<RowId>, StoreError> {
+        let impatient = format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'");
+        let mut transaction = self.database.begin_with(&impatient).await?;
+        let applied = self
+            .apply_in(
+                &mut transaction,
+                run.run_id,
+                transitions,
+                record,
+                Locked::Wait,
+            )
+            .await?;
+        let failed = applied.moved.len() as u64;
+        self.enter_command(&mut transaction, run, "failed", failed)
+            .await?;
+        let rows: Vec<_> = transitions.iter().map(|t| t.row.as_str()).collect();
+        let failed = self.changed_by(&mut transaction, run, &rows).await?;
+        transaction.commit().await?;
+        Ok(failed)
+    }
+
     async fn apply_in(
         &self,
         transaction: &mut Transaction<'_>,
@@ -117,7 +145,7 @@ impl Store {
         &self,
         transaction: &mut Transaction<'_>,
         transitions: &[Transition],
-    ) -> Result<std::collections::HashSet<RowId>, StoreError> {
+    ) -> Result<HashSet<RowId>, StoreError> {
         let mut args = self.database.args();
         let answers = self.answers(&mut args, &transitions.iter().collect::<Vec<_>>());
         let (table, is_unchanged) = (&self.table.table, self.is_unchanged());

@@ -66,7 +66,7 @@ use outage::Outage;
 pub use outage::Suspicion;
 pub use survey::{
     Account, EventFilter, EventRecord, FailingBus, LedgerEntry, Notes, NudgeRecord, Nudging,
-    RowState, Survey, VoiceRecord, Wanted,
+    RowState, Survey, VoiceFilter, VoiceRecord, Wanted,
 };
 pub use values::{
     Access, Agenda, Applied, Asked, BusPermit, CommandRun, Hinted, Isolated, LeaseId, LeasedEvents,
@@ -506,6 +506,17 @@ impl Store {
             self.save_mass_absence_once(account, true)
         })
         .await
+    }
+
+    /// Fails voices in processing by hand, each guarded as any other transition. Returns those that were failed.
+    pub async fn fail(
+        &self,
+        run: &CommandRun,
+        transitions: &[Transition],
+        record: Record,
+    ) -> Result<HashSet<RowId>, StoreError> {
+        self.attempt("store.fail", || self.fail_once(run, transitions, record))
+            .await
     }
 
     /// Leases events that no process is publishing, by whole batches, about as many as this: those first that were

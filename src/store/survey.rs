@@ -98,12 +98,10 @@ pub struct LedgerEntry {
 impl LedgerEntry {
     /// Whether it changed, looked up or published anything, or failed.
     pub fn did_something(&self) -> bool {
-        let any = |count: &str| self.counts[count].as_u64().is_some_and(|number| number > 0);
+        let any = |count: &str| self.count(count) > 0;
         self.command.is_some() || self.exit_code != 0 || any("due") || any("events_published")
     }
-}
 
-impl LedgerEntry {
     /// One of its counts; zero, where it has none of that name.
     pub fn count(&self, name: &str) -> u64 {
         self.counts[name].as_u64().unwrap_or(0)
@@ -114,6 +112,7 @@ impl LedgerEntry {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct VoiceRecord {
     /// Its row, as events have it.
+    #[serde(rename = "row_id")]
     pub voice_id: String,
     /// Its row, as the database has it.
     #[serde(skip)]
@@ -314,10 +313,22 @@ pub enum Wanted {
     Rows(Vec<String>),
     /// Those with these provider ids, by which the table may have no index.
     ProviderIds(Vec<String>),
-    /// Failed ones, after a row, in the order of keys.
-    Failed(Option<RowId>),
-    /// Those in processing that are set aside, likewise.
-    SetAside(Option<RowId>),
+    /// Those of a kind, after a row, in the order of keys.
+    Listed(VoiceFilter, Option<RowId>),
+}
+
+/// Kinds of voices that can be listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VoiceFilter {
+    Processing,
+    Completed,
+    Failed,
+    /// In processing, and set aside.
+    SetAside,
+    /// In processing, and not found by the last lookups.
+    Missing,
+    /// In processing, and not to be looked up while the provider answers other requests.
+    Unanswerable,
 }
 
 /// An event in the outbox.
@@ -330,6 +341,7 @@ pub struct EventRecord {
     /// The run that recorded it.
     pub run_id: Uuid,
     pub event_type: String,
+    #[serde(rename = "row_id")]
     pub voice_id: String,
     pub user_id: Option<String>,
     /// When its transition committed.

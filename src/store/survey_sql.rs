@@ -13,7 +13,7 @@ use super::ledger::texts;
 use super::provider_state::{state, state_columns};
 use super::row::Row;
 use super::survey::{
-    Account, FailingBus, Notes, NudgeRecord, RowState, Survey, VoiceRecord, Wanted,
+    Account, FailingBus, Notes, NudgeRecord, RowState, Survey, VoiceFilter, VoiceRecord, Wanted,
 };
 use super::{LEASE, MAX_BUS_PAUSE, NEWEST_RUNS, Store, StoreError, UNLISTED};
 use crate::core::backlog::{BAND_ENDS, BacklogKind};
@@ -310,30 +310,35 @@ impl Store {
 
     fn is_wanted(&self, args: &mut Args, wanted: &Wanted) -> String {
         let table = &self.table;
-        let after = |args: &mut Args, row: &Option<RowId>| match row {
-            None => String::new(),
-            Some(row) => format!(
-                " AND v.{} > {}",
-                table.id,
-                table.bind_key(args, row.as_str())
-            ),
-        };
         match wanted {
             Wanted::Rows(rows) => table.has_key(args, rows),
             Wanted::ProviderIds(ids) => {
                 let ids = ids.iter().filter(|id| !id.contains('\0'));
                 format!("{} {}", table.provider_key, args.is_any("text", ids))
             }
-            Wanted::Failed(row) => {
-                format!("v.{} = {}{}", table.status, table.failed, after(args, row))
+            Wanted::Listed(filter, after) => {
+                let after = after.as_ref().map(|row| {
+                    let key = table.bind_key(args, row.as_str());
+                    format!(" AND v.{} > {key}", table.id)
+                });
+                self.is_listed(*filter) + &after.unwrap_or_default()
             }
-            Wanted::SetAside(row) => format!(
-                "{} AND {} AND {}{}",
-                table.is_processing(),
-                super::TableSql::is_current(&table.provider_id),
-                table.is_set_aside(),
-                after(args, row)
-            ),
+        }
+    }
+
+    fn is_listed(&self, filter: VoiceFilter) -> String {
+        let table = &self.table;
+        let noted = |condition: &str| {
+            let is_current = super::TableSql::is_current(&table.provider_id);
+            format!("{} AND {is_current} AND {condition}", table.is_processing())
+        };
+        match filter {
+            VoiceFilter::Processing => table.is_processing(),
+            VoiceFilter::Completed => format!("v.{} = {}", table.status, table.completed),
+            VoiceFilter::Failed => format!("v.{} = {}", table.status, table.failed),
+            VoiceFilter::SetAside => noted(&table.is_set_aside()),
+            VoiceFilter::Missing => noted("w.missing_count > 0"),
+            VoiceFilter::Unanswerable => noted("w.unanswered > 0"),
         }
     }
 

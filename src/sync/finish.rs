@@ -13,7 +13,7 @@ use crate::core::report::{self, Report, StopReason};
 use crate::core::request_budget::Spending;
 use crate::core::transition::{Note, Seen, Target, Transition};
 use crate::core::verdict::Failure;
-use crate::core::voice::{Position, ProviderVoiceId};
+use crate::core::voice::{Position, StoredProviderId};
 use crate::store::{MissingVoice, NextPass, Run, StoreError};
 
 /// Missing voices looked through at once.
@@ -184,11 +184,9 @@ impl Pass<'_> {
             others,
         };
         let confirmed = missing::is_confirmed(absence, self.missing_after, self.rules.fail_after);
-        Some(Transition {
+        confirmed.then(|| Transition {
             row,
-            provider_id: ProviderVoiceId::parse(&provider_id)
-                .ok()
-                .filter(|_| confirmed)?,
+            provider_id: StoredProviderId::new(provider_id),
             target: Target::Failed {
                 reason: Failure::Missing.to_string(),
             },

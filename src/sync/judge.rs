@@ -56,7 +56,7 @@ impl Pass<'_> {
                     }
                     transitions.push(Transition {
                         row: claimed.row.clone(),
-                        provider_id,
+                        provider_id: provider_id.into(),
                         target,
                     });
                 }

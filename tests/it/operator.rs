@@ -1,10 +1,11 @@
 //! What operators see, and what they mend.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
-use voice_sync::store::{CommandRun, Selection, Wanted};
+use voice_sync::store::{CommandRun, Selection, VoiceFilter, Wanted};
 use voice_sync_simulator::Counts;
 
 use crate::support::app::{App, NewVoice, Pool, Variant, row_id};
@@ -502,7 +503,7 @@ async fn a_voice_is_shown_with_its_verdict_and_its_rule() {
         );
         assert_eq!(json[0]["row"]["notes"]["stage"], "training", "{json:#}");
         assert_eq!(
-            json[0]["row"]["voice_id"],
+            json[0]["row"]["row_id"],
             row_id("sim-pvctraining-1").to_string(),
             "{json:#}"
         );
@@ -616,7 +617,7 @@ async fn a_failed_voice_that_the_application_changes_meanwhile_is_its_own() {
         .insert_processing(&["sim-banned-1", "sim-banned-2"])
         .await;
     site.sync_once().run().await.expect_code(0);
-    let wanted = Wanted::Failed(None);
+    let wanted = Wanted::Listed(VoiceFilter::Failed, None);
     let records = store.records(&wanted, 10).await.expect("reads");
     site.app
         .execute("UPDATE voices SET elevenlabs_voice_id = 'other' WHERE name = 'sim-banned-1'")
@@ -915,7 +916,7 @@ async fn a_row_that_the_application_has_locked_keeps_nobody_waiting() {
     let retried = json(site.run(&["retry", "--all-failed", "--yes"])).await;
     let [locked, free] = ["sim-banned-1", "sim-banned-2"].map(|id| row_id(id).to_string());
     assert_eq!(retried["put_back"], json!([free]));
-    assert_eq!(retried["left"][0]["voice_id"], json!(locked));
+    assert_eq!(retried["left"][0]["row_id"], json!(locked));
     application.rollback().await.expect("ends");
     assert_eq!(site.app.row("sim-banned-1").await.status, "failed");
 }
@@ -958,4 +959,126 @@ async fn who_watches_learns_that_tables_were_made() {
     drop(lines);
     let ended = end(child).await;
     ended.expect_code(0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voices_are_listed_by_status_problem_and_age() {
+    for variant in [Variant::A, Variant::D, Variant::E36] {
+        let site = Site::new(variant).await;
+        let many: Vec<_> = (0..1_001).map(|n| format!("sim-nopreview-{n}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        site.app.insert_processing(&many).await;
+        let odd = [
+            "sim-banned-1",
+            "sim-missing-1",
+            "sim-longpreview-1",
+            "sim-ready-1",
+        ];
+        site.app.insert_processing(&odd).await;
+        // Skipped after the third time.
+        for _ in 0..3 {
+            site.sync_once().run().await.expect_code(0);
+        }
+        let list = async |words: &[&str]| {
+            let listed = json(site.run(&["list"]).args(words)).await;
+            let listed = listed.as_array().expect("a list").clone();
+            let id = |voice: &Value| voice["provider_id"].as_str().expect("an id").to_owned();
+            listed.iter().map(id).collect::<BTreeSet<_>>()
+        };
+        let processing = list(&[]).await;
+        let expected = many.iter().chain(&["sim-missing-1", "sim-longpreview-1"]);
+        assert_eq!(
+            processing,
+            expected.map(|id| (*id).to_owned()).collect(),
+            "{variant:?}"
+        );
+        let one = |id: &str| BTreeSet::from([id.to_owned()]);
+        assert_eq!(list(&["--failed"]).await, one("sim-banned-1"));
+        assert_eq!(list(&["--status", "failed"]).await, one("sim-banned-1"));
+        assert_eq!(list(&["--status", "completed"]).await, one("sim-ready-1"));
+        assert_eq!(list(&["--missing"]).await, one("sim-missing-1"));
+        assert_eq!(list(&["--set-aside"]).await, one("sim-longpreview-1"));
+        assert_eq!(list(&["--unanswerable"]).await, BTreeSet::new());
+        assert_eq!(list(&["--older-than", "1h"]).await, BTreeSet::new());
+        site.app.age_application(7200).await;
+        assert_eq!(
+            list(&["--older-than", "1h", "--missing"]).await,
+            one("sim-missing-1")
+        );
+
+        let text = site
+            .run(&["list", "--failed"])
+            .env("VOICE_SYNC_OUTPUT", "text")
+            .run()
+            .await;
+        text.expect_code(0);
+        assert_eq!(text.stdout.lines().count(), 1);
+        assert!(
+            text.stdout.contains("sim-banned-1") && text.stdout.ends_with("banned\n"),
+            "{}",
+            text.stdout
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voices_are_failed_by_hand_with_their_event_and_can_be_put_back() {
+    for variant in [Variant::A, Variant::B, Variant::E36] {
+        let site = Site::new(variant).await;
+        let ids = [
+            "sim-nopreview-1",
+            "an id/that is none",
+            "sim-nopreview-2",
+            "sim-ready-1",
+        ];
+        site.app.insert_processing(&ids).await;
+        site.sync_once().run().await;
+        let fail = |words: &[&str]| {
+            site.run(&["fail", "--reason", "gone\u{7} for good"])
+                .args(words)
+        };
+        let dry = json(fail(&["--dry-run", ids[0]])).await;
+        assert_eq!(dry["failed"].as_array().map(Vec::len), Some(1));
+        assert_eq!(site.app.row(ids[0]).await.status, "processing");
+
+        let by_row = row_id(ids[1]).to_string();
+        let failed = json(fail(&[ids[0], &by_row, "sim-ready-1", "nobody"])).await;
+        assert_eq!(
+            failed["failed"].as_array().map(Vec::len),
+            Some(2),
+            "{failed}"
+        );
+        assert_eq!(failed["left"].as_array().map(Vec::len), Some(2), "{failed}");
+        for (id, status) in ids
+            .into_iter()
+            .zip(["failed", "failed", "processing", "completed"])
+        {
+            assert_eq!(site.app.row(id).await.status, status, "{variant:?} {id}");
+        }
+        let runs = json(site.run(&["runs"])).await;
+        assert_eq!(
+            (&runs[0]["command"], &runs[0]["counts"]),
+            (&json!("fail"), &json!({"failed": 2}))
+        );
+        let shown = inspected(&site, ids[0]).await;
+        assert!(shown.contains("for good"), "{shown}");
+
+        // Nothing is failed twice, and the events come with the next pass.
+        fail(&[ids[0]]).run().await.expect_code(2);
+        site.sync_once().run().await.expect_code(0);
+        assert_eq!(
+            site.bus.events("voice.updated").await.len(),
+            2,
+            "{variant:?}"
+        );
+        let back = json(site.run(&["retry", ids[0]])).await;
+        assert_eq!(back["put_back"].as_array().map(Vec::len), Some(1));
+        assert_eq!(site.app.row(ids[0]).await.status, "processing");
+    }
+    let missing = VoiceSync::new(&["fail", "an-id"]).run().await;
+    missing.expect_code(2);
+    VoiceSync::new(&["fail", "an-id", "--reason", " "])
+        .run()
+        .await
+        .expect_code(2);
 }

@@ -17,7 +17,7 @@ use voice_sync::core::verdict::{Age, AgeFrom, Stage};
 use voice_sync::core::voice::{ProviderVoiceId, RowId};
 use voice_sync::store::{
     BusPermit, CommandRun, EventFilter, Isolated, LeasedEvents, NextPass, Record, Run, Selection,
-    Store, StoreError, Wanted,
+    Store, StoreError, VoiceFilter, Wanted,
 };
 
 use crate::support::app::{App, NewVoice, Pool, Variant, row_id, user_id};
@@ -71,7 +71,7 @@ fn failed(app: &App, id: &str) -> Transition {
 fn transition(app: &App, id: &str, target: Target) -> Transition {
     Transition {
         row: RowId::new(app.stored(row_id(id))),
-        provider_id: ProviderVoiceId::parse(id).expect("an id"),
+        provider_id: ProviderVoiceId::parse(id).expect("an id").into(),
         target,
     }
 }
@@ -438,7 +438,9 @@ async fn a_transition_that_is_given_twice_happens_once(variant: Variant) {
     claim(&store, run_id).await;
     let new = completed(&app, "renewed");
     let old = Transition {
-        provider_id: ProviderVoiceId::parse("cloned-before").expect("an id"),
+        provider_id: ProviderVoiceId::parse("cloned-before")
+            .expect("an id")
+            .into(),
         ..failed(&app, "renewed")
     };
     let applied = store
@@ -1539,7 +1541,9 @@ async fn every_view_counts_the_age_of_the_oldest_voice_alike(variant: Variant) {
     let applied = store.apply(run_id, &both, Record::Nothing).await;
     assert_eq!(applied.expect("applies").moved.len(), 2);
     end_leases(&app).await;
-    let voices = store.records(&Wanted::Failed(None), 10).await;
+    let voices = store
+        .records(&Wanted::Listed(VoiceFilter::Failed, None), 10)
+        .await;
     let command = CommandRun::begin("retry");
     let back = store.put_back(&command, &voices.expect("reads")).await;
     assert_eq!(back.expect("puts back").len(), 2);
@@ -2080,7 +2084,7 @@ async fn provider_ids_may_be_stored_as_numbers_on_sqlite() {
     let claimed = claim(&store, run_id).await;
     let transition = Transition {
         row: claimed[0].row.clone(),
-        provider_id: claimed[0].checked_id().expect("an id"),
+        provider_id: claimed[0].checked_id().expect("an id").into(),
         target: Target::Completed { preview_url: None },
     };
     let applied = store.apply(run_id, &[transition], Record::ForMe).await;
@@ -2139,7 +2143,8 @@ async fn keys_and_statuses_of_fixed_length_are_compared_whole() {
             .map(|voice| Transition {
                 row: voice.row,
                 provider_id: ProviderVoiceId::parse(&voice.provider_id.expect("is there"))
-                    .expect("an id"),
+                    .expect("an id")
+                    .into(),
                 target: Target::Completed { preview_url: None },
             })
             .collect();

@@ -282,7 +282,7 @@ impl<'a> World<'a> {
             self.reference.reported(&provider_id, status);
             instance.answers.push(Transition {
                 row,
-                provider_id: ProviderVoiceId::parse(&provider_id).expect("an id"),
+                provider_id: ProviderVoiceId::parse(&provider_id).expect("an id").into(),
                 target,
             });
         }
