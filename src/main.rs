@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use tracing::error;
 use voice_sync::cli::Cli;
-use voice_sync::core::exit::{Exit, Failed};
+use voice_sync::core::exit::Exit;
 use voice_sync::telemetry::logs;
 use voice_sync::tls;
 
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     keep_secrets_out_of_core_files();
     tls::install();
     let cli = Cli::read();
-    logs::init(cli.log_format());
+    logs::init(&cli.log());
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -24,13 +24,7 @@ fn main() -> ExitCode {
             return Exit::Io.into();
         }
     };
-    match runtime.block_on(cli.run()) {
-        Ok(exit) => exit.into(),
-        Err(Failed { exit, message }) => {
-            error!(exit_code = exit.code(), "{message:#}");
-            exit.into()
-        }
-    }
+    runtime.block_on(cli.run())
 }
 
 /// The process holds a key and passwords: a crash must not write them to disk.

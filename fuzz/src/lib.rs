@@ -153,6 +153,7 @@ pub fn listen(data: &[u8]) {
             Arc::new(Metrics::default()),
             Arc::new(lookout),
             AllowedHosts::new(Vec::new()),
+            None,
         );
         let (mut client, server) = duplex(1 << 20);
         let serving = tokio::spawn(answer(server, router));

@@ -16,12 +16,12 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::status::Viewer;
-use super::{Budget, Nudge, Options, UNFINISHED, in_time, interval, open};
+use super::{Budget, Nudge, Options, UNFINISHED, in_time, interval, open, warn_without_events};
 use crate::cli::{secrets, shutdown};
 use crate::core::exit::{Exit, Failed};
 use crate::core::verdict::Rules;
 use crate::daemon::{
-    self, AllowedHosts, DutyCycles, Health, Inbox, Opened, Secret, StatusCache, Supervisor,
+    self, AllowedHosts, DutyCycles, Health, Inbox, Opened, Secret, StatusCache, Supervisor, Tick,
 };
 use crate::deadline::Deadline;
 use crate::status::Limits;
@@ -29,14 +29,14 @@ use crate::store::{Access, DatabaseUrl, Names, Store};
 use crate::sync::{Pass, Scope};
 use crate::telemetry::exposition::Metrics;
 
-/// Ask about voices whenever one is due, until told to stop.
+/// Look voices up whenever one is due, until stopped.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   voice-sync daemon --listen 9090
   voice-sync daemon --interval 1s --log-format json")]
 pub(super) struct Daemon {
-    /// How long to sleep at the most: new voices are seen within this time.
+    /// The longest pause between two polls: new voices are found within this time.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
     interval: Duration,
 
@@ -46,12 +46,12 @@ pub(super) struct Daemon {
     #[command(flatten)]
     nudge: Nudge,
 
-    /// Serve the status as a page, /livez, /readyz and /metrics there: a port of this host alone, or an address and a port.
-    /// With ELEVENLABS_WEBHOOK_SECRET or VOICE_SYNC_HINTS_TOKEN also POST /webhooks/elevenlabs and POST /hints.
+    /// Serve the status page, /livez, /readyz and /metrics at this port of the local host, or at this address and port.
+    /// With ELEVENLABS_WEBHOOK_SECRET or VOICE_SYNC_HINTS_TOKEN, also accept POST /webhooks/elevenlabs and POST /hints.
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     listen: Option<SocketAddr>,
 
-    /// Host names under which browsers may open the page, beside localhost and addresses.
+    /// Host names by which browsers may open the page, in addition to localhost and addresses.
     #[arg(long, value_name = "NAME", value_delimiter = ',', requires = "listen")]
     allowed_hosts: Vec<String>,
 }
@@ -128,6 +128,7 @@ impl Daemon {
         let provider = Arc::new(provider);
         let nudger = self.nudge.nudger(true, &metrics.nudges).map(Arc::new);
         metrics.press(provider.pressure());
+        let without_events = options.publisher()?.is_none() && !options.wants_no_events();
         let (publisher, queue) = (options.publisher()?, options.queue()?);
         let (watch, supervisor) = (Arc::new(Health::default()), Supervisor::default());
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
@@ -135,6 +136,8 @@ impl Daemon {
         shutdown::on_signal(stop.clone(), deadline.clone());
         let inbox = Arc::new(Inbox::default());
         let secrets = HintSecrets::read()?;
+        let token = secrets::listen_token().map_err(Failed::config)?;
+        let token = token.map(|token| Secret::new(token.expose_secret().as_bytes()));
         let serving = match self.listen {
             None => {
                 secrets.warn_that_nothing_listens();
@@ -142,14 +145,30 @@ impl Daemon {
             }
             Some(address) => {
                 let listener = listen(address).await?;
+                if token.is_none() && !address.ip().is_loopback() {
+                    warn!(
+                        %address,
+                        "the status page and the metrics need no password, and other hosts can read them; set \
+                         VOICE_SYNC_LISTEN_TOKEN_FILE, or let only trusted hosts connect"
+                    );
+                }
                 let cache = status_cache(url.clone(), names.clone(), &rules, provider.account());
                 let hosts = AllowedHosts::new(self.allowed_hosts);
-                let router = daemon::router(watch.clone(), metrics.clone(), cache, hosts)
+                let router = daemon::router(watch.clone(), metrics.clone(), cache, hosts, token)
                     .merge(secrets.router(&inbox, &metrics));
                 let serving = daemon::serve(listener, router, stopped.clone());
                 Some(tokio::spawn(serving))
             }
         };
+        info!(
+            event = "daemon_started",
+            version = env!("CARGO_PKG_VERSION"),
+            database = %url,
+            provider = %provider.base(),
+            event_bus = publisher.as_ref().map_or("none".to_owned(), |bus| format!("Redis at {}", bus.address())),
+            interval = %humantime::format_duration(self.interval),
+            "voice-sync daemon started"
+        );
         let scope = Scope {
             continuous: true,
             ..Scope::default()
@@ -190,7 +209,11 @@ impl Daemon {
                 metrics: &metrics.pass,
                 observe: &|_| watch.moves(),
             };
-            daemon::tick(pass, self.budget.request_budget, &metrics, &mut looks).await
+            let tick = daemon::tick(pass, self.budget.request_budget, &metrics, &mut looks).await;
+            if let (Tick::Passed { report, .. }, true) = (&tick, without_events) {
+                warn_without_events(report);
+            }
+            tick
         };
         let working = daemon::run(
             opening,

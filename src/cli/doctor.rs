@@ -1,20 +1,21 @@
 //! `voice-sync doctor`: looks at everything that `sync-once` would meet, in its order.
 
-use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, CommandFactory};
+use clap::ArgMatches;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Cli, Events, Options, Output, OwnTables, at, in_time, own_tables, print};
-use crate::cli::secrets::{self, API_KEY, CREDENTIALS, DATABASE_URL, REDIS_URL};
+use super::config::{self, ConfigFile, Setting};
+use super::{Events, Options, Output, OwnTables, at, in_time, own_tables, print, secrets};
 use crate::core::exit::{Exit, Failed};
+use crate::core::format::number_of;
 use crate::core::missing::MASS_ABSENCE_ADVICE;
 use crate::core::provider_state::ProviderState;
 use crate::core::voice::ProviderVoiceId;
 use crate::doctor;
-use crate::doctor::check::{self, Check};
+use crate::doctor::check::{self, Check, State};
 use crate::events::publisher::Publisher;
+use crate::events::queue::Queue;
 use crate::provider::{Provider, RequestDeadline};
 use crate::status::NUDGING_ADVICE;
 use crate::store::{Access, Database, DatabaseUrl, Names, Selection, Store, StoreError};
@@ -33,14 +34,26 @@ struct Known {
     is_circuit_open: bool,
 }
 
-pub(super) async fn run(options: &Options, given: &ArgMatches) -> Result<Exit, Failed> {
-    let mut checks = Vec::new();
-    let database = kept(&mut checks, options.database_url());
-    let names = kept(&mut checks, options.names());
-    let provider = kept(&mut checks, options.provider());
-    let publisher = kept(&mut checks, options.publisher());
-    let queue = kept(&mut checks, options.queue());
-    let hints = kept(&mut checks, secrets::hint_secrets().map_err(Failed::config));
+/// What the options stand for, as far as they are right.
+pub(super) struct Configured {
+    pub(super) database: Option<DatabaseUrl>,
+    pub(super) names: Option<Names>,
+    pub(super) provider: Option<Provider>,
+    /// `Some(None)`: none is wanted.
+    pub(super) publisher: Option<Option<Publisher>>,
+    pub(super) queue: Option<Option<Queue>>,
+}
+
+/// Checks the options, and connects to nothing.
+pub(super) fn configured(options: &Options, checks: &mut Vec<Check>) -> Configured {
+    let configured = Configured {
+        database: kept(checks, options.database_url()),
+        names: kept(checks, options.names()),
+        provider: kept(checks, options.provider()),
+        publisher: kept(checks, options.publisher()),
+        queue: kept(checks, options.queue()),
+    };
+    let hints = kept(checks, secrets::hint_secrets().map_err(Failed::config));
     if let Some((secret, Some(_))) = hints {
         let takes = match secret {
             Some(_) => "signed webhooks, and hints with a token",
@@ -49,12 +62,24 @@ pub(super) async fn run(options: &Options, given: &ArgMatches) -> Result<Exit, F
         let says = format!("a daemon with --listen takes {takes}");
         checks.push(Check::fine(CONFIGURATION, says));
     }
-    checks.extend(configuration(
-        given,
-        database.as_ref(),
-        publisher.as_ref().and_then(Option::as_ref),
-        provider.as_ref(),
-    ));
+    configured
+}
+
+pub(super) async fn run(
+    options: &Options,
+    given: &ArgMatches,
+    file: Option<&ConfigFile>,
+) -> Result<Exit, Failed> {
+    let mut checks = Vec::new();
+    let configured = configured(options, &mut checks);
+    checks.extend(configuration(&config::settings(given, &configured, file)));
+    let Configured {
+        database,
+        names,
+        provider,
+        publisher,
+        queue,
+    } = configured;
     let mut known = Known::default();
     if let (Some(url), Some(names)) = (&database, &names) {
         let account = provider.as_ref().map(Provider::account);
@@ -120,75 +145,27 @@ fn kept<T>(checks: &mut Vec<Check>, result: Result<T, Failed>) -> Option<T> {
     }
 }
 
-/// What was given, and where; what was not is told in one line.
-fn configuration(
-    given: &ArgMatches,
-    database: Option<&DatabaseUrl>,
-    publisher: Option<&Publisher>,
-    provider: Option<&Provider>,
-) -> Vec<Check> {
-    let given = given.subcommand().map_or(given, |(_, given)| given);
-    let command = Cli::command();
-    let mut defaults = Vec::new();
-    let mut checks = Vec::new();
-    for option in command
-        .get_arguments()
-        .filter(|option| option.is_global_set())
-    {
-        let name = option.get_id().as_str();
-        let words = || {
-            let raw = given.get_raw(name).into_iter().flatten();
-            let values: Vec<_> = raw.map(|value| value.to_string_lossy()).collect();
-            values.join(",")
-        };
-        let (origin, value) = match name {
-            "database_url" => (
-                origin(option, given).or(DATABASE_URL.origin()),
-                database.map(ToString::to_string),
-            ),
-            "api_url" => (
-                origin(option, given),
-                provider.map(|p| p.base().to_string()),
-            ),
-            "redis_url" => (
-                origin(option, given).or(REDIS_URL.origin()),
-                publisher.map(|publisher| format!("Redis at {}", publisher.address())),
-            ),
-            "api_key_file" => (
-                origin(option, given)
-                    .or(API_KEY.origin())
-                    .or(provider.map(|_| CREDENTIALS)),
-                provider.map(|_| "there is a key".to_owned()),
-            ),
-            _ => (origin(option, given), Some(words())),
-        };
-        let name = name.replace('_', "-");
-        match (origin, value.filter(|value| !value.is_empty())) {
-            (Some(origin), Some(value)) => checks.push(Check::fine(
-                CONFIGURATION,
-                format!("{name}: {value} (from {origin})"),
-            )),
-            (None, Some(value)) => defaults.push(format!("{name}: {value}")),
-            (Some(_) | None, None) => {}
-        }
-    }
-    let defaults = format!("by default, {}", defaults.join(", "));
-    checks.push(Check::fine(CONFIGURATION, defaults));
+/// The options that were set, and where; the others in one line.
+fn configuration(settings: &[Setting]) -> Vec<Check> {
+    let shown = settings
+        .iter()
+        .filter_map(|setting| Some((setting, setting.value.as_ref()?)));
+    let (defaults, set): (Vec<_>, Vec<_>) = shown.partition(|(setting, _)| setting.is_default());
+    let mut checks: Vec<_> = set
+        .into_iter()
+        .map(|(Setting { name, source, .. }, value)| {
+            Check::fine(CONFIGURATION, format!("{name}: {value} (from {source})"))
+        })
+        .collect();
+    let defaults = defaults
+        .iter()
+        .map(|(setting, value)| format!("{}: {value}", setting.name));
+    let defaults = defaults.collect::<Vec<_>>().join(", ");
+    checks.push(Check::fine(
+        CONFIGURATION,
+        format!("by default, {defaults}"),
+    ));
     checks
-}
-
-fn origin<'a>(option: &'a Arg, given: &ArgMatches) -> Option<&'a str> {
-    let name = option.get_id().as_str();
-    let source = given.value_source(name)?;
-    // As when it is read: what is blank was not given.
-    given
-        .get_raw(name)?
-        .find(|value| !value.to_string_lossy().trim().is_empty())?;
-    if source == ValueSource::CommandLine {
-        return Some("the command line");
-    }
-    let variable = option.get_env()?.to_str();
-    variable.filter(|_| source == ValueSource::EnvVariable)
 }
 
 /// The database, voice-sync's own tables and the application's. An error is what a pass would end
@@ -297,11 +274,28 @@ async fn voices(store: &Store) -> Result<Vec<ProviderVoiceId>, StoreError> {
 
 fn text(checks: &[Check], exit: Exit, output: Output) -> String {
     match output {
-        Output::Text => checks
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join("\n"),
+        Output::Text => {
+            let lines = checks.iter().map(Check::colored);
+            lines
+                .chain([summary(checks)])
+                .collect::<Vec<_>>()
+                .join("\n")
+        }
         Output::Json => json!({"findings": checks, "exit_code": exit.code()}).to_string(),
+    }
+}
+
+fn summary(checks: &[Check]) -> String {
+    let count =
+        |is: fn(&State) -> bool| checks.iter().filter(|check| is(&check.state)).count() as u64;
+    let errors = count(|state| matches!(state, State::Broken(_)));
+    let warnings = count(|state| matches!(state, State::Doubtful));
+    match (errors, warnings) {
+        (0, 0) => "no problems found".to_owned(),
+        (errors, warnings) => format!(
+            "{}, {}",
+            number_of(errors, "error", "errors"),
+            number_of(warnings, "warning", "warnings")
+        ),
     }
 }

@@ -1,8 +1,10 @@
 //! The command line.
 
+mod config;
 mod daemon;
 mod doctor;
 mod fail;
+mod failure;
 mod inspect;
 mod list;
 mod manual;
@@ -11,6 +13,7 @@ mod open;
 mod options;
 mod outbox;
 mod output;
+mod ping;
 mod retry;
 mod runs;
 mod secrets;
@@ -19,117 +22,191 @@ mod status;
 mod sync_once;
 mod variables;
 
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::process::ExitCode;
 
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Id, Parser, Subcommand};
+use tracing::warn;
+
+use self::config::ConfigFile;
 use self::open::{COMMAND_TIMEOUT, OwnTables, at, in_time, open, own_tables};
 use self::options::{Budget, Events, Nudge, Options, Output, interval};
 use self::output::{confirm, print, show, unwritten, width};
-use crate::core::exit::{Exit, Failed};
-use crate::telemetry::logs::LogFormat;
+use crate::core::exit::Failed;
+use crate::core::report::Report;
+use crate::telemetry::logs::LogOptions;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-   0  everything due was looked at, events are out
-   1  somebody was asked whether to go on, and did not say yes
+   0  everything that was due was looked up, and events are published
+   1  you were asked for confirmation and did not say yes
    2  wrong usage
-  69  the database could not be reached: run again
-  74  local input or output failed, such as a full disk: run again
-  75  temporary: provider or event bus down, or time over, with work left: the next run goes on
-  77  the key is refused, or is of another workspace: do not run again
-  78  configuration, schema, or a missing privilege: do not run again
- 101  a bug: run again, and report it
+  69  the database could not be reached: run it again
+  74  local input or output failed, such as a full disk: run it again
+  75  temporary: the provider or the event bus is unavailable, or time is over; the next run continues
+  77  the key is refused, or is of another workspace: do not run it again
+  78  configuration, schema, or a missing privilege: do not run it again
+ 101  a bug: run it again, and report it
 
-Each option may also be given by its variable. A secret may stand in a file that
-DATABASE_URL_FILE, REDIS_URL_FILE or ELEVENLABS_API_KEY_FILE names.";
+Each option can also be set by its environment variable, or in the configuration file. DATABASE_URL_FILE,
+REDIS_URL_FILE and ELEVENLABS_API_KEY_FILE name files that hold a secret.";
+const MORE: &str =
+    "`voice-sync --help` describes all options of every command, and the exit codes.";
 
-/// Finishes what an application began: moves voices cloned with ElevenLabs from processing to
-/// completed or failed.
+/// Polls ElevenLabs for cloned voices, and moves their rows from processing to completed or failed.
 #[derive(Debug, Parser)]
-#[command(name = "voice-sync", version, after_help = EXIT_CODES)]
+#[command(name = "voice-sync", version, after_help = MORE, after_long_help = EXIT_CODES, max_term_width = 110)]
 pub struct Cli {
     #[command(flatten)]
     options: Options,
     #[command(subcommand)]
-    command: Command,
+    command: Chosen,
     /// What was given, and where: on the command line, in a variable, or not at all.
     #[arg(skip)]
     given: ArgMatches,
+    #[arg(skip)]
+    file: Option<ConfigFile>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Ask about every voice in processing once, and exit.
+enum Chosen {
+    /// Look up every voice in processing once, and exit.
     SyncOnce(sync_once::SyncOnce),
-    /// Ask about voices whenever one is due, until told to stop.
+    /// Look voices up whenever one is due, until stopped.
     Daemon(daemon::Daemon),
-    /// Make or update voice-sync's own tables.
+    /// Create or update voice-sync's own tables.
     Migrate(migrate::Migrate),
-    /// Look whether everything fits and works, and say what to do where it does not. Changes nothing.
+    /// Check the setup, and print a fix for each problem.
+    ///
+    /// Checks configuration, database, provider and event bus. Changes nothing.
     #[command(after_help = "\
 Examples:
   voice-sync doctor
   voice-sync doctor --output json | jq '.findings[] | select(.state != \"ok\")'")]
     Doctor,
-    /// Show how things stand, and what needs attention.
+    /// Show the backlog, the last passes and the provider, and what needs attention.
     Status(status::StatusCommand),
-    /// Show everything that is known of a voice, and what an answer about it means.
+    /// Show everything about one voice, with its verdict and the rule behind it.
     Inspect(inspect::Inspect),
     /// List voices: in processing, failed, missing, set aside.
     List(list::List),
     /// Fail voices in processing that can never be completed.
     Fail(fail::Fail),
-    /// Put failed voices back to processing, and have voices that are set aside asked about again.
+    /// Put failed voices back to processing, and look up again those that are set aside.
     Retry(retry::Retry),
-    /// Show the events of transitions, publish them again, or remove them.
+    /// List the events of transitions, publish them again, or remove them.
     Outbox(outbox::Outbox),
-    /// Show the last passes, and the commands that changed something.
+    /// List the last passes, and the commands that changed something.
     Runs(runs::Runs),
-    /// Print a shell's completions.
+    /// Check or show the configuration.
+    Config(config::Config),
+    /// Print completions for a shell.
     Completions(manual::Completions),
-    /// Print the manual page, or write those of all commands.
+    /// Print the manual page, or write the pages of all commands.
     Man(manual::Manual),
 }
 
 impl Cli {
     /// Reads the command line and the environment. Wrong usage ends the process.
     pub fn read() -> Self {
-        let mut command = Self::command();
+        let file = ConfigFile::read().and_then(|file| {
+            let applied = file.as_ref().map(|file| file.apply(Self::command()));
+            Ok((applied.transpose()?.unwrap_or_else(Self::command), file))
+        });
+        let (mut command, file) = file.unwrap_or_else(|error| {
+            let message = format!("{error:#}");
+            failure::usage(&Self::command().error(ErrorKind::ValueValidation, message))
+        });
+        command.build();
+        hide_global_options(&mut command);
         let given = command.try_get_matches_from_mut(std::env::args_os());
-        let given = given.unwrap_or_else(|error| variables::named(error, &command).exit());
+        let given = given.unwrap_or_else(|error| {
+            failure::usage(&variables::named(error, &command, file.as_ref()))
+        });
         if let Some(error) = variables::unknown(&mut command) {
-            error.exit();
+            failure::usage(&error);
         }
-        let read = Self::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
-        Self { given, ..read }
+        let read = Self::from_arg_matches(&given).unwrap_or_else(|error| failure::usage(&error));
+        Self {
+            given,
+            file,
+            ..read
+        }
     }
 
-    /// How log lines should look.
-    pub fn log_format(&self) -> LogFormat {
-        self.options.log_format
+    /// How to log.
+    pub fn log(&self) -> LogOptions {
+        self.options.log()
     }
 
-    /// Runs the command. What it prints is on stdout; an error is the caller's to show.
-    pub async fn run(self) -> Result<Exit, Failed> {
-        match self.command {
-            Command::SyncOnce(command) => command.run(self.options).await,
-            Command::Daemon(command) => command.run(self.options).await,
-            Command::Migrate(command) => command.run(&self.options).await,
-            Command::Doctor => doctor::run(&self.options, &self.given).await,
-            Command::Status(command) => command.run(&self.options).await,
-            Command::Inspect(command) => command.run(&self.options).await,
-            Command::List(command) => command.run(&self.options).await,
-            Command::Fail(command) => command.run(&self.options).await,
-            Command::Retry(command) => command.run(&self.options).await,
-            Command::Outbox(command) => command.run(&self.options).await,
-            Command::Runs(command) => command.run(&self.options).await,
-            Command::Completions(command) => command.run(),
-            Command::Man(command) => command.run(),
+    /// Runs the command. What it prints is on stdout, and an error on stderr.
+    pub async fn run(self) -> ExitCode {
+        let (format, output) = (self.log().format, self.options.output);
+        match self.run_command().await {
+            Ok(code) => code,
+            Err(failed) => {
+                failure::report(&failed, format, output);
+                failed.exit.into()
+            }
         }
+    }
+
+    async fn run_command(self) -> Result<ExitCode, Failed> {
+        let exit = match self.command {
+            Chosen::SyncOnce(command) => command.run(self.options).await,
+            Chosen::Daemon(command) => command.run(self.options).await,
+            Chosen::Migrate(command) => command.run(&self.options).await,
+            Chosen::Doctor => doctor::run(&self.options, &self.given, self.file.as_ref()).await,
+            Chosen::Config(command) => command.run(&self.options, &self.given, self.file.as_ref()),
+            Chosen::Status(command) => return command.run(&self.options).await,
+            Chosen::Inspect(command) => command.run(&self.options).await,
+            Chosen::List(command) => command.run(&self.options).await,
+            Chosen::Fail(command) => command.run(&self.options).await,
+            Chosen::Retry(command) => command.run(&self.options).await,
+            Chosen::Outbox(command) => command.run(&self.options).await,
+            Chosen::Runs(command) => command.run(&self.options).await,
+            Chosen::Completions(command) => command.run(),
+            Chosen::Man(command) => command.run(),
+        };
+        exit.map(ExitCode::from)
+    }
+}
+
+/// Says so where nobody chose to go without events: the application's cache would keep the old status.
+fn warn_without_events(report: &Report) {
+    let voices = report.counts.completed + report.counts.failed;
+    if voices > 0 {
+        warn!(
+            voices,
+            "no event was recorded for these voices, as there is no event bus: set REDIS_URL or REDIS_HOST, or --events none to go without"
+        );
     }
 }
 
 /// Why a command that has to end ends without what was under way.
-const UNFINISHED: &str = "what was under way did not come to its end in time; leases expire by themselves, and the next run goes on";
+const UNFINISHED: &str = "stopped with lookups under way, as time is over; their leases expire, and the next run continues";
+
+/// The help of a command describes its own options; those of every command are described once.
+fn hide_global_options(command: &mut Command) {
+    let global: Vec<_> = command
+        .get_arguments()
+        .filter(|option| option.is_global_set())
+        .map(|option| option.get_id().clone())
+        .collect();
+    fn hide(command: &mut Command, global: &[Id]) {
+        for sub in command.get_subcommands_mut() {
+            let own = std::mem::take(sub);
+            let own = own.mut_args(|option| match global.contains(option.get_id()) {
+                true => option.hide(true),
+                false => option,
+            });
+            let more = own.get_after_help().map(|help| format!("{help}\n\n{MORE}"));
+            *sub = own.after_help(more.unwrap_or(MORE.to_owned()));
+            hide(sub, global);
+        }
+    }
+    hide(command, &global);
+}
 
 #[cfg(test)]
 mod tests {

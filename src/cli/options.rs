@@ -5,9 +5,11 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anstream::ColorChoice;
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
+use tracing_subscriber::filter::LevelFilter;
 
 use super::secrets::{self, DATABASE_URL, REDIS_URL};
 use crate::core::exit::Failed;
@@ -20,199 +22,156 @@ use crate::provider::lookup::Strategy;
 use crate::provider::{BaseUrl, Provider, Speech};
 use crate::store::{ColumnNames, DatabaseUrl, NaiveZone, Names, StatusValues, TableName};
 use crate::sync::Nudger;
-use crate::telemetry::logs::LogFormat;
+use crate::telemetry::logs::{self, Format, LogOptions};
 use crate::telemetry::metrics::NudgeMetrics;
 
 const UNUSABLE_REDIS: &str = "the Redis URL (--redis-url or REDIS_URL) cannot be used";
 
-/// Options of every command.
+const DATABASE: &str = "Database";
+const PROVIDER: &str = "Provider";
+const EVENTS: &str = "Events";
+const VERDICTS: &str = "Verdicts";
+const OUTPUT: &str = "Output";
+
+/// Options of every command. Of those that few need, `-h` shows nothing.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Options of every command")]
 pub(super) struct Options {
-    /// The application's database: postgresql://… or sqlite:///…, with or without a driver such as
-    /// +asyncpg. It has no default.
-    #[arg(
-        long,
-        global = true,
-        value_name = "URL",
-        env = "DATABASE_URL",
-        hide_env_values = true
-    )]
+    /// Read options from this TOML file.
+    ///
+    /// Its keys are the long options. The command line and the environment take precedence. By default, it is
+    /// /etc/voice-sync/config.toml, if that exists.
+    #[arg(long, global = true, value_name = "FILE", env = "VOICE_SYNC_CONFIG", help_heading = OUTPUT, hide_env_values = true)]
+    pub(super) config: Option<PathBuf>,
+
+    /// The application's database: postgresql://… or sqlite:///….
+    ///
+    /// A driver such as +asyncpg is accepted. DATABASE_URL_FILE names a file that holds the URL.
+    #[arg(long, global = true, value_name = "URL", env = "DATABASE_URL", hide_env_values = true, help_heading = DATABASE)]
     pub(super) database_url: Option<String>,
 
-    /// The provider.
-    #[arg(
-        long,
-        global = true,
-        value_name = "URL",
-        env = "ELEVENLABS_BASE_URL",
-        help = "The provider [default: https://api.elevenlabs.io]",
-        hide_env_values = true
-    )]
-    pub(super) api_url: Option<String>,
-
-    /// A file that holds the API key [env: ELEVENLABS_API_KEY_FILE=; the key itself: ELEVENLABS_API_KEY].
-    #[arg(long, global = true, value_name = "PATH")]
-    pub(super) api_key_file: Option<PathBuf>,
-
-    /// The event bus. Without it no events are recorded.
-    #[arg(
-        long,
-        global = true,
-        value_name = "URL",
-        env = "REDIS_URL",
-        hide_env_values = true
-    )]
-    pub(super) redis_url: Option<String>,
-
-    /// How events are published [default: stream if there is a Redis URL].
-    #[arg(long, global = true, value_enum, env = "VOICE_SYNC_EVENTS")]
-    pub(super) events: Option<Events>,
-
-    /// What the names of streams or channels begin with.
-    #[arg(
-        long,
-        global = true,
-        value_name = "TEXT",
-        env = "VOICE_SYNC_EVENT_PREFIX",
-        default_value = "events:"
-    )]
-    pub(super) event_prefix: String,
-
-    /// Entries that a stream keeps at least.
-    #[arg(long, global = true, value_name = "N", env = "VOICE_SYNC_EVENT_MAXLEN", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=i64::MAX.unsigned_abs()))]
-    pub(super) event_maxlen: u64,
-
-    /// Most requests to the provider at once.
-    #[arg(long, global = true, value_name = "N", env = "VOICE_SYNC_CONCURRENCY", default_value = "4", value_parser = concurrency)]
-    pub(super) concurrency: NonZeroU32,
-
-    /// Ask in batches or singly.
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        env = "VOICE_SYNC_LOOKUP",
-        default_value_t
-    )]
-    pub(super) lookup: Strategy,
-
-    /// How long a voice may be in processing, or "never".
-    #[arg(long, global = true, value_name = "DURATION", env = "VOICE_SYNC_FAIL_AFTER", default_value = "24h", value_parser = limit)]
-    pub(super) fail_after: Limit,
-
-    /// From when that counts: since voice-sync first saw the voice, or since its row was created.
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        env = "VOICE_SYNC_AGE_FROM",
-        default_value_t
-    )]
-    pub(super) age_from: AgeFrom,
-
-    /// What becomes of a voice that took longer.
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        env = "VOICE_SYNC_ON_TIMEOUT",
-        default_value_t
-    )]
-    pub(super) on_timeout: OnTimeout,
-
-    /// How long the provider must not know a voice before it fails; 0s: at once.
-    #[arg(long, global = true, value_name = "DURATION", env = "VOICE_SYNC_MISSING_AFTER", default_value = "15m", value_parser = humantime::parse_duration)]
-    pub(super) missing_after: Duration,
-
-    /// The fine-tuning models that decide, by commas [default: all].
-    #[arg(
-        long,
-        global = true,
-        value_name = "MODELS",
-        env = "VOICE_SYNC_MODELS",
-        value_delimiter = ','
-    )]
-    pub(super) models: Vec<String>,
-
     /// The application's table, with its schema if that is not on the search path.
-    #[arg(
-        long,
-        global = true,
-        value_name = "NAME",
-        env = "VOICE_SYNC_TABLE",
-        default_value = "voices"
-    )]
+    #[arg(long, global = true, value_name = "NAME", env = "VOICE_SYNC_TABLE", default_value = "voices",
+        hide_short_help = true, help_heading = DATABASE)]
     pub(super) table: String,
 
     /// Columns with other names: id=…,user_id=…,elevenlabs_voice_id=…,status=…,preview_url=…,created_at=…,completed_at=…
-    #[arg(
-        long,
-        global = true,
-        value_name = "NAMES",
-        env = "VOICE_SYNC_COLUMNS",
-        default_value = "",
-        hide_default_value = true
-    )]
+    #[arg(long, global = true, value_name = "NAMES", env = "VOICE_SYNC_COLUMNS", default_value = "", hide_default_value = true,
+        hide_short_help = true, help_heading = DATABASE)]
     pub(super) columns: String,
 
-    /// Other status values: processing=…,completed=…,failed=…
-    #[arg(
-        long,
-        global = true,
-        value_name = "VALUES",
-        env = "VOICE_SYNC_STATUS_VALUES",
-        default_value = "",
-        hide_default_value = true
-    )]
+    /// Other values of the status column: processing=…,completed=…,failed=…
+    #[arg(long, global = true, value_name = "VALUES", env = "VOICE_SYNC_STATUS_VALUES", default_value = "", hide_default_value = true,
+        hide_short_help = true, help_heading = DATABASE)]
     pub(super) status_values: String,
 
-    /// The time zone of created_at and completed_at, where these columns have none (PostgreSQL).
-    #[arg(
-        long,
-        global = true,
-        value_name = "ZONE",
-        env = "VOICE_SYNC_NAIVE_TIMEZONE",
-        default_value = "UTC"
-    )]
+    /// The time zone of created_at and completed_at, if these columns have none (PostgreSQL).
+    #[arg(long, global = true, value_name = "ZONE", env = "VOICE_SYNC_NAIVE_TIMEZONE", default_value = "UTC",
+        hide_short_help = true, help_heading = DATABASE)]
     pub(super) naive_timezone: String,
 
-    /// The key in Redis under which the application notes the voices that wait: a set of row ids, or
-    /// a list of JSON jobs [default: none].
-    #[arg(long, global = true, value_name = "KEY", env = "VOICE_SYNC_QUEUE")]
-    pub(super) queue: Option<String>,
-
-    /// Make or update voice-sync's own tables where needed [default: on for SQLite, off for PostgreSQL].
+    /// Create or update voice-sync's own tables when a command needs them [default: on for SQLite, off for PostgreSQL].
     #[arg(long, global = true, value_name = "BOOL", env = "VOICE_SYNC_AUTO_MIGRATE", value_parser = clap::builder::BoolishValueParser::new(),
-        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_short_help = true, help_heading = DATABASE)]
     pub(super) auto_migrate: Option<bool>,
 
-    /// How log lines look, on stderr.
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        env = "VOICE_SYNC_LOG_FORMAT",
-        default_value_t
-    )]
+    /// The provider's API [default: https://api.elevenlabs.io].
+    #[arg(long, global = true, value_name = "URL", env = "ELEVENLABS_BASE_URL", hide_env_values = true,
+        hide_short_help = true, help_heading = PROVIDER)]
+    pub(super) api_url: Option<String>,
+
+    /// A file that holds the API key [env: ELEVENLABS_API_KEY_FILE].
+    ///
+    /// The variable ELEVENLABS_API_KEY holds the key itself.
+    #[arg(long, global = true, value_name = "PATH", help_heading = PROVIDER)]
+    pub(super) api_key_file: Option<PathBuf>,
+
+    /// The highest number of concurrent requests to the provider.
+    #[arg(long, global = true, value_name = "N", env = "VOICE_SYNC_CONCURRENCY", default_value = "4", value_parser = concurrency,
+        hide_short_help = true, help_heading = PROVIDER)]
+    pub(super) concurrency: NonZeroU32,
+
+    /// How to look voices up: batches of 100, or one request per voice.
+    #[arg(long, global = true, value_enum, env = "VOICE_SYNC_LOOKUP", default_value_t, hide_short_help = true,
+        help_heading = PROVIDER)]
+    pub(super) lookup: Strategy,
+
+    /// The event bus. Without it, no events are recorded.
+    ///
+    /// REDIS_URL_FILE names a file that holds the URL. If there is no URL, REDIS_HOST, REDIS_PORT, REDIS_PASSWORD and
+    /// REDIS_DB are read.
+    #[arg(long, global = true, value_name = "URL", env = "REDIS_URL", hide_env_values = true, help_heading = EVENTS)]
+    pub(super) redis_url: Option<String>,
+
+    /// How events are published [default: stream, if there is an event bus].
+    #[arg(long, global = true, value_enum, env = "VOICE_SYNC_EVENTS", hide_short_help = true, help_heading = EVENTS)]
+    pub(super) events: Option<Events>,
+
+    /// The prefix of the names of streams or channels.
+    #[arg(long, global = true, value_name = "TEXT", env = "VOICE_SYNC_EVENT_PREFIX", default_value = "events:",
+        hide_short_help = true, help_heading = EVENTS)]
+    pub(super) event_prefix: String,
+
+    /// The number of entries that a stream keeps at least.
+    #[arg(long, global = true, value_name = "N", env = "VOICE_SYNC_EVENT_MAXLEN", default_value_t = 10_000,
+        value_parser = clap::value_parser!(u64).range(1..=i64::MAX.unsigned_abs()), hide_short_help = true, help_heading = EVENTS)]
+    pub(super) event_maxlen: u64,
+
+    /// The key in Redis of the application's own queue: a set of row ids, or a list of JSON jobs [default: none].
+    #[arg(long, global = true, value_name = "KEY", env = "VOICE_SYNC_QUEUE", hide_short_help = true, help_heading = EVENTS)]
+    pub(super) queue: Option<String>,
+
+    /// How long a voice may stay in processing, or "never".
+    #[arg(long, global = true, value_name = "DURATION", env = "VOICE_SYNC_FAIL_AFTER", default_value = "24h", value_parser = limit,
+        hide_short_help = true, help_heading = VERDICTS)]
+    pub(super) fail_after: Limit,
+
+    /// When this time begins: when voice-sync first saw the voice, or when its row was created.
+    #[arg(long, global = true, value_enum, env = "VOICE_SYNC_AGE_FROM", default_value_t, hide_short_help = true,
+        help_heading = VERDICTS)]
+    pub(super) age_from: AgeFrom,
+
+    /// What happens to a voice when this time is over.
+    #[arg(long, global = true, value_enum, env = "VOICE_SYNC_ON_TIMEOUT", default_value_t, hide_short_help = true,
+        help_heading = VERDICTS)]
+    pub(super) on_timeout: OnTimeout,
+
+    /// How long a voice must be missing at the provider before it fails. 0s fails it at once.
+    #[arg(long, global = true, value_name = "DURATION", env = "VOICE_SYNC_MISSING_AFTER", default_value = "15m",
+        value_parser = humantime::parse_duration, hide_short_help = true, help_heading = VERDICTS)]
+    pub(super) missing_after: Duration,
+
+    /// The fine-tuning models that decide about professional voices, separated by commas [default: all].
+    #[arg(long, global = true, value_name = "MODELS", env = "VOICE_SYNC_MODELS", value_delimiter = ',', hide_short_help = true,
+        help_heading = VERDICTS)]
+    pub(super) models: Vec<String>,
+
+    /// The format of results, on stdout.
+    #[arg(long, global = true, value_enum, env = "VOICE_SYNC_OUTPUT", default_value_t, help_heading = OUTPUT)]
+    pub(super) output: Output,
+
+    /// The format of log lines and errors, on stderr [auto: JSON in the systemd journal and in containers, otherwise text].
+    #[arg(long, global = true, value_enum, env = "VOICE_SYNC_LOG_FORMAT", default_value_t, hide_short_help = true,
+        help_heading = OUTPUT)]
     pub(super) log_format: LogFormat,
 
-    /// How results look, on stdout.
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        env = "VOICE_SYNC_OUTPUT",
-        default_value_t
-    )]
-    pub(super) output: Output,
+    /// Log warnings and errors only.
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = OUTPUT)]
+    pub(super) quiet: bool,
+
+    /// Log each transition, and passes with nothing to do.
+    #[arg(short, long, global = true, help_heading = OUTPUT)]
+    pub(super) verbose: bool,
+
+    /// When to use colors [auto: on a terminal, unless NO_COLOR is set].
+    #[arg(long, global = true, value_enum, value_name = "WHEN", env = "VOICE_SYNC_COLOR", default_value_t, hide_short_help = true,
+        help_heading = OUTPUT)]
+    pub(super) color: Color,
 }
 
 /// What a command may spend that looks voices up again and again.
 #[derive(Debug, Args)]
 pub(super) struct Budget {
-    /// Requests to the provider that all processes with one key may send to look voices up again and again, on the
-    /// average.
+    /// The requests to the provider that all processes with one key may send on average.
     #[arg(
         long,
         value_name = "N/TIME",
@@ -225,29 +184,31 @@ pub(super) struct Budget {
 /// Whether previews are made to appear by speech.
 #[derive(Debug, Args)]
 pub(super) struct Nudge {
-    /// Send one short text-to-speech request, which costs credits, to each voice without a preview that has been in
-    /// processing for this time: some instant clones get their preview only then [default: none].
-    #[arg(long, value_name = "DURATION", env = "VOICE_SYNC_NUDGE_PREVIEWS", value_parser = humantime::parse_duration)]
+    /// Send one short text-to-speech request to each voice that has been in processing for this time and has no preview.
+    /// It costs credits. Some instant clones get their preview only then [default: none].
+    #[arg(long, value_name = "DURATION", env = "VOICE_SYNC_NUDGE_PREVIEWS", hide_short_help = true, value_parser = humantime::parse_duration)]
     nudge_previews: Option<Duration>,
 
-    /// Such requests in a day at the most, of all processes with one key.
+    /// The number of such requests a day, for all processes with one key.
     #[arg(
         long,
         value_name = "N",
         env = "VOICE_SYNC_NUDGE_LIMIT",
+        hide_short_help = true,
         default_value_t = 100
     )]
     nudge_limit: u32,
 
-    /// What the voice is to say.
-    #[arg(long, value_name = "TEXT", env = "VOICE_SYNC_NUDGE_TEXT", default_value = "Hi", value_parser = nudge_text)]
+    /// The text of such a request.
+    #[arg(long, value_name = "TEXT", env = "VOICE_SYNC_NUDGE_TEXT", hide_short_help = true, default_value = "Hi", value_parser = nudge_text)]
     nudge_text: String,
 
-    /// The model that it says it with.
+    /// The model of such a request.
     #[arg(
         long,
         value_name = "MODEL",
         env = "VOICE_SYNC_NUDGE_MODEL",
+        hide_short_help = true,
         default_value = "eleven_flash_v2_5"
     )]
     nudge_model: String,
@@ -275,6 +236,26 @@ impl Nudge {
         };
         Some(Nudger::new(rules, speech, runs_beside, metrics.clone()))
     }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum LogFormat {
+    #[default]
+    Auto,
+    /// For people.
+    Text,
+    /// For programs, one object a line.
+    Json,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
 }
 
 /// How results look.
@@ -327,7 +308,47 @@ pub(super) fn concurrency(text: &str) -> Result<NonZeroU32, String> {
         .ok_or_else(|| format!("give a whole number from 1 to {MOST}"))
 }
 
+/// A reference to a variable that nothing replaced: shells and Compose do, systemd's EnvironmentFile and Kubernetes do not.
+fn refuse_unexpanded(url: &str, what: &str) -> Result<(), Failed> {
+    let Some(reference) = url.find("${").map(|at| &url[at..]) else {
+        return Ok(());
+    };
+    let name = reference.split_inclusive('}').next().unwrap_or_default();
+    Err(Failed::usage(anyhow!(
+        "{what} contains {name}, which was not expanded: write the value itself, or %7B for a brace that belongs there"
+    )))
+}
+
 impl Options {
+    /// How to log. Colours on stdout and stderr follow it from then on.
+    pub(super) fn log(&self) -> LogOptions {
+        let (choice, colour) = match self.color {
+            Color::Auto => {
+                let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+                (ColorChoice::Auto, logs::is_terminal() && wanted)
+            }
+            Color::Always => (ColorChoice::Always, true),
+            Color::Never => (ColorChoice::Never, false),
+        };
+        choice.write_global();
+        let format = match self.log_format {
+            LogFormat::Text => Format::Text,
+            LogFormat::Json => Format::Json,
+            LogFormat::Auto if !logs::is_terminal() && logs::is_for_machines() => Format::Json,
+            LogFormat::Auto => Format::Text,
+        };
+        let level = match (self.quiet, self.verbose) {
+            (true, _) => Some(LevelFilter::WARN),
+            (false, true) => Some(LevelFilter::DEBUG),
+            (false, false) => None,
+        };
+        LogOptions {
+            format,
+            colour,
+            level,
+        }
+    }
+
     pub(super) fn database_url(&self) -> Result<DatabaseUrl, Failed> {
         let url = DATABASE_URL
             .resolve(self.database_url.clone())
@@ -338,6 +359,10 @@ impl Options {
                      or give --database-url"
                 ))
             })?;
+        refuse_unexpanded(
+            url.expose_secret(),
+            "the database URL (--database-url or DATABASE_URL)",
+        )?;
         DatabaseUrl::parse(url.expose_secret())
             .context("the database URL (--database-url or DATABASE_URL) cannot be used")
             .map_err(Failed::usage)
@@ -414,8 +439,23 @@ impl Options {
     }
 
     pub(super) fn redis_url(&self) -> Result<Option<SecretString>, Failed> {
-        REDIS_URL
+        let url = REDIS_URL
             .resolve(self.redis_url.clone())
-            .map_err(Failed::config)
+            .map_err(Failed::config)?;
+        match url {
+            Some(url) => {
+                refuse_unexpanded(
+                    url.expose_secret(),
+                    "the Redis URL (--redis-url or REDIS_URL)",
+                )?;
+                Ok(Some(url))
+            }
+            None => Ok(secrets::redis_parts()),
+        }
+    }
+
+    /// Whether transitions are to go without events, as somebody said so.
+    pub(super) fn wants_no_events(&self) -> bool {
+        self.events == Some(Events::None)
     }
 }

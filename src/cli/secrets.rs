@@ -1,34 +1,59 @@
 //! From what a user said, on the command line, in the environment and in files, to values that are
 //! known to make sense. Nothing here connects to anything.
 
-use std::env;
-use std::fs;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::{env, fs};
 
 use anyhow::{Context, anyhow, bail};
 use secrecy::{ExposeSecret, SecretString};
 
 /// A value that may stand in a variable or in a file that a variable names, as orchestrators mount
 /// secrets. An empty variable counts as none.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Source {
     /// The variable with the value itself.
     pub(crate) variable: &'static str,
     /// The variable with a path.
     pub(crate) file_variable: &'static str,
+    /// The key of the configuration file with a path.
+    key: &'static str,
     /// The name of systemd's credential with the value, if it may be one.
     credential: Option<&'static str>,
+}
+
+/// Options that may hold a password: a configuration file names files that hold them.
+pub(crate) const MAY_HOLD_PASSWORDS: [&str; 3] = ["database-url", "redis-url", "ping-url"];
+/// The paths that the configuration file names, by its keys. It is read once, at the start.
+static FILES: OnceLock<BTreeMap<String, String>> = OnceLock::new();
+
+/// Takes the paths of secrets from a configuration file. Returns its other keys.
+pub(crate) fn take_files(values: &BTreeMap<String, Vec<String>>) -> Vec<&String> {
+    let (secrets, others): (Vec<_>, Vec<_>) = values.iter().partition(|(key, _)| {
+        SOURCES
+            .iter()
+            .any(|source| source.key == *key && *key != API_KEY.key)
+    });
+    let files = secrets
+        .into_iter()
+        .map(|(key, texts)| (key.clone(), texts.concat()));
+    let _again = FILES.set(files.collect());
+    others.into_iter().map(|(key, _)| key).collect()
 }
 
 /// The database.
 pub(crate) const DATABASE_URL: Source = Source {
     variable: "DATABASE_URL",
     file_variable: "DATABASE_URL_FILE",
+    key: "database-url-file",
     credential: None,
 };
 /// The event bus.
 pub(crate) const REDIS_URL: Source = Source {
     variable: "REDIS_URL",
     file_variable: "REDIS_URL_FILE",
+    key: "redis-url-file",
     credential: None,
 };
 /// Where systemd puts credentials.
@@ -37,24 +62,64 @@ pub(crate) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 pub(crate) const API_KEY: Source = Source {
     variable: "ELEVENLABS_API_KEY",
     file_variable: "ELEVENLABS_API_KEY_FILE",
+    key: "api-key-file",
     credential: Some("elevenlabs-api-key"),
 };
 /// What webhooks are signed with.
 const WEBHOOK_SECRET: Source = Source {
     variable: "ELEVENLABS_WEBHOOK_SECRET",
     file_variable: "ELEVENLABS_WEBHOOK_SECRET_FILE",
+    key: "webhook-secret-file",
     credential: Some("elevenlabs-webhook-secret"),
 };
 /// What the application says along with its hints.
 const HINTS_TOKEN: Source = Source {
     variable: "VOICE_SYNC_HINTS_TOKEN",
     file_variable: "VOICE_SYNC_HINTS_TOKEN_FILE",
+    key: "hints-token-file",
     credential: Some("voice-sync-hints-token"),
 };
 
+/// A dead man's switch: its URL is the secret.
+const PING_URL: Source = Source {
+    variable: "VOICE_SYNC_PING_URL",
+    file_variable: "VOICE_SYNC_PING_URL_FILE",
+    key: "ping-url-file",
+    credential: Some("voice-sync-ping-url"),
+};
+/// What the clients of `--listen` authenticate with.
+const LISTEN_TOKEN: Source = Source {
+    variable: "VOICE_SYNC_LISTEN_TOKEN",
+    file_variable: "VOICE_SYNC_LISTEN_TOKEN_FILE",
+    key: "listen-token-file",
+    credential: Some("voice-sync-listen-token"),
+};
+const SOURCES: [Source; 7] = [
+    DATABASE_URL,
+    REDIS_URL,
+    API_KEY,
+    WEBHOOK_SECRET,
+    HINTS_TOKEN,
+    PING_URL,
+    LISTEN_TOKEN,
+];
+
+/// The URL of a dead man's switch, if there is one: the option, or else the variable.
+pub(crate) fn ping_url(given: Option<String>) -> anyhow::Result<Option<SecretString>> {
+    PING_URL.find_unless(given)
+}
+
+/// The token of `--listen`, if there is one.
+pub(crate) fn listen_token() -> anyhow::Result<Option<SecretString>> {
+    LISTEN_TOKEN.find()
+}
+
 /// The variables of these that begin with voice-sync's own name.
-pub(crate) fn variables() -> [&'static str; 2] {
-    [HINTS_TOKEN.variable, HINTS_TOKEN.file_variable]
+pub(crate) fn variables() -> impl Iterator<Item = &'static str> {
+    let variables = SOURCES
+        .into_iter()
+        .flat_map(|source| [source.variable, source.file_variable]);
+    variables.filter(|name| name.starts_with("VOICE_SYNC_"))
 }
 
 impl Source {
@@ -70,17 +135,26 @@ impl Source {
         Ok(())
     }
 
-    /// Which of the variables is set, if any.
+    /// Which of the variables is set, or else the key of the configuration file, if any.
     pub(crate) fn origin(&self) -> Option<&'static str> {
-        [self.variable, self.file_variable]
-            .into_iter()
-            .find(|name| variable(name).is_some())
+        let variables = [self.variable, self.file_variable].into_iter();
+        let mut set = variables.filter(|name| variable(name).is_some());
+        set.next()
+            .or(self.file_of_configuration().map(|_| self.key))
+    }
+
+    fn file_of_configuration(&self) -> Option<String> {
+        FILES.get()?.get(self.key).cloned()
     }
 
     /// From the environment, else systemd's credentials.
     fn find(&self) -> anyhow::Result<Option<SecretString>> {
-        let given = variable(self.variable).map(|value| value.trim().to_owned());
-        let found = self.resolve(given)?;
+        self.find_unless(variable(self.variable))
+    }
+
+    /// What was given, else as [`Source::find`].
+    fn find_unless(&self, given: Option<String>) -> anyhow::Result<Option<SecretString>> {
+        let found = self.resolve(given.map(|value| value.trim().to_owned()))?;
         let directory = variable(CREDENTIALS).zip(self.credential);
         match (found, directory) {
             (None, Some((directory, name))) => {
@@ -97,12 +171,14 @@ impl Source {
     /// `given` is the flag, or else the variable. Where there is neither, the file is read.
     pub(crate) fn resolve(&self, given: Option<String>) -> anyhow::Result<Option<SecretString>> {
         self.check()?;
-        let file = variable(self.file_variable);
-        match (given.filter(|value| !value.trim().is_empty()), file) {
-            (Some(value), _) => Ok(Some(value.into())),
-            (None, Some(path)) => read_secret(Path::new(&path), self.file_variable).map(Some),
-            (None, None) => Ok(None),
+        if let Some(value) = given.filter(|value| !value.trim().is_empty()) {
+            return Ok(Some(value.into()));
         }
+        let by_variable = variable(self.file_variable).map(|path| (path, self.file_variable));
+        let by_file = || self.file_of_configuration().map(|path| (path, self.key));
+        let file = by_variable.or_else(by_file);
+        file.map(|(path, named_by)| read_secret(Path::new(&path), named_by))
+            .transpose()
     }
 }
 
@@ -127,6 +203,27 @@ pub(crate) fn hint_secrets() -> anyhow::Result<(Option<SecretString>, Option<Sec
     let (secret, token) = (WEBHOOK_SECRET.find()?, HINTS_TOKEN.find()?);
     let token = token.or_else(|| secret.clone());
     Ok((secret, token))
+}
+
+/// The variables that stand for a Redis URL where an application has no such URL.
+pub(crate) const REDIS_HOST: &str = "REDIS_HOST";
+
+/// A Redis URL from `REDIS_HOST`, `REDIS_PORT`, `REDIS_PASSWORD` and `REDIS_DB`, if there is a host.
+pub(crate) fn redis_parts() -> Option<SecretString> {
+    let host = variable(REDIS_HOST)?;
+    let part =
+        |name: &str, before: &str| variable(name).map(|value| format!("{before}{}", value.trim()));
+    let password = variable("REDIS_PASSWORD").map(|password| {
+        let encoded: String = password
+            .bytes()
+            .map(|byte| format!("%{byte:02X}"))
+            .collect();
+        format!(":{encoded}@")
+    });
+    let (port, database) = (part("REDIS_PORT", ":"), part("REDIS_DB", "/"));
+    let parts = [password, Some(host.trim().to_owned()), port, database];
+    let url: String = parts.into_iter().flatten().collect();
+    Some(format!("redis://{url}").into())
 }
 
 fn variable(name: &str) -> Option<String> {

@@ -1,19 +1,20 @@
 //! `voice-sync status`.
 
 use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use tokio::signal;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{Options, Output, at, in_time, interval, open, print, show, unwritten, width};
+use super::{Options, Output, at, failure, in_time, interval, open, print, show, unwritten, width};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, span};
 use crate::core::verdict::AgeFrom;
-use crate::status::{Limits, Status, text};
+use crate::status::{Attention, Limits, Severity, Status, text};
 use crate::store::{Access, DatabaseUrl, LedgerEntry, Names, Store};
 
 /// Show how things stand, and what needs attention.
@@ -25,9 +26,10 @@ Examples:
   voice-sync status --output json | jq .backlog
   voice-sync status --check --max-age 6h --max-backlog 10000")]
 pub(super) struct StatusCommand {
-    /// Say in one line whether anything needs attention, as monitoring plugins do, and exit with 75 if so.
-    #[arg(long)]
-    check: bool,
+    /// Say in one line whether anything needs attention, and exit with 75 if so. With =nagios, exit as a Nagios plugin does:
+    /// 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+    #[arg(long, value_enum, value_name = "CODES", num_args = 0..=1, require_equals = true, default_missing_value = "sysexits")]
+    check: Option<CheckCodes>,
 
     /// Show it again and again, every 2 s or as often as this says.
     #[arg(long, value_name = "DURATION", value_parser = interval, num_args = 0..=1,
@@ -56,6 +58,15 @@ pub(super) struct StatusCommand {
     max_event_age: Duration,
 }
 
+/// The exit codes of `--check`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CheckCodes {
+    /// 0, or 75 if anything needs attention.
+    Sysexits,
+    /// Those of monitoring plugins.
+    Nagios,
+}
+
 /// Voices, and passes, that are shown.
 const OLDEST: u32 = 5;
 const RUNS: usize = 5;
@@ -73,7 +84,19 @@ impl StatusCommand {
         }
     }
 
-    pub(super) async fn run(self, options: &Options) -> Result<Exit, Failed> {
+    pub(super) async fn run(self, options: &Options) -> Result<ExitCode, Failed> {
+        let nagios = self.check == Some(CheckCodes::Nagios);
+        let code = self.show(options).await;
+        match code {
+            Err(failed) if nagios => {
+                failure::report(&failed, options.log().format, Output::Text);
+                Ok(NAGIOS_UNKNOWN.into())
+            }
+            code => code,
+        }
+    }
+
+    async fn show(self, options: &Options) -> Result<ExitCode, Failed> {
         let (url, names) = (options.database_url()?, options.names()?);
         let mut viewer = Viewer {
             url,
@@ -88,7 +111,7 @@ impl StatusCommand {
         };
         let Some(interval) = self.watch else {
             let seen = viewer.look().await;
-            if let (true, Output::Text, Err(failed)) = (self.check, options.output, &seen) {
+            if let (Some(_), Output::Text, Err(failed)) = (self.check, options.output, &seen) {
                 // Whoever runs plugins shows what they print there.
                 print(&format!(
                     "VOICE-SYNC UNKNOWN: {}",
@@ -97,10 +120,7 @@ impl StatusCommand {
             }
             let status = seen?;
             print(&self.shown(&status, options.output))?;
-            return Ok(match self.check {
-                true => status.exit(),
-                false => Exit::Success,
-            });
+            return Ok(self.code(&status).into());
         };
         let redraws = io::stdout().is_terminal() && options.output == Output::Text;
         let watching = async {
@@ -127,47 +147,68 @@ impl StatusCommand {
             _ = signal::ctrl_c() => {}
             ended = watching => ended?,
         }
-        Ok(Exit::Success)
+        Ok(Exit::Success.into())
+    }
+
+    fn code(&self, status: &Status) -> u8 {
+        match (self.check, status.severity()) {
+            (None, _) | (Some(_), None) => Exit::Success.code(),
+            (Some(CheckCodes::Sysexits), Some(_)) => Exit::Temporary.code(),
+            (Some(CheckCodes::Nagios), Some(Severity::Warning)) => 1,
+            (Some(CheckCodes::Nagios), Some(Severity::Critical)) => 2,
+        }
     }
 
     /// With the code that this command exits with.
     fn json(&self, status: &Status) -> Value {
         let mut json = status.json();
-        let exit = if self.check {
-            status.exit()
-        } else {
-            Exit::Success
-        };
-        json["exit_code"] = exit.code().into();
+        json["exit_code"] = self.code(status).into();
         json
     }
 
     fn shown(&self, status: &Status, output: Output) -> String {
         match (output, self.check) {
             (Output::Json, _) => self.json(status).to_string(),
-            (Output::Text, true) => in_one_line(status),
-            (Output::Text, false) => text(status, width()).trim_end().to_owned(),
+            (Output::Text, Some(codes)) => in_one_line(status, codes),
+            (Output::Text, None) => text(status, width()).trim_end().to_owned(),
         }
     }
 }
+
+/// The first of those that matter most.
+fn most_severe(status: &Status) -> Option<&Attention> {
+    let severity = status.severity()?;
+    let mut attention = status.attention.iter();
+    attention.find(|attention| attention.severity == severity)
+}
+
+/// What a plugin exits with that found nothing out.
+const NAGIOS_UNKNOWN: u8 = 3;
 
 /// Of a terminal: moves the cursor home and clears what is below.
 const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
 
 /// As plugins of Nagios, Icinga and the like print it: a line for people, `|`, and numbers with their units
 /// (<https://www.monitoring-plugins.org/doc/guidelines.html>); what needs attention is in the lines below.
-fn in_one_line(status: &Status) -> String {
+fn in_one_line(status: &Status, codes: CheckCodes) -> String {
     let survey = &status.survey;
     let seconds = |span: Option<Duration>| span.unwrap_or_default().as_secs();
     let (processing, oldest) = (survey.backlog.all(), status.oldest_age());
-    let verdict = match status.attention.first() {
+    let verdict = match most_severe(status) {
         None => format!(
             "OK: {processing} in processing{}",
             oldest
                 .map(|age| format!(", the oldest for {}", span(age)))
                 .unwrap_or_default()
         ),
-        Some(first) => format!("ATTENTION: {}", first.says),
+        Some(first) => {
+            let level = match (codes, status.severity()) {
+                (CheckCodes::Sysexits, _) => "ATTENTION",
+                (CheckCodes::Nagios, Some(Severity::Critical)) => "CRITICAL",
+                (CheckCodes::Nagios, Some(Severity::Warning) | None) => "WARNING",
+            };
+            format!("{level}: {}", first.says)
+        }
     };
     let rest = status
         .attention

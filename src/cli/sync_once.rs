@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
+use futures_util::future::join;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::{Budget, Nudge, Options, Output, UNFINISHED, at, in_time, open, print};
-use crate::cli::shutdown;
+use super::ping::Ping;
+use super::{
+    Budget, Nudge, Options, Output, UNFINISHED, at, in_time, open, print, warn_without_events,
+};
+use crate::cli::{secrets, shutdown};
 use crate::core::exit::{Exit, Failed};
 use crate::core::report::Report;
 use crate::daemon::{self, DUE_AT_ONCE};
@@ -21,7 +25,7 @@ use crate::sync::{Pass, Scope, Which};
 use crate::telemetry::exposition::Metrics;
 use crate::telemetry::progress_bar::Progress;
 
-/// Ask about every voice in processing once, and exit.
+/// Look up every voice in processing once, and exit.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -30,23 +34,23 @@ Examples:
   voice-sync sync-once --due --max-runtime 5m
   voice-sync sync-once --wait 10m --output json | jq .completed")]
 pub(super) struct SyncOnce {
-    /// Read and ask, but write and publish nothing.
+    /// Look voices up, but write and publish nothing.
     #[arg(long)]
     dry_run: bool,
 
-    /// Only these voices, by row or provider id; set-aside ones too. May be repeated.
+    /// Only these voices, by row or provider id, even if they are set aside. May be repeated.
     #[arg(long, value_name = "ID", num_args = 1..)]
     voice: Vec<String>,
 
-    /// At most so many voices; the next run goes on after them.
+    /// At most this many voices. The next run continues after them.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 
-    /// Only voices that are due by now, as the daemon would ask about them.
+    /// Only voices that are due, on the schedule of the daemon.
     #[arg(long, conflicts_with = "voice")]
     due: bool,
 
-    /// Keep going until nothing is in processing, or this time is over.
+    /// Continue until no voice is in processing, or until this time is over.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration,
         conflicts_with_all = ["dry_run", "voice", "limit"])]
     wait: Option<Duration>,
@@ -57,11 +61,21 @@ pub(super) struct SyncOnce {
     #[command(flatten)]
     nudge: Nudge,
 
-    /// Come to an end after this time; the next run goes on.
+    /// Stop after this time. The next run continues.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     max_runtime: Option<Duration>,
 
-    /// Write metrics to this file, for node_exporter's textfile collector.
+    /// Ping this URL at the start and the end of the run, as healthchecks.io expects it: /start, then the URL itself for
+    /// success or /EXIT-CODE. VOICE_SYNC_PING_URL_FILE names a file that holds it.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "VOICE_SYNC_PING_URL",
+        hide_env_values = true
+    )]
+    ping_url: Option<String>,
+
+    /// Update the metrics in this file, for node_exporter's textfile collector.
     #[arg(long, value_name = "PATH")]
     metrics_file: Option<PathBuf>,
 }
@@ -80,7 +94,15 @@ impl SyncOnce {
         let metrics = Metrics::default();
         let metrics_file = self.metrics_file.take();
         let output = options.output;
-        let mut ended = self.within_its_time(options, &metrics).await;
+        let ping = secrets::ping_url(self.ping_url.take()).map_err(Failed::config)?;
+        let ping = ping.as_ref().map(Ping::new).transpose();
+        let ping = ping.map_err(Failed::usage)?;
+        let started = async {
+            if let Some(ping) = &ping {
+                ping.start().await;
+            }
+        };
+        let (mut ended, ()) = join(self.within_its_time(options, &metrics), started).await;
         if let Err(Failed { exit, .. }) = &ended {
             metrics.exited(*exit);
         }
@@ -93,6 +115,12 @@ impl SyncOnce {
             {
                 report.exit_code = Exit::Io;
             }
+        }
+        if let Some(ping) = &ping {
+            let exit = ended
+                .as_ref()
+                .map_or_else(|failed| failed.exit, |report| report.exit_code);
+            ping.end(exit).await;
         }
         let report = ended?;
         print(&text(&report, output))?;
@@ -136,6 +164,7 @@ impl SyncOnce {
             nudge,
             max_runtime: _,
             metrics_file: _,
+            ping_url: _,
         } = self;
         let (url, names, rules) = (options.database_url()?, options.names()?, options.rules());
         let provider = options.provider()?.counting_in(metrics.provider.clone());
@@ -184,6 +213,7 @@ impl SyncOnce {
             metrics: &metrics.pass,
             observe: &|counts| progress.show(counts),
         };
+        let without_events = publisher.is_none() && !options.wants_no_events();
         let mut report = pass.run().await;
         metrics.passed(&report);
         go_on_while_many_are_due(pass, &url, metrics, &mut report).await?;
@@ -209,6 +239,9 @@ impl SyncOnce {
                 report = waiting => report,
                 never = nudging => match never {},
             };
+        }
+        if without_events && !dry_run {
+            warn_without_events(&report);
         }
         // In its ledger this database has it already; without tables of its own, only the process knows.
         let is_for_all = matches!(scope.which, Which::All | Which::Due(_)) && !dry_run;

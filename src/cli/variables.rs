@@ -5,6 +5,7 @@ use std::env;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command};
 
+use super::config::ConfigFile;
 use super::secrets;
 
 const PREFIX: &str = "VOICE_SYNC_";
@@ -30,7 +31,7 @@ fn known(command: &Command) -> Vec<String> {
     let of_arguments = all_arguments(command).into_iter().filter_map(Arg::get_env);
     let of_arguments = of_arguments.map(|name| name.to_string_lossy().into_owned());
     let failpoints = cfg!(feature = "failpoints").then_some("VOICE_SYNC_FAILPOINTS");
-    let others = secrets::variables().into_iter().chain(failpoints);
+    let others = secrets::variables().chain(failpoints);
     of_arguments
         .chain(others.map(ToOwned::to_owned))
         .filter(|name| name.starts_with(PREFIX))
@@ -57,7 +58,11 @@ fn unknown_among(variables: impl Iterator<Item = String>, known: &[String]) -> V
 }
 
 /// An error about a value names the variable that it came from, if it did not come from the command line.
-pub(super) fn named(mut error: clap::Error, command: &Command) -> clap::Error {
+pub(super) fn named(
+    mut error: clap::Error,
+    command: &Command,
+    file: Option<&ConfigFile>,
+) -> clap::Error {
     let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
         return error;
     };
@@ -73,6 +78,12 @@ pub(super) fn named(mut error: clap::Error, command: &Command) -> clap::Error {
         .find(is_it)
         .and_then(Arg::get_env)
         .filter(|name| !is_given && env::var_os(name).is_some());
+    if let (None, false, Some(file)) = (variable, is_given, file)
+        && let Some(key) = flag.strip_prefix("--").filter(|key| file.has(key))
+    {
+        let place = format!("{key} in {}", file.path.display());
+        error.insert(ContextKind::InvalidArg, ContextValue::String(place));
+    }
     if let Some(name) = variable {
         let name = ContextValue::String(name.to_string_lossy().into_owned());
         error.insert(ContextKind::InvalidArg, name);

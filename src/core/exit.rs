@@ -33,6 +33,27 @@ impl Exit {
         }
     }
 
+    /// What to do next, where a message does not say it.
+    pub fn hint(self) -> Option<&'static str> {
+        match self {
+            Self::Success | Self::Declined => None,
+            Self::Usage => {
+                Some("`voice-sync help` and `voice-sync help COMMAND` describe all options")
+            }
+            Self::Database => Some(
+                "check that the database is running, and DATABASE_URL; no voice is lost, and the next run continues",
+            ),
+            Self::Io => Some("make room on the disk or correct the path, and run it again"),
+            Self::Temporary => Some("run it again later: it continues where it stopped"),
+            Self::Key => Some(
+                "set the API key of the workspace in which the application clones; `voice-sync doctor` checks it",
+            ),
+            Self::Config => {
+                Some("`voice-sync doctor` checks the setup and prints a fix for each problem")
+            }
+        }
+    }
+
     /// The number that the supervisor sees.
     pub const fn code(self) -> u8 {
         self as u8

@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::middleware::{Next, from_fn};
+use axum::response::{AppendHeaders, IntoResponse, Response};
 use axum::routing::get;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 
-use super::{AllowedHosts, Health, StatusCache};
+use super::hints::bearer;
+use super::{AllowedHosts, Health, Secret, StatusCache};
 use crate::status::{Nonce, page};
 use crate::telemetry::exposition::{Format, Metrics};
 
@@ -20,28 +24,74 @@ const NOT_THIS_HOST: &str =
     "this page is not served under that name; allow the name with --allowed-hosts\n";
 
 /// Routes of `/` (the status, for people), `/livez` (the loop moves), `/readyz` (database and schema) and
-/// `/metrics`. All of it is read-only.
+/// `/metrics`. All of it is read-only. With a token, `/` and `/metrics` need it.
 pub fn router(
     watch: Arc<Health>,
     metrics: Arc<Metrics>,
     cache: Arc<StatusCache>,
     hosts: AllowedHosts,
+    token: Option<Secret>,
 ) -> Router {
     let page = Router::new().route("/", get(status)).with_state((
         cache,
         Arc::new(hosts),
         Arc::clone(&watch),
     ));
+    let metrics = Router::new()
+        .route("/metrics", get(show))
+        .with_state(metrics);
+    let mut closed = page.merge(metrics);
+    if let Some(token) = token {
+        let token = Arc::new(token);
+        closed = closed.layer(from_fn(move |request: Request, next: Next| {
+            let token = Arc::clone(&token);
+            async move {
+                match is_authorized(&token, request.headers()) {
+                    true => next.run(request).await,
+                    false => unauthorized(),
+                }
+            }
+        }));
+    }
     Router::new()
         .route("/livez", get(alive))
         .route("/readyz", get(ready))
         .with_state(watch)
-        .merge(page)
-        .merge(
-            Router::new()
-                .route("/metrics", get(show))
-                .with_state(metrics),
-        )
+        .merge(closed)
+}
+
+/// Scrapers send a bearer token; browsers ask for a password, with any name (RFC 7617).
+fn is_authorized(token: &Secret, headers: &HeaderMap) -> bool {
+    let Some(authorization) = headers.get(header::AUTHORIZATION) else {
+        return false;
+    };
+    let authorization = authorization.as_bytes();
+    if let Some(bearer) = bearer(authorization) {
+        return token.is(bearer);
+    }
+    let Ok(text) = str::from_utf8(authorization) else {
+        return false;
+    };
+    let basic = text
+        .split_once(' ')
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"));
+    let decoded = basic.and_then(|(_, encoded)| BASE64_STANDARD.decode(encoded.trim()).ok());
+    decoded.is_some_and(|pair| {
+        let mut parts = pair.splitn(2, |byte| *byte == b':');
+        parts.nth(1).is_some_and(|password| token.is(password))
+    })
+}
+
+fn unauthorized() -> Response {
+    let challenges = [
+        (header::WWW_AUTHENTICATE, "Bearer"),
+        (
+            header::WWW_AUTHENTICATE,
+            "Basic realm=\"voice-sync\", charset=\"UTF-8\"",
+        ),
+    ];
+    let body = "a token is needed: as a bearer token, or as the password\n";
+    (StatusCode::UNAUTHORIZED, AppendHeaders(challenges), body).into_response()
 }
 
 async fn alive(State(watch): State<Arc<Health>>) -> impl IntoResponse {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use anstyle::AnsiColor;
 use serde::{Serialize, Serializer};
 
 use crate::core::exit::Exit;
@@ -79,6 +80,18 @@ impl Check {
             says: says.into(),
             advice: None,
         }
+    }
+
+    /// As text for a terminal, with its state in color.
+    pub fn colored(&self) -> String {
+        let color = match self.state {
+            State::Fine => AnsiColor::Green,
+            State::Doubtful => AnsiColor::Yellow,
+            State::Broken(_) => AnsiColor::Red,
+        };
+        let (style, text) = (color.on_default(), self.to_string());
+        let (state, rest) = text.split_at(self.state.as_str().len());
+        format!("{style}{state}{style:#}{rest}")
     }
 
     /// With what to do about it.

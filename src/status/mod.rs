@@ -59,10 +59,29 @@ pub struct Status {
 /// Something that needs attention.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attention {
+    pub severity: Severity,
     /// What was seen.
     pub says: String,
     /// What to do about it.
     pub advice: String,
+}
+
+/// How soon somebody should act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Some voices need a person.
+    Warning,
+    /// Voices do not finish, or nobody hears of it.
+    Critical,
+}
+
+impl Severity {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+        }
+    }
 }
 
 impl Status {
@@ -72,12 +91,12 @@ impl Status {
         Self { survey, attention }
     }
 
-    /// The code of `status --check`.
-    pub fn exit(&self) -> Exit {
-        match self.attention.is_empty() {
-            true => Exit::Success,
-            false => Exit::Temporary,
-        }
+    /// The highest severity of what needs attention.
+    pub fn severity(&self) -> Option<Severity> {
+        self.attention
+            .iter()
+            .map(|attention| attention.severity)
+            .max()
     }
 
     /// How long the oldest voice has been in processing.
@@ -157,7 +176,7 @@ impl Status {
         });
         let attention = attention
             .iter()
-            .map(|a| json!({"says": a.says, "advice": a.advice}));
+            .map(|a| json!({"severity": a.severity.as_str(), "says": a.says, "advice": a.advice}));
         json!({
             "read_at": timestamp(*read_at),
             "backlog": backlog,
@@ -223,9 +242,13 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         event_age,
     } = limits;
     let mut found = Vec::new();
-    let mut tell = |says: String, advice: &str| {
+    let mut add = |severity: Severity, says: String, advice: &str| {
         let advice = advice.to_owned();
-        found.push(Attention { says, advice });
+        found.push(Attention {
+            severity,
+            says,
+            advice,
+        });
     };
     let processing = survey.backlog.all();
     let mut passes = survey.runs.iter().filter(|run| run.command.is_none());
@@ -240,14 +263,16 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
     let last = passes.next();
     match last.map(|run| run.exit_code) {
         Some(code) if code == Exit::Key.code() => {
-            tell(
+            add(
+                Severity::Critical,
                 "the last pass ended with 77: the key is refused, or is of another workspace"
                     .to_owned(),
                 "see what `voice-sync doctor` says, and check ELEVENLABS_API_KEY",
             );
         }
         Some(code) if code == Exit::Config.code() => {
-            tell(
+            add(
+                Severity::Critical,
                 "the last pass ended with 78".to_owned(),
                 "see what `voice-sync doctor` says",
             );
@@ -257,18 +282,21 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
     // A daemon with nothing to do makes no pass; but then no voice waits for an answer either.
     let unasked = survey.backlog.unasked();
     match (last, success) {
-        (_, _) if !survey.has_own_tables => tell(
+        (_, _) if !survey.has_own_tables => add(
+            Severity::Critical,
             "voice-sync's own tables are missing: no pass was ever made here".to_owned(),
             "run `voice-sync migrate`, then `voice-sync sync-once`",
         ),
         (_, _) if processing == 0 => {}
-        (None, _) => tell(
+        (None, _) => add(
+            Severity::Critical,
             "no pass was ever made here".to_owned(),
             "run `voice-sync sync-once`",
         ),
         (Some(_), _) if unasked <= *silence => {}
         (Some(_), Some(run)) if since(run) <= *silence => {}
-        (Some(run), _) => tell(
+        (Some(run), _) => add(
+            Severity::Critical,
             format!(
                 "a voice has had no answer for {}; the last pass was {} ago, and ended with {}",
                 span(unasked),
@@ -279,7 +307,8 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         ),
     }
     if let Some(most) = backlog.filter(|most| processing > *most) {
-        tell(
+        add(
+            Severity::Warning,
             format!(
                 "{} in processing, more than {most}",
                 number_of(processing, "voice is", "voices are")
@@ -293,21 +322,24 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
     let oldest = hasty.filter_map(|kind| survey.backlog.oldest(kind)).max();
     if let Some(old) = oldest.filter(|old| old > age) {
         let days = "a voice that is neither in training nor waiting for its owner";
-        tell(
+        add(
+            Severity::Warning,
             format!("{days} has been in processing for {}", span(old)),
             "`voice-sync inspect` with its id says what it waits for",
         );
     }
     let aside = survey.backlog.of(BacklogKind::SetAside);
     if aside > *set_aside {
-        tell(
+        add(
+            Severity::Warning,
             format!("{} set aside", number_of(aside, "voice is", "voices are")),
             "`voice-sync retry --set-aside --dry-run` says which, and why; without `--dry-run` they are tried again",
         );
     }
     let unanswerable = survey.backlog.of(BacklogKind::Unanswerable);
     if let Some(oldest) = survey.backlog.oldest(BacklogKind::Unanswerable) {
-        tell(
+        add(
+            Severity::Warning,
             format!(
                 "{} unanswerable: the provider answers other requests, and none about {}; the oldest has been in processing for {}",
                 number_of(unanswerable, "voice is", "voices are"),
@@ -320,7 +352,8 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
     }
     if let Some(waits) = survey.oldest_event.filter(|waits| waits > event_age) {
         let number = number_of(survey.pending_events, "event waits", "events wait");
-        tell(
+        add(
+            Severity::Critical,
             format!("{number} to be published, the oldest for {}", span(waits)),
             "is Redis there, and does a pass know of it (REDIS_URL)? See what `voice-sync doctor` says",
         );
@@ -328,7 +361,8 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
     for account in &survey.accounts {
         if account.mass_absence_since.is_some() {
             let missing = survey.backlog.of(BacklogKind::Missing);
-            tell(
+            add(
+                Severity::Critical,
                 format!(
                     "too many voices are missing at the provider ({missing} in processing): the key is probably of another \
                      workspace, and no voice fails for being missing"
@@ -337,18 +371,20 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
             );
         }
         if let Some(says) = account.nudging.stops() {
-            tell(says, NUDGING_ADVICE);
+            add(Severity::Warning, says, NUDGING_ADVICE);
         }
         let left = account.state.open_for.max(account.state.cooldown);
         match Breaker::of(account) {
-            Breaker::Open => tell(
+            Breaker::Open => add(
+                Severity::Critical,
                 format!(
                     "the provider did not answer, and its circuit breaker is open for another {}",
                     span(left)
                 ),
                 "wait; one process tries again when that is over",
             ),
-            Breaker::HalfOpen => tell(
+            Breaker::HalfOpen => add(
+                Severity::Warning,
                 "the provider did not answer when it was last asked".to_owned(),
                 "the next pass tries again",
             ),

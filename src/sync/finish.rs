@@ -1,15 +1,18 @@
 //! What a pass does when all its voices have been asked about: it fails those whose absence is
 //! confirmed, publishes what is left in the outbox, and writes itself into the ledger.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde_json::json;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
+use uuid::Uuid;
 
 use super::progress::Progress;
 use super::{Pass, Which};
 use crate::core::exit::Exit;
 use crate::core::missing::{self, Absence, Others};
-use crate::core::report::{self, Report, StopReason};
+use crate::core::report::{self, Counts, Report, StopReason};
 use crate::core::request_budget::Spending;
 use crate::core::transition::{Note, Seen, Target, Transition};
 use crate::core::verdict::Failure;
@@ -262,15 +265,12 @@ impl Pass<'_> {
                 }
             }
         }
-        info!(
-            run_id = %progress.run_id, dry_run = self.scope.dry_run, exit_code = exit_code.code(),
-            duration_ms = duration.as_millis() as u64, due = counts.due,
-            completed = counts.completed, failed = counts.failed, processing = counts.processing,
-            missing = counts.missing, unavailable = counts.unavailable,
-            set_aside = counts.set_aside, superseded = counts.superseded,
-            leased_elsewhere = counts.leased_elsewhere, requests = counts.requests,
-            events_published = counts.events_published, events_pending = counts.events_pending,
-            "pass finished"
+        log_pass(
+            progress.run_id,
+            self.scope.dry_run,
+            exit_code,
+            duration,
+            &counts,
         );
         Report {
             run_id: progress.run_id,
@@ -369,5 +369,27 @@ impl Pass<'_> {
         {
             warn!(%error, "old rows of voice-sync's own tables could not be removed");
         }
+    }
+}
+
+/// One line for a pass, at debug where it had nothing to do.
+fn log_pass(run_id: Uuid, dry_run: bool, exit_code: Exit, duration: Duration, counts: &Counts) {
+    macro_rules! log {
+        ($level:ident) => {
+            $level!(
+                event = "pass_finished", %run_id, dry_run, exit_code = exit_code.code(),
+                duration_ms = duration.as_millis() as u64, due = counts.due,
+                completed = counts.completed, failed = counts.failed, processing = counts.processing,
+                missing = counts.missing, unavailable = counts.unavailable,
+                set_aside = counts.set_aside, superseded = counts.superseded,
+                leased_elsewhere = counts.leased_elsewhere, requests = counts.requests,
+                events_published = counts.events_published, events_pending = counts.events_pending,
+                "pass finished"
+            )
+        };
+    }
+    match exit_code == Exit::Success && counts.due == 0 && counts.events_published == 0 {
+        true => log!(debug),
+        false => log!(info),
     }
 }

@@ -23,6 +23,8 @@ const UNLISTED_AFTER: u64 = 3;
 /// So many voices that cannot be looked up, and none that can, are an outage; likewise, so many rows that the
 /// database refuses to change.
 const OUTAGE_AFTER: usize = 10;
+/// Of more transitions in a pass, each is logged at debug only.
+const TRANSITIONS_LOGGED: u64 = 20;
 /// Voices of which that is kept in mind.
 const MOST_UNDECIDED: usize = 100;
 /// Kinds whose completion times are told apart: the provider has five or six.
@@ -338,15 +340,21 @@ impl Tally {
                 debug!(voice.row = %row, voice.provider_id = %provider_id, "the application changed the row meanwhile, its change stays");
                 continue;
             }
-            match target {
+            let (event, status, reason) = match target {
                 Target::Completed { .. } => {
                     self.counts.completed += 1;
-                    info!(voice.row = %row, voice.provider_id = %provider_id, "voice {verb} completed");
+                    ("voice_completed", "completed", None)
                 }
                 Target::Failed { reason } => {
                     self.counts.failed += 1;
-                    info!(voice.row = %row, voice.provider_id = %provider_id, %reason, "voice {verb} failed");
+                    ("voice_failed", "failed", Some(reason))
                 }
+            };
+            // A level is fixed for each place in the code.
+            if self.counts.completed + self.counts.failed <= TRANSITIONS_LOGGED {
+                info!(event, voice.row = %row, voice.provider_id = %provider_id, reason, "voice {verb} {status}");
+            } else {
+                debug!(event, voice.row = %row, voice.provider_id = %provider_id, reason, "voice {verb} {status}");
             }
         }
         if !applied.locked.is_empty() {

@@ -1,10 +1,10 @@
 //! Logging: to stderr, as text for people or JSON for machines.
 
 use std::io::IsTerminal;
-use std::{env, io};
+use std::{env, io, process};
 
 use tracing::{Level, Metadata};
-use tracing_subscriber::filter::{FilterExt, Targets, filter_fn};
+use tracing_subscriber::filter::{FilterExt, LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
@@ -12,39 +12,51 @@ use tracing_subscriber::{Layer, fmt};
 use crate::telemetry::progress_bar::Lines;
 
 /// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum LogFormat {
-    /// Text on a terminal, else JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
     #[default]
-    Auto,
-    /// For people.
     Text,
-    /// For machines, one object a line.
+    /// One object a line.
     Json,
 }
 
-/// Starts logging. `RUST_LOG` says how much (default `info`), of voice-sync only: libraries get to
-/// warn and no more, since at finer levels some of them print what they send.
-pub fn init(format: LogFormat) {
+/// What is logged, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogOptions {
+    pub format: Format,
+    pub colour: bool,
+    /// `None`: as `RUST_LOG` says, else `info`.
+    pub level: Option<LevelFilter>,
+}
+
+/// Whether stderr is the systemd journal or the log of a container, which machines read.
+pub fn is_for_machines() -> bool {
+    const FIRST_PROCESS: u32 = 1;
+    is_journal()
+        || env::var_os("KUBERNETES_SERVICE_HOST").is_some()
+        || process::id() == FIRST_PROCESS
+}
+
+/// Starts logging, of voice-sync only: libraries log warnings and no more, since at finer levels some of them print what
+/// they send.
+pub fn init(options: &LogOptions) {
+    let LogOptions {
+        format,
+        colour,
+        level,
+    } = *options;
     let wanted = env::var("RUST_LOG")
         .ok()
         .filter(|text| !text.trim().is_empty());
-    let (level, misread) = match wanted.as_deref().unwrap_or("info").parse::<Targets>() {
-        Ok(targets) => (targets, None),
-        Err(error) => (Targets::new().with_default(Level::INFO), Some(error)),
+    let wanted = wanted.as_deref().unwrap_or("info").parse::<Targets>();
+    let (targets, misread) = match (level, wanted) {
+        (Some(level), _) => (Targets::new().with_default(level), None),
+        (None, Ok(targets)) => (targets, None),
+        (None, Err(error)) => (Targets::new().with_default(Level::INFO), Some(error)),
     };
-    let filter = level.and(filter_fn(|event: &Metadata<'_>| {
+    let filter = targets.and(filter_fn(|event: &Metadata<'_>| {
         event.target().starts_with("voice_sync") || *event.level() <= Level::WARN
     }));
-
-    let terminal = io::stderr().is_terminal();
-    let text = match format {
-        LogFormat::Text => true,
-        LogFormat::Json => false,
-        LogFormat::Auto => terminal,
-    };
-    let colour = terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let journal = is_journal();
     let text_lines = || {
         fmt::layer()
             .with_writer(Lines::Text)
@@ -58,12 +70,12 @@ pub fn init(format: LogFormat) {
             .flatten_event(true);
         lines.with_current_span(false).with_span_list(false)
     };
-    let lines = match (text, journal) {
+    let lines = match (format, is_journal()) {
         // The journal has a time of its own.
-        (true, true) => text_lines().without_time().boxed(),
-        (true, false) => text_lines().boxed(),
-        (false, true) => json_lines().without_time().boxed(),
-        (false, false) => json_lines().boxed(),
+        (Format::Text, true) => text_lines().without_time().boxed(),
+        (Format::Text, false) => text_lines().boxed(),
+        (Format::Json, true) => json_lines().without_time().boxed(),
+        (Format::Json, false) => json_lines().boxed(),
     };
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
@@ -76,16 +88,21 @@ pub fn init(format: LogFormat) {
 /// Whether standard error is the journal itself, and not a file or pipe that a service directed it to
 /// (systemd.exec(5), on `$JOURNAL_STREAM`).
 fn is_journal() -> bool {
-    let told = env::var("JOURNAL_STREAM").ok();
+    let stream = env::var("JOURNAL_STREAM").ok();
     #[cfg(unix)]
     {
         use std::os::fd::AsFd;
         let stat = rustix::fs::fstat(io::stderr().as_fd()).ok();
-        let stream = stat.map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
-        told.is_some() && told == stream
+        let own = stat.map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
+        stream.is_some() && stream == own
     }
     #[cfg(not(unix))]
     {
-        told.is_some()
+        stream.is_some()
     }
+}
+
+/// Whether stderr is a terminal.
+pub fn is_terminal() -> bool {
+    io::stderr().is_terminal()
 }

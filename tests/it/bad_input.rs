@@ -236,7 +236,7 @@ async fn each_mistake_is_named_and_nothing_happens() {
             assert!(said.contains(word), "{name}: {word:?} is not in {said}");
         }
         assert!(!ended.stderr.contains("hidden"), "{name}: {}", ended.stderr);
-        assert_eq!(ended.stdout, "", "{name}");
+        assert_eq!(ended.report()["error"]["code"], *code, "{name}");
         assert!(provider.requests().is_empty(), "{name}");
     }
     assert_eq!(app.rows().await, before);

@@ -91,13 +91,14 @@ async fn a_healthy_site_is_found_healthy() {
 
         let text = site.doctor().args(&["--output", "text"]).run().await;
         text.expect_code(0);
+        assert_eq!(text.stdout.lines().last(), Some("0 errors, 1 warning"));
         assert_eq!(
             text.stdout
                 .lines()
                 .filter(|line| !line.starts_with(' '))
                 .count(),
-            findings.len(),
-            "one line a check: {}",
+            findings.len() + 1,
+            "one line a check, and a summary: {}",
             text.stdout
         );
     }

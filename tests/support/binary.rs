@@ -47,6 +47,7 @@ impl Ended {
 }
 
 /// A command line in the making, with an environment that has nothing of the caller's.
+#[derive(Clone)]
 pub(crate) struct VoiceSync {
     launcher: Vec<OsString>,
     arguments: Vec<OsString>,
@@ -56,7 +57,11 @@ pub(crate) struct VoiceSync {
 
 impl VoiceSync {
     pub(crate) fn new(command: &[&str]) -> Self {
-        let variables = [("ELEVENLABS_API_KEY", KEY), ("VOICE_SYNC_OUTPUT", "json")];
+        let variables = [
+            ("ELEVENLABS_API_KEY", KEY),
+            ("VOICE_SYNC_OUTPUT", "json"),
+            ("VOICE_SYNC_LOG_FORMAT", "json"),
+        ];
         Self {
             launcher: Vec::new(),
             arguments: command.iter().map(OsString::from).collect(),

@@ -125,6 +125,15 @@ impl Daemon {
         self.ask(request.as_bytes()).await
     }
 
+    /// The status of a path, with or without a header `Authorization`.
+    pub(crate) async fn get_with(&mut self, path: &str, authorization: Option<&str>) -> u16 {
+        let header = authorization.map(|value| format!("authorization: {value}\r\n"));
+        let header = header.unwrap_or_default();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{header}connection: close\r\n\r\n");
+        self.ask(request.as_bytes()).await.0
+    }
+
     /// Posts a body, with headers of its own.
     pub(crate) async fn post(
         &mut self,

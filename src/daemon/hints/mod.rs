@@ -111,7 +111,7 @@ async fn hint(State(hints): State<Arc<Hints>>, headers: HeaderMap, body: Body) -
 }
 
 /// The scheme is the same in capitals (RFC 9110, 11.1).
-fn bearer(authorization: &[u8]) -> Option<&[u8]> {
+pub(super) fn bearer(authorization: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = authorization.split_at_checked("bearer ".len())?;
     scheme
         .eq_ignore_ascii_case(b"bearer ")

@@ -35,7 +35,7 @@ impl Secret {
     }
 
     /// Whether a token is this secret.
-    pub(super) fn is(&self, token: &[u8]) -> bool {
+    pub(in crate::daemon) fn is(&self, token: &[u8]) -> bool {
         code(&self.key, &[token]).verify_slice(&self.code).is_ok()
     }
 

@@ -1,0 +1,378 @@
+//! The configuration file, and `voice-sync config`. Its keys are the long options; the command line and the environment
+//! take precedence over it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::{env, fs, io};
+
+use anyhow::{Context, anyhow, bail};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, Command, CommandFactory, Subcommand};
+use serde::Serialize;
+use serde_json::json;
+use toml::{Table, Value};
+
+use super::doctor::{self, Configured};
+use super::secrets::{self, API_KEY, CREDENTIALS, DATABASE_URL, REDIS_HOST, REDIS_URL};
+use super::{Cli, Options, Output, print};
+use crate::core::exit::{Exit, Failed};
+use crate::doctor::check::{Check, State};
+
+const DEFAULT_PATH: &str = "/etc/voice-sync/config.toml";
+const VARIABLE: &str = "VOICE_SYNC_CONFIG";
+/// Options that name what one run is about, and not how voice-sync is set up.
+const NOT_FOR_FILES: [&str; 10] = [
+    "config", "help", "version", "dry-run", "yes", "voice", "limit", "due", "wait", "reason",
+];
+
+/// Check or show the configuration: the command line, the environment and the configuration file.
+#[derive(Debug, Args)]
+pub(super) struct Config {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Check the configuration, and connect to nothing.
+    #[command(after_help = "\
+Examples:
+  voice-sync config check
+  voice-sync config check --config /etc/voice-sync/config.toml")]
+    Check,
+    /// Show each option with its value and where it comes from. Secrets are not shown.
+    #[command(after_help = "\
+Examples:
+  voice-sync config show
+  voice-sync config show --output json | jq '.options[] | select(.source != \"default\")'")]
+    Show,
+}
+
+/// A configuration file that was read.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ConfigFile {
+    pub(super) path: PathBuf,
+    /// The texts that options would have on the command line: one, or some for a list.
+    values: BTreeMap<String, Vec<String>>,
+}
+
+impl ConfigFile {
+    /// The file that the command line or the environment names, else the one at the usual place, if it is there.
+    pub(super) fn read() -> anyhow::Result<Option<Self>> {
+        let words: Vec<_> = env::args_os()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let pair = words.windows(2).find(|pair| pair[0] == "--config");
+        let given = pair.map(|pair| pair[1].clone());
+        let given = given.or_else(|| {
+            let mut words = words.iter();
+            words.find_map(|word| word.strip_prefix("--config=").map(ToOwned::to_owned))
+        });
+        let given = given.or_else(|| {
+            env::var(VARIABLE)
+                .ok()
+                .filter(|path| !path.trim().is_empty())
+        });
+        let path = PathBuf::from(given.as_deref().unwrap_or(DEFAULT_PATH));
+        match fs::read_to_string(&path) {
+            Ok(text) => Self::parse(path, &text).map(Some),
+            Err(error) if given.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error)
+                .with_context(|| format!("cannot read the configuration file {}", path.display())),
+        }
+    }
+
+    fn parse(path: PathBuf, text: &str) -> anyhow::Result<Self> {
+        let place = path.display().to_string();
+        let table: Table = text
+            .parse()
+            .with_context(|| format!("cannot read the configuration file {place}"))?;
+        let mut values = BTreeMap::new();
+        for (key, value) in table {
+            let texts = texts(&value).ok_or_else(|| {
+                anyhow!(
+                    "{key} in {place} is neither a text, a number, true, false nor a list of texts"
+                )
+            })?;
+            values.insert(key, texts);
+        }
+        Ok(Self { path, values })
+    }
+
+    /// Makes its values the defaults of the options of their names.
+    pub(super) fn apply(&self, mut command: Command) -> anyhow::Result<Command> {
+        let place = self.path.display();
+        for key in secrets::take_files(&self.values) {
+            if secrets::MAY_HOLD_PASSWORDS.contains(&key.as_str()) {
+                bail!(
+                    "{key} in {place} may hold a password: write it into a file of its own, and name that with {key}-file"
+                );
+            }
+            let known = options(&command);
+            if !known.contains(key) {
+                let distance = |known: &&String| strsim::levenshtein(known, key);
+                let nearest = known
+                    .iter()
+                    .min_by_key(distance)
+                    .filter(|nearest| distance(nearest) <= 4);
+                match nearest {
+                    Some(nearest) => bail!("unknown key {key} in {place}; did you mean {nearest}?"),
+                    None => bail!(
+                        "unknown key {key} in {place}; its keys are the long options of voice-sync"
+                    ),
+                }
+            }
+            command = with_default(command, key, &self.values[key]);
+        }
+        Ok(command)
+    }
+
+    pub(super) fn has(&self, long: &str) -> bool {
+        self.values.contains_key(long)
+    }
+}
+
+fn texts(value: &Value) -> Option<Vec<String>> {
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Integer(number) => Some(number.to_string()),
+        Value::Boolean(on) => Some(on.to_string()),
+        Value::Float(_) | Value::Datetime(_) | Value::Array(_) | Value::Table(_) => None,
+    };
+    match value {
+        Value::Array(values) => values.iter().map(text).collect(),
+        Value::String(_)
+        | Value::Integer(_)
+        | Value::Boolean(_)
+        | Value::Float(_)
+        | Value::Datetime(_)
+        | Value::Table(_) => text(value).map(|text| vec![text]),
+    }
+}
+
+/// The long options, of all commands, that a file may set.
+fn options(command: &Command) -> Vec<String> {
+    let own = command.get_arguments().filter_map(Arg::get_long);
+    let own = own
+        .filter(|long| !NOT_FOR_FILES.contains(long))
+        .map(ToOwned::to_owned);
+    own.chain(command.get_subcommands().flat_map(options))
+        .collect()
+}
+
+fn with_default(command: Command, key: &str, texts: &[String]) -> Command {
+    let names: Vec<_> = command
+        .get_subcommands()
+        .map(|sub| sub.get_name().to_owned())
+        .collect();
+    let command = command.mut_args(|option| match option.get_long() == Some(key) {
+        // An empty list is as good as none.
+        true => option.default_values(texts.to_vec()),
+        false => option,
+    });
+    names.iter().fold(command, |command, name| {
+        command.mut_subcommand(name, |sub| with_default(sub, key, texts))
+    })
+}
+
+impl Config {
+    pub(super) fn run(
+        &self,
+        options: &Options,
+        given: &ArgMatches,
+        file: Option<&ConfigFile>,
+    ) -> Result<Exit, Failed> {
+        let mut checks = Vec::new();
+        let configured = doctor::configured(options, &mut checks);
+        let settings = settings(given, &configured, file);
+        let exit = crate::doctor::check::exit(&checks);
+        let errors = checks
+            .iter()
+            .filter(|check| matches!(check.state, State::Broken(_)));
+        let errors: Vec<&Check> = errors.collect();
+        let path = file.map(|file| file.path.display().to_string());
+        let shown = match (&self.action, options.output) {
+            (Action::Check, Output::Json) => {
+                json!({"file": path, "errors": errors.iter().map(|check| &check.says).collect::<Vec<_>>(), "exit_code": exit.code()})
+                    .to_string()
+            }
+            (Action::Check, Output::Text) => {
+                let lines = errors.iter().map(|check| format!("error: {}", check.says));
+                let verdict = match errors.is_empty() {
+                    true => "the configuration is valid".to_owned(),
+                    false => format!("{} found", crate::core::format::number_of(errors.len() as u64, "error", "errors")),
+                };
+                let from = path.map_or("no configuration file".to_owned(), |path| format!("file: {path}"));
+                lines.chain([format!("{verdict} ({from})")]).collect::<Vec<_>>().join("\n")
+            }
+            (Action::Show, Output::Json) => json!({"file": path, "options": settings}).to_string(),
+            (Action::Show, Output::Text) => {
+                let width = settings.iter().map(|setting| setting.name.len()).max().unwrap_or(0);
+                let lines = settings.iter().map(|setting| {
+                    let name = &setting.name;
+                    let value = setting.value.as_deref().unwrap_or("-");
+                    format!("{name:<width$}  {value}  ({})", setting.source)
+                });
+                lines.collect::<Vec<_>>().join("\n")
+            }
+        };
+        print(&shown)?;
+        Ok(match self.action {
+            Action::Check => exit,
+            Action::Show => Exit::Success,
+        })
+    }
+}
+
+/// An option of every command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Setting {
+    pub(super) name: String,
+    /// Without a password.
+    pub(super) value: Option<String>,
+    /// The command line, a variable, the configuration file, or `default`.
+    pub(super) source: String,
+}
+
+impl Setting {
+    const DEFAULT: &str = "default";
+
+    pub(super) fn is_default(&self) -> bool {
+        self.source == Self::DEFAULT
+    }
+}
+
+pub(super) fn settings(
+    given: &ArgMatches,
+    configured: &Configured,
+    file: Option<&ConfigFile>,
+) -> Vec<Setting> {
+    let given = last(given);
+    let command = Cli::command();
+    let publisher = configured.publisher.as_ref().and_then(Option::as_ref);
+    let provider = configured.provider.as_ref();
+    let global = command
+        .get_arguments()
+        .filter(|option| option.is_global_set());
+    let settings = global.map(|option| {
+        let id = option.get_id().as_str();
+        let words = || {
+            let raw = given.get_raw(id).into_iter().flatten();
+            let values: Vec<_> = raw.map(|value| value.to_string_lossy()).collect();
+            values.join(",")
+        };
+        // A secret's own variables, and what is shown in its place.
+        let (elsewhere, value) = match id {
+            "database_url" => (
+                DATABASE_URL.origin(),
+                configured.database.as_ref().map(ToString::to_string),
+            ),
+            "api_url" => (None, provider.map(|provider| provider.base().to_string())),
+            "redis_url" => (
+                REDIS_URL.origin().or(publisher.map(|_| REDIS_HOST)),
+                publisher.map(|publisher| format!("Redis at {}", publisher.address())),
+            ),
+            "api_key_file" => (
+                API_KEY.origin().or(provider.map(|_| CREDENTIALS)),
+                provider.map(|_| "there is a key".to_owned()),
+            ),
+            _ => (None, Some(words())),
+        };
+        let long = id.replace('_', "-");
+        let source = origin(option, given, file).or(elsewhere.map(ToOwned::to_owned));
+        Setting {
+            value: value.filter(|value| !value.is_empty()),
+            source: source.unwrap_or(Setting::DEFAULT.to_owned()),
+            name: long,
+        }
+    });
+    settings.collect()
+}
+
+/// Of the command that was given, and not of those above it.
+fn last(given: &ArgMatches) -> &ArgMatches {
+    given.subcommand().map_or(given, |(_, given)| last(given))
+}
+
+fn origin(option: &Arg, given: &ArgMatches, file: Option<&ConfigFile>) -> Option<String> {
+    let name = option.get_id().as_str();
+    let source = given.value_source(name)?;
+    // As when it is read: what is blank was not given.
+    given
+        .get_raw(name)?
+        .find(|value| !value.to_string_lossy().trim().is_empty())?;
+    if source == ValueSource::CommandLine {
+        return Some("the command line".to_owned());
+    }
+    if source == ValueSource::EnvVariable {
+        return Some(option.get_env()?.to_str()?.to_owned());
+    }
+    let file = file.filter(|file| option.get_long().is_some_and(|long| file.has(long)))?;
+    Some(file.path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    fn applied(text: &str) -> Result<Command, String> {
+        let file = ConfigFile::parse(PathBuf::from("c.toml"), text)
+            .map_err(|error| format!("{error:#}"))?;
+        file.apply(Cli::command())
+            .map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn a_file_sets_what_the_command_line_does_not() {
+        let text = "concurrency = 7\nfail-after = \"6h\"\ninterval = \"3s\"\nmodels = [\"a\", \"b\"]\nauto-migrate = true\n";
+        let command = applied(text).expect("is valid");
+        let parsed = |words: &[&str]| command.clone().try_get_matches_from(words).expect("parses");
+        let by_file = parsed(&["voice-sync", "daemon"]);
+        let raw = |matches: &ArgMatches, id: &str| {
+            let (_, matches) = matches.subcommand().expect("a command");
+            let raw = matches.get_raw(id).expect("is there");
+            raw.map(|value| value.to_string_lossy().into_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(raw(&by_file, "concurrency"), ["7"]);
+        assert_eq!(raw(&by_file, "interval"), ["3s"]);
+        assert_eq!(raw(&by_file, "models"), ["a", "b"]);
+        assert_eq!(raw(&by_file, "auto_migrate"), ["true"]);
+        let by_both = parsed(&[
+            "voice-sync",
+            "daemon",
+            "--concurrency",
+            "9",
+            "--interval=1s",
+        ]);
+        assert_eq!(raw(&by_both, "concurrency"), ["9"]);
+        assert_eq!(raw(&by_both, "interval"), ["1s"]);
+    }
+
+    #[test]
+    fn wrong_files_are_refused_with_the_reason() {
+        for (text, says) in [
+            ("concurency = 4", "did you mean concurrency?"),
+            ("whatever-this-may-be = 4", "its keys are the long options"),
+            ("voice = [\"a\"]", "unknown key voice"),
+            (
+                "database-url = \"postgresql://u:secret@h/d\"",
+                "database-url-file",
+            ),
+            ("concurrency = 1.5", "neither a text"),
+            ("[provider]\nconcurrency = 1", "neither a text"),
+            (
+                "concurrency = ",
+                "cannot read the configuration file c.toml",
+            ),
+            ("concurrency = 1\nconcurrency = 2", "cannot read"),
+        ] {
+            let error = applied(text).map(drop).expect_err(text);
+            assert!(error.contains(says), "{text}: {error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+}

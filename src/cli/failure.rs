@@ -1,0 +1,90 @@
+//! How an error of a command is shown.
+
+use std::io::{self, IsTerminal, Write};
+
+use anstyle::{AnsiColor, Style};
+use serde_json::json;
+use tracing::error;
+
+use super::options::Output;
+use super::output::show;
+use crate::core::exit::{Exit, Failed};
+use crate::core::format::in_line;
+use crate::telemetry::logs;
+
+/// Shows it on stderr, as a line of the log where the log is for machines, else as clap shows its errors. With
+/// `--output json`, stdout gets it as well.
+pub(super) fn report(failed: &Failed, format: logs::Format, output: Output) {
+    let Failed { exit, message } = failed;
+    write(*exit, &format!("{message:#}"), exit.hint(), format, output);
+}
+
+fn write(exit: Exit, says: &str, hint: Option<&str>, format: logs::Format, output: Output) {
+    if output == Output::Json {
+        let error = json!({"error": {"code": exit.code(), "message": says, "hint": hint}});
+        // Nobody reads it, or it cannot be written: stderr has it in any case.
+        let _unread = show(&error.to_string());
+    }
+    match format {
+        logs::Format::Json => error!(exit_code = exit.code(), hint, "{says}"),
+        logs::Format::Text => {
+            let _unread = write_text(&in_line(says), hint);
+        }
+    }
+}
+
+fn write_text(says: &str, hint: Option<&str>) -> io::Result<()> {
+    const ERROR: Style = AnsiColor::Red.on_default().bold();
+    const HINT: Style = AnsiColor::Green.on_default();
+    let mut stderr = anstream::stderr();
+    writeln!(stderr, "{ERROR}error:{ERROR:#} {says}")?;
+    match hint {
+        Some(hint) => writeln!(stderr, "{HINT}hint:{HINT:#} {hint}"),
+        None => Ok(()),
+    }
+}
+
+/// How clap's own errors are to be shown, before anything is known but the words of the command line.
+pub(super) fn usage(error: &clap::Error) -> ! {
+    let is_help = !error.use_stderr();
+    let words: Vec<_> = std::env::args().collect();
+    let is_json = |option: &str, variable: &str| {
+        let pair = words
+            .windows(2)
+            .any(|pair| pair[0] == option && pair[1] == "json");
+        pair || words.contains(&format!("{option}=json"))
+            || std::env::var(variable).is_ok_and(|value| value == "json")
+    };
+    let log = is_json("--log-format", "VOICE_SYNC_LOG_FORMAT");
+    let output = is_json("--output", "VOICE_SYNC_OUTPUT");
+    if is_help || !(log || output) {
+        error.exit();
+    }
+    let rendered = error.render().to_string();
+    let says = rendered
+        .trim()
+        .strip_prefix("error: ")
+        .unwrap_or(rendered.trim());
+    let first = says.lines().take_while(|line| !line.is_empty());
+    let says = first.collect::<Vec<_>>().join(" ");
+    let tip = rendered
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("tip: "));
+    let format = match log || !io::stderr().is_terminal() && logs::is_for_machines() {
+        true => logs::Format::Json,
+        false => logs::Format::Text,
+    };
+    logs::init(&logs::LogOptions {
+        format,
+        ..logs::LogOptions::default()
+    });
+    let output = if output { Output::Json } else { Output::Text };
+    write(
+        Exit::Usage,
+        &says,
+        tip.or(Exit::Usage.hint()),
+        format,
+        output,
+    );
+    std::process::exit(Exit::Usage.code().into())
+}

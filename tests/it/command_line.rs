@@ -1,0 +1,409 @@
+//! What is the same for all commands: help, errors, logs, and where options come from.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::http::{Method, StatusCode, Uri};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+
+use crate::support::app::Variant;
+use crate::support::binary::VoiceSync;
+use crate::support::daemon::Daemon;
+use crate::support::site::Site;
+
+/// An HTTP server that answers everything alike, and keeps what was asked for.
+struct Recorder {
+    address: SocketAddr,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Recorder {
+    async fn start(status: u16) -> Self {
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&requests);
+        let status = StatusCode::from_u16(status).expect("a status");
+        let router = Router::new().fallback(async move |method: Method, uri: Uri| {
+            kept.lock().expect("works").push(format!("{method} {uri}"));
+            status
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
+        let address = listener.local_addr().expect("has one");
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self { address, requests }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What was asked for until now, sorted.
+    fn take(&self) -> Vec<String> {
+        let mut requests = std::mem::take(&mut *self.requests.lock().expect("works"));
+        requests.sort();
+        requests
+    }
+}
+
+fn text(command: VoiceSync) -> VoiceSync {
+    command
+        .env("VOICE_SYNC_OUTPUT", "text")
+        .env("VOICE_SYNC_LOG_FORMAT", "text")
+}
+
+const COMMANDS: [&str; 14] = [
+    "sync-once",
+    "daemon",
+    "migrate",
+    "doctor",
+    "status",
+    "inspect",
+    "list",
+    "fail",
+    "retry",
+    "outbox",
+    "runs",
+    "config",
+    "completions",
+    "man",
+];
+
+#[tokio::test]
+async fn short_help_fits_on_a_screen_and_describes_global_options_once() {
+    const SCREEN: usize = 50;
+    let all = VoiceSync::new(&["-h"]).run().await;
+    assert!(all.stdout.lines().count() <= SCREEN, "{}", all.stdout);
+    for command in COMMANDS {
+        let help = VoiceSync::new(&[command, "-h"]).run().await;
+        help.expect_code(0);
+        assert!(all.stdout.contains(&format!("\n  {command}")), "{command}");
+        assert!(help.stdout.lines().count() <= SCREEN, "{}", help.stdout);
+        for option in ["--database-url", "--redis-url", "--fail-after"] {
+            assert!(!help.stdout.contains(option), "{command}: {option}");
+        }
+    }
+    let long = VoiceSync::new(&["--help"]).run().await;
+    for words in ["--database-url", "--fail-after", "Verdicts:", "Exit codes:"] {
+        assert_eq!(
+            long.stdout.matches(&format!("\n{words}")).count()
+                + long.stdout.matches(&format!("  {words} ")).count(),
+            1,
+            "{words}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn errors_have_the_format_of_where_they_go() {
+    // Of clap, of a value, and of the database.
+    let unknown = VoiceSync::new(&["status", "--no-such-option"]);
+    let no_database = VoiceSync::new(&["status"]);
+    let away = VoiceSync::new(&["status"]).env(
+        "DATABASE_URL",
+        "postgresql://user:secret@127.0.0.1:1/nothing",
+    );
+    for (command, code) in [(unknown, 2), (no_database, 78), (away, 69)] {
+        let as_text = text(command.clone()).run().await;
+        as_text.expect_code(code);
+        assert_eq!(as_text.stdout, "");
+        assert!(as_text.stderr.starts_with("error: "), "{}", as_text.stderr);
+
+        let as_json = command.run().await;
+        as_json.expect_code(code);
+        let error = &as_json.report()["error"];
+        assert_eq!(error["code"], code);
+        assert!(error["hint"].is_string());
+        let line: Value = serde_json::from_str(as_json.stderr.trim()).expect("one line of JSON");
+        assert_eq!(
+            (&line["level"], &line["message"]),
+            (&json!("ERROR"), &error["message"])
+        );
+        assert!(!as_json.stderr.contains("secret") && !as_json.stdout.contains("secret"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transitions_are_logged_one_by_one_up_to_twenty() {
+    let site = Site::new(Variant::E36).await;
+    let logged = async |many: usize, words: &[&str]| {
+        let ids: Vec<_> = (0..many)
+            .map(|n| format!("sim-ready-{many}x{n}x{}", words.len()))
+            .collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        site.app.insert_processing(&ids).await;
+        let ended = site.sync_once().args(words).run().await;
+        ended.expect_code(0);
+        ["voice_completed", "pass_finished"]
+            .map(|event| ended.stderr.matches(&format!("\"{event}\"")).count())
+    };
+    assert_eq!(logged(20, &[]).await, [20, 1]);
+    assert_eq!(logged(50, &[]).await, [20, 1]);
+    assert_eq!(logged(30, &["-v"]).await, [30, 1]);
+    assert_eq!(logged(3, &["--quiet"]).await, [0, 0]);
+    // A pass with nothing to do is silent.
+    assert_eq!(logged(0, &[]).await, [0, 0]);
+    assert_eq!(logged(0, &["-v"]).await, [0, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_configuration_file_is_below_environment_and_command_line() {
+    let site = Site::new(Variant::E36).await;
+    let directory = TempDir::new().expect("a directory");
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    fs::write(path("database"), &site.app.url).expect("writes");
+    let file = format!(
+        "database-url-file = {:?}\nconcurrency = 7\nfail-after = \"6h\"\nevents = \"none\"\n",
+        path("database")
+    );
+    fs::write(path("config.toml"), file).expect("writes");
+    let command = |words: &[&str]| {
+        let command = VoiceSync::new(words).args(&["--config", &path("config.toml")]);
+        command.env("ELEVENLABS_BASE_URL", site.provider.url())
+    };
+    let show = async |command: VoiceSync| {
+        let shown = command.run().await;
+        shown.expect_code(0);
+        let options = shown.report()["options"]
+            .as_array()
+            .expect("options")
+            .clone();
+        move |name: &str| {
+            let option = options
+                .iter()
+                .find(|option| option["name"] == name)
+                .expect(name);
+            [&option["value"], &option["source"]]
+                .map(|text| text.as_str().unwrap_or_default().to_owned())
+        }
+    };
+    let shown = show(command(&["config", "show"])).await;
+    assert_eq!(shown("concurrency"), ["7".to_owned(), path("config.toml")]);
+    assert_eq!(shown("lookup"), ["auto", "default"]);
+    assert_eq!(shown("database-url")[1], "database-url-file");
+    let shown =
+        show(command(&["config", "show", "--fail-after", "1h"]).env("VOICE_SYNC_CONCURRENCY", "9"))
+            .await;
+    assert_eq!(shown("concurrency"), ["9", "VOICE_SYNC_CONCURRENCY"]);
+    assert_eq!(shown("fail-after"), ["1h", "the command line"]);
+    let by_variable =
+        VoiceSync::new(&["config", "check"]).env("VOICE_SYNC_CONFIG", path("config.toml"));
+    by_variable.run().await.expect_code(0);
+
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    command(&["sync-once"]).run().await.expect_code(0);
+    assert_eq!(site.app.row("sim-ready-1").await.status, "completed");
+
+    for (content, says) in [
+        ("concurency = 4", "did you mean concurrency?"),
+        ("concurrency = 0", "concurrency in "),
+        (
+            "database-url = \"postgresql://u:secret@h/d\"",
+            "database-url-file",
+        ),
+        ("concurrency", "cannot read the configuration file"),
+    ] {
+        fs::write(path("config.toml"), content).expect("writes");
+        let ended = command(&["config", "check"]).run().await;
+        ended.expect_code(2);
+        assert!(
+            ended.stderr.contains(says) && !ended.stderr.contains("secret"),
+            "{content}: {}",
+            ended.stderr
+        );
+    }
+    let nowhere = VoiceSync::new(&["config", "check", "--config", "/nowhere/config.toml"])
+        .run()
+        .await;
+    nowhere.expect_code(2);
+    // What is set is checked as well, without connecting to anything.
+    fs::write(
+        path("config.toml"),
+        "database-url-file = \"/nowhere/url\"\n",
+    )
+    .expect("writes");
+    command(&["config", "check"]).run().await.expect_code(78);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_may_be_given_by_its_parts_and_its_absence_is_warned_of() {
+    let site = Site::new(Variant::E36).await;
+    let url = url::Url::parse(&site.bus.url).expect("a URL");
+    let parts = |command: VoiceSync| {
+        command
+            .without("REDIS_URL")
+            .env("REDIS_HOST", url.host_str().expect("a host"))
+            .env("REDIS_PORT", url.port().expect("a port").to_string())
+            .env("REDIS_PASSWORD", url.password().expect("a password"))
+    };
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    let ended = parts(site.sync_once()).run().await;
+    ended.expect_code(0);
+    assert_eq!(ended.count("events_published"), 1);
+
+    const WARNING: &str = "no event was recorded";
+    site.app.insert_processing(&["sim-ready-2"]).await;
+    let ended = site.sync_once().without("REDIS_URL").run().await;
+    ended.expect_code(0);
+    assert_eq!(ended.stderr.matches(WARNING).count(), 1, "{}", ended.stderr);
+    site.app.insert_processing(&["sim-ready-3"]).await;
+    let ended = site
+        .sync_once()
+        .without("REDIS_URL")
+        .args(&["--events", "none"])
+        .run()
+        .await;
+    assert!(!ended.stderr.contains(WARNING), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_variable_that_was_not_expanded_is_named_and_no_password_is() {
+    for (variable, value) in [
+        (
+            "DATABASE_URL",
+            "postgresql://${POSTGRES_USER}:secret@db:5432/app",
+        ),
+        ("REDIS_URL", "redis://:secret${MORE}@redis:6379"),
+    ] {
+        let command = VoiceSync::new(&["sync-once"])
+            .env("DATABASE_URL", "sqlite:///nowhere.db")
+            .env(variable, value);
+        let ended = text(command).run().await;
+        ended.expect_code(2);
+        assert!(
+            ended.stderr.contains("not expanded") && ended.stderr.contains("${"),
+            "{}",
+            ended.stderr
+        );
+        assert!(!ended.stderr.contains("secret"), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_exits_as_nagios_expects_it_if_told_to() {
+    let site = Site::new(Variant::E32).await;
+    let check = |words: &[&str]| {
+        text(site.run(&["status", "--check=nagios"]))
+            .args(words)
+            .run()
+    };
+    check(&[]).await.expect_code(0);
+    site.app.insert_processing(&["sim-nopreview-1"]).await;
+    let never = check(&[]).await;
+    never.expect_code(2);
+    assert!(
+        never.stdout.starts_with("VOICE-SYNC CRITICAL: "),
+        "{}",
+        never.stdout
+    );
+    site.sync_once().run().await.expect_code(0);
+    check(&[]).await.expect_code(0);
+    let many = check(&["--max-backlog", "0"]).await;
+    many.expect_code(1);
+    assert!(
+        many.stdout.starts_with("VOICE-SYNC WARNING: "),
+        "{}",
+        many.stdout
+    );
+    assert!(
+        many.stdout
+            .lines()
+            .next()
+            .is_some_and(|line| line.contains(" | processing=1 ")),
+        "{}",
+        many.stdout
+    );
+    let away = text(VoiceSync::new(&["status", "--check=nagios"]))
+        .env("DATABASE_URL", "postgresql://user@127.0.0.1:1/no");
+    let away = away.run().await;
+    away.expect_code(3);
+    assert!(
+        away.stdout.starts_with("VOICE-SYNC UNKNOWN: "),
+        "{}",
+        away.stdout
+    );
+    text(VoiceSync::new(&["status", "--check=nagios"]))
+        .run()
+        .await
+        .expect_code(3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_mans_switch_is_pinged_at_the_start_and_at_the_end() {
+    let site = Site::new(Variant::E36).await;
+    let switch = Recorder::start(200).await;
+    let url = format!("{}/ping/9d2c", switch.url());
+    let run = |command: VoiceSync, url: &str| command.env("VOICE_SYNC_PING_URL", url).run();
+    run(site.sync_once(), &url).await.expect_code(0);
+    assert_eq!(switch.take(), ["POST /ping/9d2c", "POST /ping/9d2c/start"]);
+    let away = site
+        .sync_once()
+        .env("DATABASE_URL", "postgresql://user@127.0.0.1:1/no");
+    run(away, &url).await.expect_code(69);
+    assert_eq!(
+        switch.take(),
+        ["POST /ping/9d2c/69", "POST /ping/9d2c/start"]
+    );
+    let directory = TempDir::new().expect("a directory");
+    let file = directory.path().join("ping");
+    fs::write(&file, format!("{url}\n")).expect("writes");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("sets");
+    let by_file = site
+        .sync_once()
+        .env("VOICE_SYNC_PING_URL_FILE", file.display().to_string());
+    by_file.run().await.expect_code(0);
+    assert_eq!(switch.take().len(), 2);
+
+    // Without a switch that answers, the run is as good; its secret is not in the log.
+    let refusing = Recorder::start(500).await;
+    for url in [
+        format!("{}/9d2c", refusing.url()),
+        "http://127.0.0.1:1/9d2c".to_owned(),
+    ] {
+        let ended = run(site.sync_once(), &url).await;
+        ended.expect_code(0);
+        assert!(
+            ended.stderr.contains("the ping was not accepted") && !ended.stderr.contains("9d2c"),
+            "{}",
+            ended.stderr
+        );
+    }
+    for wrong in ["http://example.com/9d2c", "no URL", "ftp://127.0.0.1/9d2c"] {
+        let ended = run(site.sync_once(), wrong).await;
+        ended.expect_code(2);
+        assert!(!ended.stderr.contains("9d2c"), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_token_page_and_metrics_need_it_and_probes_do_not() {
+    let site = Site::new(Variant::E36).await;
+    let command = site
+        .run(&["daemon", "--listen", "127.0.0.1:0"])
+        .env("VOICE_SYNC_LISTEN_TOKEN", "tók en");
+    let mut daemon = Daemon::start(command);
+    daemon.wait_until_answers("/readyz", 200).await;
+    daemon.wait_until_answers("/livez", 200).await;
+    for path in ["/", "/metrics"] {
+        let basic = "Basic YW55b25lOnTDs2sgZW4="; // anyone:tók en
+        for (authorization, code) in [
+            (None, 401),
+            (Some("Bearer another"), 401),
+            (Some("Basic bm9uZQ=="), 401),
+            (Some("Basic !"), 401),
+            (Some("tók en"), 401),
+            (Some("Bearer tók en"), 200),
+            (Some(basic), 200),
+        ] {
+            assert_eq!(
+                daemon.get_with(path, authorization).await,
+                code,
+                "{path} {authorization:?}"
+            );
+        }
+    }
+    daemon.stop().await;
+}
