@@ -92,7 +92,7 @@ pub fn judge(claimed: &Claimed, lookup: Option<&Lookup>, grounds: Grounds<'_>) -
         },
         Some(Lookup::Unavailable(why)) if is_suspect => Seen::Suspected(why.to_string()),
         Some(Lookup::Unavailable(why)) => Seen::Unavailable(why.to_string()),
-        None => Seen::Unavailable("not asked".to_owned()),
+        None => Seen::Unavailable("not looked up".to_owned()),
     };
     Judgement::Stays(seen, None)
 }

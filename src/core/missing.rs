@@ -65,8 +65,9 @@ pub fn is_confirmed(
 }
 
 /// What to do about a mass absence.
-pub const MASS_ABSENCE_ADVICE: &str = "check ELEVENLABS_API_KEY; if these voices were really deleted, name them with \
-                                       `voice-sync sync-once --voice`, fewer than ten at a time";
+pub const MASS_ABSENCE_ADVICE: &str = "set the key of the right workspace (ELEVENLABS_API_KEY); if these voices were \
+                                       really deleted, name them with `voice-sync sync-once --voice`, fewer than ten \
+                                       at a time";
 
 /// What an account has missed and found, over all passes and processes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

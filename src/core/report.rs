@@ -156,19 +156,22 @@ impl fmt::Display for StopReason {
             Self::KeyRefused(reason) => write!(f, "the provider refuses the key: {reason}"),
             Self::OtherWorkspace(guard) => write!(
                 f,
-                "{} of {} voices are unknown to the provider, the key is probably of another workspace; \
-                 check ELEVENLABS_API_KEY, or, if they were really deleted, name them with --voice, \
+                "{} of {} voices are unknown to the provider; the key is probably of another workspace: set the key \
+                 of the right one (ELEVENLABS_API_KEY); if these voices were really deleted, name them with --voice, \
                  fewer than ten at a time",
                 guard.missing(),
                 guard.answered(),
             ),
-            Self::ProviderDown => f.write_str("the provider does not answer, or asks for a pause"),
-            Self::TimeOver => f.write_str("the time is over"),
-            Self::Stopped => f.write_str("told to stop"),
+            Self::ProviderDown => f.write_str(
+                "provider unavailable: circuit breaker open, or cooldown; voices stay \
+                in processing, and the next pass continues",
+            ),
+            Self::TimeOver => f.write_str("the time limit is over; the next pass continues"),
+            Self::Stopped => f.write_str("stopped by a signal"),
             Self::Database(_, error) => f.write_str(error),
             Self::ChangesRefused(_, error) => write!(
                 f,
-                "the database refuses every change of a row, {error}; look for a trigger or a rule on the table"
+                "the database refuses every change of a row: {error}; check the table for a trigger or a rule"
             ),
         }
     }
@@ -341,14 +344,14 @@ impl fmt::Display for Report {
             (c.missing, "missing at the provider"),
             (
                 c.set_aside,
-                "set aside: they could not be asked about or stored",
+                "set aside: they could not be looked up or stored",
             ),
             (
                 c.superseded,
                 "superseded: the application changed the row meanwhile",
             ),
             (c.leased_elsewhere, "leased by another process"),
-            (c.unavailable, "unavailable: not asked, or not answered"),
+            (c.unavailable, "not checked: no lookup, or no answer"),
             (
                 c.unanswerable,
                 "of these known to be unanswerable; see `voice-sync status`",

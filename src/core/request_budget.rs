@@ -27,7 +27,7 @@ pub struct RequestBudget {
 /// A text that is no request budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "give a number of requests and a unit of time, such as 60/min, 2/s or 600/h, from 1/min to 1000/s"
+    "use a number of requests and a unit of time, such as 60/min, 2/s or 600/h, from 1/min to 1000/s"
 )]
 pub struct InvalidRequestBudget;
 

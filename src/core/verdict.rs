@@ -152,16 +152,14 @@ impl Rule {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words = match self {
-            Self::Status => "the answer has a status of its own, as some gateways add",
+            Self::Status => "the answer has a top-level status, which some gateways add",
             Self::Ban => "safety_control is a ban",
-            Self::Training => {
-                "a professional voice is decided by the models that it is trained for"
-            }
+            Self::Training => "a professional voice is judged by the models that it is trained for",
             Self::Preview => {
                 "a voice that is not professional is completed when it has a preview_url"
             }
             Self::Age => {
-                "in processing for longer than --fail-after, and just confirmed by an answer"
+                "in processing for longer than --fail-after, confirmed by an answer just now"
             }
         };
         write!(f, "rule {}: {words}", self.number())
@@ -275,7 +273,7 @@ pub enum Unstorable {
     #[error("the preview_url is not an absolute http(s) URL")]
     NotAUrl,
     /// Cutting it would give a URL that leads elsewhere.
-    #[error("the preview_url has {chars} characters, the column holds {room}")]
+    #[error("the preview_url has {chars} characters, but the column holds only {room}")]
     TooLong { chars: usize, room: usize },
 }
 

@@ -92,7 +92,7 @@ pub enum InvalidProviderId {
     #[error("the provider id has {0} characters, more than {max}", max = ProviderVoiceId::MAX_CHARS)]
     TooLong(usize),
     /// A character that cannot be part of an id.
-    #[error("the provider id contains {0:?}, which no ElevenLabs id does")]
+    #[error("the provider id contains {0:?}, which no ElevenLabs id contains")]
     Character(char),
 }
 

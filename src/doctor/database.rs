@@ -33,7 +33,7 @@ pub async fn table(store: &Store, names: &Names) -> Vec<Check> {
     let mut checks = vec![columns(store, names)];
     checks.extend(store.missing_columns().iter().map(|column| {
         let name = column.name(&names.columns).quoted();
-        let says = format!("there is no {name}: {}", column.consequence());
+        let says = format!("the column {name} is missing: {}", column.consequence());
         Check::doubtful("columns", says, column.advice())
     }));
     checks.push(update(store.explain_update().await));
@@ -58,11 +58,11 @@ pub async fn table(store: &Store, names: &Names) -> Vec<Check> {
 
 fn columns(store: &Store, names: &Names) -> Check {
     let room = match store.preview_room() {
-        Some(room) => format!("previews of up to {room} characters fit"),
-        None => "previews of any length fit".to_owned(),
+        Some(room) => format!("preview URLs of up to {room} characters fit"),
+        None => "preview URLs of any length fit".to_owned(),
     };
     let says = format!(
-        "table {} has what is needed, and its status knows {}; {room}",
+        "table {} has all required columns; its status can be {}; {room}",
         names.table.quoted(),
         names.statuses.all().join(", ")
     );
@@ -79,8 +79,8 @@ pub(super) fn counted(check: &'static str, result: Result<Check, StoreError>) ->
     match result {
         Err(StoreError::Contended(reason)) => Check::doubtful(
             check,
-            format!("it took too long to count: {reason}"),
-            "a longer statement_timeout of the role would tell; passes do not count",
+            format!("counting took too long: {reason}"),
+            "raise statement_timeout of the role to see this number; passes do not need it",
         ),
         result => found(check, result),
     }
@@ -90,7 +90,7 @@ pub(super) fn counted(check: &'static str, result: Result<Check, StoreError>) ->
 pub(super) fn update(result: Result<(), StoreError>) -> Check {
     const CHECK: &str = "update";
     match result {
-        Ok(()) => Check::fine(CHECK, "the table takes what a pass writes"),
+        Ok(()) => Check::fine(CHECK, "the database accepts the UPDATE of a pass"),
         Err(error) => Check::broken(CHECK, error.exit(), error.to_string()),
     }
 }
@@ -105,14 +105,14 @@ pub(super) fn lists_ours(list: &str, names: &Names) -> bool {
 pub(super) fn index(rows: u64, serves: bool, advice: String) -> Check {
     const CHECK: &str = "index";
     match (serves, rows < u64::from(SMALL_TABLE)) {
-        (true, _) => Check::fine(CHECK, "one leads to the voices in processing"),
+        (true, _) => Check::fine(CHECK, "an index leads to the voices in processing"),
         (false, true) => Check::fine(
             CHECK,
-            "none leads to the voices in processing, and the table is small",
+            "no index leads to the voices in processing; the table is small and needs none",
         ),
         (false, false) => Check::doubtful(
             CHECK,
-            format!("none leads to the voices in processing, among some {rows} rows"),
+            format!("no index leads to the voices in processing; the table has about {rows} rows"),
             advice,
         ),
     }
@@ -150,18 +150,18 @@ async fn statuses(store: &Store, names: &Names) -> Result<Check, StoreError> {
             others.is_empty(),
             waiting == 0 && others.iter().any(is_suspicious),
         ) {
-            (true, _) => Check::fine(CHECK, "the table has no others than the configured ones"),
+            (true, _) => Check::fine(CHECK, "all rows have one of the configured statuses"),
             (false, false) => Check::fine(
                 CHECK,
-                format!("voice-sync does not touch rows with {listed}"),
+                format!("rows with other statuses, which voice-sync does not change: {listed}"),
             ),
             (false, true) => Check::doubtful(
                 CHECK,
                 format!(
-                    "no row has {}, and there are rows with {listed}",
+                    "no row has the status {}, but there are rows with other statuses: {listed}",
                     names.statuses.processing
                 ),
-                "name the values that the application writes with --status-values",
+                "set --status-values to the values that the application writes",
             ),
         },
     )
@@ -183,8 +183,9 @@ struct Times {
 
 fn zone(times: &Times, zone: &NaiveZone) -> Check {
     const CHECK: &str = "time zone";
-    const ADVICE: &str = "if the application writes times of another zone without saying so, name it with --naive-timezone (PostgreSQL), or \
-                          let it write UTC; ages in `status`, and how soon a voice is looked up again, are wrong until then, and verdicts are not";
+    const ADVICE: &str = "if the application writes times without a time zone that are not UTC, set --naive-timezone \
+                          (PostgreSQL), or let it write UTC; until then, ages in `status` and the time of the next \
+                          lookup are wrong, but verdicts are right";
     let about =
         |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs() / 60 * 60));
     let says = match times {
@@ -192,14 +193,14 @@ fn zone(times: &Times, zone: &NaiveZone) -> Check {
             default_in: Some(other),
             ..
         } => format!(
-            "the default of created_at is the present in {other}, and it is read as one in {}",
+            "the default of created_at is the current time in {other}, but voice-sync reads created_at as {}",
             zone.as_str()
         ),
         Times {
             ahead: Some(ahead), ..
         } if *ahead >= CLOCKS_AHEAD => {
             format!(
-                "the newest voice in processing was made {} in the future",
+                "created_at of the newest voice in processing is {} in the future",
                 about(*ahead)
             )
         }
@@ -208,7 +209,7 @@ fn zone(times: &Times, zone: &NaiveZone) -> Check {
             late: TELLING..,
             ..
         } if *behind >= ZONES_APART => format!(
-            "every voice was there for {} or longer when voice-sync first saw it",
+            "every voice was at least {} old when voice-sync first saw it",
             about(*behind)
         ),
         Times {
@@ -219,7 +220,7 @@ fn zone(times: &Times, zone: &NaiveZone) -> Check {
         } => {
             return Check::fine(
                 CHECK,
-                format!("times without one are read as {}", zone.as_str()),
+                format!("times without a time zone are read as {}", zone.as_str()),
             );
         }
     };
@@ -279,7 +280,7 @@ async fn second_poller(store: &Store) -> Result<Check, StoreError> {
         .fetch_one(since, store.database().args())
         .await?;
     let Some(since) = row.get_optional::<DateTime<Utc>>("since")? else {
-        let says = "nothing to tell it by: no event was recorded lately";
+        let says = "not checked: there are no recent events to compare with";
         return Ok(Check::fine(CHECK, says));
     };
     let mut args = store.database().args();
@@ -297,12 +298,12 @@ async fn second_poller(store: &Store) -> Result<Check, StoreError> {
     );
     let row = store.database().fetch_one(sql, args).await?;
     Ok(match row.count("strangers")? {
-        0 => Check::fine(CHECK, "nobody else completes voices"),
+        0 => Check::fine(CHECK, "only voice-sync completes voices"),
         voices => Check::doubtful(
             CHECK,
-            format!("{voices} voices were completed without an event of voice-sync's"),
-            "if the application's own polling task still runs, switch it off; runs of voice-sync without a \
-             Redis URL leave the same trace",
+            format!("{voices} voices were completed, but voice-sync recorded no event for them"),
+            "if the application's own polling task still runs, switch it off; passes of voice-sync without a Redis \
+             URL also record no events",
         ),
     })
 }

@@ -21,7 +21,8 @@ pub async fn bus(publisher: &Publisher) -> Vec<Check> {
         Err(error) => {
             return vec![
                 Check::broken(BUS, Exit::Temporary, publisher.server().at(&error))
-                    .advise("events wait in the outbox until it works; none is lost"),
+                    .advise("start Redis or correct REDIS_URL; until then, events wait in the outbox, and none is \
+                             lost"),
             ];
         }
     };
@@ -36,24 +37,25 @@ pub async fn bus(publisher: &Publisher) -> Vec<Check> {
         Err(error) => vec![Check::doubtful(
             BUS,
             format!(
-                "it does not say how it is: {}",
+                "memory and persistence not checked: {}",
                 publisher.server().at(&error)
             ),
-            "let this user run INFO, to have its memory and persistence checked",
+            "allow the Redis user to run INFO",
         )],
     };
     if let Some(reason) = refused(publisher, &mut connection).await {
         checks.push(
-            Check::broken(BUS, Exit::Temporary, reason)
-                .advise("events wait in the outbox until the user of REDIS_URL may publish them"),
+            Check::broken(BUS, Exit::Temporary, reason).advise(
+                "give the Redis user this permission; until then, events wait in the outbox",
+            ),
         );
     }
     match publisher.kind() {
         Kind::Stream { .. } => checks.push(streams(publisher, &mut connection).await),
         Kind::PubSub => checks.push(Check::doubtful(
             STREAMS,
-            "events go to channels: who does not listen at that moment never gets them",
-            "with --events stream they wait for their consumers",
+            "events go to channels: a consumer that is not subscribed at that moment never gets them",
+            "use --events stream: events in a stream wait for their consumers",
         )),
     }
     checks
@@ -95,9 +97,12 @@ async fn streams(publisher: &Publisher, connection: &mut MultiplexedConnection) 
         }
     }
     match others.is_empty() {
-        true => Check::fine(STREAMS, "the keys are streams, or free"),
+        true => Check::fine(
+            STREAMS,
+            "the keys of events are streams or do not exist yet",
+        ),
         false => Check::broken(STREAMS, Exit::Temporary, others.join("; "))
-            .advise("rename what is in the way, or give another --event-prefix"),
+            .advise("rename these keys, or set another --event-prefix"),
     }
 }
 
@@ -105,15 +110,18 @@ async fn streams(publisher: &Publisher, connection: &mut MultiplexedConnection) 
 pub async fn queue(queue: &Queue) -> Check {
     const CHECK: &str = "queue";
     match queue.open().await {
-        Ok((_, Shape::Set)) => Check::fine(CHECK, "a set: finished voices are taken out of it"),
+        Ok((_, Shape::Set)) => Check::fine(
+            CHECK,
+            "a set; voices are removed from it when they are finished",
+        ),
         Ok((_, Shape::List)) => {
-            Check::fine(CHECK, "a list: whom its jobs name is asked about first")
+            Check::fine(CHECK, "a list; voices in its jobs are looked up first")
         }
-        Ok((_, Shape::Absent)) => Check::fine(CHECK, "nothing waits in it"),
+        Ok((_, Shape::Absent)) => Check::fine(CHECK, "the queue is empty"),
         Err(reason) => Check::doubtful(
             CHECK,
             reason.to_string(),
-            "passes do without it, and no voice is lost for that",
+            "passes work without the queue, and no voice is lost; to use the queue, correct this",
         ),
     }
 }
@@ -131,18 +139,18 @@ fn about(address: &str, info: &HashMap<&str, &str>) -> Vec<Check> {
         "slave" => Check::broken(
             BUS,
             Exit::Temporary,
-            format!("Redis {version} at {address} is a replica, which takes no events"),
+            format!("Redis {version} at {address} is a replica and accepts no events"),
         )
-        .advise("give the URL of the primary"),
+        .advise("use the URL of the primary"),
         _ => Check::fine(BUS, format!("Redis {version} at {address}")),
     };
     let policy = field("maxmemory_policy");
     let number = |name: &str| field(name).parse::<u64>().unwrap_or_default();
     let (used, most) = (number("used_memory"), number("maxmemory"));
     if policy == "noeviction" && most > 0 && used >= most {
-        let says = format!("it is full: {used} of {most} bytes are in use, and it takes no events");
+        let says = format!("Redis is full ({used} of {most} bytes are used) and accepts no events");
         let full = Check::broken(MEMORY, Exit::Temporary, says)
-            .advise("raise maxmemory, or remove what nobody needs; events wait in the outbox");
+            .advise("raise maxmemory, or delete data that is not needed; until then, events wait in the outbox");
         return vec![bus, full];
     }
     let may_evict = policy.starts_with("allkeys") && field("maxmemory") != "0";
@@ -150,13 +158,13 @@ fn about(address: &str, info: &HashMap<&str, &str>) -> Vec<Check> {
         true => Check::doubtful(
             MEMORY,
             format!(
-                "when it is full, it drops keys at will ({policy}): streams too, with their events"
+                "when Redis is full, it evicts any key ({policy}), also streams with their events"
             ),
-            "set maxmemory-policy to noeviction or to one that begins with volatile",
+            "set maxmemory-policy to noeviction, or to a policy that begins with volatile",
         ),
         false => Check::fine(
             MEMORY,
-            format!("it drops no streams when it is full ({policy})"),
+            format!("streams are not evicted when Redis is full ({policy})"),
         ),
     };
     vec![bus, memory]
@@ -173,19 +181,19 @@ async fn saves(connection: &mut MultiplexedConnection) -> Option<String> {
 fn persistence(info: &HashMap<&str, &str>, saves: Option<String>) -> Check {
     const CHECK: &str = "bus persistence";
     const ADVICE: &str =
-        "set appendonly yes, if no consumer may miss an event over a crash of Redis";
+        "set appendonly yes if consumers must not miss events after a crash of Redis";
     if info.get("aof_enabled") == Some(&"1") {
-        return Check::fine(CHECK, "it keeps an append-only file");
+        return Check::fine(CHECK, "Redis keeps an append-only file");
     }
     match saves.as_deref() {
         Some("") => Check::doubtful(
             CHECK,
-            "it keeps nothing: a restart loses all events that no consumer has read",
+            "Redis saves nothing to disk: a restart loses all events that no consumer has read",
             ADVICE,
         ),
         Some(_) | None => Check::doubtful(
             CHECK,
-            "it keeps snapshots at most: a crash loses the events after the last one",
+            "Redis saves snapshots at most: a crash loses the events after the last snapshot",
             ADVICE,
         ),
     }

@@ -21,25 +21,27 @@ pub(super) async fn server(connections: &Connections) -> Result<Check, StoreErro
         .await?;
     let version: String = row.get("version")?;
     let pooler = match connections.is_pooled() {
-        true => ", by way of a pooler",
+        true => ", through a pooler",
         false => "",
     };
     if row.get("standby")? || row.get("read_only")? {
-        let says = format!("PostgreSQL {version}{pooler}, which only allows reading");
+        let says = format!("PostgreSQL {version}{pooler}, is read-only");
         return Ok(
-            Check::broken("database", Exit::Database, says).advise("give the URL of the primary")
+            Check::broken("database", Exit::Database, says).advise("use the URL of the primary")
         );
     }
     let there: Duration = row.get("clock")?;
     let here = SystemTime::now().duration_since(UNIX_EPOCH);
     let apart = here.map_or(there, |here| here.abs_diff(there));
-    let says = format!("PostgreSQL {version}{pooler}, its clock is {apart:.1?} from this host's");
+    let says =
+        format!("PostgreSQL {version}{pooler}; its clock differs from this host's by {apart:.1?}");
     Ok(match apart < CLOCKS_APART {
         true => Check::fine("database", says),
         false => Check::doubtful(
             "database",
             says,
-            "have both set by NTP; only the database's clock decides, but logs will mislead",
+            "synchronise both clocks with NTP; voice-sync uses the database's clock, but times in logs do not match \
+             it",
         ),
     })
 }
@@ -78,7 +80,7 @@ async fn own_privileges(connections: &Connections) -> Result<Check, StoreError> 
     if missing.is_empty() {
         return Ok(Check::fine(
             "privileges",
-            format!("role {role} has what it needs"),
+            format!("role {role} has all privileges on voice-sync's own tables"),
         ));
     }
     let missing = missing.join(", ");
@@ -89,18 +91,22 @@ async fn own_privileges(connections: &Connections) -> Result<Check, StoreError> 
 }
 
 async fn row_security(store: &Store, connections: &Connections) -> Result<Check, StoreError> {
-    const ACTIVE: &str = "SELECT row_security_active(to_regclass($1)) AS is_active, quote_ident(current_user) AS role";
+    const ACTIVE: &str = "SELECT row_security_active(to_regclass($1)) AS is_active, quote_ident(current_user) AS \
+                          role";
     let table = &store.table().table;
     let mut args = store.database().args();
     args.bind(table.as_str());
     let row = connections.fetch_one(ACTIVE.to_owned(), args).await?;
     let role: String = row.get("role")?;
     Ok(match row.get("is_active")? {
-        false => Check::fine("row security", format!("hides nothing from role {role}")),
+        false => Check::fine(
+            "row security",
+            format!("no rows are hidden from role {role}"),
+        ),
         true => Check::doubtful(
             "row security",
-            format!("policies of table {table} decide which voices role {role} sees"),
-            format!("give it a policy that shows all, or run: ALTER ROLE {role} BYPASSRLS;"),
+            format!("policies of table {table} may hide voices from role {role}"),
+            format!("add a policy that shows it all rows, or run: ALTER ROLE {role} BYPASSRLS;"),
         ),
     })
 }
@@ -147,7 +153,7 @@ async fn obstacles(
         }
     }
     Ok(match obstacles.is_empty() {
-        true => Check::fine("obstacles", "no trigger or constraint is in the way"),
+        true => Check::fine("obstacles", "no trigger or constraint can refuse an update"),
         false => Check::doubtful(
             "obstacles",
             format!(
@@ -155,7 +161,8 @@ async fn obstacles(
                 obstacles.join(", "),
                 table.table
             ),
-            "see that they let a role without a session of the application write status, preview and completion",
+            "check that they allow voice-sync's role, without settings of the application's sessions, to write the \
+             status, the preview URL and the completion time",
         ),
     })
 }

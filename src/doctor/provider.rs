@@ -32,7 +32,7 @@ pub async fn provider(
     if let Some(reason) = provider.key_refused() {
         let says = format!("{} refuses the key: {reason}", provider.base());
         return vec![Check::broken(KEY, Exit::Key, says).advise(
-            "give another key with ELEVENLABS_API_KEY or --api-key-file; it needs the permission voices_read",
+            "set a valid key with ELEVENLABS_API_KEY or --api-key-file; it needs the permission voices_read",
         )];
     }
     let trouble = lookups.values().find_map(|lookup| match lookup {
@@ -42,15 +42,16 @@ pub async fn provider(
         }
     });
     if let Some(trouble) = trouble {
-        let says = format!("{} does not answer: {trouble}", provider.base());
+        let says = format!("{} is unavailable: {trouble}", provider.base());
         return vec![
             Check::broken(KEY, Exit::Temporary, says)
-                .advise("nothing is lost: a pass tries again, and fails no voice for it"),
+                .advise("voices stay in processing, and the next pass looks them up; if it lasts, check the network \
+                         and the provider's status page"),
         ];
     }
     let mut checks = vec![Check::fine(
         KEY,
-        format!("{} answers, and takes the key", provider.base()),
+        format!("{} answers and accepts the key", provider.base()),
     )];
     if !ids.is_empty() {
         checks.extend(unanswerable(&lookups));
@@ -58,7 +59,7 @@ pub async fn provider(
         checks.push(match singly {
             true => Check::fine(
                 AGREEMENT,
-                "each voice is asked about singly, as --lookup says",
+                "not compared: with --lookup single, voices are looked up one by one",
             ),
             false => agreement(provider, &lookups, deadline).await,
         });
@@ -70,8 +71,8 @@ async fn agreement(provider: &Provider, lookups: &Lookups, deadline: RequestDead
     if provider.has_no_list() {
         return Check::doubtful(
             AGREEMENT,
-            "there is no list of voices at this URL; each is asked about singly",
-            "this costs a request for each voice; if a gateway stands between, have it pass /v2/voices on",
+            "this URL has no list of voices; they are looked up one by one",
+            "this takes one request per voice; if there is a gateway in between, let it forward /v2/voices",
         );
     }
     let (mut listed, mut unlisted) = (Vec::new(), 0);
@@ -98,25 +99,26 @@ async fn agreement(provider: &Provider, lookups: &Lookups, deadline: RequestDead
         return Check::doubtful(
             AGREEMENT,
             format!(
-                "the list leaves out {unlisted} of {} voices that single lookups find",
+                "the list does not return {unlisted} of {} voices that single lookups find",
                 lookups.len()
             ),
-            "keep to --lookup auto: it asks singly about such voices",
+            "use --lookup auto (the default): it looks such voices up one by one",
         );
     }
     if agreed < listed.len() {
         return Check::doubtful(
             AGREEMENT,
             format!(
-                "of {} voices, the list and single lookups say the same of {agreed} only",
+                "the list and single lookups agree on only {agreed} of {} voices",
                 listed.len()
             ),
-            "run this again, they may have changed in between; if it stays so, use --lookup single",
+            "run doctor again, because voices may have changed in between; if the result is the same, use --lookup \
+             single",
         );
     }
     Check::fine(
         AGREEMENT,
-        format!("the list and single lookups say the same of {agreed} voices"),
+        format!("the list and single lookups agree on {agreed} voices"),
     )
 }
 
@@ -139,14 +141,16 @@ fn unanswerable(lookups: &Lookups) -> Option<Check> {
             bad.len(),
             lookups.len()
         ),
-        "they stay in processing and are asked about apart from the others; if it lasts, tell the provider their ids",
+        "they stay in processing and are looked up separately from the others; if it lasts, report their ids to the \
+         provider",
     ))
 }
 
 /// A key of another workspace finds none of the voices, or few.
 fn unknown(lookups: &Lookups) -> Option<Check> {
     const CHECK: &str = "voices";
-    const ADVICE: &str = "if they were not deleted, the key is of another workspace than the one they were cloned in";
+    const ADVICE: &str =
+        "if these voices were not deleted, set the key of the workspace in which they were cloned";
     let missing = lookups
         .values()
         .filter(|lookup| matches!(lookup, Lookup::Missing))

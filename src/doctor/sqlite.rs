@@ -27,7 +27,7 @@ pub(super) async fn file(pool: &SqlitePool) -> Result<Check, StoreError> {
         false => Check::doubtful(
             "database",
             says,
-            "run `PRAGMA journal_mode = wal` once: else who writes waits for all who read",
+            "run `PRAGMA journal_mode = wal` once; otherwise, writers wait for all readers",
         ),
     })
 }
@@ -60,11 +60,11 @@ async fn obstacles(pool: &SqlitePool, names: &Names) -> Result<Check, StoreError
     let triggers = triggers.into_iter().map(|name| format!("trigger {name}"));
     let obstacles: Vec<String> = triggers.chain(checks).collect();
     Ok(match obstacles.is_empty() {
-        true => Check::fine("obstacles", "no trigger or constraint is in the way"),
+        true => Check::fine("obstacles", "no trigger or constraint can refuse an update"),
         false => Check::doubtful(
             "obstacles",
             format!("{} may refuse an update", obstacles.join(", ")),
-            "see that they let others than the application write status, preview and completion",
+            "check that they allow voice-sync to write the status, the preview URL and the completion time",
         ),
     })
 }

@@ -93,8 +93,8 @@ impl Queue {
             "list" => Shape::List,
             "none" => Shape::Absent,
             other => bail!(
-                "the key {:?} (--queue) holds a {other}; name the application's set or list of \
-                 waiting voices, or leave the option out",
+                "the key {:?} (--queue) holds a {other}; set --queue to the application's set or list of waiting \
+                 voices, or remove the option",
                 self.key
             ),
         };

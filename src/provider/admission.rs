@@ -212,7 +212,8 @@ impl Traffic {
     fn open(&self, state: &mut State, pause: Duration) {
         warn!(
             pause_s = pause.as_secs(),
-            "the provider does not answer; nobody asks it for a while"
+            "provider unavailable; circuit breaker open for {} s; voices stay in processing",
+            pause.as_secs()
         );
         state.open_until = Some(Instant::now() + pause);
         state.breaker_changed = true;
@@ -264,7 +265,7 @@ impl Traffic {
         again: bool,
     ) -> Result<Admission<'_>, &'static str> {
         let Ok(Ok(permit)) = timeout_at(deadline.until, self.gate.acquire()).await else {
-            return Err("no time left to ask");
+            return Err("no time left for a request");
         };
         loop {
             let held = self
@@ -273,14 +274,14 @@ impl Traffic {
                 .filter(|held| *held > Instant::now());
             match held {
                 Some(held) if !deadline.sleep_until(held).await => {
-                    return Err("the provider asks for a longer pause");
+                    return Err("the provider asked for a longer pause (Retry-After)");
                 }
                 Some(_) => {}
                 None => break,
             }
         }
         if self.is_open() {
-            return Err("the provider does not answer");
+            return Err("circuit breaker open");
         }
         let mut state = self.state();
         state.taken += 1;
@@ -320,7 +321,7 @@ impl Traffic {
         match outcome {
             Outcome::Answered | Outcome::TooMany | Outcome::Busy => {
                 if state.breaker.answered(now.into_std()) {
-                    info!("the provider answers again");
+                    info!("the provider answers again; circuit breaker closed");
                     state.open_until = None;
                     state.breaker_changed = true;
                     self.changed.notify_one();

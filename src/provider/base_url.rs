@@ -17,14 +17,14 @@ pub enum InvalidBaseUrl {
     NotAUrl,
     /// The key would travel in the clear.
     #[error(
-        "http:// would send the key in the clear to {0}; use https://, http is for this machine only"
+        "http:// would send the key unencrypted to {0}; use https:// (http:// is allowed for this host only)"
     )]
     InTheClear(String),
     /// The versions of the API belong to its paths.
-    #[error("it ends in /v1 or /v2; leave that out, as in https://api.elevenlabs.io")]
+    #[error("it ends in /v1 or /v2; remove that, as in https://api.elevenlabs.io")]
     Version,
     /// A user, password, query or fragment has no meaning here, and could be a secret.
-    #[error("it has a user, password, query or fragment; give scheme, host, port and path only")]
+    #[error("it has a user, password, query or fragment; use scheme, host, port and path only")]
     TooMuch,
 }
 

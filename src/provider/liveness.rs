@@ -116,7 +116,8 @@ impl Provider {
         }
         let answer = self.nobodys_voice(deadline, place).await;
         if shows_life(&answer) {
-            warn!(url = %self.base, "the list of voices fails; asking for each singly");
+            warn!(url = %self.base, "the list of voices fails, but single lookups work; looking voices up one by one \
+                                     for a minute");
             self.pass_over_list(LIST_FAILS_FOR);
         }
         answer

@@ -120,8 +120,7 @@ impl Provider {
             return step;
         }
         if !self.is_ready(deadline).await {
-            let trouble =
-                Unavailable::new(UnavailableKind::NotAsked, "the provider does not answer");
+            let trouble = Unavailable::new(UnavailableKind::NotAsked, "provider unavailable");
             give_up(&mut step.lookups, ids, &trouble);
             return step;
         }
@@ -144,7 +143,8 @@ impl Provider {
                 }
                 Listed::NotThere => {
                     if !self.has_no_list() {
-                        warn!(url = %self.base, "there is no list of voices at this URL; asking for each singly");
+                        warn!(url = %self.base, "no list of voices at this URL; looking voices up one by one for 10 \
+                            minutes");
                     }
                     self.pass_over_list(LIST_IS_GONE_FOR);
                 }

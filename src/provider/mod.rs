@@ -78,7 +78,9 @@ pub struct Provider {
 
 /// The key is not one that can be sent as a header.
 #[derive(Debug, thiserror::Error)]
-#[error("the API key contains characters that no key has, such as a line break")]
+#[error(
+    "the API key contains a character that no key has, such as a line break; check its file or variable"
+)]
 pub struct UnusableKey;
 
 impl Provider {
@@ -312,7 +314,7 @@ impl Provider {
             ProviderError::Unavailable(Unavailable::new(
                 UnavailableKind::Connect,
                 format!(
-                    "no HTTPS client could be made, are CA certificates installed? {}",
+                    "cannot set up HTTPS; check that CA certificates are installed: {}",
                     root_cause(&error)
                 ),
             ))

@@ -137,7 +137,11 @@ impl Provider {
             if !may_repeat || !deadline.sleep_until(Instant::now() + pause).await {
                 return Err(refusal);
             }
-            debug!(tried, pause_ms = pause.as_millis() as u64, "asking again");
+            debug!(
+                tried,
+                pause_ms = pause.as_millis() as u64,
+                "repeating the request"
+            );
         }
     }
 
@@ -186,8 +190,10 @@ impl Provider {
         place: &Admission<'_>,
     ) -> Result<T, Attempt> {
         let left = match (self.key_refused(), deadline.left()) {
-            (Some(_), _) => return Err(Attempt::Refused(not_asked("the key was refused"))),
-            (None, None) => return Err(Attempt::Refused(not_asked("no time left to ask"))),
+            (Some(_), _) => {
+                return Err(Attempt::Refused(not_asked("the provider refused the key")));
+            }
+            (None, None) => return Err(Attempt::Refused(not_asked("no time left for a request"))),
             (None, Some(left)) => left,
         };
         let begun = Instant::now();
@@ -198,7 +204,7 @@ impl Provider {
         let sending = self.send(path_and_query, limit, left, which == Try::Again, read);
         let (answer, plan) = tokio::select! {
             sent = sending => sent,
-            () = deadline.is_exhausted(GRACE) => (Err(not_asked("told to stop")), None),
+            () = deadline.is_exhausted(GRACE) => (Err(not_asked("stopped by a signal")), None),
             is_timeout = self.takes_too_long(begun, purpose, which) => {
                 given_up = !is_timeout;
                 (Err(Attempt::GivenUp.refusal()), None)
@@ -252,7 +258,7 @@ impl Provider {
         let no_answer = |error: reqwest::Error| match error.is_timeout() && left < limit {
             true => ProviderError::Unavailable(Unavailable::new(
                 UnavailableKind::NotAsked,
-                "no time left for an answer",
+                "no time left to wait for the answer",
             )),
             false => self.no_answer(&error),
         };

@@ -204,8 +204,8 @@ struct Budget {
 }
 
 /// What to do where the provider refuses text-to-speech.
-pub(crate) const NUDGING_ADVICE: &str = "is there credit left, and has the key the permission for text-to-speech? \
-     Voices are looked up as before";
+pub(crate) const NUDGING_ADVICE: &str =
+    "check the credit and the text-to-speech permission of the key; voices are looked up as before";
 
 /// Whether the provider may be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -267,14 +267,15 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
                 Severity::Critical,
                 "the last pass ended with 77: the key is refused, or is of another workspace"
                     .to_owned(),
-                "see what `voice-sync doctor` says, and check ELEVENLABS_API_KEY",
+                "set the key of the workspace in which the application clones (ELEVENLABS_API_KEY); `voice-sync \
+                 doctor` checks it",
             );
         }
         Some(code) if code == Exit::Config.code() => {
             add(
                 Severity::Critical,
-                "the last pass ended with 78".to_owned(),
-                "see what `voice-sync doctor` says",
+                "the last pass ended with 78: the configuration, the schema or a privilege is wrong".to_owned(),
+                "run `voice-sync doctor`: it prints the fix",
             );
         }
         Some(_) | None => {}
@@ -284,13 +285,13 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
     match (last, success) {
         (_, _) if !survey.has_own_tables => add(
             Severity::Critical,
-            "voice-sync's own tables are missing: no pass was ever made here".to_owned(),
+            "voice-sync's own tables are missing: no pass has run on this database".to_owned(),
             "run `voice-sync migrate`, then `voice-sync sync-once`",
         ),
         (_, _) if processing == 0 => {}
         (None, _) => add(
             Severity::Critical,
-            "no pass was ever made here".to_owned(),
+            "no pass has run on this database".to_owned(),
             "run `voice-sync sync-once`",
         ),
         (Some(_), _) if unasked <= *silence => {}
@@ -298,12 +299,12 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         (Some(run), _) => add(
             Severity::Critical,
             format!(
-                "a voice has had no answer for {}; the last pass was {} ago, and ended with {}",
+                "a voice has not been checked for {}; the last pass was {} ago and ended with {}",
                 span(unasked),
                 span(since(run)),
                 run.exit_code
             ),
-            "is the timer, the CronJob or the daemon running? See what `voice-sync doctor` says",
+            "check that the timer, the CronJob or the daemon runs; `voice-sync doctor` checks the rest",
         ),
     }
     if let Some(most) = backlog.filter(|most| processing > *most) {
@@ -313,7 +314,7 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
                 "{} in processing, more than {most}",
                 number_of(processing, "voice is", "voices are")
             ),
-            "look at the passes: do they come to an end?",
+            "`voice-sync runs` shows the last passes: check that they end with 0",
         );
     }
     let hasty = BacklogKind::ALL
@@ -325,7 +326,7 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         add(
             Severity::Warning,
             format!("{days} has been in processing for {}", span(old)),
-            "`voice-sync inspect` with its id says what it waits for",
+            "`voice-sync inspect ID` shows what it waits for",
         );
     }
     let aside = survey.backlog.of(BacklogKind::SetAside);
@@ -333,7 +334,8 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         add(
             Severity::Warning,
             format!("{} set aside", number_of(aside, "voice is", "voices are")),
-            "`voice-sync retry --set-aside --dry-run` says which, and why; without `--dry-run` they are tried again",
+            "`voice-sync retry --set-aside --dry-run` shows which, and why; without `--dry-run`, they are looked up \
+             again",
         );
     }
     let unanswerable = survey.backlog.of(BacklogKind::Unanswerable);
@@ -341,13 +343,14 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         add(
             Severity::Warning,
             format!(
-                "{} unanswerable: the provider answers other requests, and none about {}; the oldest has been in processing for {}",
+                "{} unanswerable: the provider answers other requests, but none for {}; the oldest has been in \
+                 processing for {}",
                 number_of(unanswerable, "voice is", "voices are"),
                 if unanswerable == 1 { "it" } else { "them" },
                 span(oldest)
             ),
-            "they stay in processing and are asked about one by one; `voice-sync inspect` with an id from the list of \
-             the oldest shows the error, which the provider can explain",
+            "they stay in processing and are looked up one by one; `voice-sync inspect ID` shows the error, with an \
+             id from the list of the oldest voices; report it to the provider",
         );
     }
     if let Some(waits) = survey.oldest_event.filter(|waits| waits > event_age) {
@@ -355,7 +358,7 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         add(
             Severity::Critical,
             format!("{number} to be published, the oldest for {}", span(waits)),
-            "is Redis there, and does a pass know of it (REDIS_URL)? See what `voice-sync doctor` says",
+            "check that Redis runs and that passes have its URL (REDIS_URL); `voice-sync doctor` shows the error",
         );
     }
     for account in &survey.accounts {
@@ -365,7 +368,7 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
                 Severity::Critical,
                 format!(
                     "too many voices are missing at the provider ({missing} in processing): the key is probably of another \
-                     workspace, and no voice fails for being missing"
+                     workspace; no missing voice fails until this is resolved"
                 ),
                 MASS_ABSENCE_ADVICE,
             );
@@ -378,15 +381,20 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
             Breaker::Open => add(
                 Severity::Critical,
                 format!(
-                    "the provider did not answer, and its circuit breaker is open for another {}",
+                    "provider unavailable; {} for another {}",
+                    match account.state.open_for.is_zero() {
+                        true => "it asked for a cooldown",
+                        false => "circuit breaker open",
+                    },
                     span(left)
                 ),
-                "wait; one process tries again when that is over",
+                "nothing to do: lookups continue when this time is over",
             ),
             Breaker::HalfOpen => add(
                 Severity::Warning,
-                "the provider did not answer when it was last asked".to_owned(),
-                "the next pass tries again",
+                "the provider did not answer the last requests; circuit breaker half-open"
+                    .to_owned(),
+                "nothing to do: the next pass sends a probe",
             ),
             Breaker::Closed => {}
         }

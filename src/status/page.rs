@@ -63,7 +63,7 @@ pub fn page(status: Result<&Status, &str>, nonce: Nonce) -> String {
         }
         Err(reason) => (
             "no status".to_owned(),
-            html! { h1 { "No status" } div.alarm { p { (reason) } } },
+            html! { h1 { "The status is not available" } div.alarm { p { (reason) } } },
         ),
     };
     let page = html! {
@@ -109,15 +109,15 @@ fn known(status: &Status, title: &str) -> Markup {
                     p { (provider(account, status)) }
                     @if let Some(budget) = budget(account, status) { p { (budget) } }
                 }
-                @if survey.accounts.is_empty() { p { "not asked yet" } }
+                @if survey.accounts.is_empty() { p { "no request yet" } }
                 h2 { "Outbox" }
                 p { (outbox(status)) }
             }
         }
         @if !survey.oldest.is_empty() {
-            h2 { "The oldest" }
+            h2 { "Oldest voices" }
             div.scroll { table {
-                tr { th { "voice" } th.fixed { "age" } th.fixed.wide { "asked" } th { "waits for" } }
+                tr { th { "voice" } th.fixed { "age" } th.fixed.wide { "last lookup" } th { "waits for" } }
                 @for voice in &survey.oldest {
                     tr {
                         td.id { (voice.voice_id) }
@@ -191,7 +191,7 @@ fn times(times: &Quantiles) -> Markup {
         .filter_map(|(name, part)| Some((name, times.quantile(part)?)))
         .collect();
     if marks.is_empty() {
-        return html! { p { "No voice was completed in the passes that the ledger keeps." } };
+        return html! { p { "No voice was completed in the recorded passes." } };
     }
     let told: Vec<_> = marks
         .iter()
@@ -210,7 +210,7 @@ fn times(times: &Quantiles) -> Markup {
     let view = format!("0 0 {WIDTH} {BASE}");
     html! {
         p { (told.join(", ")) }
-        p.faint { "of " (number_of(times.count(), "voice", "voices")) " in the passes that the ledger keeps" }
+        p.faint { "of " (number_of(times.count(), "voice", "voices")) " in the recorded passes" }
         svg viewBox=(view) role="img" aria-label="Time from clone to completed" {
             @for (bucket, count) in times.buckets() {
                 @let height = (BASE - 20.0) * count as f64 / most as f64;

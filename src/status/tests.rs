@@ -97,7 +97,7 @@ fn each_trouble_needs_attention_and_nothing_else_does() {
                 runs: vec![],
                 ..well()
             },
-            Some("no pass was ever made"),
+            Some("no pass has run"),
         ),
         (
             Survey {
@@ -119,14 +119,14 @@ fn each_trouble_needs_attention_and_nothing_else_does() {
                 runs: vec![command],
                 ..well()
             },
-            Some("no pass was ever made"),
+            Some("no pass has run"),
         ),
         (
             Survey {
                 runs: vec![pass(1, 75)],
                 ..well()
             },
-            Some("the last pass was 1 min ago, and ended with 75"),
+            Some("the last pass was 1 min ago and ended with 75"),
         ),
         (
             Survey {
@@ -140,7 +140,7 @@ fn each_trouble_needs_attention_and_nothing_else_does() {
                 runs: vec![pass(1, 75), pass(16, 0)],
                 ..well()
             },
-            Some("no answer for 1 h"),
+            Some("not been checked for 1 h"),
         ),
         (
             Survey {
@@ -206,7 +206,7 @@ fn each_trouble_needs_attention_and_nothing_else_does() {
                 }),
                 ..well()
             },
-            Some("when it was last asked"),
+            Some("did not answer the last requests"),
         ),
     ] {
         let found = found(survey.clone());
@@ -309,7 +309,7 @@ fn the_text_keeps_within_its_width_and_shows_no_control_characters_of_others() {
             "missing            1",
             "put",
             "p50",
-            "2.5 requests",
+            "concurrency limit 2.5",
             "<b>odd",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");

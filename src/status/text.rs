@@ -57,7 +57,7 @@ fn write(out: &mut String, status: &Status, width: u16) -> std::fmt::Result {
             .zip(survey.backlog.by_age())
             .collect();
         histogram(out, &bands, width)?;
-        writeln!(out, "\n{HEADING}The oldest{HEADING:#}")?;
+        writeln!(out, "\n{HEADING}Oldest voices{HEADING:#}")?;
         writeln!(out, "{}", oldest(status, width).trim_fmt())?;
     }
     writeln!(out, "\n{HEADING}Last passes{HEADING:#}")?;
@@ -73,7 +73,7 @@ fn write(out: &mut String, status: &Status, width: u16) -> std::fmt::Result {
         }
     }
     if survey.accounts.is_empty() {
-        writeln!(out, "  not asked yet")?;
+        writeln!(out, "  no request yet")?;
     }
     writeln!(out, "\n{HEADING}Outbox{HEADING:#}\n  {}", outbox(status))?;
     writeln!(
@@ -121,7 +121,7 @@ pub(crate) fn table<const N: usize>(header: [&str; N], width: u16) -> Table {
 }
 
 fn oldest(status: &Status, width: u16) -> Table {
-    let mut table = table(["voice", "age", "asked", "waits for"], width);
+    let mut table = table(["voice", "age", "last lookup", "waits for"], width);
     for voice in &status.survey.oldest {
         let notes = voice.notes.as_ref();
         let asked = notes.and_then(|notes| notes.last_asked);
@@ -143,7 +143,7 @@ pub(super) fn waits_for(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
     let trouble = notes.trouble.as_deref().map(in_line);
     if let Some(until) = voice.set_aside_until(now) {
         let trouble = trouble.unwrap_or_default();
-        return format!("set aside, tried again {}: {trouble}", ago(until, now));
+        return format!("set aside, next lookup {}: {trouble}", ago(until, now));
     }
     if let Some((times, _)) = voice.unanswered() {
         let trouble = trouble.unwrap_or_default();
@@ -153,7 +153,7 @@ pub(super) fn waits_for(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
     let stage = notes.stage.as_deref().map(|stage| stage.replace('_', " "));
     let kind = notes.kind.as_deref().unwrap_or("voice");
     let waits = match (notes.missing_count, stage) {
-        (_, _) if notes.strikes > 0 => "another try".to_owned(),
+        (_, _) if notes.strikes > 0 => "another attempt".to_owned(),
         (missing @ 1.., _) => {
             format!("confirmation that it is missing (not found {missing} times)")
         }
@@ -202,7 +202,7 @@ pub(super) fn did(entry: &LedgerEntry) -> String {
                 ("set_aside", "set aside"),
                 ("superseded", "superseded"),
                 ("leased_elsewhere", "leased elsewhere"),
-                ("unavailable", "without an answer"),
+                ("unavailable", "not checked"),
                 ("unanswerable", "of them unanswerable"),
             ]);
             let requests = number_of(entry.count("requests"), "request", "requests");
@@ -223,27 +223,22 @@ pub(super) fn did(entry: &LedgerEntry) -> String {
 pub(super) fn provider(account: &Account, status: &Status) -> String {
     let state = &account.state;
     let mut says = match Breaker::of(account) {
-        Breaker::Closed => "breaker closed".to_owned(),
-        Breaker::Open => format!("breaker open for another {}", span(state.open_for)),
-        Breaker::HalfOpen => "breaker half-open: the next pass tries".to_owned(),
+        Breaker::Closed => "circuit breaker closed".to_owned(),
+        Breaker::Open => format!("circuit breaker open for another {}", span(state.open_for)),
+        Breaker::HalfOpen => "circuit breaker half-open: the next pass sends a probe".to_owned(),
     };
     if !state.cooldown.is_zero() {
-        says.push_str(&format!(
-            "; not before {} from now, as it asked",
-            span(state.cooldown)
-        ));
+        says.push_str(&format!("; cooldown for another {}", span(state.cooldown)));
     }
     if let Some(limit) = state.concurrency {
-        says.push_str(&format!(
-            "; at most {limit:.1} requests at once, as found out"
-        ));
+        says.push_str(&format!("; concurrency limit {limit:.1}"));
     }
     match account.found_at {
         Some(at) => says.push_str(&format!(
-            "; last found a voice {}",
+            "; last voice found {}",
             ago(at, status.survey.read_at)
         )),
-        None => says.push_str("; never found a voice"),
+        None => says.push_str("; no voice found yet"),
     }
     let nudging = &account.nudging;
     if nudging.today > 0 {
@@ -255,7 +250,7 @@ pub(super) fn provider(account: &Account, status: &Status) -> String {
     }
     if !account.unlisted.is_empty() {
         says.push_str(&format!(
-            "; its list leaves out: {}",
+            "; its list does not return these kinds of voices: {}",
             in_line(&account.unlisted.join(", "))
         ));
     }
@@ -275,7 +270,7 @@ pub(super) fn outbox(status: &Status) -> String {
     for bus in &survey.failing_buses {
         let failures = number_of(bus.failures.into(), "time", "times");
         says.push_str(&format!(
-            "; the event bus failed {failures} in a row, and is left alone for {}",
+            "; the event bus failed {failures} in a row, next attempt in {}",
             span(bus.backing_off_for)
         ));
     }
@@ -316,8 +311,8 @@ pub(super) fn times_of_kinds(status: &Status) -> Vec<String> {
 
 fn times(times: &Quantiles) -> String {
     match times.count() {
-        0 => "no voice was completed in the passes that the ledger keeps".to_owned(),
-        _ => format!("{} in the passes that the ledger keeps", quantiles(times)),
+        0 => "no voice was completed in the recorded passes".to_owned(),
+        _ => format!("{} in the recorded passes", quantiles(times)),
     }
 }
 

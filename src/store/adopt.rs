@@ -117,7 +117,7 @@ impl Database {
             .with_jitter();
         step.retry(pauses)
             .when(|error| error.is_transient() || is_done_already(error))
-            .notify(|error, _| info!(%error, "the table is in use; trying again shortly"))
+            .notify(|error, _| info!(%error, "the table is locked by another process; trying again shortly"))
             .await
     }
 

@@ -33,7 +33,7 @@ pub enum InvalidDatabaseUrl {
     )]
     Scheme(String),
     /// A driver that is not known to speak to this database.
-    #[error("its driver is {0:?}, which is not known")]
+    #[error("its driver {0:?} is not supported; remove it from the scheme")]
     Driver(String),
     /// A parameter whose meaning could be lost.
     #[error("its parameter {0:?} is not understood; remove it")]
@@ -42,7 +42,7 @@ pub enum InvalidDatabaseUrl {
     #[error("its parameter {0:?} is given more than once")]
     Repeated(String),
     /// A known parameter with a value that is not.
-    #[error("its parameter {name:?} cannot be {value:?}; use {allowed}")]
+    #[error("its parameter {name:?} cannot be {value:?}; it can be {allowed}")]
     Value {
         name: &'static str,
         value: String,
@@ -53,10 +53,10 @@ pub enum InvalidDatabaseUrl {
     #[error("its port is not a number between 1 and 65535")]
     Port,
     /// There is no database name, or no file name.
-    #[error("it names no database")]
+    #[error("it has no database name")]
     NoDatabase,
     /// More than one host, as libpq allows.
-    #[error("it names several hosts; give the one that accepts writes")]
+    #[error("it has several hosts; use the one that accepts writes")]
     SeveralHosts,
     /// A reserved character in user or password.
     #[error(

@@ -12,7 +12,7 @@ use crate::core::exit::Exit;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// No connection, no slot, no answer in time: later.
-    #[error("the database cannot be reached: {0}")]
+    #[error("cannot reach the database: {0}")]
     Unreachable(String),
     /// A lock, a deadlock, a busy file: at once again.
     #[error("the database is busy: {0}")]
@@ -21,7 +21,7 @@ pub enum StoreError {
     #[error("the database refuses a value: {0}")]
     Refused(String),
     /// The disk is full or broken.
-    #[error("the database cannot write: {0}")]
+    #[error("the database cannot write to disk: {0}")]
     Io(String),
     /// Wrong login or schema: nothing will change by waiting.
     #[error("{0}")]
@@ -101,14 +101,14 @@ fn by_sqlstate(error: &PgDatabaseError) -> StoreError {
         "53100" | "58030" => StoreError::Io(message),
         // It may be a failover: later, the same address may be that of the primary.
         "25006" => StoreError::Unreachable(format!(
-            "it only allows reading ({message}); it is a standby, or its default is \
-             default_transaction_read_only: give the URL of the primary"
+            "it is read-only ({message}): it is a standby, or default_transaction_read_only is on; use the URL of the \
+             primary"
         )),
         "42501" => StoreError::Privilege(message),
         "42P01" | "3F000" => StoreError::NoSuchTable(message),
         "3D000" | "42703" => StoreError::Config(message),
         code => match code.get(..2).unwrap_or_default() {
-            "28" => StoreError::Config(format!("the login is refused: {message}")),
+            "28" => StoreError::Config(format!("login refused: {message}")),
             "42" => StoreError::Config(message),
             // Connections, sessions, resources, locks, an operator and the system: the server as a whole.
             "08" | "25" | "26" | "40" | "53" | "55" | "57" | "58" => {

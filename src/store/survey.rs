@@ -163,7 +163,7 @@ impl Nudging {
         let says = self.stopped_by.as_deref()?;
         (!self.stopped_for.is_zero()).then(|| {
             format!(
-                "the provider refuses text-to-speech, so no previews are nudged for another {}: {says}",
+                "the provider refuses text-to-speech; no previews are nudged for another {}: {says}",
                 span(self.stopped_for)
             )
         })

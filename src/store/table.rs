@@ -8,7 +8,7 @@ use super::zone::NaiveZone;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum InvalidName {
     /// Empty, or with a NUL byte.
-    #[error("{0:?} is no name for a table or column")]
+    #[error("{0:?} cannot be the name of a table or column")]
     Identifier(String),
     /// Not of the form `key=value,…`.
     #[error("{0:?} is not of the form key=value")]
@@ -22,7 +22,7 @@ pub enum InvalidName {
         known: String,
     },
     /// One name for two things.
-    #[error("{0:?} stands for two different things")]
+    #[error("{0:?} is used for two different things")]
     Shared(String),
     /// The same key twice.
     #[error("{0:?} is given twice")]
@@ -257,7 +257,7 @@ pub(super) fn pg_literal(text: &str) -> String {
 pub enum SchemaError {
     /// Not in this database, or not visible to this role.
     #[error(
-        "there is no table {table}; name the application's table with --table, or run its migrations first"
+        "there is no table {table}; set --table to the application's table, or run the application's migrations first"
     )]
     NoTable {
         /// As it was looked for.
@@ -265,8 +265,8 @@ pub enum SchemaError {
     },
     /// Columns that cannot be done without, or that the user named.
     #[error(
-        "table {table} has no column {columns}, it has {there}; say with --columns what they are \
-         called, as in --columns status=state, or add what is missing with `voice-sync migrate --adopt`"
+        "table {table} has no column {columns}; its columns are {there}; if they have other names, set --columns, as \
+         in --columns status=state; if they do not exist, add them with `voice-sync migrate --adopt`"
     )]
     NoColumns {
         table: String,
@@ -277,7 +277,7 @@ pub enum SchemaError {
     /// A status that the column has no room for.
     #[error(
         "status value {value:?} is longer than the {room} characters of column {column} of table \
-         {table}; say what the application writes with --status-values"
+         {table}; set --status-values to what the application writes"
     )]
     NoRoom {
         table: String,
@@ -303,13 +303,14 @@ pub enum SchemaError {
     },
     /// SQLite takes them for one.
     #[error(
-        "column {column} of table {table} stands for two different things, as SQLite does not tell upper \
-         from lower case; say with --columns what they are called"
+        "column {column} of table {table} is used for two different things: SQLite ignores upper and lower case; set \
+         --columns to the right names"
     )]
     Shared { table: String, column: String },
     /// A status that the enum does not know.
     #[error(
-        "status value {value:?} is not one of {labels} in column {column} of table {table}; say what the application writes with --status-values, as in processing=PROCESSING,completed=COMPLETED,failed=FAILED"
+        "status value {value:?} is not one of {labels} in column {column} of table {table}; set --status-values to \
+         what the application writes, as in processing=PROCESSING,completed=COMPLETED,failed=FAILED"
     )]
     Label {
         table: String,
@@ -401,7 +402,7 @@ impl MissingColumn {
     /// What comes of its absence.
     pub fn consequence(self) -> &'static str {
         match self {
-            Self::UserId => "events carry null for the user: consumers that need one pass them by",
+            Self::UserId => "events have null for the user; consumers that need a user ignore them",
             Self::PreviewUrl | Self::CompletedAt => {
                 "its values are kept in voice-sync's own table of completions"
             }
@@ -411,10 +412,10 @@ impl MissingColumn {
     /// What can be done about it.
     pub fn advice(self) -> &'static str {
         match self {
-            Self::UserId => "if the column has another name, give it with --columns user_id=…",
+            Self::UserId => "if the column has another name, set --columns user_id=…",
             Self::PreviewUrl | Self::CompletedAt => {
-                "add it with a migration of the application or `voice-sync migrate --adopt`, or give its \
-                 other name with --columns"
+                "add it with a migration of the application or with `voice-sync migrate --adopt`; if it has another \
+                 name, set --columns"
             }
         }
     }

@@ -57,7 +57,7 @@ fn is_utc(zone: &str) -> bool {
 
 /// A text that is no name of a time zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("it is no name of a time zone; an example is America/Los_Angeles")]
+#[error("it is not the name of a time zone; an example is America/Los_Angeles")]
 pub struct InvalidZone;
 
 #[cfg(test)]

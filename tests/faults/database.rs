@@ -211,7 +211,7 @@ async fn a_standby_is_told_from_the_primary() {
     let (scene, ended) = under("ALTER DATABASE SET default_transaction_read_only = on").await;
     ended.expect_code(69);
     assert!(
-        ended.stderr.contains("give the URL of the primary"),
+        ended.stderr.contains("use the URL of the primary"),
         "{}",
         ended.stderr
     );

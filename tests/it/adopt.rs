@@ -167,7 +167,11 @@ async fn a_table_in_use_is_adopted_when_it_is_free() {
     reader.commit().await.expect("commits");
     let ended = end(adopting).await;
     ended.expect_code(0);
-    assert!(ended.stderr.contains("in use"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("locked by another process"),
+        "{}",
+        ended.stderr
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -372,7 +376,7 @@ async fn one_goes_on_where_another_was_interrupted() {
     let waits = tokio::task::spawn_blocking(move || {
         let mut lines = stderr.lines().map_while(Result::ok);
         (
-            lines.any(|line| line.contains("another process is making an index")),
+            lines.any(|line| line.contains("another process is creating an index")),
             lines,
         )
     });

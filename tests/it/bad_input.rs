@@ -126,7 +126,7 @@ const CASES: &[Case] = &[
         name: "a provider's URL with its version",
         change: |c| c.env("ELEVENLABS_BASE_URL", "https://api.elevenlabs.io/v1"),
         code: 2,
-        says: &["ELEVENLABS_BASE_URL", "/v1", "leave that out"],
+        says: &["ELEVENLABS_BASE_URL", "/v1", "remove that"],
     },
     Case {
         name: "one value for two statuses",

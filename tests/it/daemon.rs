@@ -408,7 +408,7 @@ async fn its_page_shows_the_status_and_says_when_there_is_none() {
             let (code, page) = daemon.get("/").await;
             assert_eq!(code, 200, "{page}");
             // The pass itself is soon too old to be shown.
-            if page.contains("of 1 voice in the passes") {
+            if page.contains("of 1 voice in the recorded passes") {
                 break page;
             }
             assert!(std::time::Instant::now() < patience, "{page}");
@@ -431,7 +431,7 @@ async fn its_page_shows_the_status_and_says_when_there_is_none() {
     daemon.wait_until_answers("/", 503).await;
     let page = daemon.get("/").await.1;
     assert!(
-        page.contains("No status") && page.contains("127.0.0.1"),
+        page.contains("The status is not available") && page.contains("127.0.0.1"),
         "{page}"
     );
 }

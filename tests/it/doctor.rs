@@ -85,7 +85,7 @@ async fn a_healthy_site_is_found_healthy() {
             said(&ended, check, "ok");
         }
         assert!(said(&ended, "backlog", "ok").starts_with("3 voices in processing"));
-        assert!(said(&ended, "lookups", "ok").contains("same of 3"));
+        assert!(said(&ended, "lookups", "ok").contains("agree on 3"));
         let pooled = said(&ended, "database", "ok").contains("pooler");
         assert_eq!(pooled, variant == Variant::Pooled);
 
@@ -736,7 +736,7 @@ async fn what_is_odd_about_the_provider_is_told() {
         .await;
     let ended = site.doctor().run().await;
     ended.expect_code(0);
-    assert!(said(&ended, "lookups", "warning").contains("leaves out 1 of 3"));
+    assert!(said(&ended, "lookups", "warning").contains("does not return 1 of 3"));
     assert!(said(&ended, "voices", "warning").contains("1 of 3"));
     said(
         &site.doctor().args(&["--lookup", "single"]).run().await,

@@ -162,7 +162,7 @@ async fn a_refusal_stops_nudging_and_never_looks_like_a_refused_key() {
                 .env("ELEVENLABS_BASE_URL", provider.url())
         };
         let seen = command("status").run().await;
-        let says = "refuses text-to-speech, so no previews are nudged for another";
+        let says = "refuses text-to-speech; no previews are nudged for another";
         assert!(
             seen.stdout.contains(says) && seen.stdout.contains(code),
             "{}",

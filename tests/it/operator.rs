@@ -194,7 +194,7 @@ async fn a_check_says_in_one_line_what_needs_attention() {
     assert!(
         never
             .stdout
-            .starts_with("VOICE-SYNC ATTENTION: no pass was ever made here | processing=1 ")
+            .starts_with("VOICE-SYNC ATTENTION: no pass has run on this database | processing=1 ")
     );
     site.sync_once().run().await.expect_code(0);
     let well = check(&[]).await;
@@ -292,7 +292,7 @@ async fn a_pass_over_named_voices_says_nothing_of_the_others() {
     let checked = site.run(&["status", "--check"]).run().await;
     checked.expect_code(75);
     assert!(
-        checked.stdout.contains("no pass was ever made here"),
+        checked.stdout.contains("no pass has run on this database"),
         "{}",
         checked.stdout
     );
@@ -948,7 +948,10 @@ async fn who_watches_learns_that_tables_were_made() {
     let mut child = watch.start();
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     let first = lines.next().expect("a line").expect("reads");
-    assert!(first.contains("no pass was ever made"), "{first}");
+    assert!(
+        first.contains("no pass has run on this database"),
+        "{first}"
+    );
     let site = Site::on(app).await;
     site.sync_once().run().await.expect_code(0);
     let seen = lines

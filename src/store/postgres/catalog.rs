@@ -278,7 +278,7 @@ async fn check_zone(connections: &Connections, zone: &NaiveZone) -> Result<(), S
     let sql = format!("SELECT now() AT TIME ZONE {}", args.bind(zone.as_str()));
     match connections.execute(sql, args).await {
         Err(StoreError::Refused(_)) => Err(StoreError::Config(format!(
-            "PostgreSQL knows no time zone {} (--naive-timezone); its view pg_timezone_names lists them",
+            "PostgreSQL knows no time zone {} (--naive-timezone); the view pg_timezone_names lists the names",
             zone.as_str()
         ))),
         checked => checked.map(drop),

@@ -102,13 +102,14 @@ pub(in crate::store) async fn make_index(
 ) -> Result<(), StoreError> {
     // Two that make one at the same time wait for each other until PostgreSQL ends one of them.
     while is_being_made(connections, names).await? {
-        info!("another process is making an index on the table; looking again in a second");
+        info!("another process is creating an index on the table; checking again in a second");
         tokio::time::sleep(BETWEEN_LOOKS).await;
     }
     let removal = drop_left_behind(connections, names).await?;
     // None of these may stand in a transaction. Behind a pooler, a setting would stay with the session;
     // without one, it stays with a connection that nobody else gets.
-    const UNHURRIED: &str = "SELECT set_config('statement_timeout', '0', FALSE), set_config('lock_timeout', '0', FALSE)";
+    const UNHURRIED: &str = "SELECT set_config('statement_timeout', '0', FALSE), set_config('lock_timeout', '0', \
+                             FALSE)";
     let unhurried = (!connections.is_pooled()).then(|| UNHURRIED.to_owned());
     let statements = unhurried
         .into_iter()
@@ -121,10 +122,10 @@ pub(in crate::store) async fn make_index(
     let name = index_name(names.table.parts().1);
     match is_whole(connections, names, &name).await? {
         true => Err(StoreError::Config(format!(
-            "an index with the name {name:?} is there, and does not lead to the voices in processing; rename it"
+            "the index {name:?} exists, but does not lead to the voices in processing; rename it"
         ))),
         false => Err(StoreError::Contended(format!(
-            "the index {name:?} is not whole: another process was making it at the same time"
+            "the index {name:?} is invalid: another process was creating it at the same time; run this again"
         ))),
     }
 }

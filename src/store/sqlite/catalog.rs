@@ -28,7 +28,7 @@ pub(in crate::store) async fn table_sql(
 ) -> Result<TableSql, StoreError> {
     if !names.zone.is_utc() {
         return Err(StoreError::Config(
-            "SQLite knows no time zones, so that --naive-timezone is for PostgreSQL; let the application write UTC"
+            "SQLite has no time zones, so --naive-timezone works with PostgreSQL only; let the application write UTC"
                 .to_owned(),
         ));
     }

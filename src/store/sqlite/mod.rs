@@ -24,7 +24,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) async fn connect(path: &Path, access: Access) -> Result<SqlitePool, StoreError> {
     if !path.exists() {
         return Err(StoreError::Config(
-            "there is no such file; give the application's database with --database-url".to_owned(),
+            "there is no such file; set --database-url to the application's database".to_owned(),
         ));
     }
     let options = SqliteConnectOptions::new()
