@@ -60,7 +60,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     let port = text.strip_prefix(':').unwrap_or(text).parse::<u16>();
     let local = port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     local.or_else(|_| text.parse()).map_err(|_| {
-        "give a port, such as 9090, or an address and a port, such as 0.0.0.0:9090".to_owned()
+        "use a port, such as 9090, or an address and a port, such as 0.0.0.0:9090".to_owned()
     })
 }
 
@@ -100,7 +100,7 @@ impl HintSecrets {
 
     fn warn_that_nothing_listens(&self) {
         if self.token.is_some() {
-            warn!("there is a secret for hints, but nothing listens for them: add --listen");
+            warn!("a secret for hints is set, but there is no --listen: hints are not accepted");
         }
     }
 
@@ -246,7 +246,7 @@ impl Daemon {
             // Nobody would see any more how it is.
             ended = served => Err(Failed {
                 exit: Exit::Io,
-                message: anyhow!("nothing is served any more on --listen: {ended:?}"),
+                message: anyhow!("the server on --listen ended: {ended:?}"),
             }),
             () = supervisor.watchdog(&watch) => Ok(()),
         };

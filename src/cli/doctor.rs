@@ -90,8 +90,8 @@ pub(super) async fn run(
     if known.is_circuit_open {
         checks.push(Check::doubtful(
             "provider",
-            "it was not asked: its circuit breaker is open, or a cooldown lasts",
-            "run this again when that is over",
+            "not checked: the circuit breaker is open, or a cooldown is active",
+            "run `voice-sync doctor` again when it is over",
         ));
     } else if let Some(provider) = &provider {
         let stop = CancellationToken::new();
@@ -107,13 +107,13 @@ pub(super) async fn run(
         Some(None) if options.events == Some(Events::None) => {
             checks.push(Check::fine(
                 "event bus",
-                "no events are recorded, as --events says",
+                "no events are recorded (--events none)",
             ));
         }
         Some(None) => checks.push(Check::doubtful(
             "event bus",
-            "there is none: no events are recorded, and nobody hears of a finished voice",
-            "give --redis-url or REDIS_URL, or say --events none",
+            "not configured: no events are recorded, and the application's cache keeps the old status",
+            "set REDIS_URL or REDIS_HOST, or --events none to go without",
         )),
         None => {}
     }
@@ -188,14 +188,11 @@ async fn look_at(
     let there = match own_tables(&database, state, options.auto_migrate, Access::ReadWrite) {
         Ok(OwnTables::There) => {
             let version = database.newest_migration();
-            checks.push(Check::fine(OWN, format!("of version {version}, as needed")));
+            checks.push(Check::fine(OWN, format!("version {version}, up to date")));
             true
         }
         Ok(OwnTables::ToMake | OwnTables::Unneeded) => {
-            checks.push(Check::fine(
-                OWN,
-                "the next pass makes them or brings them up to date",
-            ));
+            checks.push(Check::fine(OWN, "the next pass creates or updates them"));
             false
         }
         Err(reason) => {
@@ -228,7 +225,7 @@ async fn outbox(store: &Store) -> Result<Check, StoreError> {
     const CHECK: &str = "outbox";
     let pending = store.pending_events(None).await?.all;
     Ok(match pending {
-        0 => Check::fine(CHECK, "no event waits to be published"),
+        0 => Check::fine(CHECK, "no events wait to be published"),
         events => Check::doubtful(
             CHECK,
             format!("{events} events wait to be published"),
@@ -240,22 +237,22 @@ async fn outbox(store: &Store) -> Result<Check, StoreError> {
 fn mass_absence() -> Check {
     Check::doubtful(
         "missing voices",
-        "too many are missing under this key: it is probably of another workspace, and no voice fails for being missing",
+        "too many voices are missing under this key, which is probably of another workspace; no voice fails because it is missing",
         MASS_ABSENCE_ADVICE,
     )
 }
 
 fn breaker(state: ProviderState) -> Check {
     const CHECK: &str = "breaker";
-    const ADVICE: &str = "wait: it did not answer lately, or asked for a pause itself";
+    const ADVICE: &str = "wait: the provider was unavailable, or sent Retry-After";
     let pause = state.open_for.max(state.cooldown);
     let says = format!("no request is sent to the provider for another {pause:.0?}");
     if state.is_open() || state.cooldown > MAX_COOLDOWN {
         Check::broken(CHECK, Exit::Temporary, says).advise(ADVICE)
     } else if !state.cooldown.is_zero() {
-        Check::doubtful(CHECK, says, "a pass waits for so long")
+        Check::doubtful(CHECK, says, "a pass waits for this time")
     } else {
-        Check::fine(CHECK, "nothing keeps a pass from asking the provider")
+        Check::fine(CHECK, "closed")
     }
 }
 

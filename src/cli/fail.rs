@@ -24,11 +24,11 @@ pub(super) struct Fail {
     #[arg(value_name = "ID", required = true)]
     ids: Vec<String>,
 
-    /// Why: `inspect` and `list` show it.
+    /// The reason, which `inspect` and `list` show.
     #[arg(long, value_name = "TEXT", value_parser = reason)]
     reason: String,
 
-    /// Only say what would be done.
+    /// Only show what would be done.
     #[arg(long)]
     dry_run: bool,
 }

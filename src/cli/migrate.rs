@@ -10,7 +10,7 @@ use crate::store::{
     Access, Adoption, Database, DatabaseUrl, MigrationState, Names, PendingMigration,
 };
 
-/// Make or update voice-sync's own tables.
+/// Create or update voice-sync's own tables.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -18,13 +18,12 @@ Examples:
   voice-sync migrate --dry-run
   voice-sync migrate --adopt")]
 pub(super) struct Migrate {
-    /// Give the application's table the columns status, preview_url and completed_at, as far as it
-    /// lacks them, and an index that leads to the voices in processing. For applications that have
-    /// no migrations of their own; run it as the table's owner.
+    /// Add the columns status, preview_url and completed_at to the application's table if they are missing, and an index
+    /// for the voices in processing. For applications without migrations. Run it as the table's owner.
     #[arg(long)]
     adopt: bool,
 
-    /// Print the SQL that would run, for a person who applies it by hand.
+    /// Print the SQL, to apply it by hand.
     #[arg(long)]
     dry_run: bool,
 }
@@ -45,8 +44,8 @@ impl Migrate {
             if self.adopt {
                 database.adopt(&names).await.map_err(|error| {
                     let advice = match error.is_transient() {
-                        true => "run it again when nothing holds the table for longer than a few seconds",
-                        false => "it takes the table's owner to add columns and an index",
+                        true => "run it again when no transaction locks the table for more than a few seconds",
+                        false => "run it as the owner of the table",
                     };
                     advise(at(&url)(error), advice)
                 })?;

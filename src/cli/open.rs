@@ -106,7 +106,7 @@ pub(super) async fn open(
             .map_err(&at)?;
         database = store.into_database();
         database.migrate().await.map_err(&at)?;
-        info!("made voice-sync's own tables in the {url}");
+        info!("created or updated voice-sync's own tables in the {url}");
     }
     let there = own_tables != OwnTables::Unneeded;
     let store = Store::open(database, names, there, access)

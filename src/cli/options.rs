@@ -413,7 +413,7 @@ impl Options {
             (Some(Events::Pubsub), Some(url)) => (Kind::PubSub, url),
             (Some(Events::Stream | Events::Pubsub), None) => {
                 return Err(Failed::usage(anyhow!(
-                    "--events needs a Redis: give --redis-url or REDIS_URL, or say --events none"
+                    "--events needs a Redis: set REDIS_URL or REDIS_HOST, or --events none to go without"
                 )));
             }
         };

@@ -13,7 +13,7 @@ use crate::core::format::{ago, in_line, moment, number_of};
 use crate::status::table;
 use crate::store::{Access, CommandRun, EventFilter, EventRecord, PURGE, Store, StoreError};
 
-/// Show the events of transitions, publish them again, or remove them.
+/// List the events of transitions, publish them again, or remove them.
 #[derive(Debug, Args)]
 pub(super) struct Outbox {
     #[command(subcommand)]
@@ -22,63 +22,62 @@ pub(super) struct Outbox {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Show events, newest first: those that wait to be published, unless told otherwise.
+    /// List events that wait to be published, newest first.
     #[command(after_help = "\
 Examples:
   voice-sync outbox list
   voice-sync outbox list --published --since 1h
   voice-sync outbox list --all 6f1c2b34-5d6e-4f70-8a9b-0c1d2e3f4a5b")]
     List {
-        /// Only these, by event id or by row or provider id of their voice.
+        /// Only these events, by their id, or by the row or provider id of their voice.
         #[arg(value_name = "ID")]
         ids: Vec<String>,
-        /// Those that were published.
+        /// List published events instead.
         #[arg(long, conflicts_with = "all")]
         published: bool,
-        /// Those too.
+        /// List both.
         #[arg(long)]
         all: bool,
         /// Only transitions within this time.
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         since: Option<Duration>,
-        /// At most so many.
+        /// At most this many.
         #[arg(long, value_name = "N", default_value_t = 100)]
         limit: u32,
     },
-    /// Have published events published again, by the next pass: for consumers that lost them. They keep their
-    /// ids, so that a consumer which has seen them drops them.
+    /// Publish events again, for consumers that lost them. The next pass does it. They keep their ids, so that a consumer
+    /// that has seen them can drop them.
     #[command(after_help = "\
 Examples:
   voice-sync outbox resend --since 2h
   voice-sync outbox resend 6f1c2b34-5d6e-4f70-8a9b-0c1d2e3f4a5b")]
     Resend {
-        /// These, by event id or by row or provider id of their voice.
+        /// These events, by their id, or by the row or provider id of their voice.
         #[arg(value_name = "ID", required_unless_present = "since")]
         ids: Vec<String>,
-        /// Those of transitions within this time; at most a week is kept.
+        /// Events of transitions within this time. Events are kept for a week.
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         since: Option<Duration>,
-        /// Do not ask. Without a terminal, it is needed unless ids are given.
+        /// Do not ask for confirmation. Required without a terminal, unless ids are given.
         #[arg(long)]
         yes: bool,
     },
-    /// Remove published events, which else happens after a week; with --pending, those that wait, of which nobody
-    /// will ever hear then.
+    /// Remove published events before their week is over; or, with --pending, events that are then never published.
     #[command(after_help = "\
 Examples:
   voice-sync outbox purge --older-than 1d
   voice-sync outbox purge --pending --older-than 30d")]
     Purge {
-        /// Only these, by event id or by row or provider id of their voice.
+        /// Only these events, by their id, or by the row or provider id of their voice.
         #[arg(value_name = "ID")]
         ids: Vec<String>,
-        /// Those that wait to be published, in place of those that were.
+        /// Remove events that wait to be published, instead of published ones.
         #[arg(long)]
         pending: bool,
-        /// Only transitions so long ago.
+        /// Only events of transitions that are older.
         #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
         older_than: Duration,
-        /// Do not ask. Without a terminal, it is needed.
+        /// Do not ask for confirmation. Required without a terminal.
         #[arg(long)]
         yes: bool,
     },
@@ -149,7 +148,7 @@ async fn list(options: &Options, filter: EventFilter, limit: u32) -> Result<Exit
     let events = store.events(&filter, limit).await.map_err(at(&url))?;
     let shown = match options.output {
         Output::Json => serde_json::to_string(&events).expect("events always serialise"),
-        Output::Text if events.is_empty() => "there are no such events".to_owned(),
+        Output::Text if events.is_empty() => "no events match".to_owned(),
         Output::Text => text(&events, width()),
     };
     print(&shown)?;
@@ -178,7 +177,7 @@ pub(super) fn publication(event: &EventRecord) -> String {
     let now = Utc::now();
     match (event.published_at, event.leased_until) {
         (Some(at), _) => ago(at, now),
-        (None, Some(until)) if until > now => "a process is at it".to_owned(),
+        (None, Some(until)) if until > now => "being published".to_owned(),
         (None, _) => "it waits".to_owned(),
     }
 }
@@ -223,10 +222,10 @@ async fn change(
     let number = number_of(events, "event", "events");
     print(&match (options.output, change) {
         (Output::Json, _) => json!({"run_id": run_id, count: events}).to_string(),
-        (Output::Text, _) if events == 0 => "there are no such events".to_owned(),
+        (Output::Text, _) if events == 0 => "no events match".to_owned(),
         (Output::Text, Change::Resend) => format!("{number}: the next pass publishes them again"),
         (Output::Text, Change::Purge) if filter.published == Some(false) => {
-            format!("{number} removed that were never published")
+            format!("{number} removed before they were published")
         }
         (Output::Text, Change::Purge) => format!("{number} removed"),
     })?;

@@ -50,7 +50,7 @@ pub(super) fn confirm(question: &str) -> Result<(), Failed> {
         return Err(Failed {
             exit: Exit::Usage,
             message: anyhow!(
-                "{question} Nobody can be asked here, so nothing was done; add --yes to go on"
+                "{question} There is no terminal to ask on, so nothing was done; add --yes to continue"
             ),
         });
     }
@@ -61,7 +61,7 @@ pub(super) fn confirm(question: &str) -> Result<(), Failed> {
         io::stdin().read_line(&mut answer)?;
         Ok::<_, io::Error>(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
     };
-    let answer = ask().context("the answer could not be read; --yes goes on without it");
+    let answer = ask().context("the answer could not be read; --yes skips the question");
     match answer {
         Ok(true) => Ok(()),
         Ok(false) => Err(Failed {

@@ -19,9 +19,9 @@ use crate::store::{
     Access, CommandRun, DatabaseUrl, RowState, Store, StoreError, VoiceFilter, VoiceRecord, Wanted,
 };
 
-/// Put failed voices back to processing, and have voices that are set aside asked about again.
+/// Put failed voices back to processing, and look up again those that are set aside.
 ///
-/// The age of a voice that is put back begins anew. It is asked about by the next pass.
+/// The age of a voice that is put back starts from zero. The next pass looks it up.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("which").required(true).args(["ids", "all_failed", "set_aside"])),
     after_help = "\
@@ -42,11 +42,11 @@ pub(super) struct Retry {
     #[arg(long)]
     set_aside: bool,
 
-    /// Only say what would be done.
+    /// Only show what would be done.
     #[arg(long)]
     dry_run: bool,
 
-    /// Do not ask. Without a terminal, --all-failed and --set-aside need it.
+    /// Do not ask for confirmation. Required without a terminal for --all-failed and --set-aside.
     #[arg(long)]
     yes: bool,
 }
@@ -69,12 +69,12 @@ fn remedy(voice: &VoiceRecord, now: DateTime<Utc>) -> Result<Remedy, &'static st
     let id = voice.provider_id.as_deref().unwrap_or_default();
     match voice.state {
         RowState::Failed if ProviderVoiceId::parse(id).is_err() => {
-            Err("it has no provider id that could be asked about")
+            Err("it has no valid provider id")
         }
         RowState::Failed => Ok(Remedy::PutBack),
         RowState::Processing if voice.set_aside_until(now).is_some() => Ok(Remedy::Release),
         RowState::Processing if voice.unanswered().is_some() => Ok(Remedy::Release),
-        RowState::Processing => Err("it is in processing, and the next pass asks about it"),
+        RowState::Processing => Err("it is in processing, and the next pass looks it up"),
         RowState::Completed => Err("it is completed"),
         RowState::Other => Err("its status is one of the application's own"),
     }
@@ -153,10 +153,10 @@ impl Retry {
                 "voice that is set aside",
                 "voices that are set aside",
             );
-            question.push(format!("ask again about {voices}"));
+            question.push(format!("look up {voices} again"));
         }
         let question = question.join(" and ");
-        confirm(&format!("This would {question}. Go on?"))
+        confirm(&format!("This will {question}. Continue?"))
     }
 
     /// Does it where there is a run to do it for, or else finds out what that would be.
@@ -232,7 +232,7 @@ impl Retry {
                 }
                 let named = left.iter().take(NAMED);
                 lines.extend(
-                    named.map(|(voice, why)| format!("  {} is left alone: {why}", in_line(voice))),
+                    named.map(|(voice, why)| format!("  {} is unchanged: {why}", in_line(voice))),
                 );
                 if left.len() > NAMED {
                     lines.push(format!("  and {} others", left.len() - NAMED));
@@ -267,8 +267,8 @@ async fn treat(
         *outcome.reasons.entry(reason.clone()).or_default() += 1;
         outcome.troubles.push((voice.voice_id.clone(), reason));
     }
-    const OVERTAKEN: &str = "it was changed meanwhile, or is locked by somebody who may";
-    const REFUSED: &str = "the database refuses the change, see the log";
+    const OVERTAKEN: &str = "it was changed in the meantime, or is locked";
+    const REFUSED: &str = "the database refuses the change; see the log";
     let (moved, refused) = match does.filter(|_| !failed.is_empty()) {
         Some(run) => {
             let (moved, refused) = put_back(store, run, &failed).await.map_err(at(url))?;

@@ -7,14 +7,14 @@ use crate::core::exit::{Exit, Failed};
 use crate::status;
 use crate::store::Access;
 
-/// Show the ledger: the last passes, and the commands that changed something.
+/// List the last passes, and the commands that changed something.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   voice-sync runs
   voice-sync runs --limit 1 --output json | jq '.[0].counts'")]
 pub(super) struct Runs {
-    /// At most so many, newest first.
+    /// At most this many, newest first.
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: u32,
 }

@@ -17,7 +17,7 @@ use crate::core::verdict::AgeFrom;
 use crate::status::{Attention, Limits, Severity, Status, text};
 use crate::store::{Access, DatabaseUrl, LedgerEntry, Names, Store};
 
-/// Show how things stand, and what needs attention.
+/// Show the backlog, the last passes and the provider, and what needs attention.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -31,29 +31,29 @@ pub(super) struct StatusCommand {
     #[arg(long, value_enum, value_name = "CODES", num_args = 0..=1, require_equals = true, default_missing_value = "sysexits")]
     check: Option<CheckCodes>,
 
-    /// Show it again and again, every 2 s or as often as this says.
+    /// Show it repeatedly, every 2 s or at this interval.
     #[arg(long, value_name = "DURATION", value_parser = interval, num_args = 0..=1,
         require_equals = true, default_missing_value = "2s", conflicts_with = "check")]
     watch: Option<Duration>,
 
-    /// Attention is needed if a voice has been in processing for longer, unless it is in training or waits for its
-    /// owner.
+    /// Report a voice that has been in processing for longer. Voices in training, and those that wait for their owner, do
+    /// not count.
     #[arg(long, value_name = "DURATION", default_value = "2d", value_parser = humantime::parse_duration)]
     max_age: Duration,
 
-    /// Attention is needed if more voices are in processing [default: any number is fine].
+    /// Report more voices in processing than this [default: no limit].
     #[arg(long, value_name = "N")]
     max_backlog: Option<u64>,
 
-    /// Attention is needed if more voices are set aside.
+    /// Report more voices that are set aside than this.
     #[arg(long, value_name = "N", default_value_t = 0)]
     max_set_aside: u64,
 
-    /// Attention is needed if voices are in processing and no pass succeeded for so long.
+    /// Report that no pass succeeded for this time while voices are in processing.
     #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = humantime::parse_duration)]
     max_silence: Duration,
 
-    /// Attention is needed if an event waits longer to be published.
+    /// Report an event that has waited longer to be published.
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
     max_event_age: Duration,
 }

@@ -33,6 +33,9 @@ pub struct Counts {
     /// Of those, the ones that an earlier pass had found to be unanswerable.
     #[serde(skip_serializing_if = "is_zero")]
     pub unanswerable: u64,
+    /// Of those, the ones whose rows the application had locked.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub locked: u64,
     /// Could not be asked about or stored.
     pub set_aside: u64,
     /// Just being asked about by another process.
@@ -65,6 +68,7 @@ impl Counts {
             missing,
             unavailable,
             unanswerable,
+            locked,
             set_aside,
             leased_elsewhere,
             superseded,
@@ -84,6 +88,7 @@ impl Counts {
         self.missing += missing;
         self.unavailable += unavailable;
         self.unanswerable += unanswerable;
+        self.locked += locked;
         self.set_aside += set_aside;
         self.leased_elsewhere += leased_elsewhere;
         self.superseded += superseded;
@@ -351,7 +356,11 @@ impl fmt::Display for Report {
                 "superseded: the application changed the row meanwhile",
             ),
             (c.leased_elsewhere, "leased by another process"),
-            (c.unavailable, "not checked: no lookup, or no answer"),
+            (c.locked, "locked by the application; they will be retried"),
+            (
+                c.unavailable.saturating_sub(c.locked),
+                "not checked: no lookup, or no answer",
+            ),
             (
                 c.unanswerable,
                 "of these known to be unanswerable; see `voice-sync status`",

@@ -92,7 +92,7 @@ impl Health {
         }
         state.obstacles.insert(part, (since, says.to_owned()));
         drop(state);
-        warn!(%part, reason = says, "the {part} is in trouble; it is tried again until it works");
+        warn!(%part, reason = says, "the {part} is unavailable; voice-sync keeps trying");
     }
 
     /// Says once that it is over.
@@ -150,7 +150,7 @@ impl Health {
         let in_the_way: Vec<_> = self.state().obstacles.keys().map(Part::to_string).collect();
         match in_the_way.is_empty() {
             true => turn,
-            false => format!("{turn}; in trouble: {}", in_the_way.join(", ")),
+            false => format!("{turn}; unavailable: {}", in_the_way.join(", ")),
         }
     }
 }

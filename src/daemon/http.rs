@@ -20,8 +20,7 @@ use crate::telemetry::exposition::{Format, Metrics};
 /// A browser looks again after this.
 const REFRESH: Duration = Duration::from_secs(10);
 
-const NOT_THIS_HOST: &str =
-    "this page is not served under that name; allow the name with --allowed-hosts\n";
+const NOT_THIS_HOST: &str = "this host name is not allowed; allow it with --allowed-hosts\n";
 
 /// Routes of `/` (the status, for people), `/livez` (the loop moves), `/readyz` (database and schema) and
 /// `/metrics`. All of it is read-only. With a token, `/` and `/metrics` need it.

@@ -60,6 +60,6 @@ impl Supervisor {
 
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        warn!(%error, "the supervisor could not be told");
+        warn!(%error, "systemd could not be notified");
     }
 }

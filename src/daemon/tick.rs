@@ -233,7 +233,7 @@ async fn agenda(
         looks.unscheduled.took(began.elapsed(), Instant::now());
         let unscheduled = match unscheduled {
             Err(error) if !agenda.voices.is_empty() => {
-                warn!(%error, "new voices could not be looked for; those that are known are looked up meanwhile");
+                warn!(%error, "new voices could not be found; known voices are looked up");
                 return Ok(agenda);
             }
             unscheduled => unscheduled?,

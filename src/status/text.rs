@@ -191,27 +191,36 @@ pub(super) fn did(entry: &LedgerEntry) -> String {
             .collect();
         told.join(", ")
     };
+    let pass = || {
+        let voices = counted(&[
+            ("completed", "completed"),
+            ("failed", "failed"),
+            ("processing", "processing"),
+            ("missing", "missing"),
+            ("set_aside", "set aside"),
+            ("superseded", "superseded"),
+            ("leased_elsewhere", "leased elsewhere"),
+            ("locked", "locked by the application"),
+            ("unanswerable", "unanswerable"),
+        ]);
+        let known = entry.count("locked") + entry.count("unanswerable");
+        let others = match entry.count("unavailable").saturating_sub(known) {
+            0 => String::new(),
+            others if voices.is_empty() => format!("{others} not checked"),
+            others => format!(", {others} not checked"),
+        };
+        let requests = number_of(entry.count("requests"), "request", "requests");
+        format!("{} due: {voices}{others}; {requests}", entry.count("due"))
+    };
     match &entry.command {
         None if entry.count("due") == 0 => "nothing was due".to_owned(),
-        None => {
-            let voices = counted(&[
-                ("completed", "completed"),
-                ("failed", "failed"),
-                ("processing", "processing"),
-                ("missing", "missing"),
-                ("set_aside", "set aside"),
-                ("superseded", "superseded"),
-                ("leased_elsewhere", "leased elsewhere"),
-                ("unavailable", "not checked"),
-                ("unanswerable", "of them unanswerable"),
-            ]);
-            let requests = number_of(entry.count("requests"), "request", "requests");
-            format!("{} due: {voices}; {requests}", entry.count("due"))
-        }
+        None => pass(),
+        Some(command) if entry.count("due") > 0 => format!("{}: {}", in_line(command), pass()),
         Some(command) => {
             let did = counted(&[
                 ("put_back", "put back to processing"),
                 ("released", "no longer set aside"),
+                ("failed", "failed"),
                 ("resent", "events to be published again"),
                 ("purged", "events removed"),
             ]);

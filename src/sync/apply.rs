@@ -37,7 +37,7 @@ impl Pass<'_> {
             self.metrics.stale.inc_by(voices as u64);
             warn!(
                 voices,
-                "held for longer than their lease; the answers are dropped"
+                "answers came after the lease had expired and are dropped; the next pass looks the voices up again"
             );
         }
         if self.scope.dry_run {

@@ -357,7 +357,7 @@ impl Pass<'_> {
             completion_times_by_kind,
         };
         if let Err(error) = self.store.record_run(&run).await {
-            warn!(%error, "the pass could not be written into the ledger");
+            warn!(%error, "the pass could not be written to the ledger; its transitions are not affected");
         }
         // Whoever makes a pass a second tidies up for many of them at once.
         let passes = match self.scope.continuous || report.counts.due == 0 {
@@ -367,7 +367,7 @@ impl Pass<'_> {
         if fastrand::u32(..passes) == 0
             && let Err(error) = self.tidy(report.counts.due * u64::from(passes)).await
         {
-            warn!(%error, "old rows of voice-sync's own tables could not be removed");
+            warn!(%error, "old rows of voice-sync's own tables could not be removed; the next pass tries again");
         }
     }
 }

@@ -32,14 +32,14 @@ impl Pass<'_> {
                 if malformed > 0 {
                     warn!(
                         malformed,
-                        "jobs in the application's queue cannot be read and are passed over"
+                        "jobs in the application's queue are not valid and are dropped"
                     );
                 }
                 if !voices.is_empty() {
                     let voices = voices.len();
                     info!(
                         voices,
-                        "jobs in the application's queue say whom to ask about first"
+                        "jobs in the application's queue: these voices are looked up first"
                     );
                 }
                 voices
@@ -59,7 +59,10 @@ impl Pass<'_> {
         }
         match self.take_out(progress, queue).await {
             Ok(0) => {}
-            Ok(voices) => info!(voices, "finished, and taken out of the application's queue"),
+            Ok(voices) => info!(
+                voices,
+                "removed finished voices from the application's queue"
+            ),
             Err(reason) => do_without(progress, &reason),
         }
     }
@@ -90,5 +93,5 @@ impl Pass<'_> {
 /// Says once why this pass leaves the queue alone from here on.
 fn do_without(progress: &Progress, reason: &anyhow::Error) {
     progress.queue_is_down.store(true, Ordering::Relaxed);
-    warn!(%reason, "the pass goes on without the application's queue");
+    warn!(%reason, "the application's queue cannot be used; the pass continues without it");
 }

@@ -22,7 +22,7 @@ use crate::telemetry::metrics::NudgeMetrics;
 
 /// Voices that wait to be nudged at the most. Those that find no room are offered again by later passes.
 const MOST: usize = 100;
-/// The pause while the provider is in trouble, or the database.
+/// The pause while the provider is unavailable, or the database.
 const PAUSE: Duration = Duration::from_secs(10);
 /// How long voices are nudged when a pass is done; the next one goes on.
 const AFTER_PASS: Duration = Duration::from_secs(20);
@@ -166,11 +166,11 @@ impl Nudger {
             (Nudge::Refused, Some(pause)) => warn!(
                 says,
                 pause_s = pause.as_secs(),
-                "the provider refuses text-to-speech: no previews are nudged meanwhile; lookups go on"
+                "the provider refuses text-to-speech: nudging is paused; lookups continue"
             ),
             (answer, pause) => info!(
                 voice.row = %row, voice.provider_id = %id, %answer, says, pause_s = pause.map(|pause| pause.as_secs()),
-                "a voice was nudged"
+                "voice nudged"
             ),
         }
         Step::Done
@@ -191,6 +191,6 @@ impl Nudger {
 
 /// A voice whose nudge is written down is never nudged again, whatever is known of the answer.
 fn failed(error: &StoreError) -> Step {
-    warn!(%error, "a nudge could not be written down; lookups go on");
+    warn!(%error, "a nudge could not be written to the database; lookups continue");
     Step::NotNow(PAUSE)
 }

@@ -67,7 +67,7 @@ impl Pass<'_> {
             let events = refused.len();
             warn!(
                 events, %reason,
-                "the event bus refuses events; they stay in the outbox, and others go on"
+                "the event bus refuses these events; they stay in the outbox, and other events are published"
             );
             tally.bus_trouble.get_or_insert(reason);
         }
@@ -93,7 +93,7 @@ impl Pass<'_> {
                 BusPermit::Probe { failures: before } => failures.insert(before),
                 BusPermit::BackingOff(pause) => {
                     let pause_ms = pause.as_millis();
-                    let says = format!("it failed lately and is left alone for {pause_ms} ms");
+                    let says = format!("it failed recently; the next try is in {pause_ms} ms");
                     self.bus_fails(progress, says);
                     return Ok(Publication::default());
                 }
@@ -108,7 +108,7 @@ impl Pass<'_> {
                     }
                     // Worth telling, and not worth leaving these events unmarked.
                     if let Err(error) = self.store.bus_works(publisher.bus()).await {
-                        warn!(%error, "the other processes could not be told");
+                        warn!(%error, "other processes could not be informed");
                     }
                 }
             }
@@ -127,7 +127,7 @@ impl Pass<'_> {
     fn bus_fails(&self, progress: &Progress, reason: String) {
         progress.bus_is_down.store(true, Ordering::Relaxed);
         if !self.scope.continuous {
-            error!(%reason, "events cannot be published; they stay in the outbox");
+            error!(%reason, "events cannot be published; they stay in the outbox, and the next pass tries again");
         }
         progress.tally().bus_trouble = Some(reason);
     }
@@ -212,7 +212,7 @@ impl Pass<'_> {
         if ending.events_stuck && !self.scope.continuous {
             warn!(
                 events.pending = pending.all,
-                "events wait in the outbox; the next run publishes them"
+                "events wait in the outbox; the next pass publishes them"
             );
         }
         Ok(())

@@ -75,7 +75,7 @@ impl Tally {
         for value in voice.unknown_values() {
             unknown += 1;
             if self.unknown_values.insert(value.to_string()) {
-                info!(%value, "the provider uses a value that this version does not know");
+                info!(%value, "unknown value in an answer of the provider; the voice stays in processing where it matters");
             }
         }
         if asked_list {
@@ -267,7 +267,7 @@ impl Tally {
             .iter()
             .map(|(kind, (voices, example))| Obstacle {
                 part: Part::Provider,
-                says: format!("{kind}: {voices} voices without an answer, such as {example}"),
+                says: format!("{voices} voices not checked ({kind}), such as {example}"),
             });
         let bus = self.bus_trouble.iter().map(|says| Obstacle {
             part: Part::EventBus,
@@ -282,7 +282,7 @@ impl Tally {
         for (kind, (voices, example, reason)) in &self.set_aside {
             warn!(
                 kind, voices, %example, reason,
-                "voices set aside; after three times they are left alone for a day, see `voice-sync inspect`"
+                "voices set aside; after three times they are skipped for a day; `voice-sync inspect` shows the reason"
             );
         }
     }
@@ -293,17 +293,17 @@ impl Tally {
             let voices = self.set_aside_before;
             info!(
                 voices,
-                "set aside earlier, these voices are left alone for up to a day; `voice-sync retry --set-aside` has them asked about again"
+                "these voices were set aside and are skipped for up to a day; `voice-sync retry --set-aside` looks them up again"
             );
         }
         for (kind, (voices, example)) in &self.troubles {
-            warn!(%kind, voices, %example, "voices without an answer; the next run asks again");
+            warn!(%kind, voices, %example, "voices not checked; they stay in processing and will be retried");
         }
         if self.counts.unanswerable > 0 {
             let voices = self.counts.unanswerable;
             info!(
                 voices,
-                "unanswerable voices stay in processing and are asked about less and less often; see `voice-sync status`"
+                "unanswerable voices stay in processing and are looked up at growing intervals; see `voice-sync list --unanswerable`"
             );
         }
     }
@@ -313,7 +313,7 @@ impl Tally {
         for (kind, (voices, example)) in &self.unanswerable {
             warn!(
                 %kind, voices, %example,
-                "voices cannot be looked up, while the provider answers other requests; they stay in processing and are asked about one by one"
+                "voices cannot be looked up, while the provider answers other requests; they stay in processing and are looked up one by one"
             );
         }
     }
@@ -337,7 +337,7 @@ impl Tally {
             self.any_applied = true;
             if !applied.moved.contains(row) {
                 self.counts.superseded += 1;
-                debug!(voice.row = %row, voice.provider_id = %provider_id, "the application changed the row meanwhile, its change stays");
+                debug!(voice.row = %row, voice.provider_id = %provider_id, "the application changed the row in the meantime; its change stays");
                 continue;
             }
             let (event, status, reason) = match target {
@@ -359,9 +359,10 @@ impl Tally {
         }
         if !applied.locked.is_empty() {
             let voices = applied.locked.len();
+            self.counts.locked += voices as u64;
             warn!(
                 voices,
-                "rows are locked, by the application most likely; the next run asks again"
+                "rows are locked by the application; their voices stay in processing and will be retried"
             );
         }
         self.counts.events_recorded += applied.events.len() as u64;

@@ -139,7 +139,7 @@ impl Default for Metrics {
         let r = &mut registry;
         r.register_with_unit(
             "last_success_timestamp",
-            "When a pass last did all it meant to, or nothing was due",
+            "When a pass last did everything it had to do, or nothing was due",
             Unit::Seconds,
             this.last_success.clone(),
         );
@@ -156,17 +156,17 @@ impl Default for Metrics {
         );
         r.register(
             "passes",
-            "Passes by the exit code that each would end a process with",
+            "Passes, by the exit code that the pass would end a process with",
             this.passes.clone(),
         );
         r.register(
             "transitions",
-            "Voices moved, by what to",
+            "Voices that were moved, by target status",
             this.transitions.clone(),
         );
         r.register(
             "publications",
-            "Events that reached the event bus, and that had to wait",
+            "Events, published or postponed",
             this.publications.clone(),
         );
         r.register(
@@ -176,24 +176,24 @@ impl Default for Metrics {
         );
         r.register_with_unit(
             "oldest_processing_age",
-            "How long the oldest of them has been",
+            "Age of the oldest voice in processing",
             Unit::Seconds,
             this.oldest_processing.clone(),
         );
         r.register_with_unit(
             "detection_lag",
-            "Time from the lookup before to the transition: finished voices waited for so long at most",
+            "Time from the previous lookup to the transition, which is the longest that a finished voice waited",
             Unit::Seconds,
             this.pass.lag.clone(),
         );
         r.register(
             "set_aside",
-            "Voices that could not be asked about or stored, each time",
+            "Voices that could not be looked up or stored, each time",
             this.pass.set_aside.clone(),
         );
         r.register(
             "resting_voices",
-            "Voices that are left alone for a day since they kept being set aside",
+            "Voices that are skipped for a day because they were set aside three times",
             this.resting.clone(),
         );
         r.register(
@@ -203,7 +203,7 @@ impl Default for Metrics {
         );
         r.register(
             "lease_reclaims",
-            "Voices taken over from a process that did not give them back",
+            "Voices taken over from a process whose lease expired",
             this.pass.reclaimed.clone(),
         );
         r.register(
@@ -213,23 +213,23 @@ impl Default for Metrics {
         );
         r.register(
             "unknown_values",
-            "Values of the provider's that this version does not know",
+            "Values of the provider that this version does not know",
             this.pass.unknown.clone(),
         );
         r.register(
             "outbox_events",
-            "Events recorded and not published",
+            "Events that are recorded and not published",
             this.outbox.clone(),
         );
         r.register_with_unit(
             "outbox_oldest_age",
-            "How long the oldest of them has waited",
+            "How long the oldest event has waited",
             Unit::Seconds,
             this.oldest_event.clone(),
         );
         r.register_with_unit(
             "clock_difference",
-            "The database's clock against this host's; positive if it is ahead",
+            "How far the clock of the database is ahead of the clock of this host",
             Unit::Seconds,
             this.clock.clone(),
         );
@@ -246,47 +246,47 @@ impl Default for Metrics {
         );
         r.register(
             "provider_requests_in_flight",
-            "Requests under way",
+            "Requests in flight",
             this.provider.in_flight.clone(),
         );
         r.register(
             "provider_concurrency_limit",
-            "Requests that may be under way, as adapted",
+            "The current concurrency limit",
             this.limit.clone(),
         );
         r.register(
             "provider_breaker_open",
-            "1 while the circuit breaker is open, or a cooldown lasts",
+            "1 while the circuit breaker is open, or during a cooldown",
             this.breaker_open.clone(),
         );
         r.register(
             "provider_retry_tokens",
-            "Repetitions that the retry budget has left",
+            "Retries left in the retry budget",
             this.retry_tokens.clone(),
         );
         r.register(
             "hints",
-            "Hints over HTTP, by what they were answered",
+            "Hints over HTTP, by source and result",
             this.hints.requests.clone(),
         );
         r.register(
             "hinted_ids",
-            "Ids in accepted hints: of voices in processing, and of none",
+            "Ids in accepted hints, by whether a voice in processing has the id",
             this.hints.ids.clone(),
         );
         r.register(
             "nudges",
-            "Requests for speech that were to make a preview appear, by what they were answered",
+            "Text-to-speech requests that make previews appear, by answer",
             this.nudges.nudges.clone(),
         );
         r.register(
             "nudge_characters",
-            "Characters that were spoken for it",
+            "Characters that were spoken for nudges",
             this.nudges.characters.clone(),
         );
         r.register(
             "build",
-            "The version that runs",
+            "The version of voice-sync",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
         Self { registry, ..this }

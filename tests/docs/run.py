@@ -30,7 +30,7 @@ HOME_MADE = [
     r"whoever", r"is told", r"was told",
 ]  # fmt: skip
 VOICE_SYNC = ROOT / "target/debug/voice-sync"
-COMMANDS = ("sync-once", "daemon", "migrate", "doctor", "status", "inspect", "retry", "outbox", "runs", "completions", "man")
+COMMANDS = ("sync-once", "daemon", "migrate", "doctor", "status", "inspect", "retry", "outbox", "runs", "list", "fail", "config", "completions", "man")
 TABLE = """CREATE TABLE voices (
     id uuid PRIMARY KEY, user_id uuid NOT NULL, elevenlabs_voice_id varchar(100) NOT NULL UNIQUE, preview_url varchar(1024),
     status varchar(20) NOT NULL, created_at timestamptz NOT NULL DEFAULT now(), completed_at timestamptz)"""

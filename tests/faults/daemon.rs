@@ -29,7 +29,7 @@ async fn migrated() -> App {
 
 /// Lines about a part that began to fail, and about one that works again.
 fn turns(daemon: &Daemon, part: &str) -> [Vec<Value>; 2] {
-    ["is in trouble", "works again"].map(|words| daemon.said(&format!("the {part} {words}")))
+    ["is unavailable", "works again"].map(|words| daemon.said(&format!("the {part} {words}")))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,7 +43,7 @@ async fn a_database_that_is_away_is_waited_for_at_the_start_and_later() {
     };
     proxy.set(Weather::Cut);
     let mut daemon = Daemon::start(command());
-    daemon.wait_until_said("the database is in trouble").await;
+    daemon.wait_until_said("the database is unavailable").await;
     daemon.wait_until_answers("/livez", 200).await;
     daemon.wait_until_answers("/readyz", 503).await;
     proxy.set(Weather::Fair);
@@ -80,7 +80,7 @@ async fn the_daemon_says_that_the_database_is_away_while_statements_are_still_re
         daemon.wait_until_answers("/readyz", 503).await;
         let (code, page) = daemon.get("/").await;
         assert!(code == 503 && page.contains("database"), "{code} {page}");
-        daemon.wait_until_said("the database is in trouble").await;
+        daemon.wait_until_said("the database is unavailable").await;
         proxy.set(Weather::Fair);
         daemon.wait_until_answers("/readyz", 200).await;
         app.insert_processing(&["sim-ready-1"]).await;
@@ -97,7 +97,7 @@ async fn a_provider_that_is_away_is_told_of_once() {
     provider.script(|_: &Request| Some(Answer::html(503, "Service Unavailable")));
     app.insert_processing(&["sim-ready-1", "sim-ready-2"]).await;
     let mut daemon = Daemon::start(daemon(&app.url, &provider.url()).publishing_to(&bus));
-    daemon.wait_until_said("the provider is in trouble").await;
+    daemon.wait_until_said("the provider is unavailable").await;
     // Some more turns: each a line, if it were not for the first.
     let passes = "SELECT count(*) FROM voice_sync.runs";
     let several = async || (app.number(passes).await >= 3).then_some(());
@@ -129,7 +129,7 @@ async fn an_event_bus_that_is_away_keeps_no_voice_waiting() {
         .env("REDIS_URL", proxy.through(&bus.url));
     let mut daemon = Daemon::start(command);
     daemon.wait_until(&app, "completed", 1).await;
-    daemon.wait_until_said("the event bus is in trouble").await;
+    daemon.wait_until_said("the event bus is unavailable").await;
     app.insert_processing(&["sim-ready-2"]).await;
     daemon.wait_until(&app, "completed", 2).await;
     daemon.wait_until_answers("/readyz", 200).await;

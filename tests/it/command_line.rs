@@ -407,3 +407,55 @@ async fn with_a_token_page_and_metrics_need_it_and_probes_do_not() {
     }
     daemon.stop().await;
 }
+
+/// The reference of all commands, from their help. `UPDATE=1 scripts/test --test it commands_are` writes it.
+#[tokio::test]
+async fn the_reference_of_commands_is_up_to_date() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/commands.md");
+    let mut page =
+        "# Commands\n\nThe help of `voice-sync` and of each command. This page is generated:\n\
+                    `UPDATE=1 scripts/test --test it reference_of_commands`.\n"
+            .to_owned();
+    let mut waiting = vec![vec![]];
+    while let Some(words) = waiting.pop() {
+        let mut command = words.clone();
+        command.push("--help".to_owned());
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        let help = VoiceSync::new(&command).without("VOICE_SYNC_OUTPUT");
+        let help = help.without("VOICE_SYNC_LOG_FORMAT");
+        let help = help.run().await;
+        help.expect_code(0);
+        let lines: Vec<_> = help.stdout.lines().map(str::trim_end).collect();
+        let title = [&["voice-sync".to_owned()], words.as_slice()]
+            .concat()
+            .join(" ");
+        page.push_str(&format!(
+            "\n## {title}\n\n```text\n{}\n```\n",
+            lines.join("\n").trim_end()
+        ));
+        let subcommands = lines
+            .iter()
+            .skip_while(|line| **line != "Commands:")
+            .skip(1);
+        let subcommands = subcommands.take_while(|line| !line.is_empty());
+        let mut names: Vec<_> = subcommands
+            .filter_map(|line| {
+                line.strip_prefix("  ")
+                    .filter(|line| !line.starts_with(' '))
+            })
+            .filter_map(|line| line.split(' ').next())
+            .filter(|name| *name != "help")
+            .map(|name| [words.as_slice(), &[name.to_owned()]].concat())
+            .collect();
+        names.reverse();
+        waiting.extend(names);
+    }
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(path, &page).expect("writes");
+    }
+    let written = fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        written == page,
+        "run UPDATE=1 scripts/test --test it reference_of_commands"
+    );
+}

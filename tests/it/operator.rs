@@ -441,7 +441,7 @@ async fn a_voice_is_shown_with_its_verdict_and_its_rule() {
             ("sim-banned-1", &["failed: banned", "rule 2"]),
             (
                 "sim-nopreview-1",
-                &["still processing: the provider prepares it", "rule 4"],
+                &["still processing: the provider is preparing it", "rule 4"],
             ),
             (
                 "sim-pvctraining-1",
@@ -449,11 +449,7 @@ async fn a_voice_is_shown_with_its_verdict_and_its_rule() {
             ),
             (
                 "sim-missing-1",
-                &[
-                    "it does not know this voice",
-                    "still processing: missing",
-                    "so far: 0",
-                ],
+                &["voice not found", "still processing: missing", "so far: 0"],
             ),
             ("sim-longpreview-1", &["set aside", "3000"]),
             ("sim-statusfailed-1", &["failed: reported", "rule 1"]),
@@ -533,7 +529,7 @@ async fn a_voice_can_be_inspected_while_the_provider_is_away() {
         .env("ELEVENLABS_BASE_URL", "http://127.0.0.1:9");
     let away = json(away).await;
     assert!(away[0]["provider"]["trouble"].is_string(), "{away:#}");
-    assert_eq!(away[0]["verdict"]["says"], "none without an answer");
+    assert_eq!(away[0]["verdict"]["says"], "none: there is no answer");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,19 +21,19 @@ use crate::core::voice::{ProviderVoiceId, Voice};
 use crate::provider::{Provider, RequestDeadline};
 use crate::store::{Access, DatabaseUrl, EventFilter, EventRecord, RowState, Store, VoiceRecord};
 
-/// Show everything that is known of a voice: its row, voice-sync's notes, what the provider says now, what that
-/// means and by which rule, and its events. Changes nothing.
+/// Show everything about one voice: its row, voice-sync's notes, the provider's answer now, the verdict with its rule, and
+/// its events. Changes nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   voice-sync inspect 6f1c2b34-5d6e-4f70-8a9b-0c1d2e3f4a5b
   voice-sync inspect 21m00Tcm4TlvDq8ikWAM --output json")]
 pub(super) struct Inspect {
-    /// The voice, by row or provider id.
+    /// The voice, by row or provider id. `voice-sync list` shows ids.
     #[arg(value_name = "ID")]
     id: String,
 
-    /// Do not ask the provider.
+    /// Send no request to the provider.
     #[arg(long)]
     offline: bool,
 }
@@ -136,7 +136,7 @@ async fn ask(
         let left = state.open_for.max(state.cooldown);
         if !left.is_zero() {
             return Ok(Answer::NotAsked(format!(
-                "the circuit breaker is open, or a cooldown lasts, for another {}",
+                "the circuit breaker is open, or a cooldown is active, for another {}",
                 span(left)
             )));
         }
@@ -161,7 +161,7 @@ async fn look_up(provider: &Provider, id: ProviderVoiceId) -> Answer {
         Some(Lookup::Missing) => Answer::Missing,
         Some(Lookup::Rejected(reason)) => Answer::None(format!("it rejects the id: {reason}")),
         Some(Lookup::Unanswerable(trouble)) => Answer::None(format!(
-            "{trouble}; it answers other requests, so the reason may lie in this voice"
+            "{trouble}; the provider answers other requests, so the reason is probably this voice"
         )),
         Some(Lookup::Unavailable(trouble)) => Answer::None(trouble.to_string()),
         None => Answer::None("not asked".to_owned()),
@@ -180,11 +180,11 @@ fn verdict(
         RowState::Processing => {}
         RowState::Completed | RowState::Failed => {
             let status = in_line(&voice.status);
-            let why = "rows that are not in processing are never touched; of a failed one, see `voice-sync retry`";
+            let why = "voice-sync never touches rows that are not in processing; `voice-sync retry` puts failed ones back";
             return [format!("none: the row is {status}"), why.to_owned()];
         }
         RowState::Other => {
-            let why = "rows that are not in processing are never touched; --status-values says which value means it";
+            let why = "voice-sync never touches rows that are not in processing; --status-values sets which value means it";
             return [
                 "none: the status is one of the application's own".to_owned(),
                 why.to_owned(),
@@ -198,8 +198,8 @@ fn verdict(
         },
         Answer::Missing => Lookup::Missing,
         Answer::NotAsked(_) | Answer::None(_) => {
-            let why = "only an answer about the voice is a verdict, trouble is none";
-            return ["none without an answer".to_owned(), why.to_owned()];
+            let why = "an error is never a verdict";
+            return ["none: there is no answer".to_owned(), why.to_owned()];
         }
     };
     let grounds = Grounds {
@@ -232,10 +232,10 @@ fn in_words(judgement: Judgement, voice: &VoiceRecord, missing_after: Duration) 
         }
         Judgement::Moves(Target::Failed { reason }, _) => format!("failed: {}", in_line(&reason)),
         Judgement::Stays(Seen::Processing { stage, kind: _ }, _) => match stage {
-            Stage::Preparing => "still processing: the provider prepares it".to_owned(),
-            Stage::Training => "still processing: it is being trained".to_owned(),
+            Stage::Preparing => "still processing: the provider is preparing it".to_owned(),
+            Stage::Training => "still processing: in training".to_owned(),
             Stage::WaitingForOwner => {
-                "still processing: its owner has to verify it, or to start its training".to_owned()
+                "still processing: its owner must verify it or start its training".to_owned()
             }
         },
         Judgement::Stays(Seen::Missing, _) => {
@@ -243,7 +243,7 @@ fn in_words(judgement: Judgement, voice: &VoiceRecord, missing_after: Duration) 
                 .notes_about_it()
                 .map_or(0, |notes| notes.missing_count);
             let why = format!(
-                "it fails when passes have not found it {CONFIRMATIONS} times over {}, and found other voices meanwhile; so far: {times}",
+                "it fails after {CONFIRMATIONS} lookups over {} that do not find it, if other voices were found in between; so far: {times}",
                 span(missing_after)
             );
             return ["still processing: missing".to_owned(), why];

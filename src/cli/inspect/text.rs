@@ -28,7 +28,7 @@ fn next_lookup(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
         (Some(lease), _) => format!("under way; its lease ends {}", ago(lease, now)),
         (None, Some(due)) if notes.is_some_and(|notes| notes.unanswered > 1) => {
             format!(
-                "{}: until then it is not asked about, because it cannot be looked up",
+                "{}: until then it is quarantined, because it cannot be looked up",
                 ago(due, now)
             )
         }
@@ -133,7 +133,7 @@ impl Sheet {
         let time = |time: DateTime<Utc>| at_and_ago(time, now);
         self.heading("voice-sync's notes");
         match &voice.notes {
-            None => self.say("none", "it was never seen, or is completed"),
+            None => self.say("none", "voice-sync never saw it, or completed it"),
             Some(notes) => {
                 let before = notes
                     .provider_id
@@ -191,7 +191,7 @@ impl Sheet {
         self.heading("the provider, now");
         match answer {
             Answer::NotAsked(reason) => self.say("not asked", reason),
-            Answer::Missing => self.say("answer", "it does not know this voice"),
+            Answer::Missing => self.say("answer", "voice not found"),
             Answer::None(trouble) => self.say("no answer", trouble),
             Answer::Found(found) => {
                 let fields = json!(found);

@@ -136,11 +136,11 @@ impl Inbox {
                 Err(error) if !error.is_transient() => {
                     // The same would be refused again, and keep others from being written.
                     self.remove(&ids, &numbers);
-                    warn!(%error, hints = ids.len(), "the database refuses hints; they are dropped");
+                    warn!(%error, hints = ids.len(), "the database refuses these hints, so they are dropped; the voices are looked up on schedule");
                     sleep(PAUSE_AFTER_FAILURE).await;
                 }
                 Err(error) => {
-                    warn!(%error, "hints could not be written into the database; this is tried again");
+                    warn!(%error, "hints could not be written to the database; voice-sync tries again");
                     sleep(PAUSE_AFTER_FAILURE).await;
                 }
             }
