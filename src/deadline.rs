@@ -1,21 +1,21 @@
-//! When a command has to come to its end, whatever hangs.
+//! The moment at which a command must end.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// A moment that may be brought forward, and never moves back. Clones share it.
+/// A moment that can be moved earlier but never later. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Deadline(watch::Sender<Option<Instant>>);
 
 impl Deadline {
-    /// None so far.
+    /// No deadline so far.
     pub fn never() -> Self {
         Self(watch::Sender::new(None))
     }
 
-    /// Moves it to this moment, unless it is nearer already.
+    /// Moves it to this moment, unless it is earlier already.
     pub fn bring_forward(&self, to: Instant) {
         self.0.send_if_modified(|at| {
             let is_nearer = at.is_none_or(|at| to < at);

@@ -1,10 +1,9 @@
-//! Places at which a test makes this program misbehave, named after what is about to happen or has
-//! just happened. They exist with the feature `failpoints` only, which no release is built with.
+//! Failpoints: places at which tests inject faults, named after what happens next or has just happened. They exist
+//! only with the feature `failpoints`, which releases do not have.
 //!
-//! `VOICE_SYNC_FAILPOINTS` says what happens where: `POINT=ACTION[%PERCENT][@N]`, more of them after
-//! semicolons. The actions are `abort` (the process dies as by SIGKILL), `error` (the caller reports
-//! an error, whatever it has done) and `stall:TIME`. `%20` lets a fifth of the visits misbehave,
-//! `@3` the third alone.
+//! `VOICE_SYNC_FAILPOINTS` lists the faults: `POINT=ACTION[%PERCENT][@N]`, separated by semicolons. The actions are
+//! `abort` (the process dies as by SIGKILL), `error` (the caller reports an error, whatever it has done) and
+//! `stall:TIME`. `%20` applies to a fifth of the visits, `@3` only to the third.
 
 /// Visits a point. Returns whether the caller has to report an error.
 #[cfg(not(feature = "failpoints"))]

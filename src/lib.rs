@@ -1,11 +1,11 @@
-//! voice-sync finishes what an application began: it finds the voices that still stand as
-//! `processing` in the application's own table, asks ElevenLabs how far each is, moves the row to
-//! `completed` or `failed`, and publishes an event.
+//! voice-sync finishes voices that an application has cloned with ElevenLabs: it finds the voices that are
+//! `processing` in the application's own table, looks them up, moves each row to `completed` or `failed`, and
+//! publishes an event.
 //!
-//! A pass ([`sync`]) is five steps: claim, look up, judge, apply, publish. The [`daemon`] is passes with sleep in
-//! between. What decides is pure, and in [`core`]; [`provider`] talks HTTP, [`store`] SQL and [`events`] Redis. Only
-//! [`sync`], and [`cli`] and [`doctor`] for looking, see both HTTP and SQL. `docs/explanation/architecture.md` in the
-//! repository has the same with a diagram, and says where to change what.
+//! A pass ([`sync`]) has five steps: claim, look up, judge, apply, publish. The [`daemon`] repeats passes and sleeps
+//! in between. Decisions are pure and in [`core`]; [`provider`] has the HTTP, [`store`] the SQL and [`events`] Redis.
+//! Only [`sync`], [`cli`] and [`doctor`] use both HTTP and SQL. `docs/explanation/architecture.md` in the repository
+//! has a diagram, and says where to change what.
 
 pub mod cli;
 pub mod core;

@@ -1,10 +1,10 @@
-//! One TLS implementation for everything in the process.
+//! One TLS implementation for the whole process.
 //!
-//! HTTP, PostgreSQL and Redis all use rustls. Where it finds two cryptographic providers compiled
-//! in and none chosen, it panics at the first connection; so one is chosen before any.
+//! HTTP, PostgreSQL and Redis all use rustls. If two cryptographic providers are compiled in and none is chosen,
+//! rustls panics at the first connection. So one is chosen before that.
 
-/// Chooses ring. Calling it again changes nothing.
+/// Selects ring. Further calls have no effect.
 pub fn install() {
-    // An error says that one is installed already, which is what is wanted.
+    // An error means that one is installed already.
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
 }

@@ -4,28 +4,28 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-/// Why a voice is in processing. The first that fits.
+/// Why a voice is in processing: the first kind that applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BacklogKind {
-    /// It kept making trouble, and is left alone for a day.
+    /// It could not be looked up or stored three times, and is skipped for a day.
     SetAside,
     /// It cannot be looked up, while the provider answers other requests.
     Unanswerable,
-    /// The provider does not know it, which is not confirmed yet.
+    /// The provider does not know it, and this is not confirmed yet.
     Missing,
     /// A professional voice that is queued or being trained.
     Training,
     /// A voice whose owner has to verify it, or to start its training.
     WaitingForOwner,
-    /// In processing for longer than `--fail-after`: the next answer about it fails it, or
-    /// completes it, as `--on-timeout` says.
+    /// In processing for longer than `--fail-after`: the next answer that confirms it fails it, or completes it,
+    /// depending on `--on-timeout`.
     Overdue,
     /// Any other.
     Young,
 }
 
 impl BacklogKind {
-    /// Whether it may well take days, and is never failed for its age.
+    /// Whether it may take days, and never fails because of its age.
     pub fn takes_its_time(self) -> bool {
         match self {
             Self::Training | Self::WaitingForOwner => true,
@@ -35,7 +35,7 @@ impl BacklogKind {
         }
     }
 
-    /// All of them, the ordinary ones first.
+    /// All kinds, the ordinary ones first.
     pub const ALL: [Self; 7] = [
         Self::Young,
         Self::Training,
@@ -46,7 +46,7 @@ impl BacklogKind {
         Self::SetAside,
     ];
 
-    /// As in JSON and SQL.
+    /// The name in JSON and SQL.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Young => "young",
@@ -59,12 +59,12 @@ impl BacklogKind {
         }
     }
 
-    /// The kind of this name.
+    /// The kind with this name.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text)
     }
 
-    /// In words.
+    /// The name for people.
     pub fn words(self) -> &'static str {
         match self {
             Self::Young => "young",
@@ -78,7 +78,7 @@ impl BacklogKind {
     }
 }
 
-/// The ends of all bands of age but the last one, which has none.
+/// The upper ends of all age bands but the last one, which has none.
 pub const BAND_ENDS: [Duration; 7] = [
     Duration::from_secs(60),
     Duration::from_secs(5 * 60),
@@ -88,30 +88,30 @@ pub const BAND_ENDS: [Duration; 7] = [
     Duration::from_secs(24 * 60 * 60),
     Duration::from_secs(7 * 24 * 60 * 60),
 ];
-/// Bands of age.
+/// Number of age bands.
 pub const BANDS: usize = BAND_ENDS.len() + 1;
 
-/// What each band is called.
+/// The name of each band.
 pub const BAND_WORDS: [&str; BANDS] = [
     "< 1 min", "< 5 min", "< 15 min", "< 1 h", "< 6 h", "< 24 h", "< 7 d", "≥ 7 d",
 ];
 
-/// Voices in processing, counted.
+/// The number of voices in processing, by kind and age.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog([Group; BacklogKind::ALL.len()]);
 
-/// The voices of a kind: how many in each band of age, and for how long the oldest has been.
+/// The voices of a kind: their number in each age band, and the age of the oldest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Group {
     bands: [u64; BANDS],
     oldest: Duration,
-    /// Since when the one that waits for longest had no answer.
+    /// The longest time that a voice has had no answer.
     unasked: Duration,
 }
 
 impl Backlog {
-    /// Adds voices of a kind, in the band of this number: the age of the oldest of them, and for how long one
-    /// of them had no answer. Ages beyond the last band are in it.
+    /// Adds voices of a kind to the band with this number: the age of the oldest of them, and the longest time that
+    /// one of them has had no answer. Ages beyond the last band count in it.
     pub fn add(
         &mut self,
         kind: BacklogKind,
@@ -126,13 +126,13 @@ impl Backlog {
         group.unasked = group.unasked.max(unasked);
     }
 
-    /// How long the oldest voice of a kind has been in processing, if there is one.
+    /// The age of the oldest voice of a kind, if there is one.
     pub fn oldest(&self, kind: BacklogKind) -> Option<Duration> {
         let group = &self.0[Self::place(kind)];
         (self.of(kind) > 0).then_some(group.oldest)
     }
 
-    /// For how long a voice that passes ask about had no answer at the most.
+    /// The longest time that a voice has had no answer. Only voices count that passes look up.
     pub fn unasked(&self) -> Duration {
         let asked = BacklogKind::ALL
             .into_iter()
@@ -155,17 +155,17 @@ impl Backlog {
         }
     }
 
-    /// How many there are of a kind.
+    /// The number of voices of a kind.
     pub fn of(&self, kind: BacklogKind) -> u64 {
         self.0[Self::place(kind)].bands.iter().sum()
     }
 
-    /// How many there are in each band of age.
+    /// The number of voices in each age band.
     pub fn by_age(&self) -> [u64; BANDS] {
         std::array::from_fn(|band| self.0.iter().map(|group| group.bands[band]).sum())
     }
 
-    /// All of them.
+    /// The number of all voices.
     pub fn all(&self) -> u64 {
         self.by_age().iter().sum()
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// The pause after so many failures in a row: `first` after the first one, twice as long after each that follows, and
-/// never longer than `longest`.
+/// The pause after this many failures in a row: `first` after the first one, then twice as long each time, up to
+/// `longest`.
 pub fn exponential(first: Duration, failures: u32, longest: Duration) -> Duration {
     let doubled = 2_u32.saturating_pow(failures.saturating_sub(1));
     first.saturating_mul(doubled).min(longest)

@@ -1,17 +1,17 @@
-//! Isolation of bad items: where many share a request or a statement that fails as a whole, which ones follow
-//! until every good item is through and each bad one is alone. Pure.
+//! Isolation of bad items: if many items share a request or a statement that fails as a whole, this decides which
+//! requests follow, until every good item has its result and each bad one is alone. Pure.
 //!
-//! This is group testing (Dorfman, "The Detection of Defective Members of Large Populations", 1943) with
-//! a fixed number of stages: 100 voices are asked about as 5 times 20, then 5 times 4, then one by one.
-//! One bad voice among 100 costs 5 + 5 + 4 requests and one repetition. If all are bad, 100 voices cost 131
-//! requests, because the number of stages does not depend on what is found.
+//! This is group testing (Dorfman, "The Detection of Defective Members of Large Populations", 1943) with a fixed
+//! number of stages: 100 voices are looked up as 5 times 20, then 5 times 4, then one by one. One bad voice among 100
+//! costs 5 + 5 + 4 requests and one repetition. If all are bad, 100 voices cost 131 requests, because the number of
+//! stages does not depend on the results.
 
 /// Parts that a failed request is split into.
 const PARTS: usize = 5;
-/// So many items and fewer are taken one by one.
+/// This many items or fewer are taken one by one.
 const ONE_BY_ONE: usize = 7;
 
-/// What follows a request that failed as a whole.
+/// The requests that follow one that failed as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Split<T> {
     /// A request for each of these parts.
@@ -21,7 +21,7 @@ pub enum Split<T> {
 }
 
 impl<T> Split<T> {
-    /// The items of each request that follows.
+    /// The items of each of these requests.
     pub fn requests(self) -> Vec<Vec<T>> {
         match self {
             Self::Parts(parts) => parts,
@@ -44,8 +44,8 @@ pub fn split<T>(mut items: Vec<T>) -> Split<T> {
     Split::Parts(parts)
 }
 
-/// Whether the `failed` of `asked` voices are asked about once more before they count as bad. Where a
-/// third or more of them failed, it is no accident, and repetitions would add up.
+/// Whether the `failed` of `asked` voices are looked up once more before they count as bad. If a third or more of
+/// them failed, it is not an accident, and repetitions would add up.
 pub fn is_worth_repeating(failed: usize, asked: usize) -> bool {
     failed * 3 <= asked
 }
@@ -65,8 +65,8 @@ mod tests {
         found_bad: HashSet<usize>,
     }
 
-    /// Looks up a batch at a provider that fails each request which names a bad voice, and the list requests
-    /// of these numbers by accident.
+    /// Looks up a batch at a provider that fails each request which names a bad voice, and by accident the list
+    /// requests with these numbers.
     fn search(batch: usize, bad: &HashSet<usize>, accidents: &HashSet<usize>) -> Search {
         let mut search = Search::default();
         let mut queue = VecDeque::from([(0..batch).collect::<Vec<_>>()]);

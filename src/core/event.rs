@@ -1,6 +1,6 @@
-//! Events: what they look like, and their ids. Pure.
+//! Events: their format and their ids. Pure.
 //!
-//! The shape is the one the application's consumers parse: an object with exactly `type`, `payload`,
+//! The format is the one that the application's consumers parse: an object with exactly `type`, `payload`,
 //! `timestamp`, `source` and `event_id`, where `payload` has `voice_id` and `user_id`.
 
 use std::fmt;
@@ -11,17 +11,17 @@ use uuid::{Uuid, uuid};
 
 use super::voice::RowId;
 
-/// What an event tells.
+/// The type of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventType {
-    /// A voice is ready. (The application's word for it: its cache of voices is dropped by it.)
+    /// A voice is completed. (The name is the application's: its cache is invalidated by it.)
     VoiceCreated,
     /// A voice failed.
     VoiceUpdated,
 }
 
 impl EventType {
-    /// All of them.
+    /// All types.
     pub const ALL: [Self; 2] = [Self::VoiceCreated, Self::VoiceUpdated];
 
     /// The name on the bus.
@@ -61,19 +61,19 @@ pub struct BatchId(pub Uuid);
 /// An event that was committed with its transition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxEvent {
-    /// Its place in the outbox.
+    /// Its number in the outbox.
     pub id: i64,
-    /// The batch that it is leased and published with.
+    /// The batch with which it is leased and published.
     pub batch: BatchId,
     /// See [`event_id`].
     pub event_id: Uuid,
-    /// What it tells.
+    /// Its type.
     pub event_type: EventType,
     /// The application's id of the voice, a UUID with its dashes.
     pub voice_id: String,
-    /// Whose voice it is.
+    /// The user of the voice.
     pub user_id: Option<String>,
-    /// When the transition was made, by the database's clock.
+    /// When the transition was committed, by the database's clock.
     pub occurred_at: DateTime<Utc>,
 }
 
@@ -94,8 +94,8 @@ struct Payload<'a> {
 }
 
 impl OutboxEvent {
-    /// The event as JSON: the same bytes whenever it is published. The timestamp is naive UTC with
-    /// microseconds, as the application writes its own.
+    /// The event as JSON: always the same bytes. The timestamp is naive UTC with microseconds, in the application's
+    /// format.
     pub fn body(&self) -> String {
         let body = Body {
             event_type: self.event_type.as_str(),

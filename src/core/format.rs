@@ -1,16 +1,16 @@
-//! How spans, times and the texts of others look to people. Pure.
+//! Formats spans, times and untrusted texts for people. Pure.
 
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-/// Names and messages of others may hold line ends and terminal codes, with which they could write lines of
-/// their own.
+/// Makes one line of untrusted text. Names and messages may contain line breaks and terminal codes, which could forge
+/// lines.
 pub fn in_line(text: &str) -> String {
     text.replace(breaks_lines, " ")
 }
 
-/// Whether a character ends a line, controls a terminal, or changes the direction of what follows.
+/// Whether a character ends a line, controls a terminal, or changes the direction of the text after it.
 pub fn breaks_lines(c: char) -> bool {
     let is_direction = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || is_direction || matches!(c, '\u{2028}' | '\u{2029}')
@@ -40,12 +40,12 @@ pub fn span(span: Duration) -> String {
     }
 }
 
-/// A moment in UTC, to the second.
+/// A time in UTC, to the second.
 pub fn moment(time: DateTime<Utc>) -> String {
     time.format("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// How long before `now` something was, or how long after.
+/// How long something was before `now`, or will be after it.
 pub fn ago(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
     let before = (now - time).to_std();
     match before {
@@ -54,7 +54,7 @@ pub fn ago(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
     }
 }
 
-/// So many of something.
+/// A number with its noun.
 pub fn number_of(number: u64, one: &str, more: &str) -> String {
     match number {
         1 => format!("1 {one}"),
@@ -62,7 +62,7 @@ pub fn number_of(number: u64, one: &str, more: &str) -> String {
     }
 }
 
-/// Somebody else's text, fit for a log line.
+/// Untrusted text, made safe for a log line.
 pub fn printable(text: &str) -> String {
     const MAX_CHARS: usize = 200;
     text.trim()

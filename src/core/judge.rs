@@ -8,28 +8,28 @@ use super::nudge::Nudge;
 use super::transition::{Claimed, Seen, SetAside, Target};
 use super::verdict::{OnTimeout, Rule, Rules, Verdict, judge_by_rule, storable};
 
-/// What a voice is judged by, besides its lookup.
+/// The settings and circumstances for a verdict, besides the lookup.
 #[derive(Debug, Clone, Copy)]
 pub struct Grounds<'a> {
     pub rules: &'a Rules,
-    /// Characters that a preview may have; `None` is any number.
+    /// The maximum length of a preview in characters; `None` is any length.
     pub preview_room: Option<usize>,
-    /// Time since the voice was claimed, with the age that it had then.
+    /// Time since the voice was claimed with its age.
     pub held: Duration,
-    /// Whether the provider found any voice: else it is our requests that are wrong, or the provider, and no voice.
+    /// Whether the provider found any voice: otherwise, rejected requests are not the voice's fault.
     pub found_any: bool,
-    /// Whether the voice may be the one on which a request failed.
+    /// Whether this voice may be the cause of a failed request.
     pub is_suspect: bool,
 }
 
-/// What becomes of a voice, and the rule that decided, if there was an answer about it.
+/// The effect on the row, and the rule that decided, if there was an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Judgement {
     Moves(Target, Rule),
     Stays(Seen, Option<Rule>),
 }
 
-/// Judges one voice. `None` is a voice that nobody asked about.
+/// Judges one voice. `None` is a voice that was not looked up.
 pub fn judge(claimed: &Claimed, lookup: Option<&Lookup>, grounds: Grounds<'_>) -> Judgement {
     let Grounds {
         rules,
@@ -45,7 +45,7 @@ pub fn judge(claimed: &Claimed, lookup: Option<&Lookup>, grounds: Grounds<'_>) -
         Some(Lookup::Found { voice, listed: _ }) => {
             let age = claimed.age.counted(rules.age_from) + held;
             let (rule, verdict) = match claimed.nudge {
-                // It is not one of those that speak without a preview.
+                // A voice that cannot speak does not complete without a preview.
                 Some(Nudge::Silent) => {
                     let rules = Rules {
                         on_timeout: OnTimeout::Fail,

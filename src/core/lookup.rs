@@ -1,4 +1,4 @@
-//! What asking the provider about a voice came to. Pure.
+//! The result of looking a voice up. Pure.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,38 +9,38 @@ use super::voice::{ProviderVoiceId, Voice};
 /// What the provider answered for a voice.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Lookup {
-    /// How far it is. `listed` says whether the list showed it.
+    /// It exists. `listed` says whether the list returned it.
     Found {
         voice: Voice,
-        /// Found in the list, rather than by a single lookup.
+        /// Whether the list returned it, not a single lookup.
         listed: bool,
     },
-    /// Asked for singly, it does not exist.
+    /// A single lookup says that it does not exist.
     Missing,
-    /// The provider takes this id for a wrong request.
+    /// The provider rejects this id as a wrong request.
     Rejected(String),
-    /// Asked for singly, it gets no answer, while the provider answers other requests.
+    /// A single lookup fails, while the provider answers other requests.
     Unanswerable(Unavailable),
     /// No answer.
     Unavailable(Unavailable),
 }
 
-/// Answers by provider id; every id that was asked about has one.
+/// Lookups by provider id; every id that was looked up has one.
 pub type Lookups = HashMap<ProviderVoiceId, Lookup>;
 
-/// No answer, or none that could be read.
+/// No answer, or an answer that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind}: {detail}")]
 pub struct Unavailable {
-    /// Which kind, for counting: one log line a kind.
+    /// The kind of error. The log has one line per kind.
     pub kind: UnavailableKind,
-    /// What exactly, without secrets.
+    /// The details, without secrets.
     pub detail: String,
-    /// What the provider asks for, where it answered at all.
+    /// How long the provider asks to wait, if it answered.
     pub retry_after: Option<Duration>,
 }
 
-/// Kinds of trouble between here and the provider.
+/// Kinds of errors between voice-sync and the provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum UnavailableKind {
     /// No connection.
@@ -49,17 +49,17 @@ pub enum UnavailableKind {
     Timeout,
     /// An answer that broke off.
     Broken,
-    /// 500: it may be this request that the provider fails on.
+    /// 500: this request may be the cause.
     Internal,
-    /// A status that says "later", or that nobody expects.
+    /// A status that means "later", or an unexpected one.
     Status,
-    /// An answer that is not what the API describes.
+    /// An answer that does not match the API's description.
     Unreadable,
     /// An answer over the size limit.
     TooLarge,
-    /// 429, still after the retries.
+    /// 429, also after the retries.
     Throttled,
-    /// Not asked: the time of the lease or the pass was over, or the provider asked for a pause.
+    /// No request was sent: the time of the lease or the pass was over, or the provider asked for a pause.
     NotAsked,
 }
 
@@ -80,7 +80,7 @@ impl fmt::Display for UnavailableKind {
 }
 
 impl UnavailableKind {
-    /// Whether it may come of what the request asked for, rather than of the provider as a whole.
+    /// Whether a voice in the request may be the cause, not the provider as a whole.
     pub fn may_lie_in_a_voice(self) -> bool {
         match self {
             Self::Timeout
@@ -95,7 +95,7 @@ impl UnavailableKind {
 }
 
 impl Unavailable {
-    /// Trouble about which the provider said nothing.
+    /// An error without a `Retry-After`.
     pub fn new(kind: UnavailableKind, detail: impl Into<String>) -> Self {
         Self {
             kind,

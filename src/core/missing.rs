@@ -1,48 +1,47 @@
-//! When "the provider does not know this voice" may be believed. Pure.
+//! When "the provider does not know this voice" is believed. Pure.
 //!
-//! Absence is no verdict at once: a voice may not be visible yet right after its creation, and with
-//! a key of another workspace every voice is absent. So one voice's absence has to be confirmed, and
-//! where too many are absent none of them is changed: over one pass ([`MassAbsenceGuard`]) and, as a daemon makes many small
-//! ones, over all passes of a day ([`MassAbsence`]).
+//! A voice may not be visible right after its creation, and with a key of another workspace every voice is missing.
+//! So a missing voice has to be confirmed, and if too many are missing, none of them fails: in one pass
+//! ([`MassAbsenceGuard`]) and, because a daemon makes many small passes, over all passes of a day ([`MassAbsence`]).
 
 use std::time::Duration;
 
-/// How often in a row a voice must be missed before its absence is believed.
+/// How many lookups in a row must not find a voice before it is believed to be missing.
 pub const CONFIRMATIONS: u32 = 3;
-/// Fewer missing voices than this never trip the guard.
+/// The guard needs at least this many missing voices.
 const FUSE_FLOOR: u64 = 10;
-/// One missing of so many is not too many.
+/// One missing voice out of this many is not too many.
 const TOO_MANY: u64 = 5;
-/// So many voices asked, and not one known, are enough to stop asking.
+/// If this many voices were looked up and none was found, the pass stops.
 const HOPELESS_AFTER: u64 = 100;
 
-/// What is recorded of a voice that single lookups did not find.
+/// What is known about a voice that single lookups did not find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Absence {
     /// Lookups in a row, with one key, that did not find it.
     pub times: u32,
     /// Time since the first of them.
     pub lasting: Duration,
-    /// What the same key found otherwise.
+    /// What the same key found besides it.
     pub others: Others,
 }
 
-/// What a key found besides a voice that it did not find.
+/// What a key found besides a missing voice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Others {
     /// Other voices, since the first lookup that did not find this one.
     FoundSince,
     /// Other voices, before that.
     FoundBefore,
-    /// Nothing, ever: it may be the key of another workspace.
+    /// Nothing so far: the key may be of another workspace.
     NeverFound,
 }
 
-/// Whether an absence is believed.
+/// Whether a missing voice is believed to be missing.
 ///
-/// `missing_after` of zero believes the first one. Otherwise it takes three over that time, with
-/// another voice found in between. An application with a single voice in processing has no other to
-/// find; if its key found voices earlier, the absence is believed once it has lasted for `fail_after`.
+/// If `missing_after` is zero, the first lookup is believed. Otherwise it takes three lookups over that time, with
+/// another voice found in between. An application with a single voice in processing has no other to find: if its key
+/// found voices earlier, the voice must have been missing for `fail_after`.
 pub fn is_confirmed(
     absence: Absence,
     missing_after: Duration,
@@ -64,33 +63,33 @@ pub fn is_confirmed(
     times >= CONFIRMATIONS && long_enough.is_some_and(|limit| lasting >= limit)
 }
 
-/// What to do about a mass absence.
+/// What to do about mass absence.
 pub const MASS_ABSENCE_ADVICE: &str = "set the key of the right workspace (ELEVENLABS_API_KEY); if these voices were \
                                        really deleted, name them with `voice-sync sync-once --voice`, fewer than ten \
                                        at a time";
 
-/// What an account has missed and found, over all passes and processes.
+/// What an account missed and found, over all passes and processes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MassAbsence {
     /// Voices in processing that are missing.
     pub missing: u64,
     /// Voices that failed within a day because they were missing.
     pub failed: u64,
-    /// Voices that were found within a day, counted no further than it matters.
+    /// Voices that were found within a day, counted only as far as it matters.
     pub found: u64,
-    /// Whether it was there before, and is not over.
+    /// Whether mass absence was already in effect and has not ended.
     pub lasts: bool,
 }
 
 impl MassAbsence {
-    /// So many found voices are as good as any number, for so many that are missing.
+    /// How many found voices need to be counted for this many missing ones.
     pub fn enough_found(missing: u64) -> u64 {
         missing.saturating_mul(TOO_MANY)
     }
 
-    /// Whether no voice may fail for being missing: at least ten are missing, or were and failed, and more than a
-    /// fifth of all. Once that was so, it lasts until the missing ones are a fifth at the most: a few that arrive
-    /// one after the other are no reason to believe the key again.
+    /// Whether no voice may fail for being missing: at least ten are missing, or failed because they were, and they
+    /// are more than a fifth of all. Once this is so, it lasts until at most a fifth are missing, even if fewer
+    /// than ten are.
     pub fn forbids_failures(self) -> bool {
         let Self {
             missing,
@@ -105,7 +104,7 @@ impl MassAbsence {
         }
     }
 
-    /// The same as one pass would have counted it.
+    /// The same, as one pass would have counted it.
     pub fn as_guard(self) -> MassAbsenceGuard {
         MassAbsenceGuard {
             answered: self.missing + self.failed + self.found,
@@ -114,7 +113,7 @@ impl MassAbsence {
     }
 }
 
-/// Guards against a key of another workspace, over the voices asked in one pass.
+/// Detects a key of another workspace, by the voices that were looked up in one pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MassAbsenceGuard {
     answered: u64,
@@ -128,17 +127,17 @@ impl MassAbsenceGuard {
         self.missing += missing;
     }
 
-    /// Voices that were asked about.
+    /// Voices that were looked up.
     pub fn answered(&self) -> u64 {
         self.answered
     }
 
-    /// Voices that the provider did not know.
+    /// Voices that the provider did not find.
     pub fn missing(&self) -> u64 {
         self.missing
     }
 
-    /// Voices that the provider knew.
+    /// Voices that the provider found.
     pub fn found(&self) -> u64 {
         self.answered - self.missing
     }
@@ -153,12 +152,12 @@ impl MassAbsenceGuard {
         self.missing > 0
     }
 
-    /// More than a fifth, and at least ten, are missing: none of them may fail by it.
+    /// Whether more than a fifth, and at least ten, are missing: then none of them may fail.
     pub fn is_tripped(&self) -> bool {
         self.missing >= FUSE_FLOOR && self.missing * TOO_MANY > self.answered
     }
 
-    /// Not one of many was found: asking on would only waste requests.
+    /// Whether many voices were looked up and none was found: more requests would be wasted.
     pub fn finds_nothing(&self) -> bool {
         self.answered >= HOPELESS_AFTER && !self.found_any()
     }

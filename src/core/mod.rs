@@ -1,4 +1,4 @@
-//! What is decided, and what it is decided on. Pure: no IO and no clock, times are arguments. Nothing here imports
+//! Decisions and the data that they are based on. Pure: no IO and no clock, times are arguments. Nothing here imports
 //! anything from outside this folder.
 
 pub mod backlog;

@@ -1,6 +1,6 @@
-//! Nudging previews: some instant clones get no preview before the first text-to-speech request. Pure.
+//! Nudging previews: some instant clones have no preview until the first text-to-speech request. Pure.
 //!
-//! Such a request costs credits, so a voice gets one, for ever.
+//! Such a request costs credits, so each voice gets only one, ever.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,8 +9,9 @@ use super::transition::{Claimed, Seen};
 use super::verdict::{AgeFrom, Stage};
 use super::voice::{Category, Voice};
 
-/// How long nothing is nudged after the provider refused it, or asked for a pause without saying how long, after a nudge
-/// without a clear answer, and after one that never left: an outage must not use up the only nudges of many voices.
+/// How long nudging pauses: after the provider refused it; after a request for a pause without a time, or an answer
+/// that was not clear; and after a request that was not sent. An outage must not use up the only nudge of many
+/// voices.
 const REFUSED: Duration = Duration::from_secs(6 * 60 * 60);
 const UNCLEAR: Duration = Duration::from_secs(15 * 60);
 const UNSENT: Duration = Duration::from_secs(60);
@@ -22,38 +23,39 @@ pub const MAX_STOP: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct NudgeRules {
     /// How long a voice must have been in processing.
     pub after: Duration,
-    /// Nudges in a day, of all processes together.
+    /// The maximum number of nudges per day, of all processes together.
     pub limit: u32,
 }
 
-/// What came of a nudge.
+/// The result of a nudge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Nudge {
-    /// Nothing that is known: it may be under way, or its process may have died.
+    /// Not known: it may be in flight, or its process may have died.
     Sent,
     /// The voice speaks.
     Spoke,
-    /// The provider said that this voice does not.
+    /// The provider says that this voice cannot speak.
     Silent,
-    /// There was no answer, or one that says nothing about the voice.
+    /// There was no answer, or an answer that says nothing about the voice.
     Unclear,
-    /// The provider does not let this key make speech, for now.
+    /// The provider refuses text-to-speech with this key for now.
     Refused,
-    /// There was no connection. This voice may be nudged another time.
+    /// There was no connection. This voice may be nudged later.
     Unsent,
 }
 
-/// What the provider answered to a nudge, with its words.
+/// The provider's answer to a nudge, with its message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NudgeAnswer {
     Spoke,
     Silent(String),
     Unclear(String),
-    /// The request is wrong. That lies in the voice if others were spoken with lately, or else in the model or the plan.
+    /// The request is wrong. The cause is the voice if others were spoken with lately; otherwise it is the model or
+    /// the plan.
     Rejected(String),
-    /// The quota is exceeded, or the key or the plan has no text-to-speech.
+    /// The quota is exceeded, or the key or the plan does not include text-to-speech.
     Refused(String),
-    /// It wants fewer requests, from so much later on.
+    /// The provider asks for fewer requests, for this time.
     Throttled(String, Option<Duration>),
     Unsent(String),
 }
@@ -79,7 +81,7 @@ impl Nudge {
         }
     }
 
-    /// From its word. One of a newer version says nothing to this one.
+    /// Reads a stored name. The name of a newer version counts as unclear.
     pub fn parse(word: &str) -> Self {
         let known = Self::ALL.into_iter().find(|nudge| nudge.as_str() == word);
         known.unwrap_or(Self::Unclear)
@@ -92,16 +94,16 @@ impl fmt::Display for Nudge {
     }
 }
 
-/// What follows from an answer.
+/// The consequences of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NudgeOutcome {
     pub nudge: Nudge,
-    /// How long nothing is nudged, if so.
+    /// How long nudging pauses, if it does.
     pub pause: Option<Duration>,
 }
 
 impl NudgeAnswer {
-    /// What follows from it. `others_spoke` says whether others did within a day.
+    /// The consequences of an answer. `others_spoke` is whether other voices spoke within a day.
     pub fn outcome(&self, others_spoke: bool) -> NudgeOutcome {
         let (nudge, pause) = match self {
             Self::Spoke => (Nudge::Spoke, None),
@@ -132,8 +134,8 @@ impl NudgeAnswer {
 }
 
 impl NudgeRules {
-    /// Whether a voice that was just looked up, and stays in processing, is one to nudge. `held` is the time since it
-    /// was claimed.
+    /// Whether a voice that was looked up just now, and stays in processing, should be nudged. `held` is the time
+    /// since it was claimed.
     pub fn want(
         &self,
         claimed: &Claimed,

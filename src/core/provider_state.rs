@@ -1,61 +1,61 @@
-//! How an account stands with the provider: what one process learns the hard way and all others,
-//! and the next run of cron, should know.
+//! The state of an account at the provider: what one process learned, and all other processes and later runs should
+//! know.
 
 use std::time::Duration;
 
-/// The circuit breaker stays open for no longer.
+/// The longest time that the circuit breaker stays open.
 pub const MAX_OPEN: Duration = Duration::from_secs(5 * 60);
-/// A `Retry-After` that is longer counts as this.
+/// A longer `Retry-After` counts as this.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(5 * 60);
 /// How long a request counts for the retry budget.
 pub const RETRY_WINDOW: Duration = Duration::from_secs(120);
 
-/// Times are spans from now, since every process has a clock of its own.
+/// Times are relative to now, because each process has its own clock.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ProviderState {
-    /// How often the breaker opened without an answer since; 0 if it is closed.
+    /// How often the circuit breaker has opened since the last answer; 0 if it is closed.
     pub opened: u32,
-    /// How long it stays open; zero and `opened`: somebody should probe.
+    /// How long it stays open. If this is zero and `opened` is not, a probe is due.
     pub open_for: Duration,
-    /// How long the provider asked not to be asked.
+    /// How long the provider asked to wait.
     pub cooldown: Duration,
-    /// The concurrency that the provider bore last, where that was found out.
+    /// The concurrency limit that was found last, if any.
     pub concurrency: Option<f64>,
 }
 
-/// What a process learned, and others should know at once.
+/// What a process learned and others should know at once.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum StateChange {
     /// The breaker opened or closed.
     Breaker(ProviderState),
-    /// The provider asked for a pause. Of the breaker this says nothing: another process may have
-    /// opened it meanwhile.
+    /// The provider asked for a pause. This does not change the circuit breaker, which another process may have
+    /// opened meanwhile.
     Pause(ProviderState),
 }
 
 impl ProviderState {
-    /// Whether nobody may ask now.
+    /// Whether requests must not be sent now.
     pub fn is_open(&self) -> bool {
         self.opened > 0 && !self.open_for.is_zero()
     }
 
-    /// Whether one process may ask, to find out whether the provider answers again.
+    /// Whether one process may send a probe, to find out whether the provider works again.
     pub fn wants_probe(&self) -> bool {
         self.opened > 0 && self.open_for.is_zero()
     }
 }
 
-/// What other processes spent within the window.
+/// What other processes used within the window.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Spent {
     /// Requests that did not repeat an earlier one.
     pub first_tries: u32,
-    /// Requests that did.
+    /// Requests that repeated an earlier one.
     pub retries: u32,
 }
 
 impl Spent {
-    /// From what a ledger counts: requests in all, and those of them that were retries.
+    /// From the counts in a ledger: all requests, and the retries among them.
     pub fn counted(requests: i64, retries: i64) -> Self {
         let count = |number: i64| u32::try_from(number.max(0)).unwrap_or(u32::MAX);
         Self {
@@ -65,13 +65,13 @@ impl Spent {
     }
 }
 
-/// How hard the provider may be pressed just now.
+/// The current limits of requests to the provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pressure {
-    /// Requests that may be under way.
+    /// The number of concurrent requests.
     pub limit: u32,
-    /// Whether the breaker is open, or a pause was asked for.
+    /// Whether the circuit breaker is open, or a cooldown lasts.
     pub is_open: bool,
-    /// Repetitions that the budget has left.
+    /// Repetitions left in the retry budget.
     pub retries_left: u32,
 }

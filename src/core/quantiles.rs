@@ -1,20 +1,20 @@
-//! How long things took, as counts that can be added up, stored, and asked for quantiles. Pure.
+//! Durations as counts in buckets, which can be added, stored, and read as quantiles. Pure.
 //!
-//! A DDSketch (Masson, Rim and Lee: "DDSketch: a fast and fully-mergeable quantile sketch with
-//! relative-error guarantees", VLDB 2019) without a bound on its buckets, of which the times that voices
-//! take, from a tenth of a second to years, fill a few dozen.
+//! This is a DDSketch (Masson, Rim and Lee: "DDSketch: a fast and fully-mergeable quantile sketch with relative-error
+//! guarantees", VLDB 2019) without a limit on its buckets. Times from a tenth of a second to years fill a few dozen
+//! buckets.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Each bucket reaches so many times as far as the one below: quantiles are right to within 5 %.
+/// Each bucket's upper end is this many times that of the one below: quantiles are accurate to 5 %.
 const GROWTH: f64 = 1.1;
-/// What is shorter is of no interest.
+/// Shorter durations count as this.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// A multiset of durations. As JSON: buckets, by their number, with their counts.
+/// A multiset of durations. In JSON: the counts of the buckets, by bucket number.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Quantiles(BTreeMap<i32, u64>);
@@ -25,25 +25,25 @@ impl Quantiles {
         self.add_to_bucket(Self::bucket(duration), 1);
     }
 
-    /// Adds to a bucket, as another sketch has it.
+    /// Adds a count to a bucket, from another sketch.
     pub fn add_to_bucket(&mut self, bucket: i32, count: u64) {
         let before = self.0.entry(bucket).or_default();
         *before = before.saturating_add(count);
     }
 
-    /// How many were added.
+    /// The number of durations.
     pub fn count(&self) -> u64 {
         self.0
             .values()
             .fold(0, |sum, count| sum.saturating_add(*count))
     }
 
-    /// The buckets that are not empty, by their numbers, with their counts.
+    /// The buckets that are not empty, with their counts.
     pub fn buckets(&self) -> impl Iterator<Item = (i32, u64)> {
         self.0.iter().map(|(bucket, count)| (*bucket, *count))
     }
 
-    /// How many were longer than this, about: within a bucket, they are taken for evenly spread.
+    /// About how many were longer than this: within a bucket, they are assumed to be evenly spread.
     pub fn beyond(&self, duration: Duration) -> f64 {
         let seconds = duration.as_secs_f64();
         let longer = self.0.iter().map(|(bucket, count)| {
@@ -61,7 +61,7 @@ impl Quantiles {
         seconds.log(GROWTH).ceil() as i32
     }
 
-    /// The duration that a part, from 0 to 1, of them did not exceed; none, if there are none.
+    /// The duration that this share of them, from 0 to 1, did not exceed; `None` if there are none.
     pub fn quantile(&self, part: f64) -> Option<Duration> {
         let rank = (part.clamp(0.0, 1.0) * self.count() as f64).ceil().max(1.0) as u64;
         let mut below: u64 = 0;
@@ -69,7 +69,7 @@ impl Quantiles {
             below = below.saturating_add(*count);
             (below >= rank).then_some(*bucket)
         })?;
-        // As far from the bucket's lower end as from its upper one, by their ratio.
+        // The geometric middle of the bucket.
         let middle = 2.0 * GROWTH.powi(bucket) / (GROWTH + 1.0);
         Some(Duration::try_from_secs_f64(middle).unwrap_or(Duration::MAX))
     }
@@ -102,7 +102,7 @@ mod tests {
         fn quantiles_are_right_to_within_5_percent(
             mut millis in prop::collection::vec(100u64..1_000_000_000, 1..200), part in 0.0f64..=1.0, cut in 0usize..200,
         ) {
-            // Added up from two, one of which was stored.
+            // The sum of two sketches, one of which was stored.
             let (mut one, mut other) = (Quantiles::default(), Quantiles::default());
             for (at, millis) in millis.iter().enumerate() {
                 let sketch = if at < cut { &mut one } else { &mut other };

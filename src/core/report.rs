@@ -1,4 +1,4 @@
-//! What a pass did, in numbers, and what that means for its exit code. Pure.
+//! What a pass did, in numbers, and the exit code that follows. Pure.
 
 use std::fmt;
 
@@ -10,27 +10,27 @@ use crate::core::exit::Exit;
 use crate::core::format::timestamp;
 use crate::core::missing::MassAbsenceGuard;
 
-/// Voices, requests and events, counted over one pass.
+/// Voices, requests and events of one pass.
 ///
 /// `due = looked_up + unavailable + leased_elsewhere`, and
 /// `looked_up = completed + failed + processing + missing + superseded + set_aside`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// Everything the pass meant to ask about.
+    /// All voices that the pass had to look up.
     pub due: u64,
-    /// Of those, answered.
+    /// Of those, voices with an answer.
     pub looked_up: u64,
     /// Moved to completed.
     pub completed: u64,
     /// Moved to failed.
     pub failed: u64,
-    /// Answered, and not decided yet.
+    /// Answered, and still in processing.
     pub processing: u64,
-    /// Not known to the provider, and not failed by it (yet).
+    /// Not known to the provider, and not failed for it (yet).
     pub missing: u64,
-    /// Asked without an answer, or not asked because the provider was down or time ran out.
+    /// Not looked up, or without an answer.
     pub unavailable: u64,
-    /// Of those, the ones that an earlier pass had found to be unanswerable.
+    /// Of those, voices that an earlier pass had found to be unanswerable.
     #[serde(skip_serializing_if = "is_zero")]
     pub unanswerable: u64,
     /// Of those, the ones whose rows the application had locked.
@@ -38,7 +38,7 @@ pub struct Counts {
     pub locked: u64,
     /// Could not be asked about or stored.
     pub set_aside: u64,
-    /// Just being asked about by another process.
+    /// Leased by another process.
     pub leased_elsewhere: u64,
     /// Answered, but the row had changed meanwhile.
     pub superseded: u64,
@@ -46,13 +46,13 @@ pub struct Counts {
     pub requests: u64,
     /// Requests that repeated an earlier one.
     pub retries: u64,
-    /// Events committed with their transition.
+    /// Events that were committed with their transition.
     pub events_recorded: u64,
     /// Events that reached the event bus.
     pub events_published: u64,
-    /// Events recorded, by this or an earlier run, and not published yet.
+    /// Events that were recorded by this or an earlier run, and are not published yet.
     pub events_pending: u64,
-    /// Requests for speech that were to make a preview appear, and the characters that were spoken.
+    /// Text-to-speech requests that make previews appear, and the characters that were spoken.
     pub nudged: u64,
     pub nudge_characters: u64,
 }
@@ -101,17 +101,17 @@ impl Counts {
         self.nudge_characters += nudge_characters;
     }
 
-    /// Requests that looked voices up: those that the request budget is for.
+    /// Requests that looked voices up, which the request budget counts.
     pub fn lookup_requests(&self) -> u64 {
         self.requests.saturating_sub(self.nudged)
     }
 
-    /// Whether other processes held all voices that there were: such a pass says nothing about them.
+    /// Whether other processes leased all voices that were due: such a pass says nothing about them.
     pub fn only_met_leases(&self) -> bool {
         self.due > 0 && self.due == self.leased_elsewhere && self.events_published == 0
     }
 
-    /// Voices that were answered, whatever came of it.
+    /// Voices with an answer of any kind.
     pub fn answered(&self) -> u64 {
         self.completed
             + self.failed
@@ -122,27 +122,27 @@ impl Counts {
     }
 }
 
-/// Why a pass ended before it had asked about everything.
+/// Why a pass ended before it had looked up all voices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StopReason {
-    /// The provider refuses the key, in its words.
+    /// The provider refuses the key, with its message.
     KeyRefused(String),
-    /// So many voices are missing that the key is probably of another workspace.
+    /// Too many voices are missing: the key is probably of another workspace.
     OtherWorkspace(MassAbsenceGuard),
-    /// The provider does not answer.
+    /// The circuit breaker is open, or the provider asked for a pause.
     ProviderDown,
     /// `--max-runtime` is over.
     TimeOver,
-    /// The process was told to stop.
+    /// The process received a signal to stop.
     Stopped,
-    /// The database failed, with the code to exit with and its words.
+    /// The database failed: the exit code, and the message.
     Database(Exit, String),
-    /// The database refuses every change, likewise.
+    /// The database refuses every change: the exit code, and the message.
     ChangesRefused(Exit, String),
 }
 
 impl StopReason {
-    /// Whether it says something even if every voice had been asked about.
+    /// Whether it matters even if every voice was looked up.
     pub fn is_about_the_key(&self) -> bool {
         match self {
             Self::KeyRefused(_) | Self::OtherWorkspace(_) => true,
@@ -187,9 +187,9 @@ impl fmt::Display for StopReason {
 pub enum Part {
     /// The application's table and voice-sync's own.
     Database,
-    /// Who is asked.
+    /// The provider that voices are looked up at.
     Provider,
-    /// Where events go.
+    /// The event bus that events are published to.
     EventBus,
 }
 
@@ -203,17 +203,17 @@ impl fmt::Display for Part {
     }
 }
 
-/// What kept voices or events from getting through.
+/// What prevented voices or events from being processed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obstacle {
     /// Where it is.
     pub part: Part,
-    /// What was seen of it.
+    /// The message.
     pub says: String,
 }
 
 impl StopReason {
-    /// What it is about, if it is about anything but the pass itself.
+    /// The part that it is about, unless it is about the pass itself.
     fn part(&self) -> Option<Part> {
         match self {
             Self::KeyRefused(_) | Self::OtherWorkspace(_) | Self::ProviderDown => {
@@ -224,14 +224,14 @@ impl StopReason {
         }
     }
 
-    /// The obstacle that it is.
+    /// The same as an obstacle, if it is about a part.
     pub fn obstacle(&self) -> Option<Obstacle> {
         let says = self.to_string();
         self.part().map(|part| Obstacle { part, says })
     }
 }
 
-/// One pass, as `sync-once --output json` prints it.
+/// The report of one pass, as `sync-once --output json` prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The pass's own id, which is also in its log lines.
@@ -242,29 +242,29 @@ pub struct Report {
     /// When it ended.
     #[serde(serialize_with = "rfc3339")]
     pub finished_at: DateTime<Utc>,
-    /// Time between the two, in milliseconds of a clock that nobody sets.
+    /// Time between the two in milliseconds, by a monotonic clock.
     pub duration_ms: u64,
-    /// Whether it only read and asked.
+    /// Whether nothing was written.
     pub dry_run: bool,
-    /// What was counted.
+    /// The counts.
     #[serde(flatten)]
     pub counts: Counts,
     /// The code that the process exits with.
     #[serde(serialize_with = "code")]
     pub exit_code: Exit,
-    /// Why the pass stopped before its end, for people.
+    /// Why the pass ended early, for people.
     #[serde(skip)]
     pub reason: Option<String>,
-    /// What kept voices or events from getting through.
+    /// What prevented voices or events from being processed.
     #[serde(skip)]
     pub obstacles: Vec<Obstacle>,
-    /// Whether the key found voices within a day: many that are missing are then no reason to stop asking.
+    /// Whether the key found voices within a day: if so, a pass does not stop because many voices are missing.
     #[serde(skip)]
     pub key_works: bool,
 }
 
 impl Report {
-    /// Adds a later pass. Voices that both asked about are counted twice, as they were asked twice.
+    /// Adds a later pass. Voices that both looked up count twice.
     pub fn merge(&mut self, later: Self) {
         let Self {
             run_id: _,
@@ -288,7 +288,7 @@ impl Report {
         self.key_works = key_works;
     }
 
-    /// The same, but that it came to an end before its time.
+    /// The same report, but of a pass that ended early.
     #[must_use]
     pub fn stopped(self, stop_reason: &StopReason) -> Self {
         Self {
@@ -311,8 +311,8 @@ fn code<S: Serializer>(exit: &Exit, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u8(exit.code())
 }
 
-/// The exit code of a pass. `events_stuck` says that events wait which nobody is publishing. Voices that were
-/// known to be unanswerable before do not count: another run changes nothing about them.
+/// The exit code of a pass. `events_stuck` says that events wait and no process is publishing them. Voices that were
+/// known to be unanswerable do not count: another run changes nothing about them.
 pub fn exit(counts: &Counts, stop_reason: Option<&StopReason>, events_stuck: bool) -> Exit {
     match stop_reason {
         Some(StopReason::Database(exit, _) | StopReason::ChangesRefused(exit, _)) => *exit,
@@ -326,7 +326,7 @@ pub fn exit(counts: &Counts, stop_reason: Option<&StopReason>, events_stuck: boo
 }
 
 impl fmt::Display for Report {
-    /// A few lines for people; what is zero and usually is, is left out.
+    /// A few lines for people. Counts that are usually zero are left out if they are.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let c = &self.counts;
         let seconds = self.duration_ms as f64 / 1000.0;

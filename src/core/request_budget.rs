@@ -1,43 +1,44 @@
-//! How many requests all processes that share a key may send for what is scheduled. Pure.
+//! How many scheduled requests all processes with one key may send. Pure.
 //!
-//! A request is paid for after it was sent: the next one may be sent when the budget has room for it again. So an idle
-//! daemon never waits, nothing is saved up, and a lookup that takes several requests delays the ones after it.
+//! A request counts after it was sent: the next one may be sent when the budget has room for it again. So an idle
+//! daemon never waits, unused budget is not saved up, and a lookup that takes several requests delays the ones after
+//! it.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A turn that took more requests than it has room for, as to isolate bad voices, delays other lookups for no longer
-/// than this, or than one request of the budget. As long as the budget has room again within this time, a hint need not
-/// wait for it: its request is paid for all the same.
+/// A turn that took more requests than it has room for, for example to isolate bad voices, delays other lookups for
+/// at most this time, or for the time of one request. If the budget has room again within this time, a hint does not
+/// wait: its request counts all the same.
 const MAX_DEBT: Duration = Duration::from_secs(10);
-/// What one request of the smallest and of the largest budget takes.
+/// The time that one request takes of the smallest and of the largest budget.
 const LONGEST: Duration = Duration::from_secs(60);
 const SHORTEST: Duration = Duration::from_millis(1);
-/// The longest time that the budget has no room, however little the provider bears.
+/// The longest time that the budget can be used up, however low the concurrency limit is.
 pub const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
 
-/// Requests in a time, on the average.
+/// Average requests per time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestBudget {
-    /// Time that one request takes of the budget.
+    /// The time that one request takes of the budget.
     spacing: Duration,
 }
 
-/// A text that is no request budget.
+/// The text is not a request budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "use a number of requests and a unit of time, such as 60/min, 2/s or 600/h, from 1/min to 1000/s"
 )]
 pub struct InvalidRequestBudget;
 
-/// What a pass took of a budget.
+/// What a pass used of a budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spending {
     pub budget: RequestBudget,
-    /// How long the budget has no room, from the beginning of the pass.
+    /// How long the budget is used up, from the start of the pass.
     pub taken: Duration,
-    /// Voices that one request has room for.
+    /// Voices that fit in one request.
     pub voices_a_request: usize,
 }
 
@@ -48,13 +49,13 @@ impl RequestBudget {
         Self { spacing }
     }
 
-    /// The time in which it has room for one request.
+    /// The time for one request.
     pub fn spacing(self) -> Duration {
         self.spacing
     }
 
-    /// How long the budget has no room after these requests. `pressure` says how much less the provider bears than it
-    /// was configured for, from 1.
+    /// How long the budget is used up after these requests. `pressure` is how much lower the concurrency limit is
+    /// than configured, from 1.
     pub fn taken_by(self, requests: u64, pressure: f64) -> Duration {
         let requests = u32::try_from(requests).unwrap_or(u32::MAX);
         let most = MAX_DEBT.max(self.spacing);
@@ -62,36 +63,36 @@ impl RequestBudget {
         taken.mul_f64(pressure.clamp(1.0, 1e6)).min(MAX_PAUSE)
     }
 
-    /// The time in which it has room to look this many voices up once.
+    /// The time that it needs to look this many voices up once.
     pub fn round(self, voices: u64, voices_a_request: u64) -> Duration {
         self.spacing.mul_f64(requests(voices, voices_a_request))
     }
 
-    /// The least whole number of requests a minute with which each of these voices is looked up once in this time.
+    /// The smallest whole number of requests per minute that looks each of these voices up once in this time.
     pub fn enough_for(voices: u64, voices_a_request: u64, time: Duration) -> u64 {
         let minutes = time.as_secs_f64() / 60.0;
         ((requests(voices, voices_a_request) / minutes).ceil() as u64).max(1)
     }
 
-    /// Whether one more request may be sent for a hint, where the budget has no room for so long.
+    /// Whether one more request may be sent for a hint while the budget is used up for this long.
     pub fn bears_a_hint(self, no_room_for: Duration) -> bool {
         no_room_for <= MAX_DEBT.max(self.spacing)
     }
 
-    /// Requests that a daemon must send at once, if it has a turn this often, to spend all of it.
+    /// The number of requests that a daemon must send at once, with a turn this often, to use all of the budget.
     pub fn requests_in(self, turn: Duration) -> usize {
         let requests = turn.as_secs_f64() / self.spacing.as_secs_f64();
         (requests.ceil() as usize).max(1)
     }
 }
 
-/// Requests that look this many voices up once.
+/// The number of requests that look this many voices up once.
 fn requests(voices: u64, voices_a_request: u64) -> f64 {
     voices.div_ceil(voices_a_request.max(1)) as f64
 }
 
 impl fmt::Display for RequestBudget {
-    /// Requests in the smallest unit in which they are a whole number, or else an hour.
+    /// Requests per second, minute or hour: the smallest unit that gives a whole number, else per hour.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = |unit: f64| unit / self.spacing.as_secs_f64();
         let is_whole = |number: f64| (number - number.round()).abs() < 1e-4 * number;
@@ -206,7 +207,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a daemon does, one request after the other takes no more than the budget allows, and one more.
+        /// Whatever a daemon does, sequential requests never exceed the budget by more than one.
         #[test]
         fn a_budget_is_never_exceeded(number in 1u32..10_000, waits in prop::collection::vec(0u64..5_000, 0..200)) {
             let budget: RequestBudget = format!("{number}/min").parse().expect("a budget");

@@ -1,9 +1,9 @@
-//! When a voice is asked about again. Pure.
+//! When a voice is looked up again. Pure.
 //!
-//! A young voice is mostly finished within seconds, so it is asked about often; one that has been in
-//! processing for an hour will not be finished in the next second. With a tenth of its age between
-//! two lookups, nobody waits for longer than a tenth more than they had to. A daemon whose request budget has room asks
-//! earlier, about those that may well be finished by now.
+//! A young voice is usually finished within seconds, so it is looked up often. One that has been in processing for an
+//! hour will not be finished in the next second. The time between two lookups is a tenth of the voice's age, so a
+//! finished voice is found with a delay of at most a tenth. A daemon whose request budget has room also looks up
+//! earlier those voices that are likely to be finished.
 
 use std::time::Duration;
 
@@ -14,18 +14,18 @@ use crate::core::verdict::Stage;
 /// The shortest and the longest time between two lookups of a voice.
 const SHORTEST: Duration = Duration::from_secs(5);
 pub const LONGEST: Duration = Duration::from_secs(5 * 60);
-/// For what will hardly change by itself: the provider does not know the voice, its owner has to do
-/// something, or it cannot be asked about or stored.
+/// For a voice that is unlikely to change by itself: the provider does not know it, its owner has to do something, or
+/// it cannot be looked up or stored.
 const SLOW: Duration = Duration::from_secs(5 * 60);
 /// The first pause after a voice could not be looked up twice in a row, which doubles each time, and the longest.
 const QUARANTINE: Duration = Duration::from_secs(60);
 const LONGEST_QUARANTINE: Duration = Duration::from_secs(60 * 60);
-/// Finished voices that a request must be expected to find where no voice is due.
+/// If no voice is due, a request is sent only if it is expected to find this many finished voices.
 const WORTH_A_REQUEST: f64 = 0.02;
-/// How much earlier or later, so that voices of one moment do not stay together.
+/// Jitter of the time, so that voices of the same moment spread out.
 const JITTER: f64 = 0.1;
 
-/// How long to leave a voice alone after what was seen of it, at this `age`. `random` is from 0 to 1.
+/// How long a voice is not looked up after this result, at this `age`. `random` is from 0 to 1.
 pub fn again_in(age: Duration, seen: &Seen, random: f64) -> Duration {
     let by_age = (age / 10).clamp(SHORTEST, LONGEST);
     let pause = match seen {
@@ -35,7 +35,7 @@ pub fn again_in(age: Duration, seen: &Seen, random: f64) -> Duration {
         }
         | Seen::Unavailable(_)
         | Seen::Suspected(_) => by_age,
-        // Once may be an accident.
+        // The first failure may be an accident.
         Seen::Unanswerable {
             times: 0 | 1,
             reason: _,
@@ -54,24 +54,24 @@ pub fn again_in(age: Duration, seen: &Seen, random: f64) -> Duration {
     pause.mul_f64(1.0 - JITTER + 2.0 * JITTER * random.clamp(0.0, 1.0))
 }
 
-/// A voice that may be asked about now.
+/// A voice that may be looked up now.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Candidate {
     /// A hint says that it may be finished.
     Hinted,
     /// It was never looked up.
     New,
-    /// It is looked up within seconds each time.
+    /// It is looked up every few seconds.
     Soon(Chance),
-    /// It is looked up now and then.
+    /// It is looked up less often.
     Seldom(Chance),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Chance {
-    /// How likely it is that the voice is finished.
+    /// The likelihood that the voice is finished.
     pub likelihood: f64,
-    /// Whether it is due, whatever the likelihood.
+    /// Whether it is due, whatever its likelihood.
     pub is_due: bool,
 }
 
@@ -91,12 +91,12 @@ impl Candidate {
     }
 }
 
-/// Which of these voices to ask about where there is room for so many, by their places in the list; none, if none is
-/// due and a request is not likely enough to find one finished.
+/// Selects the voices to look up, by their places in the list, if a request has room for this many. None if no voice
+/// is due and a request is unlikely to find a finished one.
 ///
-/// Voices with a hint come first, and new ones: where both do not fit in, half of the room is for either. A quarter of the
-/// room, and of what they leave, is for voices that are seldom asked about and are due, in the order of the list, so that
-/// they are not forgotten over others. The rest is for those that are most likely to be finished.
+/// Voices with a hint and new voices come first; if not all fit, each group gets half of the room. A quarter of the
+/// room, and what these leave, is for due voices that are looked up less often, in the order of the list, so that
+/// they are not forgotten. The rest is for voices that are most likely to be finished.
 pub fn choose(candidates: &[Candidate], room: usize) -> Vec<usize> {
     let (mut hinted, mut new, mut others) = (Vec::new(), Vec::new(), Vec::new());
     for (place, candidate) in candidates.iter().enumerate() {
@@ -144,8 +144,8 @@ pub fn choose(candidates: &[Candidate], room: usize) -> Vec<usize> {
     }
 }
 
-/// How many of the voices that come up next are asked about, if `due` of them are due: a list request
-/// that is not full has room for others, which cost nothing.
+/// How many of the next voices are looked up if `due` of them are due: a list request that is not full has room for
+/// others at no cost.
 pub fn topped_up(due: usize, room: usize) -> usize {
     due.next_multiple_of(room.max(1))
 }
@@ -248,8 +248,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
 
-        /// Voices that are seldom asked about have their share of each turn, however many others are new, hinted at, or
-        /// more likely to be finished. With room for two of them a turn, they wait for half as many turns as they are.
+        /// Voices that are looked up less often get their share of each turn, however many others are new, hinted at,
+        /// or more likely to be finished. With room for two of them per turn, they wait at most half as many turns as
+        /// there are voices of this kind.
         #[test]
         fn no_voice_is_forgotten_over_others(
             seldom in 1usize..300, soon in 0usize..100, fresh in 0usize..20, seed in any::<u64>(),
@@ -285,7 +286,7 @@ mod tests {
     }
 
     proptest! {
-        /// No voice twice, no more than there is room for, and no room left where there are voices.
+        /// No voice is selected twice, no more than there is room for, and no room is unused while there are voices.
         #[test]
         fn a_choice_fills_the_room(
             kinds in prop::collection::vec((0u8..4, 0.0f64..0.1, any::<bool>()), 0..60), room in 0usize..40,

@@ -1,18 +1,19 @@
-//! How likely it is that a voice is finished, by how long others took. Pure.
+//! How likely it is that a voice is finished, derived from how long others took. Pure.
 //!
-//! The survival function is the share of voices that take longer than a time. It is estimated from the completion times
-//! in the ledger, for each kind of voice, and drawn towards what is assumed where nothing is known: a kind without
-//! completions is like all voices, and those are as assumed until there are some.
+//! The survival function is the share of voices that take longer than a given time. It is estimated from the
+//! completion times in the ledger, for each kind of voice. With few completions, the estimate stays close to the
+//! assumption: a kind without completions is treated like all voices, and all voices follow the default until there
+//! are some.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::quantiles::Quantiles;
 
-/// So many completions count as much as what was assumed before.
+/// The weight of the assumption, in completions.
 const PRIOR_WEIGHT: f64 = 20.0;
 
-/// Completion times that were seen.
+/// The observed completion times.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Survival {
     kinds: BTreeMap<String, Quantiles>,
@@ -20,7 +21,7 @@ pub struct Survival {
 }
 
 impl Survival {
-    /// From the times of each kind.
+    /// The completion times of each kind.
     pub fn new(kinds: BTreeMap<String, Quantiles>) -> Self {
         let mut all = Quantiles::default();
         for (bucket, count) in kinds.values().flat_map(Quantiles::buckets) {
@@ -29,7 +30,7 @@ impl Survival {
         Self { kinds, all }
     }
 
-    /// How likely it is that a voice of this age is finished, if it was not when it was last asked about.
+    /// The likelihood that a voice of this age is finished, if it was not finished at its last lookup.
     pub fn likelihood(&self, kind: Option<&str>, age: Duration, unasked_for: Duration) -> f64 {
         let before = self.beyond(kind, age.saturating_sub(unasked_for));
         let now = self.beyond(kind, age);
@@ -48,9 +49,9 @@ fn drawn_towards(prior: f64, times: &Quantiles, time: Duration) -> f64 {
     (PRIOR_WEIGHT * prior + times.beyond(time)) / (PRIOR_WEIGHT + times.count() as f64)
 }
 
-/// Of voices that are not finished at some age, half are at twice that age: a Lomax distribution of shape 1, whose scale
-/// is about the time that the fastest take. With it, a tenth of its age between two lookups finds each voice equally
-/// likely.
+/// The default: of the voices that are not finished at some age, half are finished at twice that age. This is a Lomax
+/// distribution of shape 1, with the time of the fastest voices as its scale. With it, a lookup after each tenth of
+/// the age always finds a voice with the same likelihood.
 fn assumed(time: Duration) -> f64 {
     const SCALE: Duration = Duration::from_secs(5);
     SCALE.as_secs_f64() / (time + SCALE).as_secs_f64()
@@ -94,7 +95,7 @@ mod tests {
 
     #[test]
     fn voices_are_likeliest_to_be_finished_when_others_were() {
-        // Half take 20 s, and half an hour.
+        // Half of them take 20 s, the others an hour.
         let times: Vec<f64> = (0..1000)
             .map(|n| f64::from(n % 2).mul_add(3580.0, 20.0) * (0.95 + f64::from(n) / 10_000.0))
             .collect();
@@ -107,7 +108,7 @@ mod tests {
     }
 
     proptest! {
-        /// A probability, which grows with the time since the last lookup, whatever was learned.
+        /// The likelihood is between 0 and 1, and grows with the time since the last lookup, whatever was learned.
         #[test]
         fn the_longer_nobody_asked_the_likelier(
             times in prop::collection::vec(0.1f64..100_000.0, 0..300), age in 0.0f64..100_000.0,

@@ -1,4 +1,4 @@
-//! What becomes of a voice that a pass looked up: a change of its status, or a note. Pure.
+//! The effect of a lookup: a change of status, or a note. Pure.
 
 use std::time::Duration;
 
@@ -13,32 +13,32 @@ use super::voice::{InvalidProviderId, Position, ProviderVoiceId, RowId, StoredPr
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claimed {
     pub row: RowId,
-    /// Where it stands in a walk.
+    /// Its position in the order of the pass.
     pub position: Position,
-    /// The provider id, as it stands there.
+    /// The provider id, as it is in the row.
     pub provider_id: Option<String>,
     /// How long it has been in processing.
     pub age: Age,
-    /// Time since the lookup before, or else its age.
+    /// Time since the previous lookup, or else its age.
     pub unasked_for: Duration,
     /// Its kind, if it was ever looked up.
     pub kind: Option<String>,
-    /// Whether it is to be asked about by itself, after the others.
+    /// Whether it is looked up alone, after the others.
     pub is_isolated: bool,
-    /// How often in a row it had no answer while the provider worked.
+    /// How many lookups in a row failed while the provider worked.
     pub unanswered: u32,
-    /// What came of its nudge, if it ever had one.
+    /// The result of its nudge, if it had one.
     pub nudge: Option<Nudge>,
 }
 
 impl Claimed {
-    /// The provider id, checked: only such a one may be asked about.
+    /// The provider id, if it is valid: only a valid one may be looked up.
     pub fn checked_id(&self) -> Result<ProviderVoiceId, InvalidProviderId> {
         ProviderVoiceId::parse(self.provider_id.as_deref().unwrap_or_default())
     }
 }
 
-/// A change of status, on the ground of an answer about `provider_id`.
+/// A change of status, based on an answer about `provider_id`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transition {
     /// The row to change.
@@ -50,7 +50,7 @@ pub struct Transition {
 }
 
 impl Transition {
-    /// The id of the event that tells of it.
+    /// The id of its event.
     pub(crate) fn event_id(&self) -> Uuid {
         event_id(&self.row, &self.provider_id, self.target.event_type())
     }
@@ -61,12 +61,12 @@ impl Transition {
 pub enum Target {
     /// Ready, with a preview that fits the column.
     Completed {
-        /// Where it is.
+        /// The preview.
         preview_url: Option<String>,
     },
-    /// Never ready.
+    /// It will never be ready.
     Failed {
-        /// Why, for the log and voice-sync's own table.
+        /// The reason, for the log and for voice-sync's own table.
         reason: String,
     },
 }
@@ -86,7 +86,7 @@ impl Target {
         }
     }
 
-    /// The event that tells of it.
+    /// The type of its event.
     pub fn event_type(&self) -> EventType {
         match self {
             Self::Completed { .. } => EventType::VoiceCreated,
@@ -95,19 +95,19 @@ impl Target {
     }
 }
 
-/// What became of a claimed voice that made no transition.
+/// The result for a claimed voice without a transition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
     pub row: RowId,
-    /// The provider id that this is about, as it stood there.
+    /// The provider id that this is about, as it is in the row.
     pub provider_id: Option<String>,
-    /// What was seen.
+    /// What was found.
     pub seen: Seen,
-    /// How long to leave it alone.
+    /// How long until the next lookup.
     pub again_in: Duration,
 }
 
-/// What was seen of a voice that made no transition.
+/// What was found about a voice without a transition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seen {
     /// It is still processing.
@@ -118,29 +118,29 @@ pub enum Seen {
     },
     /// The provider does not know it.
     Missing,
-    /// It cannot be asked about or stored.
+    /// It cannot be looked up or stored.
     SetAside(SetAside),
     /// It cannot be looked up, while the provider answers other requests.
     Unanswerable {
         reason: String,
-        /// How often in a row, this time included.
+        /// How often in a row, including this time.
         times: u32,
     },
-    /// It was in a request that failed, perhaps because of it, and there was no time to find out.
+    /// It was in a request that failed, perhaps because of it, and there was no time to look it up alone.
     Suspected(String),
-    /// There was no answer, and why. This changes nothing that is known of the voice.
+    /// There was no answer, with the reason. What is known about the voice stays the same.
     Unavailable(String),
-    /// There was an answer, but the application had changed the row or held a lock on it.
+    /// There was an answer, but the application had changed or locked the row.
     Superseded,
 }
 
-/// Why a voice cannot be asked about or stored.
+/// Why a voice cannot be looked up or stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SetAside {
-    /// Its row has no provider id, or one that is none.
+    /// Its row has no provider id, or an invalid one.
     #[error(transparent)]
     ProviderId(#[from] InvalidProviderId),
-    /// The provider takes its id for a wrong request.
+    /// The provider rejects its id as a wrong request.
     #[error("the provider rejects its id: {0}")]
     Rejected(String),
     /// Its preview cannot be stored.
@@ -152,7 +152,7 @@ pub enum SetAside {
 }
 
 impl SetAside {
-    /// What [`SetAside::kind`] may be.
+    /// All values of [`SetAside::kind`].
     pub const KINDS: [&str; 4] = [
         "provider_id",
         "preview",

@@ -1,4 +1,4 @@
-//! What an answer about a voice means for its row. Pure: time comes in as the voice's age.
+//! What an answer about a voice means for its row. Pure: the time is given as the voice's age.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,43 +8,43 @@ use url::Url;
 
 use crate::core::voice::{Category, FineTuning, FineTuningState, GatewayStatus, Voice};
 
-/// The choices a user has in judging.
+/// The user's settings for verdicts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
-    /// How long a voice may stand in processing; `None` is for ever.
+    /// How long a voice may be in processing; `None` is without limit.
     pub fail_after: Option<Duration>,
-    /// From when that counts.
+    /// When that time starts.
     pub age_from: AgeFrom,
-    /// What becomes of a voice that stood longer than that.
+    /// What happens to a voice that has been in processing for longer.
     pub on_timeout: OnTimeout,
-    /// The fine-tuning models that decide; `None` is all that appear.
+    /// The fine-tuning models that decide; `None` is all models of the voice.
     pub models: Option<BTreeSet<String>>,
 }
 
-/// From when the time that a voice may stand in processing counts.
+/// When the time in processing starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum AgeFrom {
     /// When voice-sync first saw this row in processing with this provider id.
     #[default]
     FirstSeen,
-    /// When the row was created, unless it is known to have been finished since.
+    /// When the row was created, unless it is known to have been finished since then.
     Created,
 }
 
 /// For how long a voice has been in processing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Age {
-    /// Since its row was created, as far as that is known. A row may have been finished and cloned anew since, and
-    /// a timestamp without a zone may be read in another one: this is a guess.
+    /// Since its row was created, as far as known. This may be wrong: a row may have been finished and cloned again
+    /// since then, and a timestamp without a time zone may be read in the wrong one.
     pub created: Duration,
     /// Since voice-sync first saw the row in processing with this provider id.
     pub witnessed: Duration,
-    /// Whether the row has been finished before.
+    /// Whether the row was finished before.
     pub was_finished: bool,
 }
 
 impl Age {
-    /// The age by which a voice may time out.
+    /// The age that counts for the timeout.
     pub fn counted(self, from: AgeFrom) -> Duration {
         match from {
             AgeFrom::FirstSeen => self.witnessed,
@@ -54,40 +54,40 @@ impl Age {
     }
 }
 
-/// What becomes of a voice that was in processing for too long.
+/// What happens to a voice that was in processing for too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum OnTimeout {
     /// It fails.
     #[default]
     Fail,
-    /// It completes without a preview: for applications whose voices speak but get none.
+    /// It completes without a preview: for applications whose voices work but never get one.
     Complete,
 }
 
-/// What the answer means for the row.
+/// What an answer means for a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// The voice is ready.
     Completed {
-        /// Its preview, where it has one.
+        /// The preview, if it has one.
         preview_url: Option<String>,
     },
     /// The voice will never be ready.
     Failed(Failure),
-    /// Nothing is decided yet.
+    /// Not decided yet.
     Processing(Stage),
 }
 
 /// Why a voice failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// A gateway's `status` says so.
+    /// A gateway's `status` says `failed`.
     Reported,
-    /// Moderation locked it.
+    /// Moderation has banned it.
     Banned,
-    /// Training ended without success, with the provider's words.
+    /// Training failed, with the provider's message.
     Training(Option<String>),
-    /// It stood in processing for longer than allowed.
+    /// It was in processing for longer than allowed.
     TimedOut,
     /// The provider does not know it, and this was confirmed.
     Missing,
@@ -109,11 +109,11 @@ impl fmt::Display for Failure {
 /// What a voice in processing waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// The provider makes its preview.
+    /// For the provider to make its preview.
     Preparing,
-    /// A professional voice is queued or being trained.
+    /// For training: a professional voice is queued or being trained.
     Training,
-    /// Its owner has to verify it, or to start its training.
+    /// For its owner, who has to verify it or start its training.
     WaitingForOwner,
 }
 
@@ -127,18 +127,18 @@ impl Stage {
     }
 }
 
-/// The rule that decided.
+/// The rule that decided, as in docs/reference/verdicts.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
     /// A gateway's top-level `status`.
     Status = 1,
     /// A ban.
     Ban = 2,
-    /// A professional voice, by its deciding models.
+    /// A professional voice, by the models that decide.
     Training = 3,
     /// Any other voice, by its preview and verification.
     Preview = 4,
-    /// What is still processing by the others, by its age.
+    /// A voice that is still processing by the other rules, by its age.
     Age = 5,
 }
 
@@ -166,13 +166,13 @@ impl fmt::Display for Rule {
     }
 }
 
-/// Judges one voice by a fresh answer, by the first [`Rule`] that fits. Professional voices are exempt from
-/// [`Rule::Age`]: training takes hours and owners take days.
+/// Judges one voice by an answer, with the first [`Rule`] that applies. Professional voices are exempt from
+/// [`Rule::Age`]: training takes hours, and owners take days.
 pub fn judge(voice: &Voice, age: Duration, rules: &Rules) -> Verdict {
     judge_by_rule(voice, age, rules).1
 }
 
-/// As [`judge`], with the rule that decided.
+/// Same as [`judge`], and returns the rule that decided.
 pub fn judge_by_rule(voice: &Voice, age: Duration, rules: &Rules) -> (Rule, Verdict) {
     let professional = voice.category == Some(Category::Professional);
     let (rule, verdict) = by_status(voice, professional)
@@ -258,26 +258,26 @@ fn completed(voice: &Voice) -> Verdict {
     }
 }
 
-/// Whether a voice of this age may no longer stand in processing.
+/// Whether a voice of this age has been in processing for too long.
 pub fn is_overdue(age: Duration, rules: &Rules) -> bool {
     rules.fail_after.is_some_and(|limit| age > limit)
 }
 
-/// Why a preview cannot be written into the application's row.
+/// Why a preview cannot be written to the application's row.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unstorable {
-    /// NUL, line breaks and the like: PostgreSQL refuses some, browsers read others differently.
+    /// NUL, line breaks and the like: PostgreSQL refuses some of them, and browsers interpret others differently.
     #[error("the preview_url contains the control character {0:?}")]
     ControlCharacter(char),
-    /// Not something a browser could play.
+    /// Not a URL that a browser could play.
     #[error("the preview_url is not an absolute http(s) URL")]
     NotAUrl,
-    /// Cutting it would give a URL that leads elsewhere.
+    /// A shortened URL would point to something else.
     #[error("the preview_url has {chars} characters, but the column holds only {room}")]
     TooLong { chars: usize, room: usize },
 }
 
-/// Checks that a preview can be stored as it is in a column of `room` characters (`None`: any length).
+/// Checks that a preview can be stored unchanged in a column with room for `room` characters (`None`: any length).
 pub fn storable(preview_url: &str, room: Option<usize>) -> Result<(), Unstorable> {
     if let Some(stranger) = preview_url.chars().find(|c| c.is_control()) {
         return Err(Unstorable::ControlCharacter(stranger));
@@ -286,7 +286,7 @@ pub fn storable(preview_url: &str, room: Option<usize>) -> Result<(), Unstorable
     if let Some(room) = room.filter(|&room| chars > room) {
         return Err(Unstorable::TooLong { chars, room });
     }
-    // The parser forgives surrounding spaces and missing slashes; what is stored would keep them.
+    // The parser ignores surrounding spaces and adds missing slashes, but the stored text would not be changed.
     let spelled_out = ["http://", "https://"].iter().any(|scheme| {
         preview_url
             .get(..scheme.len())
@@ -601,7 +601,7 @@ mod tests {
     }
 
     proptest! {
-        /// Growing older only ever decides what was undecided, and never a professional voice.
+        /// A higher age only decides what was undecided, and never a professional voice.
         #[test]
         fn age_never_overturns_a_decision(voice in any_voice(), young in 0u64..86_400, extra in 0u64..1_000_000) {
             let before = judge(&voice, Duration::from_secs(young), &rules());
@@ -613,7 +613,7 @@ mod tests {
             }
         }
 
-        /// What is stored of a preview is what the provider sent.
+        /// A preview is stored exactly as the provider sent it.
         #[test]
         fn a_preview_is_never_altered(voice in any_voice()) {
             if let Verdict::Completed { preview_url } = judge(&voice, YOUNG, &rules()) {

@@ -1,8 +1,8 @@
-//! What is known of a voice: how its row is named, and what the provider says about it.
+//! What is known about a voice: the ids of its row, and what the provider says about it.
 //!
-//! The fields of [`Voice`] are those of the provider's `VoiceResponseModel` that decide how far a
-//! voice is; everything else in its answers is passed over unread. All but `voice_id` may be absent
-//! or null, and values this program does not know are kept as text rather than refused.
+//! The fields of [`Voice`] are those of the provider's `VoiceResponseModel` that decide on a verdict; all other
+//! fields are ignored. All but `voice_id` may be missing or null, and unknown values are kept as text instead of
+//! causing an error.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -32,8 +32,8 @@ impl fmt::Display for RowId {
     }
 }
 
-/// Where a row stands in the order in which a walk over the application's table takes it. Of use to the
-/// store alone: what orders rows is the database's affair.
+/// The position of a row in the order in which a pass goes through the application's table. Only the store interprets
+/// it, because the order depends on the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position(String);
 
@@ -49,10 +49,10 @@ impl Position {
     }
 }
 
-/// The provider's id of a voice, known to be safe inside a URL.
+/// The provider's id of a voice, checked to be safe inside a URL.
 ///
-/// Ids come from the application's table, and so from outside: what is not made of letters, digits,
-/// `-` and `_` never reaches the network.
+/// Ids come from the application's table, so they are untrusted: an id with characters other than letters, digits,
+/// `-` and `_` is never sent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProviderVoiceId(String);
 
@@ -88,7 +88,7 @@ pub enum InvalidProviderId {
     /// The column is null or holds an empty string.
     #[error("the row has no provider id")]
     Absent,
-    /// Longer than any id the provider gives out.
+    /// Longer than any id of the provider.
     #[error("the provider id has {0} characters, more than {max}", max = ProviderVoiceId::MAX_CHARS)]
     TooLong(usize),
     /// A character that cannot be part of an id.
@@ -97,10 +97,10 @@ pub enum InvalidProviderId {
 }
 
 impl ProviderVoiceId {
-    /// Ids seen have 20 characters; the application's column has room for 100.
+    /// Ids of the provider have 20 characters; the application's column has room for 100.
     pub const MAX_CHARS: usize = 100;
 
-    /// Checks an id as it stands in the application's table.
+    /// Checks an id from the application's table.
     pub fn parse(text: &str) -> Result<Self, InvalidProviderId> {
         if text.is_empty() {
             return Err(InvalidProviderId::Absent);
@@ -129,15 +129,15 @@ impl fmt::Display for ProviderVoiceId {
     }
 }
 
-/// What the provider says about one voice, cut down to the fields that decide.
+/// What the provider says about one voice, reduced to the fields that decide.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 pub struct Voice {
     /// The provider's id, by which answers are matched to rows.
     pub voice_id: String,
-    /// Not the provider's own: gateways that normalise it add this.
+    /// Not from the provider itself: some gateways add it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<GatewayStatus>,
-    /// `professional` is trained for hours; all others are instant.
+    /// `professional` voices are trained for hours; all others are instant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category: Option<Category>,
     /// Null until the provider has made the preview.
@@ -146,7 +146,7 @@ pub struct Voice {
     /// Progress of professional training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fine_tuning: Option<FineTuning>,
-    /// Whether the owner has yet to prove that the voice is theirs.
+    /// Whether the owner must still prove that the voice is theirs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub voice_verification: Option<Verification>,
     /// Whether the provider has locked the voice.
@@ -155,24 +155,24 @@ pub struct Voice {
 }
 
 impl Voice {
-    /// The preview, where there is one: an empty string is none.
+    /// The preview, if there is one. An empty string counts as none.
     pub fn preview(&self) -> Option<&str> {
         self.preview_url.as_deref().filter(|url| !url.is_empty())
     }
 
-    /// Whether the voice waits for its owner rather than for the provider.
+    /// Whether the voice waits for its owner, not for the provider.
     pub fn is_unverified(&self) -> bool {
         self.voice_verification.as_ref().is_some_and(|v| {
             v.requires_verification.unwrap_or(false) && !v.is_verified.unwrap_or(false)
         })
     }
 
-    /// The kind of voice, for remembering which kinds the list leaves out.
+    /// The kind of voice, to store which kinds the list does not return.
     pub fn kind(&self) -> &str {
         self.category.as_ref().map_or("unknown", Category::as_str)
     }
 
-    /// Values that this version does not know, for one line in the log.
+    /// Values that this version does not know, for the log.
     pub fn unknown_values(&self) -> Vec<Cow<'static, str>> {
         let mut unknown = Vec::new();
         if let Some(GatewayStatus::Unknown(text)) = &self.status {
@@ -201,16 +201,16 @@ impl Voice {
 pub enum GatewayStatus {
     /// Ready for use.
     Completed,
-    /// Will never be ready.
+    /// It will never be ready.
     Failed,
     /// Not decided yet.
     Processing,
-    /// Anything else; passed over.
+    /// Anything else; ignored.
     #[serde(untagged)]
     Unknown(String),
 }
 
-/// How a voice came to be.
+/// How a voice was made.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Category {
@@ -218,7 +218,7 @@ pub enum Category {
     Generated,
     /// An instant clone.
     Cloned,
-    /// One of the provider's own.
+    /// One of the provider's own voices.
     Premade,
     /// A professional clone, trained for hours.
     Professional,
@@ -226,7 +226,7 @@ pub enum Category {
     Famous,
     /// A shared voice of high quality.
     HighQuality,
-    /// A category newer than this program.
+    /// A category that this version does not know.
     #[serde(untagged)]
     Unknown(String),
 }
@@ -255,7 +255,7 @@ pub struct FineTuning {
 }
 
 impl FineTuning {
-    /// Each model with its state; a null state counts as absent.
+    /// Each model with its state. A null state counts as missing.
     pub fn states(&self) -> impl Iterator<Item = (&str, &FineTuningState)> {
         self.state
             .iter()
@@ -263,13 +263,13 @@ impl FineTuning {
             .filter_map(|(model, state)| Some((model.as_str(), state.as_ref()?)))
     }
 
-    /// What the provider says of a model, in its own words.
+    /// The provider's message about a model.
     pub fn message(&self, model: &str) -> Option<&str> {
         self.message.as_ref()?.get(model)?.as_deref()
     }
 }
 
-/// How far the training for one model is.
+/// The state of the training for one model.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FineTuningState {
@@ -277,14 +277,14 @@ pub enum FineTuningState {
     NotStarted,
     /// Waits for the provider.
     Queued,
-    /// Under way.
+    /// In progress.
     FineTuning,
     FineTuned,
-    /// Over, without success.
+    /// Finished without success.
     Failed,
-    /// Waits for the provider, longer than usual.
+    /// Waits for the provider for longer than usual.
     Delayed,
-    /// A state newer than this program: still processing.
+    /// A state that this version does not know: still processing.
     #[serde(untagged)]
     Unknown(String),
 }
@@ -298,26 +298,26 @@ pub struct Verification {
     is_verified: Option<bool>,
 }
 
-/// What the provider's moderation has put on a voice.
+/// Restrictions by the provider's moderation.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum SafetyControl {
     None,
     /// The voice will never be usable.
     Ban,
-    /// Its user must pass a captcha.
+    /// The user must solve a captcha.
     Captcha,
-    /// As [`SafetyControl::Ban`], for an enterprise.
+    /// Same as [`SafetyControl::Ban`], for an enterprise.
     EnterpriseBan,
-    /// As [`SafetyControl::Captcha`], for an enterprise.
+    /// Same as [`SafetyControl::Captcha`], for an enterprise.
     EnterpriseCaptcha,
-    /// A value newer than this program; passed over.
+    /// A value that this version does not know; ignored.
     #[serde(untagged)]
     Unknown(String),
 }
 
 impl SafetyControl {
-    /// Whether the voice is locked for good.
+    /// Whether the voice is locked permanently.
     pub fn is_ban(&self) -> bool {
         match self {
             Self::Ban | Self::EnterpriseBan => true,

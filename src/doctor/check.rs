@@ -1,4 +1,4 @@
-//! What a check found, and what to do about it. Pure.
+//! The result of a check, and what to do about it. Pure.
 
 use std::fmt;
 
@@ -11,21 +11,21 @@ use crate::core::format::in_line;
 /// One line of `voice-sync doctor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What was looked at, in a word or two.
+    /// What was checked, in a word or two.
     pub check: &'static str,
     pub state: State,
-    /// What was seen.
+    /// The result.
     pub says: String,
     /// What to do, if anything.
     pub advice: Option<String>,
 }
 
-/// How something is.
+/// The outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// As it should be.
+    /// No problem.
     Fine,
-    /// It works, and may still surprise.
+    /// It works, but may cause problems.
     Doubtful,
     /// `sync-once` would exit with this code.
     Broken(Exit),
@@ -48,7 +48,7 @@ impl Serialize for State {
 }
 
 impl Check {
-    /// All is well.
+    /// The check passed.
     pub fn fine(check: &'static str, says: impl Into<String>) -> Self {
         Self {
             check,
@@ -58,7 +58,7 @@ impl Check {
         }
     }
 
-    /// It works, but.
+    /// It works, but may cause problems; with advice.
     pub fn doubtful(
         check: &'static str,
         says: impl Into<String>,
@@ -72,7 +72,7 @@ impl Check {
         }
     }
 
-    /// It does not work.
+    /// The check failed: `sync-once` would exit with this code.
     pub fn broken(check: &'static str, exit: Exit, says: impl Into<String>) -> Self {
         Self {
             check,
@@ -118,7 +118,7 @@ impl fmt::Display for Check {
     }
 }
 
-/// The code that `sync-once` would exit with: that of the first thing which it would stumble over.
+/// The code that `sync-once` would exit with: that of the first failed check.
 pub fn exit(checks: &[Check]) -> Exit {
     let broken = checks.iter().find_map(|check| match check.state {
         State::Broken(exit) => Some(exit),

@@ -1,4 +1,4 @@
-//! What `voice-sync doctor` says of the database and of the application's table.
+//! The checks of `voice-sync doctor` for the database and the application's table.
 
 use std::time::Duration;
 
@@ -9,18 +9,19 @@ use super::{postgres, sqlite};
 use crate::core::format::number_of;
 use crate::store::{Database, NaiveZone, Names, PURGE, Selection, Store, StoreError, literal};
 
-/// Clocks that are further apart than this are said to be.
+/// Clocks that differ by more than this are reported.
 pub(super) const CLOCKS_APART: Duration = Duration::from_secs(2);
-/// Rows that are made so far in the future are of another zone, or of another clock.
+/// Rows created further in the future than this have another time zone, or another clock.
 const CLOCKS_AHEAD: Duration = Duration::from_secs(60);
-/// No two zones are closer together that are not the same.
+/// The smallest difference between two time zones.
 const ZONES_APART: Duration = Duration::from_secs(15 * 60);
-/// So many rows, first seen later than others, tell how soon they are seen.
+/// This many rows that were first seen later than others are enough to judge how old rows are when they are first
+/// seen.
 const TELLING: i64 = 3;
 /// A table with fewer rows needs no index to find the voices in processing.
 pub(super) const SMALL_TABLE: u32 = 10_000;
 
-/// What kind of database it is, and whether it can be worked with.
+/// Which database it is, and whether voice-sync can use it.
 pub async fn database(database: &Database) -> Result<Check, StoreError> {
     match database {
         Database::Postgres(connections) => postgres::server(connections).await,
@@ -28,7 +29,7 @@ pub async fn database(database: &Database) -> Result<Check, StoreError> {
     }
 }
 
-/// What could surprise a pass on this table.
+/// What could cause a pass on this table to fail or surprise.
 pub async fn table(store: &Store, names: &Names) -> Vec<Check> {
     let mut checks = vec![columns(store, names)];
     checks.extend(store.missing_columns().iter().map(|column| {
@@ -69,12 +70,13 @@ fn columns(store: &Store, names: &Names) -> Check {
     Check::fine("table", says)
 }
 
-/// A check that failed is a finding too, and what was found before it stays.
+/// A check that fails is a result too: earlier results are kept.
 pub(super) fn found(check: &'static str, result: Result<Check, StoreError>) -> Check {
     result.unwrap_or_else(|error| Check::broken(check, error.exit(), error.to_string()))
 }
 
-/// Likewise for what only `doctor` asks: no pass fails because a large table is not counted in time.
+/// Same as [`found`], for queries that only `doctor` makes: a count that times out is a warning, because passes do
+/// not count.
 pub(super) fn counted(check: &'static str, result: Result<Check, StoreError>) -> Check {
     match result {
         Err(StoreError::Contended(reason)) => Check::doubtful(
@@ -86,7 +88,7 @@ pub(super) fn counted(check: &'static str, result: Result<Check, StoreError>) ->
     }
 }
 
-/// Whether the database takes the update that a pass makes.
+/// Whether the database accepts the UPDATE of a pass.
 pub(super) fn update(result: Result<(), StoreError>) -> Check {
     const CHECK: &str = "update";
     match result {
@@ -95,7 +97,7 @@ pub(super) fn update(result: Result<(), StoreError>) -> Check {
     }
 }
 
-/// Whether a list of values has those that voice-sync writes.
+/// Whether a list of values contains those that voice-sync writes.
 pub(super) fn lists_ours(list: &str, names: &Names) -> bool {
     [&names.statuses.completed, &names.statuses.failed]
         .into_iter()
@@ -132,7 +134,7 @@ async fn backlog(store: &Store) -> Result<Check, StoreError> {
     Ok(Check::fine("backlog", says))
 }
 
-/// Whether voices wait under a status that no pass looks for.
+/// Whether voices have a status like `processing` that no pass looks for.
 async fn statuses(store: &Store, names: &Names) -> Result<Check, StoreError> {
     const CHECK: &str = "statuses";
     let others = store.other_statuses(u32::MAX).await?;
@@ -167,17 +169,18 @@ async fn statuses(store: &Store, names: &Names) -> Result<Check, StoreError> {
     )
 }
 
-/// What tells in which time zone the application writes.
+/// Evidence of the time zone in which the application writes.
 #[derive(Debug, Clone, Default)]
 struct Times {
-    /// The zone of the database's or a role's settings, where `created_at` has none and its default is the present.
+    /// The time zone of the database's or a role's settings, if `created_at` has no time zone and its default is the
+    /// current time.
     default_in: Option<String>,
-    /// How far in the future the newest row of the backlog was made.
+    /// How far in the future the newest row of the backlog was created.
     ahead: Option<Duration>,
-    /// How long rows of the backlog had been there, at least, when voice-sync first saw them: of those that it saw
+    /// The least age that rows of the backlog had when voice-sync first saw them. Only rows count that it first saw
     /// later than others.
     behind: Option<Duration>,
-    /// How many these are.
+    /// How many rows these are.
     late: i64,
 }
 
@@ -262,13 +265,13 @@ async fn times(
     Ok(zone(&times, &names.zone))
 }
 
-/// Counts rows completed, since the oldest event that is still known, without one of their own.
+/// Counts rows that were completed since the oldest known event and have no event of their own.
 async fn second_poller(store: &Store) -> Result<Check, StoreError> {
     const CHECK: &str = "second poller";
     let (table, dialect) = (store.table(), store.dialect());
     let [outbox, batches] = ["outbox", "batches"].map(|table| dialect.own(table));
     let runs = dialect.own("runs");
-    // What `outbox purge` removed says nothing about who completed a voice.
+    // Events that `outbox purge` removed say nothing about who completed a voice.
     let since = format!(
         "SELECT max(since) AS since FROM (
              SELECT min(recorded_at) AS since FROM (

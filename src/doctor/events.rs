@@ -1,4 +1,4 @@
-//! What `voice-sync doctor` says of the event bus.
+//! The event bus checks of `voice-sync doctor`.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ const BUS: &str = "event bus";
 const STREAMS: &str = "streams";
 const MEMORY: &str = "bus memory";
 
-/// Looks at the Redis, and writes nothing to it.
+/// Checks the Redis, and writes nothing to it.
 pub async fn bus(publisher: &Publisher) -> Vec<Check> {
     let mut connection = match publisher.server().connect().await {
         Ok(connection) => connection,
@@ -61,8 +61,8 @@ pub async fn bus(publisher: &Publisher) -> Vec<Check> {
     checks
 }
 
-/// What this user may not do, where Redis can tell without doing it: from version 7 on, and to a
-/// user who may ask.
+/// What this user lacks permission for, where Redis can say so without a write: from version 7 on, if the user may
+/// use ACL.
 async fn refused(publisher: &Publisher, connection: &mut MultiplexedConnection) -> Option<String> {
     let who: String = redis::cmd("ACL")
         .arg("WHOAMI")
@@ -106,7 +106,7 @@ async fn streams(publisher: &Publisher, connection: &mut MultiplexedConnection) 
     }
 }
 
-/// Looks whether the application's queue is there, and of a shape that can be used.
+/// Checks that the application's queue exists and has a supported type.
 pub async fn queue(queue: &Queue) -> Check {
     const CHECK: &str = "queue";
     match queue.open().await {
@@ -170,7 +170,7 @@ fn about(address: &str, info: &HashMap<&str, &str>) -> Vec<Check> {
     vec![bus, memory]
 }
 
-/// When snapshots are made; `None` where this user may not know.
+/// When snapshots are saved; `None` if this user may not read the setting.
 async fn saves(connection: &mut MultiplexedConnection) -> Option<String> {
     let mut ask = redis::cmd("CONFIG");
     let answer: Result<HashMap<String, String>, _> =

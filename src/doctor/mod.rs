@@ -1,4 +1,4 @@
-//! The checks of `voice-sync doctor`: everything that `sync-once` would meet.
+//! The checks of `voice-sync doctor`: everything that could make `sync-once` fail.
 
 pub mod check;
 pub mod database;

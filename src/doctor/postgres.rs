@@ -1,4 +1,4 @@
-//! What `voice-sync doctor` says of a PostgreSQL.
+//! The checks of `voice-sync doctor` for PostgreSQL.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ use crate::store::{
     indexes, make_index, of_processing,
 };
 
-/// Which server it is, whether it takes writes, and what its clock says.
+/// Checks the version, whether the server accepts writes, and its clock.
 pub(super) async fn server(connections: &Connections) -> Result<Check, StoreError> {
     const SERVER: &str = "
         SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS standby,
@@ -193,13 +193,14 @@ async fn index(connections: &Connections, names: &Names) -> Result<Check, StoreE
     Ok(database::index(rows, serve, advice))
 }
 
-/// The zone of the database's or a role's settings, if `created_at` has none and its default is the present there.
+/// The time zone of the database's or a role's settings, if `created_at` has no time zone and its default is the
+/// current time.
 pub(super) async fn default_zone(
     store: &Store,
     connections: &Connections,
     names: &Names,
 ) -> Result<Option<String>, StoreError> {
-    // The session's own zone is UTC, whatever others have.
+    // The session's own time zone is always UTC.
     const DEFAULT: &str = "
         SELECT (SELECT substring(c FROM '(?i)^timezone=(.*)$')
                 FROM pg_db_role_setting s, unnest(s.setconfig) c
@@ -218,8 +219,8 @@ pub(super) async fn default_zone(
         .map_or(Ok(None), |row| row.get_optional("zone"))
 }
 
-/// Whether a constraint lists what the status may be, and lists what voice-sync writes, as that of
-/// SQLAlchemy's enums without a type of their own. PostgreSQL prints an `IN` as `= ANY`.
+/// Whether a constraint is a list of allowed statuses that contains what voice-sync writes, as SQLAlchemy makes it
+/// for enums without a native type. PostgreSQL prints an `IN` as `= ANY`.
 fn allows(definition: &str, status: &str, names: &Names) -> bool {
     let Some((column, list)) = definition.split_once(" = ANY (") else {
         return false;

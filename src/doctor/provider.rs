@@ -1,4 +1,4 @@
-//! What `voice-sync doctor` says of the provider.
+//! The provider checks of `voice-sync doctor`.
 
 use super::check::Check;
 use crate::core::exit::Exit;
@@ -8,20 +8,20 @@ use crate::core::voice::ProviderVoiceId;
 use crate::provider::lookup::Strategy;
 use crate::provider::{NO_VOICE, Provider, RequestDeadline};
 
-/// Voices that the list showed and that are asked about singly as well.
+/// Voices that the list returned and that are also looked up one by one.
 const COMPARED: usize = 3;
 const KEY: &str = "provider";
 const AGREEMENT: &str = "lookups";
 
-/// Asks about a few voices, or about none that there is, as a pass would, and compares what the
-/// list and single lookups say.
+/// Looks up a few voices, or an id that does not exist if there are none, as a pass would. Compares the list with
+/// single lookups.
 pub async fn provider(
     provider: &Provider,
     ids: &[ProviderVoiceId],
     strategy: Strategy,
     deadline: RequestDeadline<'_>,
 ) -> Vec<Check> {
-    // Whether the answer is "unknown" or "wrong", the key was taken.
+    // If the answer is "not found" or "rejected", the key was accepted.
     let nobody = ProviderVoiceId::parse(NO_VOICE).expect("it has the form of an id");
     let asked = match ids.is_empty() {
         true => std::slice::from_ref(&nobody),
@@ -146,7 +146,7 @@ fn unanswerable(lookups: &Lookups) -> Option<Check> {
     ))
 }
 
-/// A key of another workspace finds none of the voices, or few.
+/// A key of another workspace finds few or none of the voices.
 fn unknown(lookups: &Lookups) -> Option<Check> {
     const CHECK: &str = "voices";
     const ADVICE: &str =

@@ -1,4 +1,4 @@
-//! What `voice-sync doctor` says of an SQLite file.
+//! The checks of `voice-sync doctor` for an SQLite file.
 
 use sqlx::{AssertSqlSafe, SqlitePool};
 
@@ -6,7 +6,7 @@ use super::check::Check;
 use super::database::{self, SMALL_TABLE, found};
 use crate::store::{Dialect, Identifier, Names, StoreError, is_indexed, make_index};
 
-/// Which SQLite it is, and how it keeps readers and writers apart.
+/// Checks the version, the journal mode, and that the file can be written to.
 pub(super) async fn file(pool: &SqlitePool) -> Result<Check, StoreError> {
     let version: String = sqlx::query_scalar("SELECT sqlite_version()")
         .fetch_one(pool)
@@ -14,8 +14,7 @@ pub(super) async fn file(pool: &SqlitePool) -> Result<Check, StoreError> {
     let journal: String = sqlx::query_scalar("PRAGMA journal_mode")
         .fetch_one(pool)
         .await?;
-    // As the first write of a pass would find out: SQLite grants the lock on a file that it cannot
-    // write to.
+    // A pass would notice this at its first write: SQLite grants the lock even if the file is read-only.
     let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
     sqlx::query("CREATE TABLE voice_sync_doctor (trial)")
         .execute(&mut *transaction)
@@ -83,7 +82,7 @@ async fn index(pool: &SqlitePool, names: &Names) -> Result<Check, StoreError> {
     ))
 }
 
-/// The conditions of a table, each with its parentheses.
+/// The CHECK conditions of a table, each with its parentheses.
 fn checks(statement: &str) -> Vec<String> {
     let parts = statement.to_ascii_uppercase();
     parts
@@ -100,7 +99,7 @@ fn checks(statement: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether a condition is none of what voice-sync writes, or a list that has it.
+/// Whether a condition does not concern the columns that voice-sync writes, or lists the values that it writes.
 fn allows(check: &str, names: &Names) -> bool {
     let c = &names.columns;
     let mentions = |name: &Identifier| {

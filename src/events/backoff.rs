@@ -1,18 +1,18 @@
-//! How long an event bus that failed is left alone. Pure.
+//! How long an event bus is not used after a failure. Pure.
 
 use std::time::Duration;
 
 use crate::core::backoff::exponential;
 
-/// The first pause at the longest.
+/// The upper limit of the first pause.
 const FIRST: Duration = Duration::from_secs(1);
-/// A bus that works again is found out within this, and a run of cron.
+/// The longest pause: within this time, a recovered bus is used again.
 pub const LONGEST: Duration = Duration::from_secs(60);
 
-/// The pause after so many failures in a row: between half and the whole of a limit that doubles.
-/// `jitter` is uniform in 0..1.
+/// The pause after this many failures in a row: between half and the whole of a limit that doubles. `jitter` is
+/// uniform in 0..1.
 ///
-/// Not full jitter as towards the provider: a pause of next to nothing would be a try at once.
+/// Not full jitter as for the provider: a pause of almost zero would be an attempt at once.
 pub fn pause(failures: u32, jitter: f64) -> Duration {
     let limit = exponential(FIRST, failures, LONGEST);
     limit.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0).max(FIRST)

@@ -1,4 +1,4 @@
-//! Publishing: from the outbox to Redis.
+//! Publishes events from the outbox to Redis.
 
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisError, Value};
@@ -10,15 +10,15 @@ use super::server::Server;
 use crate::core::event::{EventType, OutboxEvent};
 use crate::failpoint;
 
-/// Most events in one round trip.
+/// The maximum number of events in one round trip.
 pub const BATCH: usize = 500;
 
-/// Where events go.
+/// How events are published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `XADD <prefix><type> MAXLEN ~ <maxlen> * event <json> type <type>`.
     Stream {
-        /// Entries that a stream keeps at least.
+        /// The least number of entries that a stream keeps.
         maxlen: u64,
     },
     /// `PUBLISH <prefix><type> <json>`.
@@ -33,21 +33,20 @@ pub struct Publisher {
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
-/// What became of some events, by their outbox ids. Those that are in neither list did not get out.
+/// The result for some events, by their outbox ids. Events in neither list were not published.
 #[derive(Debug, Default)]
 pub struct Publication {
-    /// Redis has answered for them.
+    /// Redis acknowledged them.
     pub published: Vec<i64>,
-    /// Redis refuses them, while it works: their stream has another type, say.
+    /// Redis refused them but works, for example because their stream has another type.
     pub refused: Vec<i64>,
-    /// The first reason why it refuses one.
+    /// The first reason for a refused event.
     pub refusal: Option<String>,
     /// Why the bus as a whole failed.
     pub failure: Option<String>,
 }
 
-/// Errors that are about the server, whatever the command:
-/// <https://github.com/redis/redis/blob/7.0/src/server.c>.
+/// Errors of the server that do not depend on the command: <https://github.com/redis/redis/blob/7.0/src/server.c>.
 const SERVER_ERRORS: [&str; 12] = [
     "OOM",
     "LOADING",
@@ -64,7 +63,7 @@ const SERVER_ERRORS: [&str; 12] = [
 ];
 
 impl Publisher {
-    /// A publisher to the Redis at `url`. Nothing is connected yet.
+    /// A publisher to the Redis at `url`. It connects when it is first used.
     pub fn new(url: &str, kind: Kind, prefix: String) -> Result<Self, InvalidRedisUrl> {
         Ok(Self {
             server: Server::new(url)?,
@@ -74,7 +73,7 @@ impl Publisher {
         })
     }
 
-    /// Which bus this is, without telling its password: a digest of its address and the names on it.
+    /// Identifies the bus without revealing its password: a digest of its address and prefix.
     pub fn bus(&self) -> Uuid {
         const NAMESPACE: Uuid = uuid!("3f1d7f35-2a0e-4c55-8f3c-7e0c6a1b9d42");
         let info = self.server.info();
@@ -83,10 +82,10 @@ impl Publisher {
         Uuid::new_v5(&NAMESPACE, name.as_bytes())
     }
 
-    /// Publishes events in their order, a [`BATCH`] in a round trip.
+    /// Publishes events in order, a [`BATCH`] per round trip.
     ///
-    /// An event counts as published when Redis has answered for it. After a failure of the bus the connection
-    /// is dropped, and the next call makes a new one.
+    /// An event counts as published when Redis has acknowledged it. After a failure of the bus the connection is
+    /// dropped, and the next call makes a new one.
     pub async fn publish(&self, events: &[OutboxEvent]) -> Publication {
         let mut slot = self.connection.lock().await;
         let mut publication = Publication::default();
@@ -100,7 +99,7 @@ impl Publisher {
         publication
     }
 
-    /// Notes what became of each; an error says why the bus failed.
+    /// Records the result for each event; an error says why the bus failed.
     async fn publish_batch(
         &self,
         slot: &mut Option<MultiplexedConnection>,
@@ -158,7 +157,7 @@ impl Publisher {
         format!("{}{event_type}", self.prefix)
     }
 
-    /// Where it is, without user and password.
+    /// Its address, without user and password.
     pub fn address(&self) -> String {
         self.server.info().addr().to_string()
     }
@@ -167,7 +166,7 @@ impl Publisher {
         let name = event.event_type.as_str();
         let key = self.key(event.event_type);
         match self.kind {
-            // `~` lets Redis trim whole nodes only: it keeps a little more, and costs far less.
+            // `~` lets Redis trim whole nodes only: it keeps a few entries more, and costs far less.
             Kind::Stream { maxlen } => pipeline
                 .cmd("XADD")
                 .arg(key)

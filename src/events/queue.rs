@@ -1,8 +1,7 @@
 //! The application's own queue of waiting voices, in Redis.
 //!
-//! It has one of two shapes: a set of row ids, from which finished ones are taken, or a list of JSON
-//! jobs, which are hints at whom to ask about first. It is never the only trace of a voice: the
-//! table is.
+//! It has one of two types: a set of row ids, from which voices are removed when they are finished, or a list of JSON
+//! jobs, which are hints about voices to look up first. The queue is never the only record of a voice; the table is.
 
 use anyhow::{anyhow, bail};
 use redis::aio::MultiplexedConnection;
@@ -12,25 +11,25 @@ use serde_json::Value;
 use super::InvalidRedisUrl;
 use super::server::Server;
 
-/// About how many members of a set are looked at together.
+/// Members of a set per page, approximately.
 const PAGE: u32 = 500;
 
-/// The queue under a key. Nothing is connected until it is asked for.
+/// The queue under a key. It connects when it is first used.
 pub struct Queue {
     server: Server,
     key: String,
 }
 
-/// What the application's jobs say.
+/// The voices in the application's jobs.
 #[derive(Debug, Default)]
 pub struct Hints {
     /// Row or provider ids.
     pub voices: Vec<String>,
-    /// Jobs that cannot be read.
+    /// The number of jobs that cannot be read.
     pub malformed: usize,
 }
 
-/// What stands under the key.
+/// The type of the value under the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
     Set,
@@ -45,14 +44,14 @@ impl Queue {
         Ok(Self { server, key })
     }
 
-    /// The oldest jobs of a list. If they are `taken`, they are gone from it.
+    /// The oldest jobs of a list. If `taken`, they are removed from it.
     pub async fn hints(&self, most: u64, taken: bool) -> anyhow::Result<Hints> {
         let (mut connection, shape) = self.open().await?;
         match shape {
             Shape::List => {}
             Shape::Set | Shape::Absent => return Ok(Hints::default()),
         }
-        // The application pushes at the other end. (RPOP takes many since Redis 6.2 only.)
+        // The application pushes at the other end. (RPOP takes several only since Redis 6.2.)
         let oldest = 0_i64.saturating_sub_unsigned(most);
         let mut commands = pipe();
         let commands = commands.atomic().cmd("LRANGE").arg(&self.key);
@@ -69,7 +68,7 @@ impl Queue {
         })
     }
 
-    /// A walk over the members, if the queue is a set.
+    /// An iteration over the members, if the queue is a set.
     pub async fn members(&self) -> anyhow::Result<Option<Members<'_>>> {
         let (connection, shape) = self.open().await?;
         Ok(match shape {
@@ -111,16 +110,16 @@ impl Queue {
     }
 }
 
-/// A walk over a set's members.
+/// An iteration over a set's members.
 pub struct Members<'a> {
     queue: &'a Queue,
     connection: MultiplexedConnection,
-    /// Where the next page begins; `None` at the end.
+    /// The cursor of the next page; `None` at the end.
     cursor: Option<u64>,
 }
 
 impl Members<'_> {
-    /// Some more members, those left out that can be no ids; `None` after the last.
+    /// The next members, without those that cannot be ids; `None` after the last.
     pub async fn next(&mut self) -> anyhow::Result<Option<Vec<String>>> {
         let Some(cursor) = self.cursor else {
             return Ok(None);
@@ -135,7 +134,7 @@ impl Members<'_> {
         Ok(Some(texts.filter(|text| could_be_id(text)).collect()))
     }
 
-    /// Takes members out of the set.
+    /// Removes members from the set.
     pub async fn remove(&mut self, members: &[String]) -> anyhow::Result<()> {
         if members.is_empty() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! A Redis server: where it is, and how long it may take to answer.
+//! A Redis server: its address, and its time limits.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use url::Url;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Why a URL is not one of Redis. It is not repeated: it may hold a password.
+/// Why a URL is not a Redis URL. The URL is not repeated: it may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRedisUrl {
     /// Scheme, host or database number are wrong.
@@ -18,12 +18,12 @@ pub enum InvalidRedisUrl {
          number of the database (rediss:// for TLS)"
     )]
     NotRedis,
-    /// A parameter whose meaning could be lost.
+    /// A parameter that is not supported.
     #[error("its parameter {0:?} is not understood; remove it")]
     Parameter(String),
 }
 
-/// The Redis at a URL. Nothing is connected until it is asked for.
+/// The Redis at a URL. It connects when it is first used.
 pub(crate) struct Server(Client);
 
 impl Server {
@@ -36,7 +36,7 @@ impl Server {
         Ok(Self(client))
     }
 
-    /// Where it is and which of its databases is meant; with the password.
+    /// Its address and database number, with the password.
     pub(crate) fn info(&self) -> &ConnectionInfo {
         self.0.get_connection_info()
     }
@@ -51,7 +51,7 @@ impl Server {
             .await
     }
 
-    /// An error, with where it happened.
+    /// An error, with the server's address.
     pub(crate) fn at(&self, error: &RedisError) -> String {
         let address = self.info().addr();
         format!("Redis at {address} (REDIS_URL): {error}")

@@ -1,5 +1,5 @@
-//! Which requests may be sent, and when: the breaker, the retry budget, the adapted concurrency and
-//! the provider's own wishes, put together for one process.
+//! Which requests may be sent, and when. This combines the circuit breaker, the retry budget, the concurrency limit
+//! and the provider's `Retry-After` for one process.
 
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,45 +15,46 @@ use crate::provider::state::breaker::Breaker;
 use crate::provider::state::concurrency_limit::{Begun, ConcurrencyLimit, Plan};
 use crate::provider::state::retry_budget::RetryBudget;
 
-/// Who was answered so lately does not take the provider for down because another one does.
+/// If the provider answered within this time, the open circuit breaker of another process is ignored.
 const KNOWS_BETTER: Duration = Duration::from_secs(5);
 
 pub(super) struct Traffic {
     gate: Semaphore,
     state: Mutex<State>,
-    /// Wakes whoever waits for what other processes should know.
+    /// Notified when there is something that other processes should know.
     changed: Notify,
-    /// Wakes whoever waits for the end of requests under way.
+    /// Notified when a request in flight has ended.
     settled: Notify,
 }
 
 struct State {
     breaker: Breaker,
-    /// Nothing is sent before this, since the breaker is open.
+    /// No request is sent before this moment, because the circuit breaker is open.
     open_until: Option<Instant>,
-    /// Nothing is sent before this, since the provider said so.
+    /// No request is sent before this moment, because the provider asked for it.
     hold_until: Option<Instant>,
-    /// When the last request was served.
+    /// When the last request was answered.
     answered_at: Option<Instant>,
     budget: RetryBudget,
     limit: ConcurrencyLimit,
-    /// Places that the gate has, taken ones included.
+    /// Permits of the semaphore, including those in use.
     places: u32,
     taken: u32,
-    /// Requests under way. A place may be taken by one that is over, and waits to know what that means.
+    /// Requests in flight. An admission can also belong to a request that has ended and whose failure is being
+    /// attributed.
     sending: u32,
-    /// Whether there is something that other processes should know: of the breaker, of a pause.
+    /// Whether there is something that other processes should know: about the circuit breaker, or a cooldown.
     breaker_changed: bool,
     pause_changed: bool,
 }
 
-/// A place among the requests under way.
+/// The permission for one concurrent request.
 pub(super) struct Admission<'a> {
     permit: SemaphorePermit<'a>,
     begun: Begun,
 }
 
-/// A request that is under way.
+/// A request in flight.
 pub(super) struct Sending<'a>(&'a Traffic);
 
 impl Drop for Sending<'_> {
@@ -63,18 +64,18 @@ impl Drop for Sending<'_> {
     }
 }
 
-/// What a request came to, as far as traffic is concerned.
+/// The result of a request, for the limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// An answer, whatever it says.
+    /// An answer of any content.
     Answered,
-    /// 429 because of too many requests at once.
+    /// 429 because of too many concurrent requests.
     TooMany,
     /// 429 for another reason.
     Busy,
     /// No answer, or one that says "later".
     Unavailable,
-    /// Given up by ourselves: it says nothing.
+    /// Cancelled by this process: it carries no information.
     Abandoned,
 }
 
@@ -106,8 +107,8 @@ impl Traffic {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes on from what other processes learned. Where the breaker is open no more, this process
-    /// is the one that probes: one request at a time until an answer comes.
+    /// Continues with what other processes learned. If the circuit breaker is half-open, this process is the one that
+    /// probes: one request at a time until an answer comes.
     pub(super) fn resume(&self, most: u32, state: ProviderState) {
         let now = Instant::now();
         let ProviderState {
@@ -118,7 +119,7 @@ impl Traffic {
         } = state;
         let after = |span: Duration| (!span.is_zero()).then(|| now + span);
         let mut state = self.state();
-        // What this process saw itself goes deeper than what it told.
+        // What this process saw itself has priority over what it reported.
         if opened != state.breaker.opened() {
             state.breaker = Breaker::resumed(opened);
         }
@@ -140,7 +141,7 @@ impl Traffic {
         }
     }
 
-    /// What other processes should know.
+    /// The state that other processes should know.
     pub(super) fn provider_state(&self) -> ProviderState {
         let (state, now) = (self.state(), Instant::now());
         let left = |moment: Option<Instant>| {
@@ -156,7 +157,7 @@ impl Traffic {
         }
     }
 
-    /// Counts what other processes spent of the retry budget.
+    /// Counts what other processes used of the retry budget.
     pub(super) fn resume_budget(&self, spent: Spent) {
         let now = Instant::now().into_std();
         self.state().budget.resume(spent, now);
@@ -167,7 +168,7 @@ impl Traffic {
         self.changed.notified().await;
     }
 
-    /// What changed since this was last asked.
+    /// What has changed since the last call.
     pub(super) fn take_state_change(&self) -> Option<StateChange> {
         let mut state = self.state();
         let breaker = std::mem::take(&mut state.breaker_changed);
@@ -180,8 +181,8 @@ impl Traffic {
         }
     }
 
-    /// Merges what another process learned: a pause that it was asked for, and its open breaker,
-    /// unless this process was just answered and knows better.
+    /// Applies what another process learned: a cooldown, and its open circuit breaker, unless this process had an
+    /// answer a moment ago.
     pub(super) fn merge_remote(&self, remote: ProviderState) {
         let now = Instant::now();
         let mut state = self.state();
@@ -196,12 +197,12 @@ impl Traffic {
         }
     }
 
-    /// How often the breaker opened since the last answer.
+    /// How often the circuit breaker has opened since the last answer.
     pub(super) fn opened(&self) -> u32 {
         self.state().breaker.opened()
     }
 
-    /// Learns from the end of a pass.
+    /// Records the end of a pass.
     pub(super) fn passed(&self) {
         let mut state = self.state();
         if let Some(pause) = state.breaker.passed() {
@@ -226,7 +227,7 @@ impl Traffic {
             .is_some_and(|until| Instant::now() < until)
     }
 
-    /// Opens the breaker, unless it is open.
+    /// Opens the circuit breaker, unless it is open.
     pub(super) fn trip(&self) {
         let mut state = self.state();
         if state.open_until.is_none_or(|until| Instant::now() >= until) {
@@ -237,7 +238,7 @@ impl Traffic {
 
     fn count_failure(&self, state: &mut State) {
         let now = Instant::now();
-        // What was under way when the breaker opened does not open it again.
+        // Requests that were in flight when the circuit breaker opened do not open it again.
         if state.open_until.is_none_or(|until| now >= until)
             && let Some(pause) = state.breaker.failed(now.into_std())
         {
@@ -245,12 +246,12 @@ impl Traffic {
         }
     }
 
-    /// When the last request was served.
+    /// When the last request was answered.
     pub(super) fn answered_at(&self) -> Option<Instant> {
         self.state().answered_at
     }
 
-    /// How long the provider asked not to be asked.
+    /// How long the provider asked to wait.
     pub(super) fn held_for(&self) -> Duration {
         let until = self.state().hold_until;
         until.map_or(Duration::ZERO, |until| {
@@ -258,7 +259,7 @@ impl Traffic {
         })
     }
 
-    /// Waits for a place and for the time to be right; an error says why no request should be sent.
+    /// Waits for a permit and until requests are allowed. The error says why no request may be sent.
     pub(super) async fn admit(
         &self,
         deadline: RequestDeadline<'_>,
@@ -292,13 +293,13 @@ impl Traffic {
         Ok(Admission { permit, begun })
     }
 
-    /// Counts a request as under way for as long as this lives.
+    /// Counts a request as in flight while the value exists.
     pub(super) fn sending(&self) -> Sending<'_> {
         self.state().sending += 1;
         Sending(self)
     }
 
-    /// Learns from what came of a request that was sent in this place.
+    /// Records the result of a request of this admission.
     pub(super) fn learn(&self, place: &Admission<'_>, outcome: Outcome, plan: Option<Plan>) {
         let now = Instant::now();
         let mut state = self.state();
@@ -332,7 +333,7 @@ impl Traffic {
         self.resize(&mut state);
     }
 
-    /// Gives a place back.
+    /// Returns an admission.
     pub(super) fn release(&self, place: Admission<'_>) {
         let mut state = self.state();
         state.taken = state.taken.saturating_sub(1);
@@ -343,8 +344,7 @@ impl Traffic {
         self.resize(&mut state);
     }
 
-    /// Waits for a request to be served since this moment, for as long as any is under way. Returns whether
-    /// one was.
+    /// Waits until a request has been answered since this moment, while any is in flight. Returns whether one was.
     pub(super) async fn is_served_since(&self, since: Instant) -> bool {
         loop {
             let mut settled = pin!(self.settled.notified());
@@ -363,13 +363,13 @@ impl Traffic {
         }
     }
 
-    /// Takes a repetition out of the budget. A probe is not repeated.
+    /// Takes a repetition from the budget. A probe is not repeated.
     pub(super) fn may_retry(&self) -> bool {
         let mut state = self.state();
         state.breaker.opened() == 0 && state.budget.take(Instant::now().into_std())
     }
 
-    /// Nobody asks before this time is over.
+    /// No request is sent before this time is over.
     pub(super) fn begin_cooldown(&self, pause: Duration) {
         let mut state = self.state();
         let until = Instant::now() + pause;
@@ -387,14 +387,14 @@ impl Traffic {
             state.places = wanted;
         } else {
             let surplus = (state.places - wanted) as usize;
-            // Taken places cannot be removed now; they are when they are given back.
+            // Permits in use cannot be removed now; this happens when they are returned.
             let removed = self.gate.forget_permits(surplus);
             state.places -= removed as u32;
         }
     }
 }
 
-/// Places that the gate should have: one while it is not known whether the provider answers.
+/// The number of permits there should be: one while it is not known whether the provider works.
 fn wanted(state: &State) -> u32 {
     match state.breaker.opened() {
         0 => state.limit.get(),

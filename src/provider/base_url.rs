@@ -1,26 +1,26 @@
-//! Where the provider is, known to be a place that the key may be sent to.
+//! The provider's base URL. It is checked, so that the key can be sent to it.
 
 use std::fmt;
 
 use url::{Host, Url};
 
-/// `https://host[:port][/path]`, or `http://` on this machine. Data-residency hosts and gateways
-/// differ, so it is configurable.
+/// `https://host[:port][/path]`, or `http://` on this host. It is configurable, because data-residency hosts and
+/// gateways have other URLs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseUrl(Url);
 
-/// Why a URL cannot be the provider's.
+/// Why a URL cannot be the provider's base URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidBaseUrl {
-    /// Does not parse, or is of another scheme.
+    /// It does not parse, or has another scheme.
     #[error("it is not an http(s) URL; an example is https://api.elevenlabs.io")]
     NotAUrl,
-    /// The key would travel in the clear.
+    /// The key would be sent unencrypted.
     #[error(
         "http:// would send the key unencrypted to {0}; use https:// (http:// is allowed for this host only)"
     )]
     InTheClear(String),
-    /// The versions of the API belong to its paths.
+    /// The paths of the API contain its version.
     #[error("it ends in /v1 or /v2; remove that, as in https://api.elevenlabs.io")]
     Version,
     /// A user, password, query or fragment has no meaning here, and could be a secret.
@@ -55,14 +55,14 @@ impl BaseUrl {
         bare.then_some(Self(url)).ok_or(InvalidBaseUrl::TooMuch)
     }
 
-    /// Whether it is http, and so on this machine.
+    /// Whether it is http, and therefore on this host.
     pub fn is_plain(&self) -> bool {
         self.0.scheme() == "http"
     }
 }
 
 impl fmt::Display for BaseUrl {
-    /// Without a slash at the end, ready for a path to follow.
+    /// Without a trailing slash, so that a path can follow.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0.as_str().trim_end_matches('/'))
     }

@@ -1,4 +1,5 @@
-//! What an answer, or none, means for what is asked next: its class, whether to ask again, and the headers about it. Pure.
+//! What a result means for the next requests: its class, whether to repeat the request, and the headers about it.
+//! Pure.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +13,7 @@ use super::state::concurrency_limit::Plan;
 use crate::core::lookup::UnavailableKind;
 use crate::telemetry::metrics::Class;
 
-/// Whether asking again may help, from which cause, and what the provider says about when.
+/// Whether a repetition may help, for which cause, and how long the provider asks to wait.
 pub(super) fn worth_repeating(refusal: &ProviderError) -> Option<(Cause, Option<Duration>)> {
     match refusal {
         ProviderError::Throttled { retry_after, .. } => Some((Cause::Throttled, *retry_after)),
@@ -27,7 +28,7 @@ pub(super) fn worth_repeating(refusal: &ProviderError) -> Option<(Cause, Option<
                 None
             }
         },
-        // A voice that hangs, or that nobody can read, will do so again.
+        // A voice that hangs or has an unreadable answer will do so again.
         ProviderError::Unanswerable(trouble) => match trouble.kind {
             UnavailableKind::Broken | UnavailableKind::Internal | UnavailableKind::Status => {
                 Some((Cause::Unavailable, trouble.retry_after))
@@ -69,8 +70,8 @@ pub(super) fn class<T>(answer: &Result<T, ProviderError>) -> Class {
     }
 }
 
-/// What a try came to, as far as traffic is concerned. Of one that names voices, a failure that may lie in
-/// them counts once it is known that it does not.
+/// The result of an attempt, for the limits. If a voice may be the cause of a failure, it counts only after this was
+/// excluded.
 pub(super) fn outcome<T>(answer: &Result<T, ProviderError>, purpose: Purpose) -> Outcome {
     match answer {
         Ok(_)

@@ -1,4 +1,4 @@
-//! What a refusal by the provider means, by what the caller does about it.
+//! Errors of the provider, by what the caller does about them.
 
 use std::time::Duration;
 
@@ -7,46 +7,45 @@ use serde_json::Value;
 use crate::core::format::printable;
 use crate::core::lookup::{Unavailable, UnavailableKind};
 
-/// A request that did not bring what was asked for. None of these is a verdict about a voice except
-/// [`ProviderError::NotFound`], and that one has to be confirmed.
+/// A request without the expected result. Only [`ProviderError::NotFound`] says anything about a voice, and it has to
+/// be confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProviderError {
     /// 400 or 404 with `voice_not_found`: confirm it, then fail the voice.
     #[error("voice_not_found")]
     NotFound,
-    /// 404 or 405 of the API with another code: this base URL has no such endpoint. Go another way.
+    /// 404 or 405 of the API with another code: this base URL has no such endpoint. Use another endpoint.
     #[error("no such endpoint (HTTP {0})")]
     NoSuchEndpoint(u16),
-    /// 401, or 403 because of the key's permissions: stop, the key is of no use.
+    /// 401, or 403 because of the key's permissions: stop, the key does not work.
     #[error("HTTP {0} {1}")]
     Unauthorized(u16, String),
-    /// 402 or 403: the plan does not include this, or this voice is somebody else's.
+    /// 402 or 403: the plan does not include this, or the voice belongs to somebody else.
     #[error("HTTP {0} {1}")]
     Forbidden(u16, String),
-    /// Our request is wrong for the provider: ask for less at once, then set the voice aside.
+    /// The provider rejects the request: split it, then set the voice aside.
     #[error("HTTP {0} {1}")]
     Rejected(u16, String),
-    /// 429: wait, at least as long as told.
+    /// 429: wait, at least as long as the provider asks.
     #[error("throttled: {code}")]
     Throttled {
-        /// `concurrent_limit_exceeded`, `rate_limit_exceeded` or `system_busy`; the first was called
-        /// `too_many_concurrent_requests` before.
+        /// `concurrent_limit_exceeded` (before: `too_many_concurrent_requests`), `rate_limit_exceeded` or
+        /// `system_busy`.
         code: String,
-        /// What the provider asks for.
+        /// The `Retry-After` of the provider.
         retry_after: Option<Duration>,
     },
-    /// The provider answers other requests, and not this one: the reason may lie in one of its voices.
-    /// Isolate that voice.
+    /// The provider answers other requests but not this one: one of its voices may be the cause. Isolate it.
     #[error("{0}")]
     Unanswerable(Unavailable),
-    /// Anything else: ask again later.
+    /// Anything else: try again later.
     #[error("{0}")]
     Unavailable(Unavailable),
 }
 
-/// The error body of the API, as far as it is read. Its documentation has
-/// `{"detail": {"type", "code", "message", "request_id", "param", "status"}}`, where `status` is the name that
-/// `code` had before. `detail` may also be a text, or a list of what is wrong with a request.
+/// The error body of the API, with the fields that are used. Its documentation has `{"detail": {"type", "code",
+/// "message", "request_id", "param", "status"}}`, where `status` is the former name of `code`. `detail` may also be a
+/// text, or a list of what is wrong with a request.
 struct ErrorBody {
     code: String,
     message: String,
@@ -54,7 +53,7 @@ struct ErrorBody {
 }
 
 impl ErrorBody {
-    /// Reads a body; `None` if it is not the API that speaks, but something on the way to it.
+    /// Reads a body; `None` if it does not come from the API but from something in between, such as a proxy.
     fn read(body: &[u8]) -> Option<Self> {
         let body: Value = serde_json::from_slice(body).ok()?;
         let detail = body.get("detail")?;
@@ -78,7 +77,7 @@ impl ErrorBody {
         })
     }
 
-    /// As one line, with the id by which the provider finds the request in its own logs.
+    /// The error in one line, with the id by which the provider finds the request in its logs.
     fn says(&self) -> String {
         let Self {
             code,
@@ -93,10 +92,10 @@ impl ErrorBody {
     }
 }
 
-/// Reads an answer that is not a 200. `told` is what its headers ask for.
+/// Classifies an answer that is not a 200. `retry_after` comes from its headers.
 ///
-/// Only an answer of the API itself says something about a voice, an endpoint or a key: what a proxy answers is
-/// trouble, whatever its status. The exceptions are the statuses for requests that are too large.
+/// Only an answer of the API itself says anything about a voice, an endpoint or a key. Any answer of a proxy is an
+/// outage, whatever its status. The exceptions are the statuses for requests that are too large.
 pub fn refusal(status: u16, body: &[u8], retry_after: Option<Duration>) -> ProviderError {
     let body = ErrorBody::read(body);
     let code = body.as_ref().map_or("", |body| body.code.as_str());
@@ -125,7 +124,7 @@ pub fn refusal(status: u16, body: &[u8], retry_after: Option<Duration>) -> Provi
     }
 }
 
-/// Whether a 429 is about the number of requests at once, rather than in a time.
+/// Whether a 429 is about concurrent requests, not about requests per time.
 pub fn is_about_concurrency(code: &str) -> bool {
     matches!(
         code,

@@ -1,13 +1,13 @@
-//! How long answers took lately, and so how long the next one may take. Pure.
+//! How long answers took lately, and how long the next one may take. Pure.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Answers that are remembered. The longest of a hundred is their 99th percentile.
+/// The number of answers that are stored. The longest of a hundred is their 99th percentile.
 const KEPT: usize = 100;
-/// The newest of them, which the mean is of.
+/// The number of newest answers in the mean.
 const NEWEST: usize = 8;
-/// A request that takes this many times longer than the slowest answer lately is taken for one that hangs.
+/// A request that takes this many times longer than the slowest recent answer is considered to hang.
 const FACTOR: u32 = 10;
 
 /// Latencies of the last answers.
@@ -22,7 +22,7 @@ impl Latencies {
         self.0.push_back(latency);
     }
 
-    /// Of the newest answers; `None` before the first.
+    /// The mean of the newest answers; `None` before the first.
     pub(super) fn mean(&self) -> Option<Duration> {
         let newest = self.0.iter().rev().take(NEWEST);
         let number = u32::try_from(newest.len()).ok().filter(|n| *n > 0)?;

@@ -1,5 +1,5 @@
-//! Whether the provider works, told by requests that name no voice of ours: a failure of one that does
-//! may lie in the voice.
+//! Whether the provider works. This is decided by requests that name no voice, because a failure of a request that
+//! names one may be caused by the voice.
 
 use std::time::Duration;
 
@@ -13,21 +13,21 @@ use super::{LIST, Provider, RequestDeadline, wire};
 use crate::core::lookup::UnavailableKind;
 use crate::provider::state::backoff::{self, Cause};
 
-/// It has the form of an id, and no voice has it: "not found" is an answer, too.
+/// It has the form of an id, but no voice has it. "Not found" is an answer too.
 pub(crate) const NO_VOICE: &str = "voiceSyncLiveness000";
-/// How long the failure of a liveness request speaks for other requests that fail.
+/// After a failed liveness request, other failures count as failures of the provider for this time.
 const FAILURE_HOLDS: Duration = Duration::from_secs(5);
-/// How long the answers of other requests are waited for.
+/// How long to wait for answers to other requests.
 const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// How long a list that fails where single lookups work is passed over.
+/// How long the list is not used if it fails while single lookups work.
 const LIST_FAILS_FOR: Duration = Duration::from_secs(60);
 
 impl Provider {
-    /// Whether the provider answered any request since this moment or, if there was none, answers one that
-    /// names no voice. `None` if that one could not be sent, or was throttled.
+    /// Whether the provider answered any request since this moment. If there was none, sends a request that names no
+    /// voice. `None` if that request could not be sent or was throttled.
     ///
-    /// It is sent in the place of a request that is over.
+    /// It uses the admission of a request that has ended.
     pub(super) async fn works(
         &self,
         since: Instant,
@@ -74,8 +74,8 @@ impl Provider {
         }
     }
 
-    /// Whether the provider may be asked about voices. Where it did not answer lately, one request that names no
-    /// voice decides: in turn the list and a single lookup, because only one of them may work.
+    /// Whether voices may be looked up. If the provider failed lately, one request that names no voice decides. It
+    /// alternates between the list and a single lookup, because only one of them may work.
     pub(super) async fn is_ready(&self, deadline: RequestDeadline<'_>) -> bool {
         if self.traffic.opened() == 0 || self.is_down() {
             return true;
@@ -94,14 +94,14 @@ impl Provider {
         is_ready
     }
 
-    /// How long requests under way are waited for, whose answers may spare one.
+    /// How long to wait for requests in flight, whose answers may make a liveness request unnecessary.
     fn time_for_others(&self) -> Duration {
         let usual = self.latency().saturating_mul(4);
         usual.clamp(SHORTEST_WAIT, LONGEST_WAIT)
     }
 
-    /// The cheapest list or, where there is none or it fails, a single lookup. A list that fails by itself is
-    /// passed over for a while.
+    /// The cheapest list request or, if there is no list or it fails, a single lookup. A list that fails while single
+    /// lookups work is not used for a while.
     async fn liveness(
         &self,
         deadline: RequestDeadline<'_>,
@@ -146,7 +146,7 @@ impl Provider {
     }
 }
 
-/// Whether this is an answer, be it that there is no such voice.
+/// Whether this is an answer. "Not found" is one.
 fn shows_life(answer: &Result<(), ProviderError>) -> bool {
     !matches!(
         answer,

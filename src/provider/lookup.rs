@@ -1,4 +1,4 @@
-//! Finding out how far voices are: in batches where the list is there, singly where it is not.
+//! Looks voices up: in batches where the provider has a list, one by one where it has none.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -18,69 +18,69 @@ use crate::core::lookup::{Lookup, Lookups, Unavailable, UnavailableKind};
 use crate::core::voice::{ProviderVoiceId, Voice};
 use crate::provider::state::backoff::{self, Cause};
 
-/// Most ids that one list request may name, and most voices on a page of its answer.
+/// The maximum number of ids in one list request, and of voices on a page of its answer.
 pub const BATCH: usize = 100;
-/// A list that always has more is followed no further than this: 100 voices come in 10 pages even
-/// where the provider shows its default page size of 10.
+/// The maximum number of pages that are followed, for a list that always has more. 100 voices need 10 pages if the
+/// provider uses its default page size of 10.
 const MAX_PAGES: usize = 10;
 
-/// How long a list that is not there is passed over, before it is looked for again.
+/// How long the list is not used after it did not exist, before it is tried again.
 const LIST_IS_GONE_FOR: Duration = Duration::from_secs(10 * 60);
-/// A list that rejected more requests than this and answered none is not asked again.
+/// A list that rejected more requests than this and answered none is not used any more.
 const MAX_REJECTIONS: u32 = 8;
 
-/// How voices are asked about.
+/// How voices are looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Strategy {
-    /// In batches, but singly the kinds of voices that the list keeps leaving out.
+    /// In batches, but kinds of voices that the list does not return are looked up one by one.
     #[default]
     Auto,
     /// Always in batches first.
     Batch,
-    /// Always singly.
+    /// Always one by one.
     Single,
 }
 
-/// How one step of a lookup asks about its voices.
+/// How one step of a lookup treats its voices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
     Batch,
-    /// All at once, as a part of a batch that failed.
+    /// All in one request, as a part of a batch that failed.
     Part,
     /// One by one.
     Single,
-    /// One by one, because each of them may be what a part of a batch failed on.
+    /// One by one, because each of them may have caused the failure of a part of a batch.
     OneByOne,
-    /// One by one, because they failed by themselves earlier.
+    /// One by one, because they failed alone in an earlier pass.
     Isolated,
 }
 
-/// What came of one step of a lookup.
+/// The result of one step of a lookup.
 #[derive(Debug, Default)]
 pub struct Step {
     /// Answers about voices.
     pub lookups: Lookups,
-    /// The other voices: their request failed as a whole, perhaps on one of them. [`next_steps`] says what to
-    /// ask next.
+    /// The other voices: their request failed as a whole, perhaps because of one of them. [`next_steps`] returns the
+    /// requests that follow.
     pub failed: Vec<ProviderVoiceId>,
 }
 
-/// Voices that the list showed, by their ids.
+/// Voices that the list returned, by id.
 type Shown = Vec<(ProviderVoiceId, Voice)>;
 
-/// What became of one list request.
+/// The result of one list request.
 enum Listed {
     Answered(Shown),
-    /// Some pages came, then trouble: what they did not show is not to be taken for absent.
+    /// Some pages came, then an error: voices that were not returned are not missing.
     Partly(Shown, Unavailable),
     NotThere,
-    /// Some pages came, then a failure that may lie in one of the other voices.
+    /// Some pages came, then a failure that one of the other voices may have caused.
     Failed(Shown),
 }
 
 impl Provider {
-    /// Asks about each of `ids`, which are all different, until `deadline`: step after step, until each has
-    /// an answer or is known to have none.
+    /// Looks up each of `ids`, which must all be different, until `deadline`: step after step, until each has an
+    /// answer or is known to have none.
     pub async fn look_up(
         &self,
         ids: &[ProviderVoiceId],
@@ -104,8 +104,8 @@ impl Provider {
         lookups
     }
 
-    /// One step: a list request for all of `ids`, or a request for each. Voices that the list does not show are
-    /// asked for singly. Where the provider did not answer lately, a liveness request comes first.
+    /// One step: a list request for all of `ids`, or one request each. Voices that the list does not return are
+    /// looked up one by one. If the provider failed lately, a liveness request comes first.
     pub async fn step(
         &self,
         ids: &[ProviderVoiceId],
@@ -161,7 +161,7 @@ impl Provider {
         step
     }
 
-    /// Asks about voices one by one, side by side.
+    /// Looks voices up one by one, side by side.
     async fn each(
         &self,
         ids: &[ProviderVoiceId],
@@ -176,7 +176,7 @@ impl Provider {
         singles.collect().await
     }
 
-    /// The same, and once more about those that failed, where that may have been an accident.
+    /// Same as [`Self::each`], and repeats the failed ones once if the failure may have been accidental.
     async fn one_by_one(&self, ids: &[ProviderVoiceId], deadline: RequestDeadline<'_>) -> Lookups {
         let begun = Instant::now();
         let mut lookups = self.each(ids, Purpose::Isolation, None, deadline).await;
@@ -200,8 +200,8 @@ impl Provider {
         lookups
     }
 
-    /// `GET /v2/voices?voice_ids=…`, with the pages that follow. Page 0 may hold voices nobody asked
-    /// for, and absent ones are simply left out.
+    /// `GET /v2/voices?voice_ids=…`, with the pages that follow. The first page may contain voices that were not
+    /// requested. Voices that do not exist are not returned.
     async fn list(
         &self,
         ids: &[ProviderVoiceId],
@@ -264,7 +264,7 @@ impl Provider {
         }
     }
 
-    /// A list that only ever rejects is as good as none.
+    /// A list that only ever rejects requests is treated like no list.
     fn rejected(&self, voices: Shown) -> Listed {
         let rejections = self.list_rejections.fetch_add(1, Ordering::Relaxed) + 1;
         match rejections > MAX_REJECTIONS && !self.list_answered.load(Ordering::Relaxed) {
@@ -293,7 +293,7 @@ impl Provider {
             )),
             Err(ProviderError::NotFound) => Lookup::Missing,
             Err(ProviderError::Unanswerable(trouble)) => Lookup::Unanswerable(trouble),
-            // Under a key that is good for other voices, it is about this one.
+            // The key works for other voices, so the error is about this one.
             Err(ProviderError::Forbidden(status, said)) if self.was_answered() => {
                 Lookup::Rejected(format!("HTTP {status} {said}").trim_end().to_owned())
             }
@@ -310,8 +310,8 @@ impl Provider {
         }
     }
 
-    /// What a refusal means for voices that it is not about. A refused key is remembered: nothing
-    /// more is asked with it.
+    /// What an error means for voices that it is not about. If the key is refused, this is stored, and no more
+    /// requests are sent.
     fn trouble(&self, refusal: ProviderError) -> Unavailable {
         let text = refusal.to_string();
         match refusal {
@@ -332,7 +332,7 @@ impl Provider {
     }
 }
 
-/// What to ask next about voices whose request failed.
+/// The requests that follow for voices whose request failed.
 pub fn next_steps<T>(failed: Vec<T>) -> Vec<(Mode, Vec<T>)> {
     match split(failed) {
         Split::Parts(parts) => parts.into_iter().map(|part| (Mode::Part, part)).collect(),
@@ -340,7 +340,7 @@ pub fn next_steps<T>(failed: Vec<T>) -> Vec<(Mode, Vec<T>)> {
     }
 }
 
-/// Percent-encodes all but the characters that every id may have.
+/// Percent-encodes everything but the characters that any id may contain.
 fn encoded(text: &str) -> String {
     const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
     utf8_percent_encode(text, ENCODED).to_string()
@@ -353,7 +353,7 @@ fn take(lookups: &mut Lookups, voices: Shown) {
     }));
 }
 
-/// Those without an answer.
+/// The voices without an answer.
 fn unanswered(lookups: &Lookups, ids: &[ProviderVoiceId]) -> Vec<ProviderVoiceId> {
     let unanswered = ids.iter().filter(|id| !lookups.contains_key(*id));
     unanswered.cloned().collect()

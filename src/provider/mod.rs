@@ -1,5 +1,4 @@
-//! Talking to ElevenLabs: one request, its limits and its repetition. What a voice needs asking for
-//! is decided in [`lookup`].
+//! The HTTP client for ElevenLabs: requests, limits and repetition. [`lookup`] decides which requests a voice needs.
 
 mod admission;
 mod base_url;
@@ -38,37 +37,37 @@ use crate::core::lookup::{Unavailable, UnavailableKind};
 use crate::core::provider_state::{Pressure, ProviderState, Spent, StateChange};
 use crate::telemetry::metrics::ProviderMetrics;
 
-/// Where many voices are asked about at once.
+/// The endpoint that looks up many voices at once.
 const LIST: &str = "/v2/voices";
-/// Time for DNS, TCP and TLS together.
+/// Time limit for DNS, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for one request, its body included, while nothing shows that the provider is faster.
+/// Time limit for one request with its body, as long as nothing shows that the provider is faster.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// The shortest time for a request about one voice or few, however fast the provider is.
+/// The shortest time limit for a request about one voice or a few, however fast the provider is.
 const SHORTEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// The same for a whole batch, until one of them hung.
+/// The same for a whole batch, until one has hung.
 const SHORTEST_BATCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an answer is thought to take before there was one.
+/// The assumed duration of an answer before the first one.
 const FIRST_GUESS: Duration = Duration::from_millis(300);
 
-/// The provider, as one key sees it.
+/// The provider, for one key.
 pub struct Provider {
     base: BaseUrl,
     key: HeaderValue,
     client: OnceLock<Client>,
     concurrency: NonZeroU32,
     traffic: Traffic,
-    /// When a liveness request last failed. One is sent at a time.
+    /// When a liveness request last failed. Only one is sent at a time.
     liveness_failed_at: tokio::sync::Mutex<Option<Instant>>,
-    /// A request was given up to find out how long answers take.
+    /// Whether a request was given up in order to measure how long answers take.
     is_measuring: AtomicBool,
-    /// A batch or a voice hung while the provider worked.
+    /// Whether a batch or a voice hung while the provider worked.
     has_hung: AtomicBool,
     requests: AtomicU64,
     retries: AtomicU64,
-    /// Of answers with a 200.
+    /// Latencies of answers with status 200.
     latencies: Mutex<Latencies>,
-    /// Until when the list is taken for absent.
+    /// Until when the list is not used.
     no_list_until: Mutex<Option<Instant>>,
     list_answered: AtomicBool,
     list_rejections: AtomicU32,
@@ -76,7 +75,7 @@ pub struct Provider {
     metrics: ProviderMetrics,
 }
 
-/// The key is not one that can be sent as a header.
+/// The key cannot be sent as a header.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the API key contains a character that no key has, such as a line break; check its file or variable"
@@ -84,8 +83,8 @@ pub struct Provider {
 pub struct UnusableKey;
 
 impl Provider {
-    /// A provider at `base`; at most `concurrency` requests are under way at once. Nothing is sent,
-    /// and no TLS set up, before the first lookup.
+    /// Creates a client for the provider at `base`, with at most `concurrency` requests in flight. Nothing is sent,
+    /// and TLS is not set up, before the first lookup.
     pub fn new(
         base: BaseUrl,
         key: &SecretString,
@@ -113,18 +112,18 @@ impl Provider {
         })
     }
 
-    /// Counts its requests in these metrics.
+    /// Counts requests in these metrics.
     #[must_use]
     pub fn counting_in(self, metrics: ProviderMetrics) -> Self {
         Self { metrics, ..self }
     }
 
-    /// How hard it may be pressed just now.
+    /// The current limits of requests to the provider.
     pub fn pressure(&self) -> Pressure {
         self.traffic.pressure()
     }
 
-    /// The bound on requests under way.
+    /// The current concurrency limit.
     pub fn concurrency(&self) -> usize {
         self.concurrency.get() as usize
     }
@@ -134,17 +133,17 @@ impl Provider {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Requests sent so far that repeated an earlier one.
+    /// Retries among them.
     pub fn retries(&self) -> u64 {
         self.retries.load(Ordering::Relaxed)
     }
 
-    /// How long an answer takes: the mean of the last few, or a guess before the first.
+    /// The mean latency of the last few answers, or an assumption before the first.
     pub fn latency(&self) -> Duration {
         self.latencies().mean().unwrap_or(FIRST_GUESS)
     }
 
-    /// The longest that a request about one voice may take now.
+    /// The current time limit for a request about one voice.
     pub fn single_timeout(&self) -> Duration {
         self.timeout(Purpose::Single).unwrap_or(REQUEST_TIMEOUT)
     }
@@ -155,7 +154,7 @@ impl Provider {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long a request may take, by the answers that came lately; `None` before the first of them.
+    /// The time limit of a request, derived from recent answers; `None` before the first of them.
     fn timeout(&self, purpose: Purpose) -> Option<Duration> {
         let shortest = match purpose {
             Purpose::Liveness => return Some(REQUEST_TIMEOUT),
@@ -167,12 +166,12 @@ impl Provider {
         self.latencies().limit(shortest, REQUEST_TIMEOUT)
     }
 
-    /// Whether anything was answered with a 200: then the key is not refused as such.
+    /// Whether any request was answered with 200: then the key works.
     fn was_answered(&self) -> bool {
         self.latencies().mean().is_some()
     }
 
-    /// Somebody else's text without our key, which some servers repeat when they refuse it.
+    /// Removes our key from an answer: some servers repeat the key when they refuse it.
     fn without_key(&self, text: &str) -> String {
         let key = String::from_utf8_lossy(self.key.as_bytes());
         let recognisable = 8.min(key.len())..=key.len();
@@ -184,7 +183,7 @@ impl Provider {
             })
     }
 
-    /// Whether it turned out lately that there is no list at this base URL, or that it does not work.
+    /// Whether the list at this base URL recently turned out to be missing or broken.
     pub fn has_no_list(&self) -> bool {
         self.no_list_until()
             .is_some_and(|until| Instant::now() < until)
@@ -200,13 +199,13 @@ impl Provider {
         *self.no_list_until() = Some(Instant::now() + pause);
     }
 
-    /// Where it is.
+    /// The base URL.
     pub fn base(&self) -> &BaseUrl {
         &self.base
     }
 
-    /// Which account this is, without telling the key: a digest of base URL and key, under which
-    /// what was learned of the provider is kept.
+    /// Identifies the account without revealing the key: a digest of base URL and key. The state of the provider is
+    /// stored under it.
     pub fn account(&self) -> Uuid {
         const NAMESPACE: Uuid = uuid!("0f0c2f0a-6f5e-4f0e-8a53-5b7d6b1f3f7e");
         let mut name = self.base.to_string().into_bytes();
@@ -215,34 +214,33 @@ impl Provider {
         Uuid::new_v5(&NAMESPACE, &name)
     }
 
-    /// Why the key is of no use, once the provider said so.
+    /// Why the provider refused the key, if it did.
     pub fn key_refused(&self) -> Option<&str> {
         self.key_refused.get().map(String::as_str)
     }
 
-    /// Whether request after request went without an answer, and nobody should ask for now.
+    /// Whether the circuit breaker is open, so that no requests should be sent.
     pub fn is_down(&self) -> bool {
         self.traffic.is_open()
     }
 
-    /// How long the provider asked not to be asked.
+    /// How long the provider asked to wait (`Retry-After`).
     pub fn held_for(&self) -> Duration {
         self.traffic.held_for()
     }
 
-    /// Goes on from what other processes learned of this account. Where its breaker is open no
-    /// more, this process must be the one that probes: it asks one request at a time until an
-    /// answer comes.
+    /// Continues with what other processes learned about this account. If its circuit breaker is half-open, this
+    /// process must be the one that probes: it sends one request at a time until an answer comes.
     pub fn resume(&self, state: ProviderState) {
         self.traffic.resume(self.concurrency.get(), state);
     }
 
-    /// What other processes should know of this account.
+    /// The state that other processes should know.
     pub fn state(&self) -> ProviderState {
         self.traffic.provider_state()
     }
 
-    /// Counts what other processes spent of the retry budget.
+    /// Counts what other processes used of the retry budget.
     pub fn resume_budget(&self, spent: Spent) {
         self.traffic.resume_budget(spent);
     }
@@ -252,25 +250,24 @@ impl Provider {
         self.traffic.state_changed().await;
     }
 
-    /// What is new since the last call.
+    /// What has changed since the last call.
     pub fn take_state_change(&self) -> Option<StateChange> {
         self.traffic.take_state_change()
     }
 
-    /// Heeds what another process learned meanwhile. Returns whether nobody should ask for now.
+    /// Applies what another process learned meanwhile. Returns whether requests must stop for now.
     pub fn merge_remote(&self, state: ProviderState) -> bool {
         self.traffic.merge_remote(state);
         self.is_down()
     }
 
-    /// Learns from the end of a pass that asked about all it wanted to: one without a single answer
-    /// is an outage, however short.
+    /// Records the end of a pass that sent all its requests. A pass without a single answer is an outage, however
+    /// short it was.
     pub fn passed(&self) {
         self.traffic.passed();
     }
 
-    /// Opens the breaker because lookups fail, whatever voices they are about, while the provider answers other
-    /// requests.
+    /// Opens the circuit breaker because lookups of all voices fail while the provider answers other requests.
     pub fn lookups_fail(&self) {
         self.traffic.trip();
     }
@@ -300,13 +297,13 @@ impl Provider {
         let mut builder = Client::builder()
             .user_agent(concat!("voice-sync/", env!("CARGO_PKG_VERSION")))
             .redirect(redirect::Policy::none())
-            // Repetitions are ours to count.
+            // Repetitions are handled by this program.
             .retry(retry::never())
             .connect_timeout(CONNECT_TIMEOUT)
             .referer(false)
             .pool_idle_timeout(Duration::from_secs(60));
         if self.base.is_plain() {
-            // Neither the system's certificates, which a container may lack, nor its proxy, which
+            // Do not load the system's certificates, which a container may not have, and do not use its proxy, which
             // would see the key.
             builder = builder.tls_certs_only([]).no_proxy();
         }

@@ -1,4 +1,4 @@
-//! One request, its time limits and its repetition.
+//! One request, its time limits and its repetitions.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -15,44 +15,45 @@ use super::{LIST, Provider, REQUEST_TIMEOUT, RequestDeadline, SHORTEST_TIMEOUT};
 use crate::core::lookup::{Unavailable, UnavailableKind};
 use crate::telemetry::metrics::{Endpoint, ProviderMetrics};
 
-/// How often a request that takes long looks whether other answers came meanwhile.
+/// How often a request that takes long checks whether other answers came meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// Requests under way that are waited for when told to stop.
+/// Requests in flight may take this long after the pass was cancelled.
 const GRACE: Duration = Duration::from_secs(20);
-/// Most bytes of an answer, decompressed: 100 voices have some 200 kB, and a gzip bomb has more.
+/// The maximum size of an answer in bytes, decompressed. 100 voices have about 200 kB. The limit protects against
+/// gzip bombs.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
-/// Most bytes of any answer but a 200: the API's errors have some 200 bytes, a proxy's page has a few kB.
+/// The maximum size of an answer other than 200: errors of the API have about 200 bytes, a proxy's page a few kB.
 pub(super) const MAX_ERROR_BYTES: usize = 64 * 1024;
 
-/// What a request is for: this says how long it may take, and what its failure means.
+/// What a request is for. This decides how long it may take, and what its failure means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// It looks up a batch of voices.
     Batch,
     /// It looks up one voice.
     Single,
-    /// It looks up voices of a batch that failed. It is never repeated from the retry budget.
+    /// It looks up voices of a batch that failed. It does not use the retry budget and is not repeated.
     Isolation,
-    /// It looks up a voice that failed by itself earlier. Outside the retry budget, it is repeated once.
+    /// It looks up a voice that failed alone in an earlier pass. It is repeated once, outside the retry budget.
     Isolated,
     /// It names no voice, and shows whether the provider works.
     Liveness,
 }
 
-/// Which try of a request it is.
+/// Which attempt of a request it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Try {
     First,
-    /// The one before was given up.
+    /// The previous attempt was given up.
     Second,
     /// It counts as a retry.
     Again,
 }
 
-/// Why a try brought no answer.
+/// Why an attempt brought no answer.
 pub(super) enum Attempt {
     Refused(ProviderError),
-    /// It was given up for a request that names no voice: nothing shows yet how long answers take.
+    /// It was given up for a request that names no voice, because it is not known yet how long answers take.
     GivenUp,
 }
 
@@ -69,8 +70,8 @@ impl Attempt {
 }
 
 impl Provider {
-    /// Sends a GET and repeats it as [`backoff`] and the retry budget allow, until `deadline`. A failure may lie
-    /// in a voice if anything was answered since the request began, or since another moment.
+    /// Sends a GET and repeats it as [`backoff`] and the retry budget allow, until `deadline`. A voice may be the
+    /// cause of a failure if any request was answered since this one started, or since another moment.
     pub(super) async fn get<T>(
         &self,
         path_and_query: &str,
@@ -83,7 +84,7 @@ impl Provider {
         let mut first = Try::First;
         loop {
             tried += 1;
-            // What is repeated outside the budget does not count as a retry.
+            // Repetitions outside the budget do not count as retries.
             let which = match tried > 1 && purpose != Purpose::Isolated {
                 true => Try::Again,
                 false => first,
@@ -145,8 +146,8 @@ impl Provider {
         }
     }
 
-    /// Tells a failure that may lie in a voice from one of the provider, by whether anything else was
-    /// answered since the request began.
+    /// Decides whether a voice or the provider caused a failure: by whether any other request was answered since this
+    /// one started.
     async fn attribute(
         &self,
         refusal: ProviderError,
@@ -179,7 +180,7 @@ impl Provider {
         }
     }
 
-    /// Sends a GET once, in a place that traffic gave. Returns what `read` makes of the body of a 200.
+    /// Sends a GET once, with an admission. Returns what `read` makes of the body of a 200.
     pub(super) async fn try_once<T>(
         &self,
         path_and_query: &str,
@@ -223,9 +224,9 @@ impl Provider {
         }
     }
 
-    /// For a request that began before anything was answered, and so with the longest timeout: returns
-    /// whether it has taken too long by what was answered since. Where nothing was, one request is given up for
-    /// one that shows how long answers take (`false`).
+    /// For a request that started before any answer and has the longest time limit: returns `true` if it has taken
+    /// too long, measured by answers since then. If there was none, one request is given up in favour of one that
+    /// shows how long answers take (`false`).
     async fn takes_too_long(&self, begun: Instant, purpose: Purpose, which: Try) -> bool {
         sleep_until(begun + SHORTEST_TIMEOUT).await;
         loop {
@@ -240,8 +241,8 @@ impl Provider {
         }
     }
 
-    /// Sends one request, which may take until `limit`, and answers are of use until `left`. What the answer
-    /// tells of the plan comes with it.
+    /// Sends one request, which may take up to `limit`; answers are of use up to `left`. Also returns what the answer
+    /// says about the plan.
     pub(super) async fn send<T>(
         &self,
         path_and_query: &str,
@@ -254,7 +255,7 @@ impl Provider {
         if again {
             self.retries.fetch_add(1, Ordering::Relaxed);
         }
-        // An answer that we had no time for says nothing about the provider.
+        // A request that this process cut short says nothing about the provider.
         let no_answer = |error: reqwest::Error| match error.is_timeout() && left < limit {
             true => ProviderError::Unavailable(Unavailable::new(
                 UnavailableKind::NotAsked,
@@ -303,7 +304,7 @@ impl Provider {
     }
 }
 
-/// Counts a request as under way for as long as it lives.
+/// Counts a request as in flight while the value exists.
 pub(super) struct InFlight<'a>(&'a ProviderMetrics);
 
 impl<'a> InFlight<'a> {
@@ -337,7 +338,7 @@ pub(super) async fn read(
     Ok(body)
 }
 
-/// The innermost error: the outer ones repeat the URL and say little.
+/// The innermost error: the outer ones repeat the URL and add little.
 pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {

@@ -1,4 +1,4 @@
-//! Text-to-speech, of which nothing is wanted but that it happened.
+//! Text-to-speech requests. Their audio is not used.
 
 use serde_json::json;
 use tokio::time::Instant;
@@ -12,18 +12,19 @@ use crate::core::nudge::NudgeAnswer;
 use crate::core::voice::ProviderVoiceId;
 use crate::telemetry::metrics::Endpoint;
 
-/// The smallest that every plan has.
+/// The smallest format that every plan includes.
 const FORMAT: &str = "mp3_22050_32";
-/// What the provider says of a voice that cannot speak, whatever the request. Other refusals may lie in the request.
+/// Error codes that mean that the voice cannot speak, whatever the request. Other errors may be caused by the
+/// request.
 const VOICE_CODES: [&str; 3] = [
     "voice_not_found",
     "voice_access_denied",
     "voice_not_fine_tuned",
 ];
-/// Audio is read no further than this.
+/// The maximum number of bytes of audio that are read.
 const MAX_AUDIO_BYTES: usize = 1024 * 1024;
 
-/// What to say, and how.
+/// What to say, and with which model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Speech {
     pub text: String,
@@ -31,20 +32,20 @@ pub struct Speech {
 }
 
 impl Speech {
-    /// What the provider charges for.
+    /// The number of characters that the provider charges for.
     pub fn characters(&self) -> u64 {
         self.text.chars().count() as u64
     }
 }
 
 impl Provider {
-    /// Whether a request for speech may be sent now: it is no probe.
+    /// Whether a text-to-speech request may be sent now: it is never used as a probe.
     pub fn may_speak(&self) -> bool {
         !self.is_down() && self.traffic.opened() == 0 && self.held_for().is_zero()
     }
 
-    /// Has a voice say something, once: nothing is ever repeated. It takes no place among the lookups, which would wait
-    /// for it; and what is wrong with it counts neither for the circuit breaker nor for the concurrency nor for the key.
+    /// Sends one text-to-speech request, without repetition. It does not count for the concurrency limit, because
+    /// lookups would wait for it. Its errors do not count for the circuit breaker, the concurrency limit or the key.
     pub async fn speak(&self, voice: &ProviderVoiceId, speech: &Speech) -> NudgeAnswer {
         let begun = Instant::now();
         let spoken = {
@@ -85,7 +86,7 @@ impl Provider {
         };
         let body = read(response, most, |error| self.no_answer(&error)).await;
         if is_audio {
-            // It speaks, however much of that was heard.
+            // The voice works, however much of the audio was read.
             return Ok(());
         }
         let body = String::from_utf8_lossy(&body.unwrap_or_default()).into_owned();
@@ -102,7 +103,7 @@ fn answer(error: ProviderError) -> NudgeAnswer {
     let says = error.to_string();
     let is_about_a_voice = VOICE_CODES.iter().any(|code| says.contains(code));
     match error {
-        // 401 is also what an exceeded quota is answered with, and 402 a plan without this.
+        // An exceeded quota is also answered with 401, and a plan without text-to-speech with 402.
         ProviderError::Unauthorized(..) | ProviderError::Forbidden(402, _) => {
             NudgeAnswer::Refused(says)
         }

@@ -1,4 +1,4 @@
-//! The provider's JSON, read for the few fields that decide, without building a tree.
+//! Parses the provider's JSON: only the few fields that decide, without building a tree.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -12,7 +12,7 @@ use crate::core::voice::Voice;
 /// One page of `GET /v2/voices` (`GetVoicesV2ResponseModel`).
 #[derive(Debug, Default, PartialEq)]
 pub struct ListPage {
-    /// The voices on it that could be read. One that could not is as good as left out.
+    /// The voices on it that could be read. A voice that cannot be read counts as not returned.
     pub voices: Vec<Voice>,
     /// Where the next page begins, if the provider says that there is one.
     pub next_page_token: Option<String>,
@@ -29,8 +29,8 @@ struct Page<T> {
     next_page_token: Option<String>,
 }
 
-/// Voices of a page that are read: it has those that were asked for, a hundred at the most, and
-/// some premade ones. What a page has beyond, and it may have half a million, is as good as left out.
+/// The maximum number of voices that are read from a page: those that were requested, a hundred at most, and some
+/// premade ones. Further voices (a page may have half a million) count as not returned.
 const MOST_VOICES: usize = 1000;
 
 fn the_first<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
@@ -63,7 +63,7 @@ where
     deserializer.deserialize_seq(TheFirst(PhantomData))
 }
 
-/// Reads a page of the list. Where one voice in it is not as described, the others still are read.
+/// Reads a page of the list. If one voice in it is malformed, the others are still read.
 pub fn list_page(body: &[u8]) -> Result<ListPage, serde_json::Error> {
     let page = serde_json::from_slice::<Page<Voice>>(body).or_else(|_| {
         let Page {

@@ -1,4 +1,4 @@
-//! What `voice-sync status` and the daemon's page show, and what of it needs attention. Pure.
+//! What `voice-sync status` and the daemon's page show, and what needs attention. Pure.
 
 mod page;
 mod text;
@@ -20,18 +20,18 @@ use crate::core::request_budget::RequestBudget;
 use crate::core::schedule;
 use crate::store::{Account, LedgerEntry, Survey};
 
-/// From where on something needs attention. The alerts in `examples/prometheus` have the same limits.
+/// Limits from which on something needs attention. The alerts in `examples/prometheus` have the same limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Voices in processing.
     pub backlog: Option<u64>,
-    /// How long the oldest of them has been, professional voices in training or waiting for their owners aside.
+    /// Age of the oldest of them. Professional voices in training or waiting for their owners do not count.
     pub age: Duration,
     /// Voices that are set aside.
     pub set_aside: u64,
-    /// Time since a pass succeeded, and since the voice that waits for longest had an answer.
+    /// Time since the last successful pass, and since the last answer about the voice that waits for longest.
     pub silence: Duration,
-    /// How long an event waits.
+    /// How long an event may wait.
     pub event_age: Duration,
 }
 
@@ -47,10 +47,10 @@ impl Default for Limits {
     }
 }
 
-/// How things stand, and what of it needs attention.
+/// The status at one moment, and what needs attention.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Status {
-    /// What the database has of it.
+    /// What the database contains about it.
     pub survey: Survey,
     /// What needs attention, each with what to do.
     pub attention: Vec<Attention>,
@@ -108,7 +108,7 @@ impl Status {
             .max()
     }
 
-    /// What the request budget of an account comes to.
+    /// The request budget of an account, compared with the backlog.
     fn budget(&self, account: &Account) -> Option<Budget> {
         let (budget, voices_a_request) = account.budget?;
         let voices = self.survey.backlog.all();
@@ -120,7 +120,7 @@ impl Status {
         })
     }
 
-    /// All of it.
+    /// The status as JSON.
     pub fn json(&self) -> Value {
         let Self { survey, attention } = self;
         let Survey {
@@ -197,17 +197,18 @@ impl Status {
 struct Budget {
     budget: RequestBudget,
     voices_a_request: u64,
-    /// The time in which it has room to look all of them up once.
+    /// The time that the budget needs to look all of them up once.
     round: Duration,
-    /// Requests a minute that have room for that in the longest time between two lookups of a voice.
+    /// Requests per minute that are enough to look all of them up within the longest time between two lookups of a
+    /// voice.
     enough: u64,
 }
 
-/// What to do where the provider refuses text-to-speech.
+/// What to do if the provider refuses text-to-speech.
 pub(crate) const NUDGING_ADVICE: &str =
     "check the credit and the text-to-speech permission of the key; voices are looked up as before";
 
-/// Whether the provider may be asked.
+/// Whether requests may be sent to the provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Breaker {
     Closed,
@@ -280,7 +281,7 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         }
         Some(_) | None => {}
     }
-    // A daemon with nothing to do makes no pass; but then no voice waits for an answer either.
+    // A daemon with nothing to do makes no pass. In that case, no voice waits for an answer either.
     let unasked = survey.backlog.unasked();
     match (last, success) {
         (_, _) if !survey.has_own_tables => add(

@@ -1,4 +1,4 @@
-//! The status as one page of HTML, which needs nothing but itself: no script, no font, no other request.
+//! The status as one page of HTML, without scripts, fonts or other requests.
 
 use std::fmt;
 
@@ -25,13 +25,12 @@ svg{display:block;width:100%;height:auto}svg text{fill:var(--ink);font:13px syst
 svg .bar{fill:var(--bar)}svg .mark{stroke:var(--alarm);stroke-width:1.5}
 ";
 
-/// What the page's only style sheet is known by: no other one is to be believed, whatever a text of others
-/// says.
+/// Identifies the page's only style sheet. Browsers ignore any other one, for example in the texts of a voice.
 #[derive(Debug, Clone, Copy)]
 pub struct Nonce(Uuid);
 
 impl Nonce {
-    /// One that was never used before.
+    /// A value that was never used before.
     pub fn random() -> Self {
         Self(Uuid::new_v4())
     }
@@ -51,7 +50,7 @@ impl fmt::Display for Nonce {
     }
 }
 
-/// The page; or, where the status is not known, the reason.
+/// The page with the status, or with the reason why there is none.
 pub fn page(status: Result<&Status, &str>, nonce: Nonce) -> String {
     let (title, body) = match status {
         Ok(status) => {
@@ -146,7 +145,7 @@ fn known(status: &Status, title: &str) -> Markup {
     }
 }
 
-/// What stands between backticks is something to type.
+/// Text between backticks is a command to type.
 fn with_code(text: &str) -> Markup {
     html! {
         @for (at, part) in text.split('`').enumerate() {
@@ -155,10 +154,10 @@ fn with_code(text: &str) -> Markup {
     }
 }
 
-/// Of every drawing, in its own units.
+/// The width of every drawing, in its own units.
 const WIDTH: f64 = 380.0;
 
-/// Bars that lie, one for each line.
+/// Horizontal bars, one per line.
 fn bars(what: &str, lines: &[(&str, u64)]) -> Markup {
     const ROW: usize = 22;
     const LABEL: f64 = 118.0;
@@ -182,8 +181,7 @@ fn bars(what: &str, lines: &[(&str, u64)]) -> Markup {
     }
 }
 
-/// How many voices took how long, by buckets that grow as their times do, and where half, 90 % and 99 % of
-/// them are.
+/// A histogram of completion times with exponential buckets, and its 50 %, 90 % and 99 % quantiles.
 fn times(times: &Quantiles) -> Markup {
     const BASE: f64 = 90.0;
     let quantiles = ["p50", "p90", "p99"].into_iter().zip([0.5, 0.9, 0.99]);

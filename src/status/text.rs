@@ -21,8 +21,8 @@ const FAINT: Style = Style::new().dimmed();
 /// The longest bar of a histogram, in characters.
 const LONGEST_BAR: u64 = 30;
 
-/// A page of text, no wider than `width` columns where that can be helped. It has colours; whoever prints it
-/// strips them where they are not wanted.
+/// The status as text, at most `width` columns wide where possible. It contains colours; the caller removes them if
+/// they are not wanted.
 pub fn text(status: &Status, width: u16) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
@@ -87,7 +87,7 @@ fn write(out: &mut String, status: &Status, width: u16) -> std::fmt::Result {
     Ok(())
 }
 
-/// A line each, with a bar as long as its number is to the largest.
+/// One line per entry, with a bar in proportion to the largest number.
 fn histogram(out: &mut String, lines: &[(&str, u64)], width: u16) -> std::fmt::Result {
     let name = lines
         .iter()
@@ -107,8 +107,8 @@ fn histogram(out: &mut String, lines: &[(&str, u64)], width: u16) -> std::fmt::R
     Ok(())
 }
 
-/// A table without lines, as wide as the terminal at the most.
-/// The first column has ids, which are to be copied, and is not broken.
+/// A table without lines, at most as wide as the terminal. The first column contains ids to copy and is never
+/// wrapped.
 pub(crate) fn table<const N: usize>(header: [&str; N], width: u16) -> Table {
     let mut table = Table::new();
     table
@@ -135,7 +135,7 @@ fn oldest(status: &Status, width: u16) -> Table {
     table
 }
 
-/// What is known of why a voice is in processing.
+/// Why a voice is in processing, as far as known.
 pub(super) fn waits_for(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
     let Some(notes) = voice.notes_about_it() else {
         return "its first lookup".to_owned();
@@ -179,7 +179,7 @@ pub(crate) fn runs(entries: &[LedgerEntry], width: u16) -> Table {
     table
 }
 
-/// What a pass or a command did, in one line. What is zero and mostly is, is left out.
+/// What a pass or a command did, in one line. Zero counts are left out.
 pub(super) fn did(entry: &LedgerEntry) -> String {
     let counted = |names: &[(&str, &str)]| {
         let counts = names
@@ -286,7 +286,7 @@ pub(super) fn outbox(status: &Status) -> String {
     says
 }
 
-/// What the request budget comes to; nothing, if no pass had one.
+/// How the request budget compares with the backlog; `None` if no pass had one.
 pub(super) fn budget(account: &Account, status: &Status) -> Option<String> {
     let Budget {
         budget,

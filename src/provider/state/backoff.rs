@@ -1,33 +1,33 @@
-//! How long to wait before asking the provider again. Pure: jitter and clock are arguments.
+//! How long to wait before the next request. Pure: jitter and clock are arguments.
 //!
-//! Full jitter as in Marc Brooker's "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015):
-//! a uniform draw between nothing and the exponential limit, which spreads a herd best.
+//! Full jitter as in Marc Brooker's "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015): uniform between
+//! zero and the exponential limit, which spreads many clients best.
 
 use std::time::{Duration, SystemTime};
 
 use crate::core::backoff::exponential;
 use crate::core::provider_state::MAX_RETRY_AFTER;
 
-/// Tries a request gets in all.
+/// Attempts per request, including the first.
 pub const MAX_TRIES: u32 = 3;
-/// First limit of the wait after an error.
+/// The first limit of the pause after an error.
 const BASE: Duration = Duration::from_millis(250);
-/// First limit of the wait after being throttled.
+/// The first limit of the pause after a 429.
 const THROTTLED_BASE: Duration = Duration::from_secs(1);
-/// No drawn wait is longer than this.
+/// The longest pause, unless the provider asks for more.
 const CEILING: Duration = Duration::from_secs(20);
 
-/// Which base a wait grows from.
+/// What a pause is for; this decides its first limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// Network trouble or a 5xx.
+    /// A network error or a 5xx.
     Unavailable,
     /// 429.
     Throttled,
 }
 
-/// The wait after try number `tried` (1 is the first). `retry_after` is what the provider asked for, and
-/// the wait is never shorter; `jitter` is uniform in 0..1.
+/// The pause after attempt number `tried` (1 is the first). It is never shorter than `retry_after`. `jitter` is
+/// uniform in 0..1.
 pub fn pause(tried: u32, cause: Cause, retry_after: Option<Duration>, jitter: f64) -> Duration {
     let base = match cause {
         Cause::Unavailable => BASE,
@@ -40,9 +40,9 @@ pub fn pause(tried: u32, cause: Cause, retry_after: Option<Duration>, jitter: f6
     })
 }
 
-/// Reads what the provider asks for: `retry-after-ms`, `retry-after` in seconds or as an HTTP date
-/// (RFC 9110, 10.2.3), or `x-ratelimit-reset` in Unix seconds, the order in which ElevenLabs' own SDK
-/// tries them. What cannot be read or lies in the past asks for nothing; five minutes are the most.
+/// Reads how long the provider asks to wait: `retry-after-ms`, `retry-after` in seconds or as an HTTP date (RFC 9110,
+/// 10.2.3), or `x-ratelimit-reset` in Unix seconds, in the order of ElevenLabs' own SDK. Values that cannot be read
+/// or lie in the past are ignored; the maximum is five minutes.
 pub fn retry_after<'h>(
     header: impl Fn(&str) -> Option<&'h str>,
     now: SystemTime,

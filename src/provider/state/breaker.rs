@@ -1,8 +1,8 @@
-//! When to stop asking a provider that does not answer, and when to try again. Pure: the present is
-//! an argument.
+//! The circuit breaker: when to stop requests to a provider that fails, and when to try again. Pure: the current time
+//! is an argument.
 //!
-//! The circuit breaker of Nygard's "Release It!": closed while answers come, open when they do not,
-//! and after a pause one probe decides.
+//! It works as in Nygard's "Release It!": closed while answers come, open while they do not. After a pause, one
+//! half-open probe decides.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,28 +10,28 @@ use std::time::{Duration, Instant};
 use crate::core::backoff::exponential;
 use crate::core::provider_state::MAX_OPEN;
 
-/// So many tries without an answer in a row open it.
+/// This many failures in a row open it.
 const IN_A_ROW: u32 = 5;
-/// Or half of at least so many tries within [`WINDOW`].
+/// Half of at least this many tries within [`WINDOW`] open it too.
 const AT_LEAST: usize = 10;
 const WINDOW: Duration = Duration::from_secs(30);
-/// The first pause; it doubles with each probe that fails.
+/// The first pause. It doubles with each probe that fails.
 const FIRST_PAUSE: Duration = Duration::from_secs(15);
 
-/// Counts what came of tries, and says when there were too many failures.
+/// Counts the results of tries, and says when there were too many failures.
 #[derive(Debug, Clone, Default)]
 pub struct Breaker {
-    /// How often it opened without an answer since: 0 is closed.
+    /// How often it has opened since the last answer; 0 is closed.
     opened: u32,
     failures_in_a_row: u32,
-    /// Whether an answer ever came.
+    /// Whether there was any answer.
     was_answered: bool,
     /// Tries within the window: when, and whether they failed.
     recent: VecDeque<(Instant, bool)>,
 }
 
 impl Breaker {
-    /// A breaker that had opened so often before this process began.
+    /// A breaker that had already opened this often before this process started.
     pub fn resumed(opened: u32) -> Self {
         Self {
             opened,
@@ -39,12 +39,12 @@ impl Breaker {
         }
     }
 
-    /// How often it opened without an answer since; 0 if it is closed.
+    /// How often it has opened since the last answer; 0 if it is closed.
     pub fn opened(&self) -> u32 {
         self.opened
     }
 
-    /// Counts an answer, whatever it says. Returns whether this closed the breaker.
+    /// Counts an answer of any content. Returns whether this closed the breaker.
     pub fn answered(&mut self, now: Instant) -> bool {
         self.failures_in_a_row = 0;
         self.was_answered = true;
@@ -57,8 +57,7 @@ impl Breaker {
         probing
     }
 
-    /// Counts a try without an answer. Returns the pause to make if this opened the breaker. A probe
-    /// that fails opens it again at once.
+    /// Counts a failure. Returns the pause if this opened the breaker. A probe that fails opens it again at once.
     pub fn failed(&mut self, now: Instant) -> Option<Duration> {
         self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
         self.note(now, true);
@@ -68,15 +67,15 @@ impl Breaker {
         (self.opened > 0 || too_many).then(|| self.open())
     }
 
-    /// Counts the end of a pass. Where it only ever failed, however few its tries were, this opens
-    /// the breaker: cron's next process begins to count anew, and one that has little to ask would
-    /// never come to five in a row. Returns the pause to make.
+    /// Counts the end of a pass. If all its requests failed, however few, this opens the breaker: each process of
+    /// cron starts to count at zero, and one with few requests would never reach five failures in a row. Returns the
+    /// pause.
     pub fn passed(&mut self) -> Option<Duration> {
         let only_failed = self.failures_in_a_row > 0 && !self.was_answered;
         (self.opened == 0 && only_failed).then(|| self.open())
     }
 
-    /// Opens it, for a reason that it did not count. Returns the pause to make.
+    /// Opens it for a reason other than counted failures. Returns the pause.
     pub fn trip(&mut self) -> Duration {
         self.open()
     }

@@ -1,47 +1,47 @@
-//! How many requests the provider bears at once. Pure.
+//! How many concurrent requests the provider can take. Pure.
 //!
-//! Additive increase, multiplicative decrease (Chiu and Jain, 1989), between one and what the user
-//! allows, and never above what the plan leaves after the application's own use.
+//! Additive increase, multiplicative decrease (Chiu and Jain, 1989), between one and what the user allows, and never
+//! above what the plan leaves after the application's own use.
 
-/// What an answer without trouble adds: ten allow one more request at once, whichever processes got
-/// them, since cron's may have only a few each.
+/// What each answer without an error adds: ten of them allow one more concurrent request, whichever process received
+/// them, because a process of cron may have only a few each.
 const GROWTH: f64 = 0.1;
-/// Ten tenths are a little less than one.
+/// Ten times 0.1 is a little less than one in floating point.
 const ROUNDING: f64 = 1e-6;
-/// What a timeout or a 5xx leaves of the limit.
+/// A timeout or a 5xx reduces the limit to this share.
 const EASED: f64 = 0.9;
 
-/// The limit as it has adapted.
+/// The adaptive concurrency limit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConcurrencyLimit {
     now: f64,
-    /// What the user allows.
+    /// The maximum that the user allows.
     most: u32,
-    /// What the plan leaves, once the provider has told.
+    /// What the plan leaves, once the provider has said so.
     left_by_plan: Option<u32>,
-    /// Whether it began below the most.
+    /// Whether it started below the maximum.
     was_low: bool,
-    /// Requests begun so far, and how many of them when it was last halved: answers to those begun
-    /// before say nothing new.
+    /// Requests started so far, and how many of them when it was last halved: answers to those that were started
+    /// before carry no new information.
     begun: u64,
     halved_at: u64,
 }
 
-/// A request's place in the order in which they were begun.
+/// The number of a request in the order in which requests were started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Begun(u64);
 
-/// What the headers of an answer tell of the plan.
+/// What the headers of an answer say about the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
-    /// `current-concurrent-requests`: of everybody who uses the key.
+    /// `current-concurrent-requests`: of all users of the key.
     pub current: u32,
     /// `maximum-concurrent-requests`.
     pub maximum: u32,
 }
 
 impl ConcurrencyLimit {
-    /// Starts where an earlier process left off, or at the most.
+    /// Starts with the value of an earlier process, or at the maximum.
     pub fn new(most: u32, adapted: Option<f64>) -> Self {
         let most = most.max(1);
         let now = adapted
@@ -58,25 +58,25 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// Requests that may be under way at once, at least one.
+    /// The current number of concurrent requests, at least one.
     pub fn get(&self) -> u32 {
         let adapted = (self.now + ROUNDING) as u32;
         adapted.min(self.left_by_plan.unwrap_or(u32::MAX)).max(1)
     }
 
-    /// The adapted limit, to be kept for the next process; `None` if it always was the most: a
-    /// process that was allowed little learned nothing of how much the provider bears.
+    /// The adapted limit, stored for the next process; `None` if it was always at the maximum: a process with a low
+    /// maximum learned nothing about how much the provider can take.
     pub fn adapted(&self) -> Option<f64> {
         (self.was_low || self.now < f64::from(self.most)).then_some(self.now)
     }
 
-    /// Counts a request that begins.
+    /// Counts a request that starts.
     pub fn begin(&mut self) -> Begun {
         self.begun += 1;
         Begun(self.begun)
     }
 
-    /// An answer without trouble.
+    /// An answer without an error.
     pub fn clean(&mut self) {
         self.now = (self.now + GROWTH).min(f64::from(self.most));
     }
@@ -86,8 +86,8 @@ impl ConcurrencyLimit {
         self.now = (self.now * EASED).max(1.0);
     }
 
-    /// `too_many_concurrent_requests`. Requests that were begun together are refused together: the
-    /// limit halves once for all of them.
+    /// `too_many_concurrent_requests`. Requests that were started together are refused together, so the limit is
+    /// halved once for all of them.
     pub fn halve(&mut self, begun: Begun) {
         if begun.0 > self.halved_at {
             self.halved_at = self.begun;
@@ -95,8 +95,8 @@ impl ConcurrencyLimit {
         }
     }
 
-    /// Heeds what the plan leaves after others' use, with one kept free for the application.
-    /// `ours` are the requests that we had under way ourselves.
+    /// Applies what the plan leaves after the use by others, with one request reserved for the application. `ours`
+    /// are the requests in flight of this process.
     pub fn apply_plan(&mut self, plan: Plan, ours: u32) {
         let others = plan.current.saturating_sub(ours);
         let left = plan.maximum.saturating_sub(others).saturating_sub(1);

@@ -1,4 +1,4 @@
-//! How the provider is treated. Pure: times and random numbers are arguments.
+//! The state of the provider as this process sees it. Pure: times and random numbers are arguments.
 
 pub mod backoff;
 pub mod breaker;

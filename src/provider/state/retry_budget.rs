@@ -1,8 +1,8 @@
-//! How many repetitions a provider in trouble is burdened with. Pure.
+//! The retry budget: how many repetitions may be sent. Pure.
 //!
-//! Each client's retries look harmless; together they turn a slow provider into a dead one. So they
-//! are a share of first tries, with a floor for those that ask little. ("Retry budget": Site
-//! Reliability Engineering, chapter 21.)
+//! The retries of one client are harmless; the retries of all clients can turn a slow provider into an outage. So
+//! they are limited to a share of first tries, with a minimum for processes that send few requests. ("Retry budget":
+//! Site Reliability Engineering, chapter 21.)
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use crate::core::provider_state::{RETRY_WINDOW as WINDOW, Spent};
 
 /// Repetitions that are always allowed within [`WINDOW`].
 const FLOOR: u32 = 10;
-/// First tries that allow one repetition.
+/// Number of first tries that allow one repetition.
 const FIRST_TRIES_A_RETRY: u32 = 10;
 
-/// First tries and repetitions within the window, by the second.
+/// First tries and repetitions within the window, by second.
 #[derive(Debug, Clone, Default)]
 pub struct RetryBudget {
     seconds: VecDeque<Second>,
@@ -28,7 +28,7 @@ struct Second {
 }
 
 impl RetryBudget {
-    /// Begins anew with what all processes spent lately, this one included, as if it were now.
+    /// Starts again with what all processes used lately, including this one, as if it were now.
     pub fn resume(&mut self, spent: Spent, now: Instant) {
         self.seconds.clear();
         let second = self.second(now);
@@ -42,14 +42,14 @@ impl RetryBudget {
         second.first_tries = second.first_tries.saturating_add(1);
     }
 
-    /// Takes a repetition out of the budget, if there is one left.
+    /// Takes a repetition from the budget, if one is left.
     pub fn take(&mut self, now: Instant) -> bool {
         let left = self.left(now) > 0;
         self.second(now).retries += u32::from(left);
         left
     }
 
-    /// Repetitions that it has left.
+    /// Repetitions left.
     pub fn left(&mut self, now: Instant) -> u32 {
         self.second(now);
         let sum = |tries: fn(&Second) -> u32| {
