@@ -1,4 +1,4 @@
-//! What operators change of voices. Each change enters itself into the ledger, in its own transaction.
+//! Changes of voices by operators. Each change is recorded in the ledger, in its own transaction.
 
 use std::collections::HashSet;
 
@@ -28,7 +28,7 @@ impl Store {
             "v.{} = a.id AND v.{} = {} AND {} = a.provider_id",
             table.id, table.status, table.failed, table.provider_id
         );
-        // A row that the application has locked is left alone: it may be about to change it.
+        // A row that the application has locked is skipped: it may be about to change.
         let (free, is_free) = match self.dialect() {
             Dialect::Postgres => (
                 format!(
@@ -61,7 +61,7 @@ impl Store {
         Ok(back)
     }
 
-    /// Has the ages of voices begin anew: else the next answer would find them overdue.
+    /// Restarts the ages of voices: otherwise, the next answer would find them overdue.
     async fn begin_anew(
         &self,
         transaction: &mut Transaction<'_>,

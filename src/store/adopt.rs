@@ -1,9 +1,8 @@
-//! Giving the application's table the columns that it lacks, for applications that have no
-//! migrations of their own to do it.
+//! Adds missing columns to the application's table, for applications without migrations of their own.
 //!
-//! No row is written and nobody waits for long: both databases add a column with a constant default
-//! by changing the catalog only (PostgreSQL since version 11), and the lock that this takes is asked
-//! for again and again rather than waited for, since all others would queue up behind it.
+//! No row is written and nobody waits for long: both databases add a column with a constant default by changing only
+//! the catalog (PostgreSQL since version 11). The lock for this is requested again and again with a short limit,
+//! because all other statements would queue behind a waiting request.
 
 use std::time::Duration;
 
@@ -14,47 +13,46 @@ use super::dialect::Dialect;
 use super::table::{ColumnNames, Names, TableName, literal, pg_literal, quoted};
 use super::{Database, StoreError, postgres, sqlite};
 
-/// How long one attempt waits for the table.
+/// How long one attempt waits for the lock.
 const LOCK_TIMEOUT: &str = "2s";
-/// Attempts, with a pause between them in which others have their turn.
+/// The number of attempts. In the pauses between them, other statements can run.
 const ATTEMPTS: usize = 30;
 const PAUSE: Duration = Duration::from_secs(1);
-/// Rows whose kept values are written at once.
+/// The number of rows whose stored values are written at once.
 const AT_ONCE: u32 = 5000;
-/// Bytes of a table's name that go into its index's name, which has at most 63.
+/// Bytes of a table's name that go into the name of its index, which has at most 63.
 const NAME_ROOM: usize = 48;
 
 /// What a table lacks, as statements.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Adoption {
-    /// Run together, in one transaction.
+    /// Statements that run together, in one transaction.
     pub columns: Vec<String>,
-    /// Writes what was kept meanwhile into columns that are new: some rows at a time, until there are
-    /// no more.
+    /// Writes stored values into new columns: some rows at a time, until none are left.
     pub restore: Option<String>,
-    /// Makes an index that serves the voices in processing; on its own, as it takes its time.
+    /// Creates the index for the voices in processing. It runs alone, because it may take long.
     pub index: Option<String>,
 }
 
 impl Adoption {
-    /// All statements, in their order.
+    /// All statements, in order.
     pub fn statements(&self) -> impl Iterator<Item = &str> {
         let later = self.restore.iter().chain(&self.index);
         self.columns.iter().chain(later).map(String::as_str)
     }
 }
 
-/// A table as its catalog shows it.
+/// A table as its catalog describes it.
 pub(super) struct TableShape {
     pub(super) lacks: Lacks,
-    /// The type that `completed_at` is to have.
+    /// The type for `completed_at`.
     pub(super) moment: &'static str,
-    /// Of SQLite's strict kind, which knows few types.
+    /// A STRICT table of SQLite, which has few types.
     pub(super) is_strict: bool,
     pub(super) has_index: bool,
 }
 
-/// Columns that are not there.
+/// The missing columns.
 pub(super) struct Lacks {
     status: bool,
     preview_url: bool,
@@ -88,10 +86,10 @@ impl Database {
         })
     }
 
-    /// Adds what is lacking, and nothing else. Run again after an error, it goes on.
+    /// Adds what is missing, and nothing else. After an error, it can be run again.
     pub async fn adopt(&self, names: &Names) -> Result<(), StoreError> {
         let step = || async {
-            // Looked at each time: another process may have been faster.
+            // Checked each time: another process may have added it meanwhile.
             let Adoption {
                 columns,
                 restore,
@@ -121,7 +119,7 @@ impl Database {
             .await
     }
 
-    /// Returns how many rows were changed.
+    /// Returns the number of changed rows.
     async fn run_together(&self, statements: &str) -> Result<u64, StoreError> {
         let impatient =
             format!("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'");
@@ -132,13 +130,13 @@ impl Database {
     }
 }
 
-/// SQLite cannot add a column only if it is missing.
+/// SQLite has no ADD COLUMN IF NOT EXISTS.
 fn is_done_already(error: &StoreError) -> bool {
     matches!(error, StoreError::Config(says) if says.contains("duplicate column name"))
 }
 
-/// Under which name the time of a table's adoption is kept, as SQL: the same however the table is
-/// written.
+/// The name under which the time of a table's adoption is stored, as SQL. It is the same in whatever form the table
+/// is given.
 pub(super) fn adopted_name(dialect: Dialect, table: &TableName) -> String {
     match dialect {
         Dialect::Postgres => format!(
@@ -262,7 +260,7 @@ fn add_columns(dialect: Dialect, names: &Names, shape: &TableShape) -> Vec<Strin
     adding.into_iter().chain(since).collect()
 }
 
-/// The statement that makes an index which leads to the voices in processing.
+/// The statement that creates an index for the voices in processing.
 pub(crate) fn make_index(dialect: Dialect, names: &Names) -> String {
     let (schema, table) = names.table.parts();
     let name = quoted(&index_name(table));
@@ -273,7 +271,7 @@ pub(crate) fn make_index(dialect: Dialect, names: &Names) -> String {
                 names.table.quoted()
             )
         }
-        // Here it is the index that is named with its schema, and the table must not be.
+        // In this statement, the schema belongs to the index, and the table must not have one.
         (Dialect::Sqlite, Some(schema)) => format!(
             "INDEX IF NOT EXISTS {}.{name} ON {}",
             quoted(schema),
@@ -284,7 +282,7 @@ pub(crate) fn make_index(dialect: Dialect, names: &Names) -> String {
     format!("CREATE {target} {};", of_processing(dialect, names))
 }
 
-/// What such an index holds.
+/// The columns and the condition of such an index.
 pub(crate) fn of_processing(dialect: Dialect, names: &Names) -> String {
     format!(
         "({}) WHERE {} = {}",
@@ -294,7 +292,7 @@ pub(crate) fn of_processing(dialect: Dialect, names: &Names) -> String {
     )
 }
 
-/// What the index of a table is called, whole or after an interruption.
+/// The name of the index of a table, for a complete or an interrupted one.
 pub(super) fn index_name(table: &str) -> String {
     let mut room = NAME_ROOM.min(table.len());
     while !table.is_char_boundary(room) {

@@ -1,4 +1,4 @@
-//! Making transitions happen: rows, their events and what is known of their voices, in one transaction.
+//! Makes transitions: rows, their events and the notes about their voices, in one transaction.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,19 +15,19 @@ use crate::core::event::{BatchId, OutboxEvent};
 use crate::core::transition::{Target, Transition};
 use crate::core::voice::RowId;
 
-/// How long a bulk waits for rows that the application has locked, before it goes on without them.
+/// How long a bulk waits for rows that the application has locked, before it skips them.
 const LOCK_TIMEOUT: &str = "900ms";
 
-/// What a bulk does about rows that somebody else has locked.
+/// What a bulk does about rows that are locked by somebody else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Locked {
-    /// It waits a moment: locks of the application are mostly short, and looking first costs time.
+    /// Waits a moment: the application's locks are usually short, and a check for locks takes time.
     Wait,
-    /// It leaves them out.
+    /// Skips them.
     Skip,
 }
 
-/// A transition that happened.
+/// A transition that was made.
 struct Moved<'a> {
     transition: &'a Transition,
     user_id: Option<String>,
@@ -71,7 +71,7 @@ impl Store {
                 Ok(applied)
             }
             Err(error) => {
-                // The connection is as good as before where it was the database that refused something.
+                // If the database refused something, the connection can still be used.
                 if !matches!(error, StoreError::Unreachable(_)) {
                     transaction.roll_back().await.ok();
                 }
@@ -140,7 +140,7 @@ impl Store {
         Ok(applied)
     }
 
-    /// Locks the rows of these transitions that nobody else has locked. Returns the others.
+    /// Locks the rows of these transitions that nobody else has locked. Returns the locked ones.
     async fn lock(
         &self,
         transaction: &mut Transaction<'_>,
@@ -172,7 +172,7 @@ impl Store {
         args.rows("a", answers)
     }
 
-    /// What a row has to be for its answer still to count.
+    /// The condition under which an answer still applies to its row.
     fn is_unchanged(&self) -> String {
         let (table, id) = (&self.table, &self.table.id);
         // On SQLite, the sign keeps it from going through all voices in processing by the index on their status,
@@ -188,7 +188,7 @@ impl Store {
         )
     }
 
-    /// The one statement of a pass that writes to the application's table.
+    /// The only statement of a pass that writes to the application's table.
     fn update(&self, transitions: &[&Transition]) -> (String, Args) {
         let table = &self.table;
         let mut args = self.database.args();
@@ -217,8 +217,7 @@ impl Store {
         (sql, args)
     }
 
-    /// Has the database plan the update of a bulk, which it refuses to do where it would refuse the
-    /// update itself, whatever the rows.
+    /// Lets the database plan the update of a bulk. This fails if the database would refuse the update for any row.
     pub(crate) async fn explain_update(&self) -> Result<(), StoreError> {
         let (sql, args) = self.update(&[]);
         self.database
@@ -227,7 +226,7 @@ impl Store {
             .map(drop)
     }
 
-    /// Records the events of transitions that happened, as one batch.
+    /// Records the events of these transitions as one batch.
     async fn record(
         &self,
         transaction: &mut Transaction<'_>,
@@ -253,7 +252,7 @@ impl Store {
             outbox = self.dialect().own("outbox"),
             now = self.dialect().now(),
         );
-        // Both databases return rows in the order in which they inserted them, and number them in it.
+        // Both databases return and number rows in the order in which they were inserted.
         let rows = transaction.fetch_all(sql, args).await?;
         for (event, row) in events.iter_mut().zip(&rows) {
             event.id = row.get("id")?;
@@ -270,7 +269,7 @@ impl Store {
         ];
         let now = self.dialect().now();
         let leased_until = match record {
-            // As if it had been tried just now.
+            // The batch counts as tried just now.
             Record::Nothing | Record::ForAnyone => now.to_owned(),
             Record::ForMe => format!("{now} + {}", self.dialect().span(OUTBOX_LEASE)),
         };
@@ -308,7 +307,7 @@ impl Store {
         }
     }
 
-    /// Keeps what the application's table has no columns for.
+    /// Stores values for which the application's table has no columns.
     async fn keep_completions(
         &self,
         transaction: &mut Transaction<'_>,
@@ -354,7 +353,7 @@ impl Store {
         transaction.execute(sql, args).await.map(drop)
     }
 
-    /// Keeps why voices failed.
+    /// Stores why voices failed.
     async fn note_failures(
         &self,
         transaction: &mut Transaction<'_>,
@@ -381,7 +380,8 @@ impl Store {
             .text("failure", |(_, reason)| Some(reason));
         let rows = args.rows("f", rows);
         let now = self.dialect().now();
-        // What was missing counts for the guard of the key, if this is the clone that was.
+        // The count of lookups that found it missing matters for the mass-absence guard, if it is about the same
+        // clone.
         let sql = format!(
             "INSERT INTO {voices} AS w (row_id, provider_id, run_id, first_seen, last_asked, failed_at, failure)
              SELECT row_id, provider_id, {run_id}, {now}, {now}, {now}, failure FROM {rows} WHERE TRUE
@@ -400,7 +400,7 @@ fn completed<'a>(moved: &[Moved<'a>]) -> impl Iterator<Item = &'a Transition> {
     transitions.filter(|transition| transition.target.completes())
 }
 
-/// Which transitions happened. A row that comes twice moves once, by the answer about the id that it has.
+/// The transitions that were made. A row that appears twice changes once, by the answer about the id that it has.
 fn moved<'a>(rows: &[Row], transitions: &[&'a Transition]) -> Result<Vec<Moved<'a>>, StoreError> {
     let mut users = HashMap::with_capacity(rows.len());
     for row in rows {

@@ -1,4 +1,4 @@
-//! The parameters of statements, for either database.
+//! The parameters of statements, for both databases.
 
 use std::borrow::Cow;
 use std::convert::identity;
@@ -14,11 +14,11 @@ use uuid::Uuid;
 
 use super::dialect::Dialect;
 
-/// The parameters of a statement, each known by the placeholder that it got.
+/// The parameters of a statement. Each is named by its placeholder.
 pub(crate) struct Args {
     encoded: Encoded,
     count: usize,
-    /// Why one could not be encoded.
+    /// Why a parameter could not be encoded.
     error: Option<sqlx::Error>,
 }
 
@@ -27,7 +27,7 @@ enum Encoded {
     Sqlite(SqliteArguments),
 }
 
-/// A parameter. A null has a type as well: PostgreSQL prepares a statement for the types of its first parameters.
+/// A parameter. A null has a type too, because PostgreSQL prepares a statement for the types of its first parameters.
 pub(crate) enum Value<'a> {
     Text(Option<Cow<'a, str>>),
     Integer(Option<i64>),
@@ -35,11 +35,11 @@ pub(crate) enum Value<'a> {
     Boolean(Option<bool>),
     Id(Option<Uuid>),
     Moment(Option<DateTime<Utc>>),
-    /// Several of them: an array on PostgreSQL, one of JSON on SQLite.
+    /// A list: an array on PostgreSQL, a JSON array on SQLite.
     Column(Column<'a>),
 }
 
-/// A column of rows that are given to a statement.
+/// A column of the rows that are passed to a statement.
 pub(crate) enum Column<'a> {
     Text(Vec<Option<&'a str>>),
     Real(Vec<f64>),
@@ -48,7 +48,7 @@ pub(crate) enum Column<'a> {
     Integer(Vec<i64>),
 }
 
-/// Rows that are given to a statement: of each item one, with these columns. Types are those of PostgreSQL.
+/// Rows that are passed to a statement: one per item, with these columns. The types are PostgreSQL's.
 pub(crate) struct Columns<'a, T> {
     items: &'a [T],
     columns: Vec<(&'a str, &'a str, Column<'a>)>,
@@ -114,8 +114,8 @@ impl Args {
         }
     }
 
-    /// A number of rows, for LIMIT. On SQLite it is a literal: from 3.51 on, each new value of a parameter there makes
-    /// it prepare the statement anew, which takes longer than most statements do.
+    /// A number of rows, for LIMIT. On SQLite it is a literal: from 3.51 on, each new value of a parameter there
+    /// makes SQLite prepare the statement again, which takes longer than most statements.
     pub(crate) fn limit(&mut self, rows: u32) -> String {
         match &self.encoded {
             Encoded::Postgres(_) => self.bind(rows),
@@ -161,7 +161,7 @@ impl Args {
         format!("${}", self.count)
     }
 
-    /// Whether what stands before is one of these texts, which are of this type on PostgreSQL.
+    /// A condition: the value before it is one of these texts, which have this type on PostgreSQL.
     pub(crate) fn is_any<'a, T: AsRef<str> + ?Sized + 'a>(
         &mut self,
         sql_type: &str,
@@ -175,7 +175,7 @@ impl Args {
         }
     }
 
-    /// Whether what stands before is one of these values of its own type.
+    /// A condition: the value before it is one of these values of its own type.
     pub(crate) fn is_one_of(&mut self, values: Column<'_>) -> String {
         let parameter = self.bind(Value::Column(values));
         match self.encoded {
@@ -184,7 +184,7 @@ impl Args {
         }
     }
 
-    /// Adds rows. Returns what to select from.
+    /// Adds rows. Returns the table expression for them.
     pub(crate) fn rows<T>(&mut self, alias: &str, rows: Columns<'_, T>) -> String {
         let Columns { items, columns } = rows;
         let names: Vec<_> = columns
@@ -246,12 +246,12 @@ impl Column<'_> {
     }
 }
 
-/// No count is larger.
+/// Saturating: no count is larger.
 fn saturated(count: impl TryInto<i64>) -> i64 {
     count.try_into().unwrap_or(i64::MAX)
 }
 
-/// Values of these types, and none of them.
+/// An empty list of values, with these types.
 macro_rules! value {
     ($($from:ty => $variant:ident, $convert:expr;)+) => {$(
         impl<'a> From<$from> for Value<'a> {

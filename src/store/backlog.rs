@@ -1,4 +1,4 @@
-//! What waits: voices that are due, new or isolated, and how many there are.
+//! Voices that are due, new or isolated, and their numbers.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use super::{LEASE, MAX_BUS_PAUSE, NEXT, OUTBOX_LEASE, REFUSED, Store, StoreError
 use crate::core::request_budget::MAX_PAUSE;
 use crate::core::verdict::Stage;
 
-/// A voice is looked up often if that is within this time each time. An index has the same.
+/// A voice is looked up often if the time between two lookups is at most this. An index has the same number.
 const SOON: Duration = Duration::from_secs(30);
-/// Statuses of the application's own that are listed.
+/// The maximum number of other statuses that are listed.
 const STATUSES_SHOWN: u32 = 20;
 
 impl Store {
@@ -181,7 +181,7 @@ impl Store {
                 "w.next_due",
                 &most
             ),
-            // In the order of an index that has no others.
+            // In the order of a partial index.
             isolated = scheduled(
                 &format!("w.next_due <= {now} AND w.isolated"),
                 "w.unanswered, w.next_due",
@@ -286,7 +286,7 @@ impl Store {
     pub(super) async fn finished_once(&self, rows: &[String]) -> Result<Vec<String>, StoreError> {
         let table = &self.table;
         let mut args = self.database.args();
-        // Each in all forms that the column may have it in.
+        // Each in all forms that the column may contain.
         let forms = rows
             .iter()
             .map(|row| table.keys(row).into_iter().map(move |key| (row, key)));
@@ -310,7 +310,7 @@ impl Store {
     }
 }
 
-/// None, if nothing but its owner or another key can change anything about the voice.
+/// `None` if the voice cannot finish without a change by its owner, or with another key.
 fn asked(row: &Row) -> Result<Option<Asked>, StoreError> {
     let stage: Option<String> = row.get_optional("stage")?;
     let waits_for_owner = stage.is_some_and(|stage| stage == Stage::WaitingForOwner.as_str());

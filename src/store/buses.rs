@@ -1,4 +1,4 @@
-//! Event buses that failed, and who may try them again.
+//! Event buses that failed, and which process may try them again.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let dialect = self.dialect();
         let mut args = self.database.args();
-        // Of several that fail at once, the first one counts.
+        // If several processes fail at once, the first one counts.
         let sql = format!(
             "INSERT INTO {buses} AS b (bus, failures, retry_at) VALUES ({bus}, {failures}, {now} + {pause})
              ON CONFLICT (bus) DO UPDATE

@@ -1,4 +1,4 @@
-//! Taking voices in processing, page by page, and leasing what one claim took.
+//! Takes voices in processing, page by page, and leases the voices of each claim.
 
 use uuid::Uuid;
 
@@ -13,7 +13,7 @@ use crate::core::transition::Claimed;
 use crate::core::verdict::Age;
 use crate::core::voice::Position;
 
-/// `pg_advisory_xact_lock` key: the ASCII bytes of "voicelse". One claim is made at a time: of two at once, neither
+/// `pg_advisory_xact_lock` key: the ASCII bytes of "voicelse". Only one claim runs at a time: of two at once, neither
 /// would see the other's lease.
 const LOCK_KEY: i64 = 0x766f_6963_656c_7365;
 
@@ -24,8 +24,8 @@ impl Store {
         selection: &Selection,
         limit: u32,
     ) -> Result<Page, StoreError> {
-        // Nothing to do takes no write lock on SQLite: the application may be writing. (Of voices that are due, the
-        // first may be the only one that is no more.)
+        // If there is nothing to do, it takes no write lock on SQLite: the application may be writing. (The first of
+        // the due voices may be the only one that is no longer due.)
         if self.dialect() == Dialect::Sqlite {
             let first = selection.read_at().map_or(1, |_| limit);
             let (sql, args) = self.page_sql(run_id, selection, first);
@@ -33,8 +33,9 @@ impl Store {
                 return Ok(Page::default());
             }
         }
-        // In a statement of its own: one that waits for a lock sees what was there before it waited. A lease that is
-        // lost with the server costs a lookup, so nobody waits for the disk.
+        // In a statement of its own, because a statement that waits for a lock sees only what was there before it
+        // waited: the next statement sees the leases of other processes. A lease that is lost in a crash of the server costs only a lookup, so the commit does not wait for
+        // the disk.
         let alone =
             format!("SET LOCAL synchronous_commit = off; SELECT pg_advisory_xact_lock({LOCK_KEY})");
         let mut transaction = self.database.begin_with(&alone).await?;
@@ -68,10 +69,10 @@ impl Store {
         self.database.fetch_one(sql, args).await?.count("voices")
     }
 
-    /// The page of voices in processing, joined with what is known of them.
+    /// The page of voices in processing, joined with the notes about them.
     ///
-    /// By index, one row after the other: PostgreSQL would rather read all of a table whose rows come and
-    /// go, and that it has never counted, for each page anew.
+    /// By index, one row after the other: without this, PostgreSQL would read the whole table for each page if many
+    /// rows change and it has no statistics.
     fn page_sql(&self, run_id: Uuid, selection: &Selection, limit: u32) -> (String, Args) {
         let (table, dialect) = (&self.table, self.dialect());
         let mut args = self.database.args();
@@ -95,7 +96,7 @@ impl Store {
             }
             None => String::new(),
         };
-        // A walk leaves isolated voices to the end of the pass.
+        // A walk through the table leaves isolated voices for the end of the pass.
         let is_skipped = match selection {
             Selection::Range { .. } | Selection::Hinted { .. } => {
                 "(p.is_set_aside OR p.is_isolated)"

@@ -7,22 +7,22 @@ use super::dialect::Dialect;
 use super::row::Row;
 use super::{Access, DatabaseUrl, StoreError, postgres, sqlite};
 
-/// A connected database whose application table has not been looked at.
+/// A connected database whose application table has not been checked.
 pub enum Database {
     /// A few connections.
     Postgres(Box<postgres::Connections>),
-    /// A single one.
+    /// A single connection.
     Sqlite(SqlitePool),
 }
 
-/// Several statements of which all or none have an effect. Without a commit, none has.
+/// Several statements that take effect all together or not at all. Without a commit, none does.
 pub(crate) enum Transaction<'a> {
     Postgres(Box<postgres::Transaction<'a>>),
     Sqlite(sqlx::Transaction<'static, Sqlite>),
 }
 
 impl Database {
-    /// Connects, and shows that it works with one cheap statement.
+    /// Connects, and checks the connection with one cheap statement.
     pub async fn connect(url: &DatabaseUrl, access: Access) -> Result<Self, StoreError> {
         match url {
             DatabaseUrl::Postgres(options) => {
@@ -67,7 +67,7 @@ impl Database {
         one(self.fetch_all(sql, args).await?)
     }
 
-    /// Returns how many rows were changed.
+    /// Returns the number of changed rows.
     pub(crate) async fn execute(&self, sql: String, args: Args) -> Result<u64, StoreError> {
         match self {
             Self::Postgres(connections) => connections.execute(sql, args).await,
@@ -82,7 +82,7 @@ impl Database {
         self.begin_with("").await
     }
 
-    /// Begins a transaction that writes; on PostgreSQL, with these statements, in the same round trip.
+    /// Starts a transaction that writes. On PostgreSQL, these statements run in the same round trip.
     pub(crate) async fn begin_with(&self, postgres: &str) -> Result<Transaction<'_>, StoreError> {
         Ok(match self {
             Self::Postgres(connections) => {
@@ -113,7 +113,7 @@ impl Transaction<'_> {
         one(self.fetch_all(sql, args).await?)
     }
 
-    /// Returns how many rows were changed.
+    /// Returns the number of changed rows.
     pub(crate) async fn execute(&mut self, sql: String, args: Args) -> Result<u64, StoreError> {
         match self {
             Self::Postgres(transaction) => transaction.execute(sql, args).await,
@@ -124,7 +124,7 @@ impl Transaction<'_> {
         }
     }
 
-    /// Runs statements without parameters, one after the other. Returns how many rows were changed.
+    /// Runs statements without parameters one after the other. Returns the number of changed rows.
     pub(crate) async fn execute_script(&mut self, script: String) -> Result<u64, StoreError> {
         match self {
             Self::Postgres(transaction) => transaction.execute_script(script).await,

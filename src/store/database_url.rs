@@ -1,9 +1,8 @@
-//! Database URLs as applications write them, understood the way their own drivers do.
+//! Database URLs in the form that applications use, with the meaning that the applications' drivers give them.
 //!
-//! sqlx reads URLs differently from SQLAlchemy: it ignores parameters it does not know, so that
-//! asyncpg's `?ssl=require` would silently become an unencrypted connection. Here every part is
-//! translated by hand, and a part that is not understood is an error. Errors never repeat the URL,
-//! which holds a password.
+//! sqlx reads URLs differently from SQLAlchemy: it ignores unknown parameters, so asyncpg's `?ssl=require` would
+//! silently become an unencrypted connection. Here each part is translated explicitly, and an unknown part is an
+//! error. Errors never repeat the URL, which contains a password.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -12,7 +11,7 @@ use std::path::PathBuf;
 use percent_encoding::percent_decode_str;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-/// Where the application's database is, and how to log in.
+/// The application's database, with login.
 #[derive(Clone)]
 pub enum DatabaseUrl {
     /// A PostgreSQL server.
@@ -24,38 +23,38 @@ pub enum DatabaseUrl {
 /// Why a database URL cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidDatabaseUrl {
-    /// No `://`. What stands there instead is not repeated: it could be a password.
+    /// No `://`. The text is not repeated: it could be a password.
     #[error("it has no scheme; an example is postgresql://user:password@host:5432/database")]
     NoScheme,
-    /// Neither of the databases that are supported.
+    /// Not a supported database.
     #[error(
         "its scheme is {0:?}; use postgresql:// or sqlite:// (with or without a driver such as +asyncpg)"
     )]
     Scheme(String),
-    /// A driver that is not known to speak to this database.
+    /// An unknown driver for this database.
     #[error("its driver {0:?} is not supported; remove it from the scheme")]
     Driver(String),
-    /// A parameter whose meaning could be lost.
+    /// A parameter that is not supported.
     #[error("its parameter {0:?} is not understood; remove it")]
     Parameter(String),
     /// A parameter given twice.
     #[error("its parameter {0:?} is given more than once")]
     Repeated(String),
-    /// A known parameter with a value that is not.
+    /// An unsupported value of a known parameter.
     #[error("its parameter {name:?} cannot be {value:?}; it can be {allowed}")]
     Value {
         name: &'static str,
         value: String,
-        /// Values that it may have.
+        /// The supported values.
         allowed: &'static str,
     },
     /// The port is not a number up to 65535.
     #[error("its port is not a number between 1 and 65535")]
     Port,
-    /// There is no database name, or no file name.
+    /// Without a database name or file name.
     #[error("it has no database name")]
     NoDatabase,
-    /// More than one host, as libpq allows.
+    /// Several hosts, as libpq allows.
     #[error("it has several hosts; use the one that accepts writes")]
     SeveralHosts,
     /// A reserved character in user or password.
@@ -66,7 +65,7 @@ pub enum InvalidDatabaseUrl {
     /// A percent sequence that is not UTF-8, or is a NUL.
     #[error("it contains a percent sequence that is not UTF-8, or is a NUL")]
     Encoding,
-    /// A database that no other process could see.
+    /// A database that other processes cannot access.
     #[error("it is an in-memory database, which the application cannot share; name a file")]
     InMemory,
 }
@@ -133,7 +132,7 @@ impl fmt::Display for DatabaseUrl {
 }
 
 fn postgres(rest: &str) -> Result<DatabaseUrl, Invalid> {
-    // A password with one of these in it, not encoded, would end up in a message as something else.
+    // A password with one of these characters, not encoded, would appear in a message as another part of the URL.
     let authority_ends = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     if rest.contains('#') || rest[authority_ends..].contains('@') {
         return Err(Invalid::NotEncoded);
@@ -169,7 +168,7 @@ fn postgres(rest: &str) -> Result<DatabaseUrl, Invalid> {
             "dbname" | "database" => database = value,
             "user" => user = value,
             "password" => password = value,
-            // asyncpg's and SQLAlchemy's, about their own caches, set to 0 behind PgBouncer.
+            // Parameters of asyncpg's and SQLAlchemy's own caches, set to 0 behind PgBouncer.
             "prepared_statement_cache_size" | "statement_cache_size" => {
                 let capacity = value.parse().map_err(|_| Invalid::Value {
                     name: "prepared_statement_cache_size",
@@ -178,7 +177,7 @@ fn postgres(rest: &str) -> Result<DatabaseUrl, Invalid> {
                 })?;
                 options = options.statement_cache_capacity(capacity);
             }
-            // How the application's driver waits and names; nothing that could be weakened.
+            // The driver's timeouts and names; nothing that affects security.
             "connect_timeout" | "timeout" | "command_timeout" | "prepared_statement_name_func" => {}
             _ => return Err(Invalid::Parameter(name)),
         }
@@ -201,8 +200,8 @@ fn postgres(rest: &str) -> Result<DatabaseUrl, Invalid> {
     Ok(DatabaseUrl::Postgres(Box::new(options)))
 }
 
-/// asyncpg's `ssl` and libpq's `sslmode` share their values; `ssl=true` asks asyncpg for a context
-/// that verifies certificate and host name.
+/// asyncpg's `ssl` and libpq's `sslmode` have the same values. `ssl=true` makes asyncpg verify certificate and host
+/// name.
 fn ssl_mode(name: &str, value: &str) -> Result<PgSslMode, Invalid> {
     Ok(match value {
         "disable" | "false" => PgSslMode::Disable,
@@ -222,7 +221,7 @@ fn ssl_mode(name: &str, value: &str) -> Result<PgSslMode, Invalid> {
 }
 
 fn split_port(host: &str) -> Result<(&str, Option<u16>), Invalid> {
-    // An IPv6 address has its colons in brackets, which the driver does not want.
+    // In a URL, an IPv6 address is in brackets, which the driver does not accept.
     if let Some((address, tail)) = host.strip_prefix('[').and_then(|h| h.split_once(']')) {
         return match tail.strip_prefix(':') {
             Some(port) => Ok((address, Some(parse_port(port)?))),
@@ -248,7 +247,7 @@ fn sqlite(rest: &str) -> Result<DatabaseUrl, Invalid> {
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     for (name, _) in parameters(query)? {
         match name.as_str() {
-            // How long the application waits for a lock, and in which threads: not about the file.
+            // The application's lock timeout and threading options: they do not concern the file.
             "timeout" | "check_same_thread" | "cached_statements" | "isolation_level" => {}
             _ => return Err(Invalid::Parameter(name)),
         }

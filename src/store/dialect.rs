@@ -1,7 +1,7 @@
-//! Where the SQL of the two databases differs, but for what has a file of its own in `postgres` and `sqlite`.
+//! The differences between the SQL of the two databases, except those with a file of their own in `postgres` and
+//! `sqlite`.
 //!
-//! Moments are `timestamptz` on PostgreSQL and whole milliseconds since 1970 on SQLite. Statements take and give spans
-//! in seconds on both.
+//! Moments are `timestamptz` on PostgreSQL and whole milliseconds since 1970 on SQLite. Spans are in seconds on both.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub(crate) enum Dialect {
 }
 
 impl Dialect {
-    /// The present: the same throughout a transaction on PostgreSQL, throughout a statement on SQLite.
+    /// The current time: constant within a transaction on PostgreSQL, within a statement on SQLite.
     pub(crate) fn now(self) -> &'static str {
         match self {
             Self::Postgres => "now()",
@@ -22,7 +22,7 @@ impl Dialect {
         }
     }
 
-    /// A table of voice-sync's own.
+    /// One of voice-sync's own tables.
     pub(crate) fn own(self, table: &str) -> String {
         match self {
             Self::Postgres => format!("voice_sync.{table}"),
@@ -30,7 +30,7 @@ impl Dialect {
         }
     }
 
-    /// A constant span, to be added to a moment or taken from it.
+    /// A constant span that can be added to a moment or subtracted from it.
     pub(crate) fn span(self, span: Duration) -> String {
         match self {
             Self::Postgres => format!("interval '{} seconds'", span.as_secs()),
@@ -38,7 +38,7 @@ impl Dialect {
         }
     }
 
-    /// A span given in seconds, likewise.
+    /// The same for a span in seconds, given as SQL.
     pub(crate) fn seconds(self, seconds: &str) -> String {
         match self {
             Self::Postgres => format!("make_interval(secs => {seconds})"),
@@ -59,14 +59,14 @@ impl Dialect {
         self.between(moment, self.now())
     }
 
-    /// Whether a moment that was set this far ahead at the most is still to come. One that is much further ahead was
-    /// set before the database's clock was set back, and is over.
+    /// Whether a moment that is set at most this far ahead is in the future. A moment much further ahead was set
+    /// before the database's clock was set back, and counts as past.
     pub(crate) fn is_ahead(self, moment: &str, longest: Duration) -> String {
         let (now, longest) = (self.now(), self.span(longest + CLOCK_SLACK));
         format!("COALESCE({moment} > {now} AND {moment} <= {now} + {longest}, FALSE)")
     }
 
-    /// Seconds until such a moment; 0 if it is over.
+    /// Seconds until such a moment; 0 if it is past.
     pub(crate) fn seconds_until(self, moment: &str, longest: Duration) -> String {
         let (is_ahead, left) = (
             self.is_ahead(moment, longest),
@@ -75,18 +75,18 @@ impl Dialect {
         format!("CASE WHEN {is_ahead} THEN {left} ELSE 0.0 END")
     }
 
-    /// Whether the voice `w` is due by a hint, now or soon. An index has the same.
+    /// Whether the voice `w` is due by a hint, now or soon. An index has the same condition.
     pub(crate) fn is_hinted(self) -> &'static str {
         "COALESCE(w.next_due = w.hinted_at, FALSE)"
     }
 
-    /// The later one of two such moments, unless the first is over.
+    /// The later of two such moments, unless the first is past.
     pub(crate) fn latest(self, moment: &str, other: &str, longest: Duration) -> String {
         let (is_ahead, greatest) = (self.is_ahead(moment, longest), self.greatest(moment, other));
         format!("CASE WHEN {is_ahead} THEN {greatest} ELSE {other} END")
     }
 
-    /// The greater one of two values; where there is one only, that one.
+    /// The greater of two values; if one is null, the other one.
     pub(crate) fn greatest(self, one: &str, other: &str) -> String {
         match self {
             Self::Postgres => format!("GREATEST({one}, {other})"),
@@ -94,7 +94,7 @@ impl Dialect {
         }
     }
 
-    /// The lesser one of two values that are not null.
+    /// The lesser of two values that are not null.
     pub(crate) fn least(self, one: &str, other: &str) -> String {
         match self {
             Self::Postgres => format!("LEAST({one}, {other})"),
@@ -110,7 +110,7 @@ impl Dialect {
         }
     }
 
-    /// A parameter that is a text, where nothing else says so.
+    /// A parameter that is a text, where the context does not say so.
     pub(crate) fn text(self, parameter: &str) -> String {
         match self {
             Self::Postgres => format!("{parameter}::text"),
@@ -118,7 +118,7 @@ impl Dialect {
         }
     }
 
-    /// A JSON object of keys and values.
+    /// A JSON object from keys and values.
     pub(crate) fn json_object(self, members: &str) -> String {
         match self {
             Self::Postgres => format!("jsonb_build_object({members})"),
@@ -126,7 +126,7 @@ impl Dialect {
         }
     }
 
-    /// A JSON object with the members of another one.
+    /// A JSON object with the members of another one added.
     pub(crate) fn json_merged(self, object: &str, other: &str) -> String {
         match self {
             Self::Postgres => format!("{object} || {other}"),
@@ -134,7 +134,7 @@ impl Dialect {
         }
     }
 
-    /// A moment that is the value of a member of a JSON object.
+    /// A moment from the value of a member of a JSON object.
     pub(crate) fn stored_moment(self, value: &str) -> String {
         match self {
             Self::Postgres => format!("{value}::timestamptz"),
@@ -142,7 +142,7 @@ impl Dialect {
         }
     }
 
-    /// The least of some ids.
+    /// The smallest of some ids.
     pub(crate) fn min_id(self, id: &str) -> String {
         match self {
             Self::Postgres => format!("min({id}::text)::uuid"),
@@ -158,7 +158,7 @@ impl Dialect {
         }
     }
 
-    /// Texts as a JSON array; an empty one, if there are none.
+    /// Texts as a JSON array; an empty array if there are none.
     pub(crate) fn json_texts(self, text: &str) -> String {
         match self {
             Self::Postgres => format!("COALESCE(json_agg({text}), '[]')::text"),
@@ -166,7 +166,7 @@ impl Dialect {
         }
     }
 
-    /// The keys of the voices of the lease `l`.
+    /// The keys of the voices in the lease `l`.
     pub(crate) fn voices_of_lease(self) -> &'static str {
         match self {
             Self::Postgres => "SELECT unnest(l.voices)",
@@ -174,7 +174,7 @@ impl Dialect {
         }
     }
 
-    /// The keys of the voices of leases `l` that fulfil a condition.
+    /// The keys of the voices in leases `l` that meet a condition.
     pub(crate) fn leased_voices(self, condition: &str) -> String {
         let leases = self.own("leases");
         match self {
@@ -185,7 +185,7 @@ impl Dialect {
         }
     }
 
-    /// Locks rows that a SELECT finds, but for those that others have locked. SQLite has one writer at a time.
+    /// Locks the rows that a SELECT finds, without those that others have locked. SQLite has a single writer.
     pub(crate) fn skip_locked(self) -> &'static str {
         match self {
             Self::Postgres => "FOR UPDATE SKIP LOCKED",

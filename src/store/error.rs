@@ -8,37 +8,37 @@ use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use super::table::SchemaError;
 use crate::core::exit::Exit;
 
-/// A statement that did not do what it should.
+/// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// No connection, no slot, no answer in time: later.
+    /// No connection, no free connection, or no answer in time: repeat later.
     #[error("cannot reach the database: {0}")]
     Unreachable(String),
-    /// A lock, a deadlock, a busy file: at once again.
+    /// A lock, a deadlock, a busy file: repeat at once.
     #[error("the database is busy: {0}")]
     Contended(String),
-    /// A value in this batch is refused: with fewer rows, until it is alone.
+    /// A value in this batch is refused: repeat with fewer rows, down to one.
     #[error("the database refuses a value: {0}")]
     Refused(String),
     /// The disk is full or broken.
     #[error("the database cannot write to disk: {0}")]
     Io(String),
-    /// Wrong login or schema: nothing will change by waiting.
+    /// Wrong login or schema: waiting does not help.
     #[error("{0}")]
     Config(String),
-    /// A table that is not there.
+    /// A table does not exist.
     #[error("{0}")]
     NoSuchTable(String),
-    /// Something that this role may not do.
+    /// The role lacks a privilege.
     #[error("a privilege is missing: {0}")]
     Privilege(String),
-    /// The application's table does not fit.
+    /// The application's table is not suitable.
     #[error(transparent)]
     Schema(#[from] SchemaError),
 }
 
 impl StoreError {
-    /// The code to exit with where nothing else can be done.
+    /// The exit code, if the error ends the command.
     pub fn exit(&self) -> Exit {
         match self {
             Self::Unreachable(_) | Self::Contended(_) | Self::Refused(_) => Exit::Database,
@@ -84,22 +84,22 @@ impl From<sqlx::Error> for StoreError {
 
 /// Classes and codes: "PostgreSQL Error Codes", appendix A of its manual.
 fn by_sqlstate(error: &PgDatabaseError) -> StoreError {
-    // The application altered its table, and the statement that was prepared before returns other
-    // types than it did. Messages are translated; what the server's functions are called is not.
+    // The application altered its table, and the result types of a prepared statement changed. Messages are
+    // translated; the names of the server's functions are not.
     const REPLANNED: &str = "RevalidateCachedQuery";
     let code = error.code();
     let message = said(error, &code);
     match code {
-        // A statement that was cancelled (57014) has mostly waited for a lock, up to a
-        // `statement_timeout` that is shorter than our own time limit.
+        // A cancelled statement (57014) usually waited for a lock, with a `statement_timeout` that is shorter than
+        // our own time limit.
         "40001" | "40P01" | "55P03" | "57014" => StoreError::Contended(message),
         "0A000" if error.routine() == Some(REPLANNED) => StoreError::Contended(message),
-        // A view or rule that cannot be written through. With a connection that was refused, 55000
-        // is a database under maintenance.
+        // A view or rule that does not allow writes. On a refused connection, 55000 means that the database is under
+        // maintenance.
         "0A000" => StoreError::Config(message),
         "55000" if error.severity() == PgSeverity::Error => StoreError::Config(message),
         "53100" | "58030" => StoreError::Io(message),
-        // It may be a failover: later, the same address may be that of the primary.
+        // This may be a failover: later, the same address may be that of the primary.
         "25006" => StoreError::Unreachable(format!(
             "it is read-only ({message}): it is a standby, or default_transaction_read_only is on; use the URL of the \
              primary"
@@ -110,11 +110,11 @@ fn by_sqlstate(error: &PgDatabaseError) -> StoreError {
         code => match code.get(..2).unwrap_or_default() {
             "28" => StoreError::Config(format!("login refused: {message}")),
             "42" => StoreError::Config(message),
-            // Connections, sessions, resources, locks, an operator and the system: the server as a whole.
+            // Connections, sessions, resources, locks, an operator and the system: errors of the server as a whole.
             "08" | "25" | "26" | "40" | "53" | "55" | "57" | "58" => {
                 StoreError::Unreachable(message)
             }
-            // Whatever else: a value, or a trigger, which may raise any code.
+            // Anything else: a value, or a trigger, which may raise any code.
             _ => StoreError::Refused(message),
         },
     }
@@ -126,7 +126,7 @@ fn by_sqlite_code(error: &dyn DatabaseError) -> StoreError {
     let message = said(error, &code);
     match code.parse::<u32>().map(|extended| extended & 0xff) {
         Ok(5 | 6) => StoreError::Contended(message),
-        // No memory, another process that opened or changed the file at this moment, too many open files.
+        // No memory, a file that another process opened or changed at this moment, too many open files.
         Ok(7 | 9 | 14 | 15) => StoreError::Unreachable(message),
         Ok(10 | 11 | 13) => StoreError::Io(message),
         Ok(18..=20) => StoreError::Refused(message),

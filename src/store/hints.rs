@@ -1,4 +1,4 @@
-//! Hints: voices that somebody says are worth a lookup now.
+//! Hints: requests to look voices up now.
 
 use std::time::Duration;
 
@@ -7,22 +7,22 @@ use uuid::Uuid;
 use super::values::{Hinted, Selection};
 use super::{Store, StoreError, TableSql};
 
-/// The shortest time between two lookups of a voice that hints cause.
+/// The shortest time between two lookups of a voice that are caused by hints.
 pub const HINT_SPACING: Duration = Duration::from_secs(5);
-/// The same for voices that cannot be looked up or stored: these are left alone for longer and longer.
+/// The same for voices that cannot be looked up or stored.
 const TROUBLED_SPACING: Duration = Duration::from_secs(5 * 60);
-/// A hint that brought no answer makes its voice due for so long.
+/// How long a voice is due by a hint that brought no answer.
 pub(super) const HINT_LASTS: Duration = Duration::from_secs(5 * 60);
 
 impl Store {
-    /// A voice is due by a hint as long as `next_due` is `hinted_at`, which a note changes. A hint that comes while the
-    /// voice is being looked up may be newer than the answer: it makes the voice due again, a while after the hint
-    /// before it. So floods cost one lookup in that while, and no write for each hint.
+    /// A voice is due by a hint while `next_due` equals `hinted_at`, which a note changes. A hint that comes while
+    /// the voice is being looked up may be newer than the answer. So it makes the voice due again, some time after
+    /// the previous hint. A flood of hints therefore costs one lookup in that time, and not one write per hint.
     pub(super) async fn hint_once(&self, names: &[String]) -> Result<Hinted, StoreError> {
         let (table, dialect) = (&self.table, self.dialect());
         let now = dialect.now();
         let selection = Selection::Named(names.to_vec());
-        // On SQLite, a hint at no voice takes no write lock.
+        // On SQLite, a hint for no voice takes no write lock.
         let voices = self.count_once(&selection).await?;
         if voices == 0 {
             return Ok(Hinted::default());
@@ -35,7 +35,7 @@ impl Store {
             dialect.span(TROUBLED_SPACING),
             dialect.span(HINT_SPACING)
         );
-        // A hint that is further ahead was given before the database's clock was set back.
+        // A hint further in the future was given before the database's clock was set back.
         let is_possible = format!("w.hinted_at <= {now} + ({spacing})");
         let before = format!("CASE WHEN {is_possible} THEN w.hinted_at + ({spacing}) END");
         let due = dialect.greatest(&before, now);

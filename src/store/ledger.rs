@@ -1,4 +1,4 @@
-//! Passes, what they leave behind for the next one, and what is removed in time.
+//! The ledger: passes, what they leave for the next one, and what is removed after some time.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::{DAY, KEPT, NEWEST_RUNS, RUNS_KEPT, Store, StoreError, UNLISTED};
 use crate::core::provider_state::{RETRY_WINDOW, Spent};
 use crate::core::voice::Position;
 
-/// Voices that are no longer in processing are forgotten after this time.
+/// Notes about voices that are no longer in processing are deleted after this time.
 const FORGOTTEN: Duration = Duration::from_secs(60 * 60);
 
 impl Store {
@@ -101,7 +101,7 @@ impl Store {
             values = values.join(", "),
         );
         let entered = transaction.execute(sql, args).await?;
-        // What is entered again after a lost reply was paid for.
+        // An entry that is repeated after a lost reply has already used the budget.
         if let Some(account) = run.account.filter(|_| entered > 0) {
             self.learn(&mut transaction, account, run).await?;
         }
@@ -116,7 +116,7 @@ impl Store {
         transaction.commit().await
     }
 
-    /// Writes down what a pass learned of the provider.
+    /// Stores what a pass learned about the provider.
     async fn learn(
         &self,
         transaction: &mut Transaction<'_>,
@@ -179,8 +179,8 @@ impl Store {
         transaction.execute(sql, args).await.map(drop)
     }
 
-    /// Enters a command into the ledger, in the transaction of what it changed, or adds to its entry. Returns what the
-    /// entry then has of this count: more than was added, where the reply of an earlier try was lost.
+    /// Writes a command to the ledger, in the transaction of its change, or adds to its entry. Returns the entry's
+    /// total of this count, which includes earlier attempts whose reply was lost.
     pub(super) async fn enter_command(
         &self,
         transaction: &mut Transaction<'_>,
@@ -260,13 +260,14 @@ impl Store {
         {
             removed += transaction.execute(sql, args).await?;
         }
-        // Last: a claim that wants to end them as well waits for the commit, and all other claims for it.
+        // This comes last: a claim that wants to delete the same leases waits for the commit, and all other claims
+        // wait for it.
         self.end_expired_leases(&mut transaction).await?;
         transaction.commit().await?;
         Ok(removed)
     }
 
-    /// Removes published events and their batches, from the oldest on. No scan, whatever the size.
+    /// Removes published events and their batches, oldest first. It needs no scan, whatever the size.
     async fn events_sql(
         &self,
         transaction: &mut Transaction<'_>,
@@ -322,7 +323,7 @@ impl Store {
         (sql, args)
     }
 
-    /// Forgets voices whose rows are gone, or were finished by somebody else.
+    /// Deletes notes about voices whose rows are gone, or were finished by another process.
     fn left_behind_sql(&self, at_once: u32) -> (String, Args) {
         let (dialect, table, now) = (self.dialect(), &self.table, self.dialect().now());
         let voices = dialect.own("voices");
@@ -366,7 +367,7 @@ fn milliseconds(duration: Duration) -> i64 {
 }
 
 impl Run {
-    /// None completed is none noted.
+    /// If none completed, nothing is stored.
     fn completion_times(&self) -> Option<Value> {
         let any = self.completion_times.count() > 0;
         any.then(|| json!(self.completion_times))

@@ -1,4 +1,4 @@
-//! voice-sync's own tables: their migrations, and which of them a database has.
+//! The migrations of voice-sync's own tables, and which of them a database has.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use super::{Database, StoreError};
 /// `pg_advisory_xact_lock` key: the ASCII bytes of "voicesyn".
 const LOCK_KEY: i64 = 0x766f_6963_6573_796e;
 
-/// The file begins with the version, in four digits.
+/// The version of a migration: the first four digits of its file name.
 macro_rules! migration {
     ($version:literal, $file:literal, $database:literal) => {
         Migration::new(
@@ -58,23 +58,23 @@ fn for_sqlite() -> Vec<Migration> {
     ]
 }
 
-/// How a database's own tables compare with what this program needs.
+/// How a database's own tables compare with what this version needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MigrationState {
-    /// As needed.
+    /// They match.
     Current,
-    /// None are there.
+    /// They do not exist.
     Absent,
     /// Some migrations are missing.
     Behind {
-        /// The newest applied one.
+        /// The newest applied migration.
         found: i64,
-        /// The newest that there is.
+        /// The newest migration of this version.
         needed: i64,
     },
-    /// Made by a newer version of this program.
+    /// They were made by a newer version.
     Ahead {
-        /// The newest applied one.
+        /// The newest applied migration.
         found: i64,
     },
 }
@@ -84,7 +84,7 @@ pub enum MigrationState {
 pub struct PendingMigration {
     pub version: i64,
     pub name: String,
-    /// What it does.
+    /// Its description.
     pub sql: String,
 }
 
@@ -96,13 +96,13 @@ impl Database {
         }
     }
 
-    /// The version of voice-sync's own tables that this program needs.
+    /// The version of voice-sync's own tables that this version needs.
     pub fn newest_migration(&self) -> i64 {
         let versions = self.migrations().into_iter().map(|m| m.version);
         versions.max().unwrap_or(0)
     }
 
-    /// Compares without writing.
+    /// Compares, without writing.
     pub async fn migration_state(&self) -> Result<MigrationState, StoreError> {
         let needed = self.newest_migration();
         Ok(match self.applied().await? {
@@ -150,7 +150,7 @@ impl Database {
             .collect()
     }
 
-    /// A migration with what makes it known as applied, so that a person can apply it by hand.
+    /// A migration with the statement that records it as applied, so that it can be applied by hand.
     fn whole(&self, migration: &Migration) -> String {
         let Migration {
             version,
@@ -160,7 +160,7 @@ impl Database {
             ..
         } = migration;
         let checksum: String = checksum.iter().map(|byte| format!("{byte:02x}")).collect();
-        // In the schema of our own, or under the prefix, as the application may use sqlx as well.
+        // In voice-sync's own schema or with its prefix, because the application may use sqlx as well.
         let (table, timestamp, binary, now, checksum, schema) = match self {
             Self::Postgres(_) => (
                 "voice_sync.migrations",
@@ -168,7 +168,7 @@ impl Database {
                 "BYTEA",
                 "now()",
                 format!("decode('{checksum}', 'hex')"),
-                // With IF NOT EXISTS it would need the privilege to create one, even where it is there.
+                // IF NOT EXISTS would need the privilege to create the schema, even if it exists.
                 Cow::Borrowed(
                     "DO $$ BEGIN\n    IF to_regnamespace('voice_sync') IS NULL THEN CREATE SCHEMA voice_sync; \
                      END IF;\nEND $$;\n\n",
@@ -194,10 +194,10 @@ impl Database {
         )
     }
 
-    /// Applies what is missing, all of it or nothing. Two at the same time wait for each other.
+    /// Applies missing migrations, all or none. Two processes wait for each other.
     ///
-    /// Not by sqlx's migrator: the lock that it takes outlives a failed migration and hangs the next
-    /// one, and its prepared statements outlive it behind a pooler.
+    /// sqlx's migrator is not used: its lock outlives a failed migration and blocks the next one, and its prepared
+    /// statements outlive it behind a pooler.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let unhurried = format!(
             "SELECT set_config('statement_timeout', '0', TRUE), set_config('lock_timeout', '30s', TRUE),
@@ -205,7 +205,7 @@ impl Database {
              SELECT pg_advisory_xact_lock({LOCK_KEY})"
         );
         let mut transaction = self.begin_with(&unhurried).await?;
-        // In a transaction, a statement about a table that is not there would be the last one.
+        // In a transaction, a statement about a table that does not exist would abort the transaction.
         let is_there = match self {
             Self::Postgres(_) => {
                 "SELECT to_regclass('voice_sync.migrations') IS NOT NULL AS is_there"

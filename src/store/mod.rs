@@ -1,9 +1,9 @@
-//! The application's table and voice-sync's own, on PostgreSQL and SQLite.
+//! The application's table and voice-sync's own tables, on PostgreSQL and SQLite.
 //!
-//! [`Store`] says what each operation promises. Each has its statements in the file of its subject, one text for both
-//! databases: `dialect` has the words in which they differ, `table_sql` the rules about rows. What really differs is
-//! in `postgres` and `sqlite`. `tests/it/store.rs` runs the same contract on both. This file is long because it lists
-//! all operations, a few lines each.
+//! [`Store`] says what each operation guarantees. Its statements are in the file of its subject, one text for both
+//! databases: `dialect` has the small differences, `table_sql` the rules about rows, and `postgres` and `sqlite` the
+//! large differences. `tests/it/store.rs` runs the same contract on both. This file is long because it lists all
+//! operations, with a few lines each.
 
 mod admin;
 mod adopt;
@@ -89,48 +89,48 @@ use settlement::Settlement;
 use values::Recorded;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long a claimed voice is this process's alone, by the database's clock.
+/// How long a claimed voice is leased to this process, by the database's clock.
 pub const LEASE: Duration = Duration::from_secs(60);
-/// An event that the event bus refuses is no reason for a pass within this time.
+/// A refused event does not cause another pass within this time.
 const REFUSED: Duration = Duration::from_secs(15);
-/// How long a freshly recorded event is its recorder's alone to publish.
+/// How long a newly recorded event is leased to the process that recorded it.
 const OUTBOX_LEASE: Duration = Duration::from_secs(15);
-/// A voice that could not be asked about or stored so often is left alone for [`SET_ASIDE`].
+/// After this many failed attempts, a voice that could not be looked up or stored is skipped for [`SET_ASIDE`].
 const MAX_STRIKES: u32 = 3;
-/// How long a voice that keeps making trouble is left alone.
+/// How long a voice that was set aside is skipped.
 const SET_ASIDE: Duration = DAY;
-/// How long published events, failures and passes are kept for people to look at.
+/// How long published events, failures and passes are kept.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// Passes that are kept at the most: a daemon makes one every few seconds.
+/// The maximum number of stored passes: a daemon makes one every few seconds.
 const RUNS_KEPT: u32 = 10_000;
-/// A database that does not answer within this is gone; neither driver would notice for minutes.
+/// The time limit of one attempt. The drivers would notice an unreachable database only after minutes.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
-/// The newest passes, among which those that count for the retry budget are looked for.
+/// The number of newest passes that are searched for those that count for the retry budget.
 const NEWEST_RUNS: u32 = 200;
-/// A probe that brought no result within this is another process's to make: a request's time limit,
-/// and some.
+/// If a probe has had no result for this time, another process may probe: the time limit of a request, and some more.
 const PROBE: Duration = Duration::from_secs(35);
-/// Likewise for an event bus: the time limits of the publisher, and some.
+/// The same for an event bus: the time limits of the publisher, and some more.
 const BUS_PROBE: Duration = Duration::from_secs(10);
-/// A transaction's clock stands still, and another one's may be ahead of it: so much is no clock that was set back.
+/// The time of a transaction is constant, and that of another one may be later. A difference up to this does not mean
+/// that the clock was set back.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
-/// Kinds of voices that the list leaves out are remembered for so long.
+/// How long the kinds of voices that the list does not return are stored.
 const UNLISTED: Duration = Duration::from_secs(60 * 60);
-/// Voices that are due later, and may be looked up along with those that are due: as many as a list request carries.
+/// Voices that are due later and may be looked up together with those that are due: as many as fit in a list request.
 const NEXT: u32 = 100;
-/// No voice is scheduled further ahead, and no isolated one.
+/// No voice is scheduled further ahead, and no isolated voice either.
 const MAX_SCHEDULE: Duration = Duration::from_secs(10 * 60);
 const MAX_ISOLATED_SCHEDULE: Duration = Duration::from_secs(2 * 60 * 60);
-/// The longest pause of an event bus, its probe included.
+/// The longest pause of an event bus, including its probe.
 const MAX_BUS_PAUSE: Duration = backoff::LONGEST;
-/// Connecting included.
+/// The time limit of an operation, including the connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The application's table and voice-sync's own, found to fit.
+/// The application's table and voice-sync's own tables, after a check that they are suitable.
 pub struct Store {
     database: Database,
     table: TableSql,
-    /// No operation goes on after it.
+    /// No operation continues after it.
     deadline: Deadline,
     outage: Outage,
 }
@@ -139,7 +139,7 @@ fn operation_timeout() -> Duration {
     failpoint::limit("store.timeout", OPERATION_TIMEOUT)
 }
 
-/// Where a test makes the database fail; see [`failpoint`].
+/// Where a test injects failures of the database; see [`failpoint`].
 async fn visit(point: &str) -> Result<(), StoreError> {
     match failpoint::visit(point).await {
         true => Err(StoreError::Unreachable(format!("failpoint {point}"))),
@@ -153,7 +153,7 @@ fn present() -> f64 {
     since.unwrap_or_default().as_secs_f64()
 }
 
-/// In all about as long as a server takes to restart.
+/// In total about the time that a server takes to restart.
 fn backoff_of_retries() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
@@ -163,8 +163,8 @@ fn backoff_of_retries() -> ExponentialBuilder {
 }
 
 impl Store {
-    /// Looks at the application's table and finds out whether it fits. `own_tables` says whether
-    /// voice-sync's own are there; a pass that writes needs them, one that only reads does not.
+    /// Checks the application's table. `own_tables` says whether voice-sync's own tables exist; a pass that writes
+    /// needs them, one that only reads does not.
     pub async fn open(
         database: Database,
         names: &Names,
@@ -186,13 +186,13 @@ impl Store {
         })
     }
 
-    /// The same, but that no operation goes on after this deadline.
+    /// Ends all operations at this deadline.
     #[must_use]
     pub fn until(self, deadline: Deadline) -> Self {
         Self { deadline, ..self }
     }
 
-    /// Gives the connection back.
+    /// Returns the connection.
     pub fn into_database(self) -> Database {
         self.database
     }
@@ -209,25 +209,25 @@ impl Store {
         &self.table
     }
 
-    /// Whether voice-sync's own tables are there.
+    /// Whether voice-sync's own tables exist.
     pub fn has_own_tables(&self) -> bool {
         self.table.has_own_tables
     }
 
-    /// Columns that the application's table could have, and does not.
+    /// Optional columns that the application's table does not have.
     pub fn missing_columns(&self) -> &[MissingColumn] {
         &self.table.missing_columns
     }
 
-    /// How many characters a preview may have; `None` is any number.
+    /// The maximum length of a preview in characters; `None` is any length.
     pub fn preview_room(&self) -> Option<usize> {
         self.table.preview_room
     }
 
-    /// Runs an operation within a time limit, and again where the trouble is of the kind that passes, until that limit
-    /// or the store's deadline is over. Every operation may be repeated after a lost reply: claims, probes and ledger
-    /// entries are recognised by their run, transitions are guarded and found again by their events, notes are
-    /// recognised by their call, and marks say the same twice.
+    /// Runs an operation within a time limit, and repeats it after temporary errors, until that limit or the store's
+    /// deadline is over. Every operation can be repeated after a lost reply: claims, probes and ledger entries are
+    /// recognised by their run, transitions are guarded and found again by their events, notes are recognised by
+    /// their call, and marks have no further effect.
     ///
     /// Tests make it fail at the failpoints `<operation>.before` and `<operation>.after`.
     async fn attempt<T, F>(
@@ -270,12 +270,12 @@ impl Store {
         done
     }
 
-    /// Why the database may be away, if anything speaks for it.
+    /// Why the database may be unreachable, if there are signs of it.
     pub fn suspicion(&self) -> Option<Suspicion> {
         self.outage.suspicion()
     }
 
-    /// Whether the database answers at all: one try, without a time limit.
+    /// Whether the database answers at all: one attempt, without a time limit.
     pub async fn ping(&self) -> Result<(), StoreError> {
         let sql = "SELECT 1 AS one".to_owned();
         let answer = self.database.fetch_one(sql, self.database.args()).await;
@@ -289,7 +289,7 @@ impl Store {
         }
     }
 
-    /// Takes the next page of voices in processing and leases those that are free to `run_id`.
+    /// Takes the next page of voices in processing and leases those that are not leased to `run_id`.
     pub async fn claim(
         &self,
         run_id: Uuid,
@@ -300,21 +300,21 @@ impl Store {
             .await
     }
 
-    /// The same page, without leasing anything.
+    /// Reads the same page, without a lease.
     pub async fn peek(&self, selection: &Selection, limit: u32) -> Result<Page, StoreError> {
         self.attempt("store.peek", || self.peek_once(selection, limit))
             .await
     }
 
-    /// How things stand. It counts the voices in processing, by their index.
+    /// A summary. It counts the voices in processing, by their index.
     pub async fn overview(&self) -> Result<Overview, StoreError> {
         self.attempt("store.overview", || self.overview_once())
             .await
     }
 
-    /// The voices that have a schedule and are due, at most so many, and some that will be next, in the order in which
-    /// they are. It looks at no others. Events wait if the `bus` may be tried, and has not refused them just now.
-    /// Of the `account`, it says when its request budget has room.
+    /// At most this many voices that have a schedule and are due, and some that are due next, in order. It reads no
+    /// others. Waiting events count if the `bus` may be tried and has not refused them recently. If there is an
+    /// `account`, it says when the request budget has room.
     pub async fn agenda(
         &self,
         most: u32,
@@ -325,10 +325,11 @@ impl Store {
             .await
     }
 
-    /// The voices that have no schedule, at most so many: they are new, cloned anew, or their lookup came to no end.
-    /// It goes through the voices in processing, by their index.
-    /// `since` is the version of an agenda before which there were none: of rows that were not written since, it looks
-    /// at no more than that, where the database can tell. A voice whose lease ended without a note is not found so.
+    /// At most this many voices without a schedule: they are new, cloned again, or their lookup did not finish. It
+    /// goes through the voices in processing, by their index.
+    ///
+    /// `since` is the version of an agenda before which there were none: of rows that were not written since, it
+    /// reads no more than that, if the database can tell. It does not find a voice whose lease ended without a note.
     pub async fn unscheduled(
         &self,
         most: u32,
@@ -338,8 +339,8 @@ impl Store {
             .await
     }
 
-    /// Makes the voices in processing due now that have these row or provider ids, or a few seconds after the last hint
-    /// that did: some minutes, where a voice cannot be looked up or stored. One that is set aside stays so.
+    /// Makes voices in processing with these row or provider ids due now, or a few seconds after the last hint for
+    /// them (some minutes, if a voice cannot be looked up or stored). A voice that is set aside stays set aside.
     pub async fn hint(&self, names: &[String]) -> Result<Hinted, StoreError> {
         if names.is_empty() {
             return Ok(Hinted::default());
@@ -347,26 +348,26 @@ impl Store {
         self.attempt("store.hint", || self.hint_once(names)).await
     }
 
-    /// Voices that are asked about by themselves, at most so many, and not those that `run_id` found to be such
-    /// itself. Some may have left processing.
+    /// At most this many voices that are looked up alone, without those that `run_id` itself has isolated. Some may
+    /// not be in processing any more.
     pub async fn isolated(&self, run_id: Uuid, most: u32) -> Result<Isolated, StoreError> {
         self.attempt("store.isolated", || self.isolated_once(run_id, most))
             .await
     }
 
-    /// Voices in processing within a range, whether leased or not.
+    /// Voices in processing within a range, leased or not.
     pub async fn count(&self, selection: &Selection) -> Result<u64, StoreError> {
         self.attempt("store.count", || self.count_once(selection))
             .await
     }
 
-    /// The statuses that are none of the configured ones, among at most so many rows, and how many rows have each.
+    /// Statuses other than the configured ones, with their numbers of rows, from at most this many rows.
     pub async fn other_statuses(&self, rows: u32) -> Result<Vec<(String, u64)>, StoreError> {
         self.attempt("store.other_statuses", || self.other_statuses_once(rows))
             .await
     }
 
-    /// Those of these row ids whose voices are completed or failed, each as it was given.
+    /// The row ids among these whose voices are completed or failed, as they were given.
     pub async fn finished(&self, rows: &[String]) -> Result<Vec<String>, StoreError> {
         if rows.is_empty() {
             return Ok(Vec::new());
@@ -375,8 +376,8 @@ impl Store {
             .await
     }
 
-    /// Makes transitions happen, each guarded by the row still being in processing with the id that
-    /// was looked up, and records their events in the same transaction.
+    /// Makes transitions, each only if the row is still in processing with the id that was looked up, and records
+    /// their events in the same transaction.
     pub async fn apply(
         &self,
         run_id: Uuid,
@@ -399,7 +400,7 @@ impl Store {
         if others.is_empty() || !record.is_wanted() {
             return Ok(applied);
         }
-        // Where a reply was lost, it was this run itself that had moved them.
+        // If a reply was lost, this run itself made these transitions.
         let ids: Vec<Uuid> = others.keys().copied().collect();
         let earlier = self
             .attempt("store.recorded", || self.recorded_once(run_id, &ids))
@@ -416,8 +417,8 @@ impl Store {
         Ok(applied)
     }
 
-    /// Whether the database refuses a change of some rows that it would make to others: it plans the statement
-    /// of [`Self::apply`], which needs the same tables, columns and privileges.
+    /// Whether the database refuses a change of some rows that it would accept for others: it plans the statement of
+    /// [`Self::apply`], which needs the same tables, columns and privileges.
     pub async fn refuses_rows(&self, error: &StoreError) -> Result<bool, StoreError> {
         match error {
             StoreError::Refused(_) => Ok(true),
@@ -443,8 +444,8 @@ impl Store {
         }
     }
 
-    /// Notes what was seen of voices that made no transition. A voice whose lease another run has taken over is left
-    /// to it. Hints that came after the run's claims may be newer than what was seen, and stay; so does a young one that
+    /// Stores notes about voices without a transition. A voice that another run has leased since then is not changed.
+    /// Hints that came after the run's claims may be newer than the answer and stay. So does a recent one that
     /// brought no answer.
     pub async fn note(
         &self,
@@ -462,7 +463,7 @@ impl Store {
         .await
     }
 
-    /// Ends leases whose voices are all written down.
+    /// Ends leases whose voices have all been written.
     pub async fn end_leases(&self, leases: &[LeaseId]) -> Result<(), StoreError> {
         if leases.is_empty() {
             return Ok(());
@@ -471,7 +472,7 @@ impl Store {
             .await
     }
 
-    /// Voices that `run_id` asked about and found missing, in the order of their rows.
+    /// Voices that `run_id` looked up and found missing, in the order of their rows.
     pub async fn missing(
         &self,
         run_id: Uuid,
@@ -485,7 +486,7 @@ impl Store {
         .await
     }
 
-    /// What the account has missed and found lately, over all passes; it is noted whether that forbids failures.
+    /// What the account missed and found lately, over all passes. Also stores whether this forbids failures.
     pub async fn mass_absence(&self, account: Uuid) -> Result<MassAbsence, StoreError> {
         let absence = self
             .attempt("store.mass_absence", || self.mass_absence_once(account))
@@ -500,7 +501,7 @@ impl Store {
         Ok(absence)
     }
 
-    /// Notes that a pass met a mass absence by itself.
+    /// Records that a pass detected mass absence.
     pub async fn begin_mass_absence(&self, account: Uuid) -> Result<(), StoreError> {
         self.attempt("store.save_mass_absence", || {
             self.save_mass_absence_once(account, true)
@@ -526,7 +527,7 @@ impl Store {
             .await
     }
 
-    /// Marks leased events as published, given their ids. The others are free again; those that the bus refused come
+    /// Marks leased events as published, by their ids. The others are free again. Those that the bus refused come
     /// after all others from then on.
     pub async fn settle_events(
         &self,
@@ -540,21 +541,20 @@ impl Store {
             .await
     }
 
-    /// How many events wait, up to one of them or in all.
+    /// The number of waiting events: up to one of them, or all.
     pub async fn pending_events(&self, up_to: Option<i64>) -> Result<Pending, StoreError> {
         self.attempt("store.pending_events", || self.pending_events_once(up_to))
             .await
     }
 
-    /// Whether an event bus may be used now. To be told [`BusPermit::Probe`] obliges to say what came
-    /// of it; others are told to leave it alone meanwhile.
+    /// Whether an event bus may be used now. After [`BusPermit::Probe`], the caller must report the result;
+    /// meanwhile, other processes may not use the bus.
     pub async fn bus_permit(&self, bus: Uuid, run_id: Uuid) -> Result<BusPermit, StoreError> {
         self.attempt("store.bus_permit", || self.bus_permit_once(bus, run_id))
             .await
     }
 
-    /// Tells all processes that an event bus failed, for the so manyth time in a row, and how long
-    /// to leave it alone.
+    /// Stores for all processes that an event bus failed, how many times in a row, and how long not to use it.
     pub async fn bus_failed(
         &self,
         bus: Uuid,
@@ -567,27 +567,27 @@ impl Store {
         .await
     }
 
-    /// Tells all processes that an event bus works again.
+    /// Stores for all processes that an event bus works again.
     pub async fn bus_works(&self, bus: Uuid) -> Result<(), StoreError> {
         self.attempt("store.bus_works", || self.bus_works_once(bus))
             .await
     }
 
-    /// What earlier passes left behind for this one; nothing, where voice-sync has no tables yet.
+    /// What earlier passes left for this one; nothing if voice-sync has no tables yet.
     pub async fn load_state(&self, account: Uuid) -> Result<PriorState, StoreError> {
         self.attempt("store.load_state", || self.load_state_once(account))
             .await
     }
 
-    /// How the account stands with the provider.
+    /// The state of the account at the provider.
     pub async fn provider_state(&self, account: Uuid) -> Result<ProviderState, StoreError> {
         self.attempt("store.provider_state", || self.provider_state_once(account))
             .await
     }
 
-    /// Tells all processes how the account stands with the provider.
+    /// Stores the state of the account at the provider, for all processes.
     ///
-    /// Of several that find it down at once, the longest pause counts.
+    /// If several find an outage at once, the longest pause counts.
     pub async fn save_provider_state(
         &self,
         account: Uuid,
@@ -600,8 +600,8 @@ impl Store {
         .await
     }
 
-    /// Tells all processes of a pause that the provider asked for, and of the concurrency that it
-    /// bears; the breaker stays as it is.
+    /// Stores for all processes that the provider asked for a pause, and the concurrency limit. The circuit breaker
+    /// does not change.
     pub async fn save_cooldown(
         &self,
         account: Uuid,
@@ -613,8 +613,8 @@ impl Store {
         .await
     }
 
-    /// Asks to be the one process that finds out whether the provider answers again. Once granted
-    /// to a run, others are refused until the probe's result is known or overdue.
+    /// Asks to be the one process that sends the half-open probe. Once granted to a run, other runs are refused until
+    /// the probe has a result or is overdue.
     pub async fn claim_probe(&self, account: Uuid, run_id: Uuid) -> Result<bool, StoreError> {
         self.attempt("store.claim_probe", || {
             self.claim_probe_once(account, run_id)
@@ -622,8 +622,8 @@ impl Store {
         .await
     }
 
-    /// Asks to be the one that nudges a voice, for the only time, where at most `limit` are nudged in a day. Once granted,
-    /// it is written down, and nobody else is ever granted it.
+    /// Asks for permission to nudge a voice, if fewer than `limit` were nudged in a day. A granted permission is
+    /// recorded, and the same voice never gets another one.
     pub async fn claim_nudge(
         &self,
         claim: &NudgeClaim,
@@ -633,8 +633,8 @@ impl Store {
             .await
     }
 
-    /// Writes down what came of a nudge, and says what that is. A voice that speaks is due in two seconds; other answers
-    /// may keep all processes from nudging for a while.
+    /// Records the result of a nudge, and returns what it means. A voice that speaks is due in two seconds. Other
+    /// answers may stop all nudges for a while.
     pub async fn settle_nudge(
         &self,
         claim: &NudgeClaim,
@@ -646,29 +646,29 @@ impl Store {
         .await
     }
 
-    /// What is known of nudging with an account.
+    /// The state of nudging with an account.
     pub async fn nudging(&self, account: Uuid) -> Result<Nudging, StoreError> {
         self.attempt("store.nudging", || self.nudging_once(account))
             .await
     }
 
-    /// Writes a pass into the ledger, and what was learned of the provider.
+    /// Writes a pass to the ledger, with what it learned about the provider.
     pub async fn record_run(&self, run: &Run) -> Result<(), StoreError> {
         self.attempt("store.record_run", || self.record_run_once(run))
             .await
     }
 
-    /// Removes, in a small step, what is no longer of use: published events, failures and passes
-    /// older than a week, and notes of voices that are no longer in processing.
+    /// Removes old data, in a small step: published events, failures and passes older than a week, and notes about
+    /// voices that are no longer in processing.
     ///
-    /// At most `at_once` rows of each table. Returns how many in all.
+    /// At most `at_once` rows of each table. Returns the total number.
     pub async fn tidy(&self, at_once: u32) -> Result<u64, StoreError> {
         self.attempt("store.tidy", || self.tidy_once(at_once)).await
     }
 
-    /// How things stand, for people. Of the backlog it tells voices that are older than `fail_after` from
-    /// others, and shows the `oldest`; of the ledger, the newest `runs`. It goes through the voices in
-    /// processing, by their index.
+    /// The state of everything, for people. In the backlog, voices older than `fail_after` are counted separately,
+    /// and the `oldest` voices are listed. From the ledger, the newest `runs` are listed. It goes through the voices
+    /// in processing, by their index.
     pub async fn survey(
         &self,
         fail_after: Option<Duration>,
@@ -683,7 +683,7 @@ impl Store {
         .await
     }
 
-    /// How long voices took that passes completed lately, by kind.
+    /// How long the voices took that passes completed lately, by kind.
     pub async fn completion_times_by_kind(
         &self,
     ) -> Result<BTreeMap<String, Quantiles>, StoreError> {
@@ -693,7 +693,7 @@ impl Store {
         .await
     }
 
-    /// Rows, and what is known of them, at most so many, in the order of keys.
+    /// Rows with voice-sync's notes about them, at most this many, in the order of keys.
     pub async fn records(
         &self,
         wanted: &Wanted,
@@ -703,7 +703,7 @@ impl Store {
             .await
     }
 
-    /// Rows that have these names: as their keys, or else as their provider ids. At most so many of each.
+    /// Rows with these ids: as their keys, or else as their provider ids. At most this many of each.
     pub async fn named(
         &self,
         names: &[String],
@@ -719,7 +719,7 @@ impl Store {
         Ok(records)
     }
 
-    /// Events of the outbox, newest first, at most so many; none, where voice-sync has no tables yet.
+    /// The newest events of the outbox, newest first, at most this many; none if voice-sync has no tables yet.
     pub async fn events(
         &self,
         filter: &EventFilter,
@@ -734,19 +734,19 @@ impl Store {
         }
     }
 
-    /// How many events pass a filter.
+    /// The number of events that pass a filter.
     pub async fn count_events(&self, filter: &EventFilter) -> Result<u64, StoreError> {
         self.attempt("store.count_events", || self.count_events_once(filter))
             .await
     }
 
-    /// The newest entries of the ledger, newest first, at most so many.
+    /// The newest entries of the ledger, newest first, at most this many.
     pub async fn runs(&self, limit: u32) -> Result<Vec<LedgerEntry>, StoreError> {
         self.attempt("store.runs", || self.runs_once(limit)).await
     }
 
-    /// Puts failed voices back to processing that still have the provider ids of their records, unless their
-    /// rows are locked. Their ages begin anew. Returns those that were put back.
+    /// Puts failed voices back to processing if they still have the provider ids of their records and their rows are
+    /// not locked. Their ages start again. Returns the rows that were put back.
     pub async fn put_back(
         &self,
         run: &CommandRun,
@@ -756,7 +756,7 @@ impl Store {
             .await
     }
 
-    /// Has voices that are set aside asked about again. Returns those that were set aside.
+    /// Makes voices that are set aside due again. Returns the rows that were set aside.
     pub async fn release(
         &self,
         run: &CommandRun,
@@ -766,13 +766,13 @@ impl Store {
             .await
     }
 
-    /// Has published events published again, by whoever publishes next. Returns how many.
+    /// Marks published events as unpublished, so that the next process publishes them again. Returns their number.
     pub async fn resend(&self, run: &CommandRun, filter: &EventFilter) -> Result<u64, StoreError> {
         self.attempt("store.resend", || self.resend_once(run, filter))
             .await
     }
 
-    /// Removes events, but for those that a process may be publishing. Returns how many.
+    /// Removes events, except those that a process may be publishing. Returns their number.
     pub async fn purge(&self, run: &CommandRun, filter: &EventFilter) -> Result<u64, StoreError> {
         self.attempt("store.purge", || self.purge_once(run, filter))
             .await

@@ -1,4 +1,4 @@
-//! What is known of voices that stay in processing.
+//! Notes about voices that stay in processing.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ use crate::core::verdict::Failure;
 use crate::core::voice::RowId;
 
 impl Store {
-    /// `noted` tells one call from another: what a call has noted, it does not count again after a lost reply.
+    /// `noted` identifies a call, so that a repetition after a lost reply does not count again.
     pub(super) async fn note_once(
         &self,
         run_id: Uuid,
@@ -27,9 +27,9 @@ impl Store {
         let dialect = self.dialect();
         let mut args = self.database.args();
         let [run, account, noted] = [run_id, account, noted].map(|id| args.bind(id));
-        // A row that comes twice, as by its own id and by the provider's, was seen once: the last answer counts.
+        // A row that appears twice, by its own id and by the provider's, was looked up once: the last answer counts.
         let last: HashMap<&RowId, &Note> = notes.iter().map(|note| (&note.row, note)).collect();
-        // In one order, so that two statements never wait for each other's rows.
+        // In one order, so that two statements never deadlock on each other's rows.
         let mut noted_rows: Vec<_> = last.into_values().map(NoteRow::new).collect();
         noted_rows.sort_by(|one, other| one.note.row.cmp(&other.note.row));
         let rows = Columns::of(&noted_rows)
@@ -50,7 +50,8 @@ impl Store {
         let rows = args.rows("n", rows);
         let (voices, now) = (dialect.own("voices"), dialect.now());
         let next_due = format!("{now} + {}", dialect.seconds("n.again_in"));
-        // The answer may be older than a hint that came since the first claim; and who had none is still to be asked.
+        // The answer may be older than a hint that came since the first claim. A hinted voice without an answer must
+        // still be looked up.
         let is_hinted_again = format!(
             "({is_hinted} AND (
                  w.hinted_at > (SELECT min(l.lease_until) FROM {leases} l WHERE l.run_id = {run}) - {lease}
@@ -65,8 +66,8 @@ impl Store {
             "n.row_id IN ({})",
             dialect.leased_voices(&format!("l.run_id = {run}"))
         );
-        // A voice that another process has claimed since is left to it. If the status was changed by somebody whose
-        // reason for a failure is known, that stays known. An answer is known by `last_asked`.
+        // A voice that another process has claimed since then is not changed. If the status was changed by another
+        // process that stored the reason of a failure, the reason stays. An answer is recognised by `last_asked`.
         let is_restarted = super::TableSql::is_restarted("EXCLUDED.provider_id");
         let sql = format!(
             "INSERT INTO {voices} AS w (row_id, provider_id, run_id, noted, first_seen, scheduled_at, next_due,
@@ -242,7 +243,7 @@ struct NoteRow<'a> {
     kind: Option<&'a str>,
     stage: Option<&'static str>,
     trouble: Option<Cow<'a, str>>,
-    /// The provider said something about the voice, or nothing can be asked about it.
+    /// Whether the provider said something about the voice, or the voice cannot be looked up.
     is_answered: bool,
     is_isolated: bool,
 }

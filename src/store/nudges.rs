@@ -1,4 +1,4 @@
-//! Nudges: each is written down before its request is sent, once for each voice of the provider's.
+//! Nudges: each one is recorded before its request is sent, once per voice of the provider.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use super::values::{NudgeClaim, NudgePermit};
 use super::{CLOCK_SLACK, DAY, Store, StoreError};
 use crate::core::nudge::{MAX_STOP, Nudge, NudgeAnswer, NudgeOutcome};
 
-/// `pg_advisory_xact_lock` key: the ASCII bytes of "voicenud". One nudge is claimed at a time.
+/// `pg_advisory_xact_lock` key: the ASCII bytes of "voicenud". Only one nudge is claimed at a time.
 const LOCK_KEY: i64 = 0x766f_6963_656e_7564;
-/// A nudge without an answer is under way for this time at the most.
+/// A nudge without an answer counts as in flight for this time at most.
 const UNDER_WAY: Duration = Duration::from_secs(45);
 /// A nudged voice is looked up after this time.
 const DUE_IN: Duration = Duration::from_secs(2);
-/// When to ask again while another nudge is under way, and while the limit of a day is reached.
+/// When to try again while another nudge is in flight, and after the daily limit is reached.
 const BUSY: Duration = Duration::from_secs(1);
 const LIMITED: Duration = Duration::from_secs(5 * 60);
 
@@ -55,7 +55,7 @@ impl Store {
         let row = transaction.fetch_one(sql, args).await?;
         let stopped_for: Duration = row.get_optional("stopped_for")?.unwrap_or_default();
         let refusal = match row.get_optional::<Uuid>("earlier")? {
-            // It was this call, whose reply was lost.
+            // It was claimed by this call, whose reply was lost.
             Some(earlier) if earlier == claim.nudge_id => Some(NudgePermit::Granted),
             Some(_) => Some(NudgePermit::Needless),
             None if !row.get::<bool>("waits")? => Some(NudgePermit::Needless),
@@ -133,7 +133,7 @@ impl Store {
         if let Some(pause) = outcome.pause {
             let mut args = self.database.args();
             let until = format!("{now} + {}", dialect.seconds(&args.bind(pause)));
-            // Only what needs a person is told as a reason.
+            // Only reasons that an operator should act on are stored.
             let reason = answer.says().filter(|_| outcome.nudge == Nudge::Refused);
             let sql = format!(
                 "INSERT INTO {provider} AS p (account, nudging_stopped_until, nudging_stopped_by)
@@ -176,7 +176,7 @@ impl Store {
         })
     }
 
-    /// What a day's nudges `g` of an account come to.
+    /// A summary of the nudges `g` of a day of an account.
     pub(super) fn nudges_today(&self, what: &str, account: &str) -> String {
         let dialect = self.dialect();
         format!(

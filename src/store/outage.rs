@@ -1,20 +1,20 @@
-//! Whether the database answers, as operations see it while they repeat statements: long before they give up.
+//! Detects an unreachable database early: while operations still repeat statements, long before they give up.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A statement that takes longer may be slow; whether the database answers others is then to be found out.
+/// If a statement takes longer, it may be slow, or the database may be unreachable. A check then decides.
 const SILENT_AFTER: Duration = Duration::from_secs(2);
 
-/// What operations found out lately.
+/// The recent results of operations.
 #[derive(Debug)]
 pub(super) struct Outage(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    /// Operations under way, and since when there have been any.
+    /// Operations in flight, and since when there have been any.
     waiting: u32,
     waiting_since: Instant,
     last_answer: Instant,
@@ -22,12 +22,12 @@ struct State {
     failing: Option<(Instant, String)>,
 }
 
-/// Why the database may be away.
+/// Why the database may be unreachable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Suspicion {
     /// Statements fail.
     Fails { since: Instant, says: String },
-    /// A statement has had no answer for a while, and no other one either.
+    /// A statement has had no answer for a while, and no other one had an answer either.
     Silent { since: Instant },
 }
 
@@ -48,7 +48,7 @@ impl Outage {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An operation is under way for as long as what is returned.
+    /// Counts an operation as in flight while the returned value exists.
     pub(super) fn begin(&self) -> UnderWay<'_> {
         let mut state = self.state();
         if state.waiting == 0 {
@@ -82,7 +82,7 @@ impl Outage {
     }
 }
 
-/// An operation that is under way.
+/// An operation in flight.
 pub(super) struct UnderWay<'a>(&'a Outage);
 
 impl Drop for UnderWay<'_> {

@@ -13,13 +13,14 @@ use super::values::{LeasedEvents, Pending, Recorded};
 use super::{OUTBOX_LEASE, Store, StoreError};
 use crate::core::event::{BatchId, EventType, OutboxEvent};
 
-/// Batches that are leased at once, at the most.
+/// The maximum number of batches that are leased at once.
 const MAX_BATCHES: u32 = 200;
-/// Events of one batch that were moved there.
+/// The maximum number of moved events in one batch.
 const MOVED_AT_ONCE: u32 = 500;
 
-/// When the transition of an event of the outbox `o` committed, and when the event was published, if it was. Events of
-/// earlier versions have no batch `b`; to a program of such a version, which may be running, all others look published.
+/// When the transition of an event of the outbox `o` was committed, and when the event was published, if it was.
+/// Events of earlier versions have no batch `b`. To an earlier version that is still running, all other events look
+/// published.
 pub(super) const OCCURRED_AT: &str = "COALESCE(o.occurred_at, b.recorded_at)";
 pub(super) const PUBLISHED_AT: &str =
     "CASE WHEN o.batch_id IS NULL THEN o.published_at ELSE b.published_at END";
@@ -98,7 +99,7 @@ impl Store {
         Ok(leased)
     }
 
-    /// What this run recorded earlier of these events.
+    /// The events among these that this run recorded earlier.
     pub(super) async fn recorded_once(
         &self,
         run_id: Uuid,
@@ -135,7 +136,7 @@ impl Store {
         } = settlement;
         let (dialect, now) = (self.dialect(), self.dialect().now());
         let batches = dialect.own("batches");
-        // Nothing is lost with a mark but that the events are published once more.
+        // A lost mark only means that the events are published again.
         let quick = "SET LOCAL synchronous_commit = off";
         let mut transaction = self.database.begin_with(quick).await?;
         for (
@@ -167,8 +168,8 @@ impl Store {
                     i64::try_from(*events).unwrap_or(i64::MAX)
                 });
             let rows = args.rows("p", rows);
-            // Of a batch that has other events as well, nothing is known. One that has fewer lost them to somebody
-            // who removed them by hand.
+            // The state of the other events in the batch is not known. A batch that has fewer events lost them
+            // because somebody deleted them by hand.
             let sql = format!(
                 "UPDATE {batches} AS b SET published_at = {now} FROM {rows}
                  WHERE b.batch_id = p.batch_id AND b.published_at IS NULL
@@ -180,8 +181,8 @@ impl Store {
         transaction.commit().await
     }
 
-    /// Moves events that are not published into a batch of their own, with a lease until then. After a lost reply, they
-    /// are there already.
+    /// Moves unpublished events into a batch of their own, with a lease of this length. After a lost reply, they are
+    /// already there.
     async fn move_events(
         &self,
         transaction: &mut Transaction<'_>,
@@ -210,7 +211,7 @@ impl Store {
         Ok(())
     }
 
-    /// Gives events another batch, which is to be made, and what they had of the one before. Returns how many.
+    /// Gives events another batch, still to be created, with the values of the previous one. Returns their number.
     pub(super) async fn rebatch(
         &self,
         transaction: &mut Transaction<'_>,
@@ -238,7 +239,7 @@ impl Store {
         transaction.execute(sql, args).await
     }
 
-    /// Makes the batch of events that were given its id.
+    /// Creates the batch for events that already have its id.
     pub(super) async fn make_batch(
         &self,
         transaction: &mut Transaction<'_>,
@@ -257,7 +258,7 @@ impl Store {
         transaction.execute(sql, args).await.map(drop)
     }
 
-    /// How many events the batch `b` has.
+    /// The number of events in the batch `b`.
     fn events_of_batch(&self) -> String {
         format!(
             "(SELECT count(*) FROM {} o WHERE o.id BETWEEN b.first_id AND b.last_id AND o.batch_id = b.batch_id)",
@@ -265,7 +266,7 @@ impl Store {
         )
     }
 
-    /// Counts the events of batches again from which some were taken. A batch without any is removed.
+    /// Counts the events of batches again after some were removed. An empty batch is deleted.
     pub(super) async fn recount(
         &self,
         transaction: &mut Transaction<'_>,
@@ -291,8 +292,7 @@ impl Store {
         transaction.execute(remove, args).await.map(drop)
     }
 
-    /// Batches that are not published, and events without a batch, which an earlier version recorded, as if each
-    /// were one.
+    /// Unpublished batches, and events of an earlier version without a batch, each as a batch of its own.
     pub(super) fn unpublished(&self) -> String {
         let [outbox, batches] = ["outbox", "batches"].map(|table| self.dialect().own(table));
         format!(
@@ -303,7 +303,7 @@ impl Store {
         )
     }
 
-    /// Puts events that an earlier version recorded into a batch, as long as it is not publishing them itself.
+    /// Puts events of an earlier version into a batch, unless that version is publishing them itself.
     async fn adopt_events(&self, transaction: &mut Transaction<'_>) -> Result<(), StoreError> {
         let dialect = self.dialect();
         let (outbox, batch) = (dialect.own("outbox"), Uuid::new_v4());
@@ -347,7 +347,7 @@ impl Store {
         })
     }
 
-    /// How many events wait, and how long the oldest of them has.
+    /// The number of waiting events, and how long the oldest of them has waited.
     pub(super) async fn waiting_events(&self) -> Result<(i64, Option<Duration>), StoreError> {
         if !self.has_own_tables() {
             return Ok((0, None));
@@ -363,7 +363,7 @@ impl Store {
     }
 }
 
-/// A newer version's event is left for it to publish.
+/// An event of a newer version is not touched: that version publishes it.
 fn event(row: &Row) -> Result<Option<OutboxEvent>, StoreError> {
     let event_type: String = row.get("event_type")?;
     let Some(event_type) = EventType::parse(&event_type) else {

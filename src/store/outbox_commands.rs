@@ -1,4 +1,4 @@
-//! What operators see and change of the outbox. Each change enters itself into the ledger, in its own transaction.
+//! Commands of operators on the outbox. Each change is recorded in the ledger, in its own transaction.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use super::survey::{EventFilter, EventRecord};
 use super::values::CommandRun;
 use super::{OUTBOX_LEASE, Store, StoreError};
 
-/// Events that are moved into one batch, or removed, by one statement.
+/// Events that one statement moves into one batch, or removes.
 const BATCH: u32 = 500;
 
 impl Store {
@@ -139,7 +139,7 @@ impl Store {
             };
             last = Some(*id);
             let of: HashSet<Uuid> = page.iter().filter_map(|(_, batch)| *batch).collect();
-            // Locked before anything is removed: a process may have begun to publish one meanwhile.
+            // Locked before anything is removed: a process may have started to publish one of them meanwhile.
             let mut args = self.database.args();
             let free = format!(
                 "SELECT batch_id FROM {batches} WHERE batch_id {} AND (NOT {} OR published_at IS NOT NULL) {}",
@@ -168,7 +168,7 @@ impl Store {
         Ok(total)
     }
 
-    /// Events, with their batches, that the filter and a condition let through: the next ones after an id.
+    /// The next events after an id that pass the filter and a condition, with their batches.
     async fn page_of_events(
         &self,
         transaction: &mut Transaction<'_>,

@@ -1,4 +1,4 @@
-//! How accounts stand with the provider, for all processes that use them.
+//! The state of accounts at the provider, shared by all processes that use them.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::{PROBE, Store, StoreError};
 use crate::core::provider_state::{MAX_OPEN, MAX_RETRY_AFTER, ProviderState};
 use crate::core::request_budget::MAX_PAUSE;
 
-/// What [`state`] reads, of a row `p` of `provider`.
+/// The columns that [`state`] reads, of a row `p` of `provider`.
 pub(super) fn state_columns(dialect: Dialect) -> String {
     format!(
         "p.opened, p.concurrency, {} AS open_for, {} AS cooldown",
@@ -20,7 +20,7 @@ pub(super) fn state_columns(dialect: Dialect) -> String {
     )
 }
 
-/// Of an account that is not known, all is null.
+/// For an unknown account, all columns are null.
 pub(super) fn state(row: &Row) -> Result<ProviderState, StoreError> {
     let span = |column| Ok::<_, StoreError>(row.get_optional(column)?.unwrap_or(Duration::ZERO));
     let opened: Option<i64> = row.get_optional("opened")?;
@@ -32,11 +32,11 @@ pub(super) fn state(row: &Row) -> Result<ProviderState, StoreError> {
     })
 }
 
-/// The moment of an account's next request, as SQL.
+/// When an account may send its next request, as SQL.
 pub(super) struct NextRequest {
-    /// Of an account that is not known.
+    /// For an unknown account.
     pub(super) first: String,
-    /// Of one that is the row `p` of `provider`.
+    /// For the account of the row `p` of `provider`.
     pub(super) again: String,
 }
 
@@ -83,7 +83,7 @@ impl Store {
             true => "NULL".to_owned(),
             false => self.in_seconds(&args.bind(cooldown)),
         };
-        // Closed, it is closed for all; of several that open it at once, the longest pause counts.
+        // A closed breaker is closed for all. If several open it at once, the longest pause counts.
         let sql = format!(
             "INSERT INTO {provider} AS p (account, opened, open_until, hold_until, concurrency)
              VALUES ({account}, {opened}, {open_until}, {hold_until}, {concurrency})
@@ -125,9 +125,9 @@ impl Store {
         self.database.execute(sql, args).await.map(drop)
     }
 
-    /// When an account may send its next request, as SQL, given that a pass that began so long ago took this of the
-    /// budget. A value of the past says nothing; one that is further ahead than any pause was set before the database's
-    /// clock was set back.
+    /// When an account may send its next request, as SQL, after a pass that started this long ago and used this of
+    /// the budget. A value in the past has no effect. One that is further ahead than any pause was set before the
+    /// database's clock was set back.
     pub(super) fn next_request_at(
         &self,
         args: &mut Args,
@@ -170,7 +170,7 @@ impl Store {
         Ok(self.database.execute(sql, args).await? > 0)
     }
 
-    /// The moment in so many seconds.
+    /// The moment in this many seconds.
     fn in_seconds(&self, seconds: &str) -> String {
         format!(
             "{} + {}",

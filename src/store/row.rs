@@ -1,4 +1,4 @@
-//! The rows that statements give, read alike from either database.
+//! The rows that statements return, read in the same way from either database.
 
 use std::convert::identity;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::StoreError;
 use crate::core::voice::RowId;
 
-/// A row that a statement gave.
+/// A row that a statement returned.
 pub(crate) enum Row {
     Postgres(PgRow),
     Sqlite(SqliteRow),
@@ -39,7 +39,7 @@ impl Row {
         })
     }
 
-    /// An array of texts, of PostgreSQL only.
+    /// An array of texts, on PostgreSQL only.
     pub(crate) fn texts(&self, column: &str) -> Result<Vec<String>, StoreError> {
         match self {
             Self::Postgres(row) => Ok(row.try_get(column)?),
@@ -47,7 +47,7 @@ impl Row {
         }
     }
 
-    /// A count, or none.
+    /// A count; zero if null.
     pub(crate) fn count(&self, column: &str) -> Result<u64, StoreError> {
         Ok(self.get::<i64>(column)?.unsigned_abs())
     }
@@ -58,13 +58,14 @@ impl Row {
     }
 }
 
-/// A type that a column of either database is read as.
+/// A type that a column of either database can be read as.
 pub(crate) trait FromColumn: Sized {
     fn of_postgres(row: &PgRow, column: &str) -> Result<Option<Self>, sqlx::Error>;
     fn of_sqlite(row: &SqliteRow, column: &str) -> Result<Option<Self>, sqlx::Error>;
 }
 
-/// As PostgreSQL has it, and on SQLite as this type: its values have types of their own, whatever the column's.
+/// On PostgreSQL, with the column's type. On SQLite, as this type: its values have types of their own, whatever the
+/// column's type.
 macro_rules! from_column {
     ($($type:ty, $stored:ty => $convert:expr;)+) => {$(
         impl FromColumn for $type {
@@ -83,9 +84,9 @@ macro_rules! from_column {
 from_column! {
     f64, f64 => identity;
     bool, i64 => |stored| stored != 0;
-    // Whatever bytes the application stored.
+    // Invalid UTF-8 is replaced: the application may have stored any bytes.
     String, Vec<u8> => lossy;
-    // Nil, if somebody else wrote there.
+    // Nil if another program wrote an invalid value.
     Uuid, String => |text: String| Self::parse_str(&text).unwrap_or_default();
     DateTime<Utc>, i64 => |stored| Self::from_timestamp_millis(stored).unwrap_or_default();
     Json, String => |text: String| serde_json::from_str(&text).unwrap_or_default();
@@ -96,7 +97,7 @@ fn lossy(bytes: Vec<u8>) -> String {
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// Of any of PostgreSQL's integers.
+/// From any integer type of PostgreSQL.
 impl FromColumn for i64 {
     fn of_postgres(row: &PgRow, column: &str) -> Result<Option<Self>, sqlx::Error> {
         Ok(match row.try_column(column)?.type_info().name() {
@@ -121,7 +122,7 @@ impl FromColumn for RowId {
     }
 }
 
-/// From seconds. What is below zero is none.
+/// From seconds. A negative value counts as zero.
 impl FromColumn for Duration {
     fn of_postgres(row: &PgRow, column: &str) -> Result<Option<Self>, sqlx::Error> {
         Ok(f64::of_postgres(row, column)?.map(seconds))

@@ -1,20 +1,21 @@
-//! What became of leased events, batch by batch. Pure.
+//! The results for leased events, batch by batch. Pure.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::values::LeasedEvents;
 use crate::core::event::BatchId;
 
-/// What became of the events of some batches.
+/// The results for the events of some batches.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Settlement {
-    /// Batches of which events were published, and how many: all that are left in them, once the others are moved.
+    /// Batches with published events, and their numbers: these are all that is left in a batch once the others were
+    /// moved.
     pub(super) published: Vec<(BatchId, usize)>,
     pub(super) refused: Unpublished,
     pub(super) unpublished: Unpublished,
 }
 
-/// Whole batches, and events of others.
+/// Whole batches, and events of other batches.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Unpublished {
     pub(super) batches: Vec<BatchId>,
@@ -22,7 +23,7 @@ pub(super) struct Unpublished {
 }
 
 impl Settlement {
-    /// What became of these events, which are all of their batches.
+    /// The results for these events, which are all of their batches.
     pub(super) fn new(leased: &LeasedEvents, published: &[i64], refused: &[i64]) -> Self {
         let [published, refused] =
             [published, refused].map(|ids| ids.iter().collect::<HashSet<_>>());

@@ -1,4 +1,4 @@
-//! What operators are shown of the application's table and of voice-sync's own.
+//! The data about the application's table and voice-sync's own tables that operators are shown.
 
 use std::collections::BTreeMap;
 use std::iter;
@@ -20,78 +20,78 @@ use crate::core::verdict::Age;
 use crate::core::voice::{Position, RowId};
 use crate::store::SET_ASIDE;
 
-/// How things stand, at one moment.
+/// The state at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Survey {
     /// That moment, by the database's clock.
     pub read_at: DateTime<Utc>,
-    /// Whether voice-sync has tables of its own there.
+    /// Whether voice-sync's own tables exist.
     pub has_own_tables: bool,
     /// The voices in processing.
     pub backlog: Backlog,
-    /// Those that have been for longest, first of all the oldest.
+    /// The voices that have been in processing for longest, oldest first.
     pub oldest: Vec<VoiceRecord>,
     /// The newest passes and commands, newest first.
     pub runs: Vec<LedgerEntry>,
-    /// For how long the voices had been in processing that were completed by the passes of the ledger.
+    /// How long the voices that were completed in the ledger's passes had been in processing.
     pub completion_times: Quantiles,
-    /// The same by kind, from which the daemon learns when to look voices up.
+    /// The same by kind. The daemon derives the next lookups from it.
     pub completion_times_by_kind: BTreeMap<String, Quantiles>,
-    /// The accounts that were used in the newest passes.
+    /// The accounts that the newest passes used.
     pub accounts: Vec<Account>,
     /// Events that wait.
     pub pending_events: u64,
-    /// How long the oldest of them has.
+    /// How long the oldest of them has waited.
     pub oldest_event: Option<Duration>,
-    /// Event buses that failed, and were not found to work since.
+    /// Event buses that failed and have not worked since.
     pub failing_buses: Vec<FailingBus>,
 }
 
-/// How an account with the provider stands.
+/// The state of an account at the provider.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Account {
     /// A digest of base URL and key.
     pub account: Uuid,
-    /// What keeps passes from asking, if anything does.
+    /// What keeps passes from sending requests, if anything does.
     pub state: ProviderState,
     /// When it last found a voice.
     pub found_at: Option<DateTime<Utc>>,
-    /// Kinds of voices that the list is known to leave out.
+    /// Kinds of voices that the list does not return.
     pub unlisted: Vec<String>,
-    /// Since when so many voices are missing that none of them fails by it.
+    /// Since when the mass-absence guard is on.
     pub mass_absence_since: Option<DateTime<Utc>>,
-    /// The request budget of the newest pass that had one, and the voices that one request has room for.
+    /// The request budget of the newest pass with one, and the number of voices per request.
     pub budget: Option<(RequestBudget, u64)>,
     pub nudging: Nudging,
 }
 
-/// An event bus that is left alone.
+/// An event bus with a pause after failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FailingBus {
-    /// How often it failed in a row.
+    /// How many times in a row it failed.
     pub failures: u32,
-    /// Until when nobody tries it.
+    /// How long no process tries it.
     pub backing_off_for: Duration,
 }
 
-/// What the ledger has of a pass, or of a command that changed something.
+/// The ledger's entry for a pass, or for a command that changed something.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LedgerEntry {
     /// Its id, which is also in its log lines.
     pub run_id: Uuid,
-    /// The command; none is a pass.
+    /// The command; `None` is a pass.
     pub command: Option<String>,
     /// When it began.
     #[serde(serialize_with = "time")]
     pub started_at: DateTime<Utc>,
-    /// When it was written down.
+    /// When the entry was written.
     #[serde(serialize_with = "time")]
     pub finished_at: DateTime<Utc>,
     /// How long it took.
     #[serde(rename = "duration_ms", serialize_with = "milliseconds")]
     pub duration: Duration,
     pub exit_code: u8,
-    /// The counts of a pass's report, or what a command did.
+    /// The counts of a pass's report, or of a command.
     pub counts: Value,
 }
 
@@ -108,24 +108,24 @@ impl LedgerEntry {
     }
 }
 
-/// A row of the application's table, and what voice-sync knows of it.
+/// A row of the application's table, and voice-sync's notes about it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct VoiceRecord {
     /// Its row, as events have it.
     #[serde(rename = "row_id")]
     pub voice_id: String,
-    /// Its row, as the database has it.
+    /// The id of the row, in the form of the database.
     #[serde(skip)]
     pub row: RowId,
     pub user_id: Option<String>,
     pub provider_id: Option<String>,
-    /// The status, as it stands there.
+    /// The status in the row.
     pub status: String,
-    /// What voice-sync takes the status for.
+    /// What the status means to voice-sync.
     #[serde(skip)]
     pub state: RowState,
     pub preview_url: Option<String>,
-    /// When the row was made.
+    /// When the row was created.
     #[serde(serialize_with = "optional_time")]
     pub created_at: Option<DateTime<Utc>>,
     /// When it was completed.
@@ -134,31 +134,31 @@ pub struct VoiceRecord {
     /// How long it has been in processing, if it is.
     #[serde(rename = "age_seconds", serialize_with = "optional_seconds")]
     pub age: Option<Duration>,
-    /// For how long voice-sync has seen it in processing with this provider id, if it is.
+    /// How long voice-sync has seen it in processing with this provider id, if it has.
     #[serde(rename = "witnessed_seconds", serialize_with = "optional_seconds")]
     pub witnessed: Option<Duration>,
-    /// Until when a pass may be asking about it.
+    /// Until when a pass has leased it.
     #[serde(skip)]
     pub lease_until: Option<DateTime<Utc>>,
-    /// What voice-sync noted, if it ever saw it and did not complete it.
+    /// The notes, if voice-sync has seen the voice and not completed it.
     pub notes: Option<Notes>,
-    /// The nudge that it had, if it ever had one.
+    /// Its nudge, if it had one.
     pub nudge: Option<NudgeRecord>,
 }
 
-/// A request for speech that was to make a preview appear.
+/// A text-to-speech request that makes a preview appear.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NudgeRecord {
     #[serde(serialize_with = "time")]
     pub nudged_at: DateTime<Utc>,
     #[serde(serialize_with = "display")]
     pub answer: Nudge,
-    /// What the provider said, if it was no audio.
+    /// The provider's message, if the answer was not audio.
     pub detail: Option<String>,
 }
 
 impl Nudging {
-    /// What keeps previews from being nudged, if anything does.
+    /// Why no previews are nudged, if this is so.
     pub fn stops(&self) -> Option<String> {
         let says = self.stopped_by.as_deref()?;
         (!self.stopped_for.is_zero()).then(|| {
@@ -170,7 +170,7 @@ impl Nudging {
     }
 }
 
-/// What is known of nudging with an account.
+/// The state of nudging with an account.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Nudging {
     /// Nudges within a day, and the characters that were spoken.
@@ -182,7 +182,7 @@ pub struct Nudging {
 }
 
 impl VoiceRecord {
-    /// The notes, unless they are about an earlier clone, or about an earlier time in processing.
+    /// The notes, unless they are about an earlier clone, or an earlier time in processing.
     pub fn notes_about_it(&self) -> Option<&Notes> {
         let is_back = self.state == RowState::Processing;
         self.notes.as_ref().filter(|notes| {
@@ -190,7 +190,7 @@ impl VoiceRecord {
         })
     }
 
-    /// As a pass would claim it.
+    /// The voice in the form of a claim.
     pub fn as_claimed(&self) -> Claimed {
         let age = Age {
             created: self.age.unwrap_or_default(),
@@ -211,19 +211,19 @@ impl VoiceRecord {
         }
     }
 
-    /// Until when it is set aside, if it is at that moment.
+    /// Until when it is set aside, if it is at this moment.
     pub fn set_aside_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let until = self.notes_about_it()?.set_aside_until;
         until.filter(|until| *until > now && *until <= now + SET_ASIDE)
     }
 
-    /// How often in a row it could not be looked up, and since when, if it cannot.
+    /// How many times in a row it could not be looked up, and since when, if it cannot be.
     pub fn unanswered(&self) -> Option<(u32, Option<DateTime<Utc>>)> {
         let notes = self.notes_about_it()?;
         (notes.unanswered > 0).then_some((notes.unanswered, notes.unanswered_since))
     }
 
-    /// Whether a text that a person gave is its row or provider id.
+    /// Whether a text from a user is its row id or provider id.
     pub fn is_named(&self, name: &str) -> bool {
         let uuid = Uuid::try_parse(name);
         let same_uuid = || uuid.is_ok() && uuid == Uuid::try_parse(&self.voice_id);
@@ -233,21 +233,21 @@ impl VoiceRecord {
     }
 }
 
-/// What a status means.
+/// The meaning of a status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowState {
-    /// It is voice-sync's to finish.
+    /// In processing.
     Processing,
-    /// It is finished.
+    /// Completed.
     Completed,
-    /// It is finished, without success.
+    /// Failed.
     Failed,
-    /// A status of the application's own.
+    /// Another status of the application.
     Other,
 }
 
 impl RowState {
-    /// From the word that the store's own SQL has for it.
+    /// From the name in the store's SQL.
     pub(super) fn parse(text: &str) -> Self {
         match text {
             "processing" => Self::Processing,
@@ -258,27 +258,27 @@ impl RowState {
     }
 }
 
-/// What voice-sync noted of a voice.
+/// Voice-sync's notes about a voice.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Notes {
-    /// The provider id that this is about. Where the row has another one by now, none of it counts.
+    /// The provider id that the notes are about. If the row has another one by now, the notes do not apply.
     pub provider_id: Option<String>,
     /// When it was first seen.
     #[serde(serialize_with = "time")]
     pub first_seen: DateTime<Utc>,
-    /// When it was seen to be cloned anew or put back, and its age began again.
+    /// When it was found to be cloned again, or was put back: its age starts here.
     #[serde(serialize_with = "optional_time")]
     pub restarted_at: Option<DateTime<Utc>>,
-    /// When a pass last came to something about it: an answer, or that it cannot be asked about.
+    /// When a pass last had a result for it: an answer, or that it cannot be looked up.
     #[serde(serialize_with = "optional_time")]
     pub last_asked: Option<DateTime<Utc>>,
-    /// When a daemon will ask again.
+    /// When a daemon looks it up next.
     #[serde(serialize_with = "optional_time")]
     pub next_due: Option<DateTime<Utc>>,
-    /// Until when a pass may be asking.
+    /// Until when a pass has leased it.
     #[serde(serialize_with = "optional_time")]
     pub lease_until: Option<DateTime<Utc>>,
-    /// The last pass or command that noted something.
+    /// The last pass or command that wrote a note.
     pub run_id: Uuid,
     pub kind: Option<String>,
     /// What it waits for.
@@ -288,20 +288,20 @@ pub struct Notes {
     /// Since when they did not.
     #[serde(serialize_with = "optional_time")]
     pub missing_since: Option<DateTime<Utc>>,
-    /// How often in a row it could not be asked about or stored.
+    /// How many times in a row it could not be looked up or stored.
     pub strikes: u32,
-    /// Until when it is left alone for that.
+    /// Until when it is set aside.
     #[serde(serialize_with = "optional_time")]
     pub set_aside_until: Option<DateTime<Utc>>,
-    /// What was the last trouble.
+    /// The last error.
     pub trouble: Option<String>,
     /// When voice-sync failed it.
     #[serde(serialize_with = "optional_time")]
     pub failed_at: Option<DateTime<Utc>>,
     pub failure: Option<String>,
-    /// How often in a row it could not be looked up, while the provider answered other requests.
+    /// How many times in a row it could not be looked up, while the provider answered other requests.
     pub unanswered: u32,
-    /// Since when it could not.
+    /// Since when it could not be looked up.
     #[serde(serialize_with = "optional_time")]
     pub unanswered_since: Option<DateTime<Utc>>,
 }
@@ -309,9 +309,9 @@ pub struct Notes {
 /// Which rows of the application's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// Those with these keys, in any form of theirs.
+    /// Rows with these keys, in any of their forms.
     Rows(Vec<String>),
-    /// Those with these provider ids, by which the table may have no index.
+    /// Rows with these provider ids, which may have no index.
     ProviderIds(Vec<String>),
     /// Those of a kind, after a row, in the order of keys.
     Listed(VoiceFilter, Option<RowId>),
@@ -334,9 +334,9 @@ pub enum VoiceFilter {
 /// An event in the outbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EventRecord {
-    /// Its place in the outbox.
+    /// Its number in the outbox.
     pub id: i64,
-    /// The id that consumers see.
+    /// The id in the event.
     pub event_id: Uuid,
     /// The run that recorded it.
     pub run_id: Uuid,
@@ -344,10 +344,10 @@ pub struct EventRecord {
     #[serde(rename = "row_id")]
     pub voice_id: String,
     pub user_id: Option<String>,
-    /// When its transition committed.
+    /// When its transition was committed.
     #[serde(serialize_with = "time")]
     pub occurred_at: DateTime<Utc>,
-    /// Until when a process may be publishing it.
+    /// The end of the lease, if a process is publishing it.
     #[serde(serialize_with = "optional_time")]
     pub leased_until: Option<DateTime<Utc>>,
     /// When it was published.
@@ -355,33 +355,32 @@ pub struct EventRecord {
     pub published_at: Option<DateTime<Utc>>,
 }
 
-/// Which events of the outbox.
+/// Filters events of the outbox.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventFilter {
-    /// Only those that were published, or only those that were not.
+    /// Only published events, or only unpublished ones.
     pub published: Option<bool>,
-    /// Only those with these event ids, or about these voices. None named is all.
+    /// Only events with these ids, or about these voices. An empty list is all.
     pub names: Vec<String>,
-    /// Only those whose transitions committed so long ago.
+    /// Only events whose transitions were committed at least this long ago.
     pub older_than: Duration,
-    /// Only those whose transitions committed within this time.
+    /// Only events whose transitions were committed within this time.
     pub since: Option<Duration>,
 }
 
 impl EventFilter {
-    /// Its names, in each form that the outbox may have them in.
+    /// The ids, in each form that the outbox may contain.
     pub(super) fn all_names(&self) -> Vec<String> {
         self.names.iter().flat_map(|name| forms(name)).collect()
     }
 
-    /// A time that ended before there was any event is as good as all longer ones.
+    /// A time before the first event has the same effect as any longer one.
     pub(super) fn bounded(span: Duration) -> Duration {
         span.min(Duration::from_secs(100 * 365 * 24 * 60 * 60))
     }
 }
 
-/// A key in the forms in which a column may hold it: as it was given, and a UUID also with and
-/// without its dashes.
+/// A key in the forms that a column may contain: as it was given, and a UUID also with and without dashes.
 pub(super) fn forms(key: &str) -> impl Iterator<Item = String> {
     let uuid = Uuid::try_parse(key).ok();
     let others = uuid.map(|uuid| [uuid.hyphenated().to_string(), uuid.simple().to_string()]);

@@ -1,4 +1,4 @@
-//! Reading what operators are shown.
+//! Queries for what operators are shown.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ use crate::core::request_budget::RequestBudget;
 use crate::core::verdict::AgeFrom;
 use crate::core::voice::RowId;
 
-/// A bus that failed longer ago is not shown.
+/// A bus whose last failure is older is not shown.
 const FAILED_LATELY: Duration = Duration::from_secs(60 * 60);
 
 impl Store {
@@ -75,9 +75,9 @@ impl Store {
         Ok(survey)
     }
 
-    /// The voices in processing, counted by kind and band of age, and then the oldest of them.
+    /// The voices in processing, counted by kind and age band, and then the oldest of them.
     ///
-    /// What both need of each voice is worked out once: of a million, joining them takes longest.
+    /// What both parts need of each voice is computed once: with a million voices, the join takes longest.
     fn backlog_sql(
         &self,
         fail_after: Option<Duration>,
@@ -170,7 +170,7 @@ impl Store {
         Ok(kinds)
     }
 
-    /// This account, if passes used it; otherwise that of the newest pass that used one.
+    /// This account, if passes used it; otherwise the account of the newest pass that used one.
     async fn accounts(&self, account: Option<Uuid>) -> Result<Vec<Account>, StoreError> {
         let dialect = self.dialect();
         let mut args = self.database.args();
@@ -252,7 +252,7 @@ impl Store {
         };
         let condition = self.is_wanted(&mut args, wanted);
         let is_restarted = super::TableSql::is_restarted(&table.provider_id);
-        // A moment that Rust cannot hold is none.
+        // A moment that Rust cannot represent counts as none.
         let shown = |moment: &str| match dialect {
             Dialect::Postgres => format!(
                 "CASE WHEN {moment} BETWEEN '0001-01-01Z' AND '9999-12-31Z' THEN {moment} END"
@@ -380,7 +380,7 @@ impl Store {
     }
 }
 
-/// Whoever may write there, no sum is too large.
+/// Saturating: other programs may have written to the table.
 fn sum_of_voices(dialect: Dialect) -> &'static str {
     match dialect {
         Dialect::Postgres => "LEAST(sum(t.value::numeric), 9e18)::bigint",

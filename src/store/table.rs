@@ -1,10 +1,10 @@
-//! The application's table: the names a user gives it, and the shape the catalog shows.
+//! The application's table: the names in the user's configuration, and the columns in the catalog.
 
 use thiserror::Error;
 
 use super::zone::NaiveZone;
 
-/// A word of the configuration that cannot be a name.
+/// Why a word of the configuration cannot be a name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum InvalidName {
     /// Empty, or with a NUL byte.
@@ -13,15 +13,15 @@ pub enum InvalidName {
     /// Not of the form `key=value,…`.
     #[error("{0:?} is not of the form key=value")]
     Pair(String),
-    /// A key that does not exist.
+    /// An unknown key.
     #[error("{key:?} is not one of {known}")]
     Key {
-        /// What was given.
+        /// The key that was given.
         key: String,
-        /// What is known.
+        /// The known keys.
         known: String,
     },
-    /// One name for two things.
+    /// The same name for two things.
     #[error("{0:?} is used for two different things")]
     Shared(String),
     /// The same key twice.
@@ -29,12 +29,12 @@ pub enum InvalidName {
     Repeated(String),
 }
 
-/// A name that is quoted wherever it stands in SQL.
+/// A name that is always quoted in SQL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identifier(String);
 
 impl Identifier {
-    /// Takes any name that a database could have.
+    /// Accepts any name that a database allows.
     pub fn parse(text: &str) -> Result<Self, InvalidName> {
         match text.is_empty() || text.contains('\0') {
             true => Err(InvalidName::Identifier(text.to_owned())),
@@ -42,7 +42,7 @@ impl Identifier {
         }
     }
 
-    /// The bare name, for comparing with the catalog.
+    /// The name without quotes, to compare it with the catalog.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -76,7 +76,7 @@ impl TableName {
         Ok(Self { schema, name })
     }
 
-    /// The name for SQL, quoted.
+    /// The name in SQL, quoted.
     pub fn quoted(&self) -> String {
         match &self.schema {
             Some(schema) => format!("{}.{}", schema.quoted(), self.name.quoted()),
@@ -84,7 +84,7 @@ impl TableName {
         }
     }
 
-    /// Schema and name, bare.
+    /// Schema and name, without quotes.
     pub fn parts(&self) -> (Option<&str>, &str) {
         (
             self.schema.as_ref().map(Identifier::as_str),
@@ -93,26 +93,26 @@ impl TableName {
     }
 }
 
-/// Names of the seven columns that are used; the application may call them otherwise.
+/// The names of the seven columns that voice-sync uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ColumnNames {
     /// Primary key.
     pub id: Identifier,
-    /// Whose voice it is; goes into events.
+    /// The voice's user, for events.
     pub user_id: Identifier,
     pub elevenlabs_voice_id: Identifier,
-    /// Where the status stands.
+    /// The status.
     pub status: Identifier,
-    /// Written on completion.
+    /// The preview, written on completion.
     pub preview_url: Identifier,
-    /// Read for the age.
+    /// When the row was created, read for the voice's age.
     pub created_at: Identifier,
-    /// Written on completion.
+    /// When the voice was completed, written on completion.
     pub completed_at: Identifier,
 }
 
 impl ColumnNames {
-    /// Reads `--columns`: `id=voice_pk,status=state`. What is not named keeps its name.
+    /// Reads `--columns`: `id=voice_pk,status=state`. A column that is not listed keeps its default name.
     pub fn parse(text: &str) -> Result<Self, InvalidName> {
         let keys = [
             "id",
@@ -144,18 +144,18 @@ impl ColumnNames {
     }
 }
 
-/// What the application writes for each status.
+/// The values that the application writes for each status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatusValues {
-    /// Not finished.
+    /// Not finished yet.
     pub processing: String,
     pub completed: String,
-    /// Never ready.
+    /// It will never be ready.
     pub failed: String,
 }
 
 impl StatusValues {
-    /// Reads `--status-values`: `processing=PROCESSING,…`. What is not named keeps its value.
+    /// Reads `--status-values`: `processing=PROCESSING,…`. A status that is not listed keeps its default value.
     pub fn parse(text: &str) -> Result<Self, InvalidName> {
         let [processing, completed, failed] = pairs(text, ["processing", "completed", "failed"])?;
         for value in [&processing, &completed, &failed] {
@@ -168,8 +168,8 @@ impl StatusValues {
         })
     }
 
-    /// Whether an application probably means voices in processing by another status: an enum's name in place of its value,
-    /// or the other way round.
+    /// Whether an application probably uses another status for voices in processing: the name of an enum in place of
+    /// its value, or the other way round.
     pub fn resembles_processing(&self, status: &str) -> bool {
         let other = status.to_lowercase();
         let resembles = |known: &str| {
@@ -183,13 +183,13 @@ impl StatusValues {
                 .any(resembles)
     }
 
-    /// The three of them.
+    /// All three values.
     pub fn all(&self) -> [&str; 3] {
         [&self.processing, &self.completed, &self.failed]
     }
 }
 
-/// Reads `key=value,…`, with each key standing for itself where it is not given.
+/// Reads `key=value,…`. A key that is not given has itself as its value.
 fn pairs<const N: usize>(text: &str, keys: [&'static str; N]) -> Result<[String; N], InvalidName> {
     let mut values: [Option<String>; N] = std::array::from_fn(|_| None);
     for pair in text
@@ -227,14 +227,14 @@ fn pairs<const N: usize>(text: &str, keys: [&'static str; N]) -> Result<[String;
     }
 }
 
-/// Everything a user says about the application's table.
+/// The user's settings about the application's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
     pub table: TableName,
     pub columns: ColumnNames,
     /// The values in its status column.
     pub statuses: StatusValues,
-    /// The zone of its times that have none.
+    /// The time zone of columns without one.
     pub zone: NaiveZone,
 }
 
@@ -243,8 +243,8 @@ pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// The same for PostgreSQL, where a setting (`standard_conforming_strings`) decides what a backslash
-/// means unless it is said.
+/// The same for PostgreSQL. Its prefix makes the meaning of backslashes independent of the setting
+/// `standard_conforming_strings`.
 pub(super) fn pg_literal(text: &str) -> String {
     match text.contains('\\') {
         true => format!("E{}", literal(&text.replace('\\', r"\\"))),
@@ -252,18 +252,18 @@ pub(super) fn pg_literal(text: &str) -> String {
     }
 }
 
-/// A table that does not fit, with what to do about it.
+/// Why a table is not suitable, with what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SchemaError {
-    /// Not in this database, or not visible to this role.
+    /// The table does not exist in this database, or this role cannot see it.
     #[error(
         "there is no table {table}; set --table to the application's table, or run the application's migrations first"
     )]
     NoTable {
-        /// As it was looked for.
+        /// The name of the table.
         table: String,
     },
-    /// Columns that cannot be done without, or that the user named.
+    /// Missing columns that are required, or that the user named.
     #[error(
         "table {table} has no column {columns}; its columns are {there}; if they have other names, set --columns, as \
          in --columns status=state; if they do not exist, add them with `voice-sync migrate --adopt`"
@@ -271,10 +271,10 @@ pub enum SchemaError {
     NoColumns {
         table: String,
         columns: String,
-        /// Those that it has.
+        /// The columns of the table.
         there: String,
     },
-    /// A status that the column has no room for.
+    /// A status that is too long for the column.
     #[error(
         "status value {value:?} is longer than the {room} characters of column {column} of table \
          {table}; set --status-values to what the application writes"
@@ -285,29 +285,29 @@ pub enum SchemaError {
         value: String,
         room: usize,
     },
-    /// What the role may not do, and the statement that lets it.
+    /// A missing privilege, and the statement that grants it.
     #[error("role {role} lacks a privilege on table {table}; as its owner, run: {grant}")]
     Privilege {
         role: String,
         table: String,
         grant: String,
     },
-    /// A column of a type that nothing sensible can be written to.
+    /// A column with an unsuitable type.
     #[error("column {column} of table {table} is of type {sql_type}, not {wanted}")]
     Type {
         table: String,
         column: String,
         sql_type: String,
-        /// What it should be.
+        /// The right type.
         wanted: &'static str,
     },
-    /// SQLite takes them for one.
+    /// Two names that SQLite does not distinguish.
     #[error(
         "column {column} of table {table} is used for two different things: SQLite ignores upper and lower case; set \
          --columns to the right names"
     )]
     Shared { table: String, column: String },
-    /// A status that the enum does not know.
+    /// A status that is not a value of the enum.
     #[error(
         "status value {value:?} is not one of {labels} in column {column} of table {table}; set --status-values to \
          what the application writes, as in processing=PROCESSING,completed=COMPLETED,failed=FAILED"
@@ -316,22 +316,22 @@ pub enum SchemaError {
         table: String,
         column: String,
         value: String,
-        /// What the enum has.
+        /// The values of the enum.
         labels: String,
     },
 }
 
-/// Whether the columns that [`absent`] looks at may be added to the table.
+/// Whether missing columns may be added to the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
-    /// They are needed as they are.
+    /// All required columns must exist.
     ToWork,
-    /// Those that voice-sync writes to will be added where they are missing.
+    /// Missing columns that voice-sync writes to will be added.
     ToAdopt,
 }
 
-/// Looks for columns that are needed, or that the user named: those must be there. `there` are the
-/// names of the table's columns.
+/// Returns an error if columns are missing that are required or that the user named. `there` are the names of the
+/// table's columns.
 pub(super) fn absent(
     table: &str,
     columns: &ColumnNames,
@@ -378,19 +378,19 @@ pub(super) fn absent(
     }
 }
 
-/// A column that voice-sync would use, and can do without.
+/// An optional column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MissingColumn {
-    /// Whose voice it is.
+    /// The voice's user.
     UserId,
-    /// Where the preview goes.
+    /// The preview.
     PreviewUrl,
-    /// Where the time of completion goes.
+    /// The time of completion.
     CompletedAt,
 }
 
 impl MissingColumn {
-    /// What the column would be called.
+    /// The configured name of the column.
     pub fn name(self, columns: &ColumnNames) -> &Identifier {
         match self {
             Self::UserId => &columns.user_id,
@@ -399,7 +399,7 @@ impl MissingColumn {
         }
     }
 
-    /// What comes of its absence.
+    /// The consequence if it is missing.
     pub fn consequence(self) -> &'static str {
         match self {
             Self::UserId => "events have null for the user; consumers that need a user ignore them",
@@ -409,7 +409,7 @@ impl MissingColumn {
         }
     }
 
-    /// What can be done about it.
+    /// What to do about it.
     pub fn advice(self) -> &'static str {
         match self {
             Self::UserId => "if the column has another name, set --columns user_id=…",

@@ -1,6 +1,7 @@
-//! The application's table as SQL needs it, and the rules about its rows, each once.
+//! The application's table as SQL, and each rule about its rows, once.
 //!
-//! In all statements `v` is a row of the application's table, and `w` what `voices` of voice-sync's own knows of it.
+//! In all statements, `v` is a row of the application's table, and `w` is the row of voice-sync's own table `voices`
+//! with the notes about it.
 
 use uuid::Uuid;
 
@@ -10,61 +11,61 @@ use super::survey::forms;
 use super::table::MissingColumn;
 use super::{LEASE, MAX_ISOLATED_SCHEDULE, MAX_SCHEDULE, SET_ASIDE, values::Selection};
 
-/// How a column holds a UUID or another key, and how it reads to others.
+/// The form of a UUID or another key in a column, and in events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyForm {
-    /// As it stands.
+    /// Without a change.
     Plain,
-    /// SQLAlchemy's `CHAR(32)` on SQLite: a UUID without its dashes, which events have.
+    /// SQLAlchemy's `CHAR(32)` on SQLite: a UUID without dashes. Events have the dashes.
     BareUuid,
 }
 
 /// Names are quoted, values are quoted and cast.
 pub(crate) struct TableSql {
     pub(crate) dialect: Dialect,
-    /// The name, as SQL.
+    /// The name of the table.
     pub(crate) table: String,
     pub(crate) id: String,
-    /// The key's type; of interest on PostgreSQL.
+    /// The type of the key, which matters on PostgreSQL.
     pub(crate) id_type: String,
     pub(crate) id_form: KeyForm,
-    /// The column by whose values a walk goes on. On SQLite mostly its own row ids: an index on the status holds
-    /// rows in that order, and those that follow each other share pages: of keys that
-    /// are random, each row takes a page of its own to read and to write.
+    /// The column whose values define the order of a walk. On SQLite it is usually SQLite's own row id: an index on
+    /// the status contains rows in that order, and consecutive rows share pages. With random keys, each row would
+    /// need a page of its own to read and to write.
     pub(crate) position: String,
     /// The user's id on `v` as text, or null.
     pub(crate) user_id: String,
     pub(crate) user_id_form: KeyForm,
-    /// Key, provider's id and user of a row as texts, for RETURNING: there, SQLite knows no alias of a table.
+    /// Key, provider id and user of a row as texts, for RETURNING, where SQLite does not know the alias of a table.
     pub(crate) returned: String,
     /// The provider's id as text.
     pub(crate) provider_id: String,
-    /// The same to compare with texts, by an index if there is one.
+    /// The same for comparison with texts, by an index if there is one.
     pub(crate) provider_key: String,
     pub(crate) status: String,
-    /// Where this or the next one is missing, completions are kept in voice-sync's own table.
+    /// If this or the next column is missing, completions are stored in voice-sync's own table.
     pub(crate) preview_url: Option<String>,
     pub(crate) completed_at: Option<String>,
-    /// When the row was made, and when it was completed before, as moments, or null.
+    /// When the row was created, and when it was completed before, as moments, or null.
     pub(crate) created_at: String,
     pub(crate) completed_before: String,
     pub(crate) processing: String,
     pub(crate) completed: String,
     pub(crate) failed: String,
-    /// The present, in the form of the column `completed_at`.
+    /// The current time, in the form of the column `completed_at`.
     pub(crate) completed_now: String,
-    /// Characters that a preview may have; `None` is any number.
+    /// The maximum length of a preview in characters; `None` is any length.
     pub(crate) preview_room: Option<usize>,
-    /// Whether rows tell the transaction that wrote them (`xmin`).
+    /// Whether rows show the transaction that wrote them (`xmin`).
     pub(crate) has_row_versions: bool,
-    /// Columns that the table could have, and does not.
+    /// Optional columns that the table does not have.
     pub(crate) missing_columns: Vec<MissingColumn>,
-    /// Whether voice-sync's own tables are there.
+    /// Whether voice-sync's own tables exist.
     pub(crate) has_own_tables: bool,
 }
 
 impl KeyForm {
-    /// A stored key as others read it. What is no UUID after all stays as it is.
+    /// A stored key in the form of events. A value that is not a UUID is not changed.
     pub(crate) fn read(self, stored: &str) -> String {
         match self {
             Self::Plain => stored.to_owned(),
@@ -88,7 +89,7 @@ impl TableSql {
         self.preview_url.is_none() || self.completed_at.is_none()
     }
 
-    /// What is known of voices: nothing, where voice-sync has no tables yet.
+    /// The notes about voices; none if voice-sync has no tables yet.
     pub(crate) fn known(&self) -> String {
         const NOTHING: &str = "
             (SELECT CAST(NULL AS text) AS row_id, CAST(NULL AS text) AS provider_id,
@@ -121,8 +122,8 @@ impl TableSql {
         )
     }
 
-    /// When a row was made or, as it was completed before, cloned anew: the later of both. A time that is yet to
-    /// come is no time that an age could count from.
+    /// When a row was created or cloned again: the later of its creation and its previous completion. A time in the
+    /// future cannot be the start of an age.
     pub(crate) fn made_at(&self) -> String {
         let past = |moment: &str| {
             format!(
@@ -134,7 +135,7 @@ impl TableSql {
         self.dialect.greatest(&created, &completed)
     }
 
-    /// Seconds in processing: since the row was made or put back, or else since it was first seen.
+    /// Seconds in processing: since the row was created or put back, or else since it was first seen.
     pub(crate) fn age(&self, made_at: &str, is_restarted: &str) -> String {
         let now = self.dialect.now();
         let since = self.dialect.greatest(made_at, "w.restarted_at");
@@ -158,7 +159,7 @@ impl TableSql {
         self.dialect.is_ahead("w.set_aside_until", SET_ASIDE)
     }
 
-    /// Whether a voice is due later.
+    /// Whether a voice is due at a later time.
     pub(crate) fn is_scheduled(&self) -> String {
         format!(
             "CASE WHEN w.isolated THEN {} ELSE {} END",
@@ -167,13 +168,13 @@ impl TableSql {
         )
     }
 
-    /// Whether a voice cannot be looked up and is not asked about yet.
+    /// Whether a voice is quarantined: it cannot be looked up, and is not due yet.
     pub(crate) fn is_quarantined(&self) -> String {
         let is_scheduled = self.dialect.is_ahead("w.next_due", MAX_ISOLATED_SCHEDULE);
         format!("COALESCE(w.isolated AND w.unanswered > 1 AND {is_scheduled}, FALSE)")
     }
 
-    /// What is known of the nudge that a voice had, as text.
+    /// A value of the nudge of a voice, as text.
     pub(crate) fn nudge(&self, provider_id: &str, column: &str) -> String {
         match self.has_own_tables {
             true => format!(
@@ -184,8 +185,8 @@ impl TableSql {
         }
     }
 
-    /// Whether a process has leased the voice with this key, unless it is the run with this id. An earlier version,
-    /// which may still be running, keeps its leases in `voices`.
+    /// Whether a process other than the run with this id has leased the voice with this key. An earlier version,
+    /// which may still be running, stores its leases in `voices`.
     pub(crate) fn is_leased(&self, row_id: &str, but_to: Option<&str>) -> String {
         if !self.has_own_tables {
             return "FALSE".to_owned();
@@ -204,7 +205,7 @@ impl TableSql {
         )
     }
 
-    /// Whether another run's lease on the voice with this key has run out.
+    /// Whether another run's lease on the voice with this key has expired.
     pub(crate) fn was_leased(&self, row_id: &str, run_id: &str) -> String {
         if !self.has_own_tables {
             return "FALSE".to_owned();
@@ -216,7 +217,7 @@ impl TableSql {
         format!("{row_id} IN ({})", self.dialect.leased_voices(&is_over))
     }
 
-    /// What keys are compared with, by index: the column itself, if a text can be cast to its type.
+    /// The value that keys are compared with, by index: the column itself, if a text can be cast to its type.
     pub(crate) fn key(&self) -> String {
         match self.dialect {
             Dialect::Postgres if !is_castable(&self.id_type) => self.row_id(),
@@ -232,10 +233,10 @@ impl TableSql {
         }
     }
 
-    /// A key as the column may hold it: none, if it can be no key at all; on SQLite in several forms.
+    /// A key in the forms that the column may contain: none, if it cannot be a key; on SQLite, there may be several.
     ///
-    /// There it is compared by expressions that have no affinity of their own, so that the column's applies: text for
-    /// `CHAR(32)`, integer for `INTEGER`.
+    /// On SQLite it is compared by expressions without an affinity of their own, so that the affinity of the column
+    /// applies: text for `CHAR(32)`, integer for `INTEGER`.
     pub(crate) fn keys(&self, key: &str) -> Vec<String> {
         match self.dialect {
             Dialect::Postgres if could_be(key, &self.id_type) => vec![key.to_owned()],
@@ -250,8 +251,8 @@ impl TableSql {
         format!("{} {}", self.key(), args.is_any(&self.key_type(), &keys))
     }
 
-    /// Whether the row `v` is the one that is known as `w`. There may be rows of another table too: their keys may be
-    /// of another type.
+    /// Whether `w` has the notes about the row `v`. There may be notes about rows of another table, whose keys may
+    /// have another type.
     pub(crate) fn is_row_of_own(&self) -> String {
         let Self { id, id_type, .. } = self;
         if self.dialect == Dialect::Sqlite {
@@ -274,7 +275,7 @@ impl TableSql {
         format!("v.{id} = {key}")
     }
 
-    /// Whether an event of the outbox `o` is about the row `v`. Events have the dashes that the column may lack.
+    /// Whether an event of the outbox `o` is about the row `v`. Events have dashes that the column may not have.
     pub(crate) fn is_row_of_event(&self) -> String {
         match self.id_form {
             KeyForm::Plain => format!("o.voice_id = {}", self.row_id()),
@@ -282,10 +283,10 @@ impl TableSql {
         }
     }
 
-    /// Voices `w`, each with its row `v` in processing if it has the same provider id.
+    /// Notes `w`, each with its row `v` in processing if it has the same provider id.
     ///
-    /// By index, one row after the other, where a text can be cast to a key: PostgreSQL would rather read all of a
-    /// table, in order to hash it, than stop at the first few.
+    /// By index, one row after the other, if a text can be cast to a key: otherwise, PostgreSQL would read and hash
+    /// the whole table, even if only the first few rows are needed.
     pub(crate) fn known_in_processing(&self) -> String {
         let (table, own) = (&self.table, self.dialect.own("voices"));
         let is_same = format!(
@@ -305,8 +306,8 @@ impl TableSql {
         }
     }
 
-    /// Whether the row `v` was written since a moment, which is an [`Agenda::version`](super::Agenda); true, where rows
-    /// do not tell. Transactions that were under way at that moment count as later.
+    /// Whether the row `v` was written since a moment, which is an [`Agenda::version`](super::Agenda); true if rows
+    /// do not show it. Transactions that were in progress at that moment count as later.
     pub(crate) fn is_written_since(&self, args: &mut Args, version: &str) -> String {
         if !self.has_row_versions {
             return "TRUE".to_owned();
@@ -330,8 +331,8 @@ impl TableSql {
                 args.is_any("text", provider_ids)
             )
         };
-        // By key, whatever index the status has: PostgreSQL may know nothing of a table that is new, and would
-        // rather compare all voices in processing with all keys.
+        // By key, whatever index the status has: without statistics about a new table, PostgreSQL would compare all
+        // voices in processing with all keys.
         let is_processing = match selection {
             Selection::Due { .. } => format!("({}) IS TRUE", self.is_processing()),
             Selection::Range { .. } | Selection::Named(_) | Selection::Hinted { .. } => {
@@ -344,7 +345,7 @@ impl TableSql {
                 up_to,
                 except,
             } => {
-                // A row without a provider id has none of the names either.
+                // A row without a provider id cannot have one of these ids.
                 let filter = match except.is_empty() {
                     true => String::new(),
                     false => format!(" AND {} IS NOT TRUE", is_named(args, except)),
@@ -370,7 +371,7 @@ impl TableSql {
         condition
     }
 
-    /// A key or position that rows are compared with. Returns its placeholder, cast.
+    /// A key or position that rows are compared with. Returns its placeholder with a cast.
     pub(crate) fn bind_key(&self, args: &mut Args, key: &str) -> String {
         let key = args.bind(key);
         match self.dialect {
@@ -379,7 +380,7 @@ impl TableSql {
         }
     }
 
-    /// Whether a text could be a position in this table. An earlier version may have kept another kind.
+    /// Whether a text can be a position in this table. An earlier version may have stored another kind.
     pub(crate) fn could_be_position(&self, text: &str) -> bool {
         match self.dialect {
             Dialect::Postgres => could_be(text, &self.id_type),
@@ -388,7 +389,7 @@ impl TableSql {
     }
 }
 
-/// Whether [`could_be`] knows which texts can be cast to this type.
+/// Whether [`could_be`] can tell which texts can be cast to this type.
 fn is_castable(sql_type: &str) -> bool {
     matches!(
         sql_type,
@@ -396,7 +397,7 @@ fn is_castable(sql_type: &str) -> bool {
     )
 }
 
-/// Whether a text that a person typed could be a key of this type at all.
+/// Whether a text from a user can be a key of this type.
 fn could_be(text: &str, sql_type: &str) -> bool {
     match sql_type {
         "uuid" => Uuid::try_parse(text).is_ok_and(|_| !text.starts_with("urn:")),

@@ -1,4 +1,4 @@
-//! What goes into the store's operations and comes out of them.
+//! The parameters and results of the store's operations.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -14,101 +14,101 @@ use crate::core::request_budget::Spending;
 use crate::core::transition::Claimed;
 use crate::core::voice::{Position, ProviderVoiceId, RowId};
 
-/// Whether anything may be written.
+/// What may be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Nothing: an SQLite file stays as it is, to the byte.
+    /// Nothing: an SQLite file stays the same byte for byte.
     ReadOnly,
     /// The three columns of the application's table, and voice-sync's own tables.
     ReadWrite,
 }
 
-/// The id of a lease on the voices that one claim took.
+/// The id of a lease: one for the voices of one claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseId(pub Uuid);
 
 /// One page of the voices in processing.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Page {
-    /// Those that this pass may look up now.
+    /// Voices that this pass may look up now.
     pub voices: Vec<Claimed>,
-    /// Another process is asking about these.
+    /// Voices that another process has leased.
     pub leased_elsewhere: u64,
-    /// Not asked about for a day, because they kept making trouble.
+    /// Voices that are skipped for a day, because they could not be looked up or stored three times.
     pub set_aside: u64,
-    /// Not asked about now, because they cannot be looked up.
+    /// Voices that are quarantined, because they cannot be looked up.
     pub quarantined: u64,
-    /// Taken over from a process whose lease ran out.
+    /// Voices taken over from a process whose lease expired.
     pub reclaimed: u64,
     /// The lease on these voices.
     pub lease: Option<LeaseId>,
-    /// The last row seen, from which the next page goes on; `None` where there are no more.
+    /// The last row seen, after which the next page starts; `None` if there are no more.
     pub last: Option<Position>,
 }
 
-/// How things stand, over all passes.
+/// A summary over all passes.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Overview {
     /// Voices in processing.
     pub processing: i64,
-    /// How long the oldest of them has been.
+    /// The age of the oldest of them.
     pub oldest: Option<Duration>,
-    /// Voices that are not asked about since they kept making trouble.
+    /// Voices that are skipped for a day because they were set aside three times.
     pub set_aside: i64,
     /// Voices that cannot be looked up.
     pub unanswerable: i64,
     /// Events that wait.
     pub outbox: i64,
-    /// How long the oldest of them has.
+    /// How long the oldest of them has waited.
     pub oldest_event: Option<Duration>,
-    /// Seconds by which the database's clock is ahead of this host's.
+    /// By how many seconds the database's clock is ahead of this host's.
     pub clock_ahead: f64,
-    /// When a pass over all voices that were due last succeeded, as far as the ledger goes back.
+    /// When a pass over all due voices last succeeded, as far as the ledger goes back.
     pub last_success: Option<DateTime<Utc>>,
 }
 
-/// Which voices a page is taken from, in the order of their positions.
+/// Which voices a page contains, in the order of their positions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {
-    /// All in processing, after one row and up to another.
+    /// All voices in processing after one row and up to another.
     Range {
         /// Exclusive.
         after: Option<Position>,
         /// Inclusive.
         up_to: Option<Position>,
-        /// None of these row or provider ids.
+        /// Without these row or provider ids.
         except: Vec<String>,
     },
-    /// Those of these row or provider ids that are in processing, even if they were set aside.
+    /// Voices in processing with these row or provider ids, even if they were set aside.
     Named(Vec<String>),
-    /// Those of them that a range would have too, after one row.
+    /// Those of them that a range after one row would also contain.
     Hinted {
         /// Row or provider ids.
         names: Vec<String>,
         /// Exclusive.
         after: Option<Position>,
     },
-    /// Those of these rows that nobody has asked about since they were found due.
+    /// Those of these rows that no process has looked up since they were found due.
     Due {
         /// Row ids.
         rows: Vec<String>,
-        /// When they were.
+        /// When they were found due.
         read_at: DateTime<Utc>,
     },
 }
 
-/// What comes up next, as it was at one moment.
+/// The next work, as it was at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Agenda {
     /// That moment, by the database's clock.
     pub read_at: DateTime<Utc>,
-    /// Voices in processing, those that are due first; not all of them.
+    /// Voices in processing, due ones first; not all of them.
     pub voices: Vec<Upcoming>,
     /// Whether events wait that no process is publishing.
     pub events_wait: bool,
-    /// A text that is another one once anything was written, but for what the connection wrote itself.
+    /// A text that changes with each write to the database, except writes of the same connection.
     pub version: String,
-    /// Whether a lease ended by itself: its voices may have no schedule.
+    /// Whether a lease expired: its voices may have no schedule.
     pub any_lease_expired: bool,
     /// When the request budget of the account has room again.
     pub budget_in: Duration,
@@ -118,33 +118,33 @@ pub struct Agenda {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upcoming {
     pub row: RowId,
-    /// When it is due; zero, if it is.
+    /// How long until it is due; zero if it is due.
     pub due_in: Duration,
     /// Its kind, if it was ever looked up.
     pub kind: Option<String>,
-    /// Whether it was found by the last lookup.
+    /// Whether the last lookup found it.
     pub was_found: bool,
-    /// Whether it is to be asked about by itself, after the others.
+    /// Whether it is looked up alone, after the others.
     pub is_isolated: bool,
     /// Whether it is due because of a hint.
     pub is_hinted: bool,
-    /// When it was looked up, if it may be finished without anybody's doing.
+    /// Its last lookup, if it may finish without a change by its owner.
     pub asked: Option<Asked>,
 }
 
-/// When a voice was looked up last.
+/// A voice's last lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asked {
     /// How long ago.
     pub ago: Duration,
-    /// For how long voice-sync has seen the voice in processing.
+    /// How long voice-sync has seen the voice in processing.
     pub age: Duration,
-    /// Whether it is looked up within seconds each time.
+    /// Whether it is looked up every few seconds.
     pub is_often: bool,
 }
 
 impl Upcoming {
-    /// A voice that has no schedule, and is due for that.
+    /// A voice without a schedule, which is therefore due.
     pub(super) fn unscheduled(row: RowId, is_isolated: bool) -> Self {
         Self {
             row,
@@ -159,7 +159,7 @@ impl Upcoming {
 }
 
 impl Agenda {
-    /// Puts voices first that have no schedule. Of all, no more than so many stay.
+    /// Puts voices without a schedule first, and limits the number of all.
     pub fn begin_with(&mut self, mut unscheduled: Vec<Upcoming>, most: u32) {
         unscheduled.append(&mut self.voices);
         unscheduled.truncate(most as usize);
@@ -167,14 +167,14 @@ impl Agenda {
     }
 }
 
-/// Voices that are asked about by themselves, after the others, as they were at one moment.
+/// Voices that are looked up alone, after the others, as they were at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Isolated {
     /// That moment, by the database's clock.
     pub read_at: DateTime<Utc>,
-    /// Their rows. First those that were in a failed request and never asked about by themselves.
+    /// Their rows. First those that were in a failed request and were never looked up alone.
     pub rows: Vec<RowId>,
-    /// How many these are.
+    /// Their number.
     pub new: usize,
 }
 
@@ -188,7 +188,7 @@ impl Selection {
         }
     }
 
-    /// For voices that are due, the moment at which they were.
+    /// For voices that are due: since when.
     pub(super) fn read_at(&self) -> Option<DateTime<Utc>> {
         match self {
             Self::Due { read_at, .. } => Some(*read_at),
@@ -197,12 +197,12 @@ impl Selection {
     }
 }
 
-/// What becomes of the events of transitions.
+/// What happens with the events of transitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Record {
     /// None are recorded: there is no event bus.
     Nothing,
-    /// They are recorded for whoever publishes next.
+    /// They are recorded, for any process to publish.
     ForAnyone,
     /// They are recorded, and leased to this process, which publishes them at once.
     ForMe,
@@ -217,23 +217,23 @@ impl Record {
     }
 }
 
-/// What a bulk of transitions did.
+/// The result of a bulk of transitions.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Applied {
-    /// The rows that changed; the others had been changed by somebody else.
+    /// The rows that changed; the others had been changed by another process or the application.
     pub moved: HashSet<RowId>,
-    /// Rows that somebody else has locked: nothing was done to them.
+    /// Rows that are locked by somebody else: they were not changed.
     pub locked: HashSet<RowId>,
-    /// Their events, as far as they were recorded.
+    /// Their events, if any were recorded.
     pub events: Vec<OutboxEvent>,
 }
 
-/// Events to publish: all of their batches.
+/// Events to publish: complete batches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeasedEvents {
     /// In the order in which they were recorded.
     pub events: Vec<OutboxEvent>,
-    /// Events of a newer version, which publishes them.
+    /// The number of events of a newer version, which publishes them itself.
     pub unknown: Vec<(BatchId, i64)>,
 }
 
@@ -246,54 +246,54 @@ impl From<Vec<OutboxEvent>> for LeasedEvents {
     }
 }
 
-/// An event that a run recorded earlier.
+/// An event that this run recorded earlier.
 pub(super) struct Recorded {
     pub(super) event: OutboxEvent,
     pub(super) is_published: bool,
 }
 
-/// A voice that the provider did not know, this time and perhaps earlier.
+/// A voice that the provider did not find, this time and perhaps earlier.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MissingVoice {
     pub row: RowId,
-    /// The provider id that is not known.
+    /// The provider id that was not found.
     pub provider_id: String,
     /// Lookups in a row that did not find it.
     pub times: u32,
     /// Time since the first of them.
     pub lasting: Duration,
-    /// Since when the account has found no voice, if it ever did: `None` is never.
+    /// Time since the account last found a voice; `None` if it never did.
     pub last_found: Option<Duration>,
 }
 
-/// Events that are recorded and not published.
+/// Events that are recorded and not published, up to a limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pending {
     pub all: u64,
-    /// Those that no process is just publishing.
+    /// Those that no process is publishing.
     pub unleased: u64,
     /// The last of them.
     pub newest: Option<i64>,
 }
 
-/// What hints came to.
+/// The effect of hints.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Hinted {
     /// Voices in processing that were hinted at.
     pub voices: u64,
-    /// Those of them that were not due by a hint before.
+    /// Those of them that were not already due by a hint.
     pub changed: u64,
 }
 
 /// A voice to nudge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NudgeClaim {
-    /// Tells one call from another.
+    /// Identifies one call.
     pub nudge_id: Uuid,
     pub account: Uuid,
     pub row: RowId,
     pub provider_id: ProviderVoiceId,
-    /// What it is to say has so many.
+    /// The number of characters that it is asked to say.
     pub characters: u64,
 }
 
@@ -301,42 +301,42 @@ pub struct NudgeClaim {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NudgePermit {
     Granted,
-    /// It was nudged before, or does not wait any more.
+    /// It was nudged before, or is no longer in processing.
     Needless,
-    /// Nothing is nudged now; later, it may be worth to ask again.
+    /// Nothing is nudged now. After this time, it may be possible.
     NotNow(Duration),
 }
 
 /// Whether an event bus may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BusPermit {
-    /// Nobody found it failing.
+    /// It is not known to fail.
     Works,
-    /// It failed, and it is this process that may try again.
+    /// It failed, and this process may try it again.
     Probe {
-        /// How often it failed in a row.
+        /// How many times in a row it failed.
         failures: u32,
     },
-    /// It failed, and nobody tries before this has passed, or somebody else does now.
+    /// It failed, and no process tries it before this time is over, or another process is trying it now.
     BackingOff(Duration),
 }
 
-/// What the last pass and the provider's account left behind for this one.
+/// What earlier passes left for this one.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PriorState {
-    /// The row after which the last pass stopped, if it did not get to the end.
+    /// The row after which the last pass stopped, if it did not finish.
     pub resume_after: Option<Position>,
-    /// Kinds of voices that the list is known to leave out.
+    /// Kinds of voices that the list does not return.
     pub unlisted: HashSet<String>,
     /// Whether any voice is isolated.
     pub any_isolated: bool,
-    /// Whether so many voices were missing that none may fail by it.
+    /// Whether the mass-absence guard is on.
     pub mass_absence: bool,
     /// Whether the key found voices within a day.
     pub key_works: bool,
-    /// How the account stands with the provider.
+    /// The state of the account at the provider.
     pub provider: ProviderState,
-    /// What the passes of the last two minutes spent of the retry budget.
+    /// What the passes of the last two minutes used of the retry budget.
     pub spent: Spent,
 }
 
@@ -344,32 +344,32 @@ pub struct PriorState {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
     pub run_id: Uuid,
-    /// The provider's account, if any voice was asked about.
+    /// The provider's account, if any voice was looked up.
     pub account: Option<Uuid>,
-    /// What is not a pass over all voices that were due: it says nothing of the others.
+    /// Whether this was not a pass over all due voices: then it says nothing about the other voices.
     pub command: Option<&'static str>,
     pub started_at: DateTime<Utc>,
-    /// How long it took.
+    /// The duration.
     pub duration: Duration,
     pub exit_code: u8,
-    /// Voices that the provider knew.
+    /// Voices that the provider found.
     pub found: u64,
     pub counts: Value,
     /// Where the next pass should begin.
     pub cursor: NextPass,
-    /// Kinds of voices that the list left out, to be remembered.
+    /// Kinds of voices that the list did not return.
     pub unlisted: Vec<String>,
-    /// The concurrency that the provider bore, likewise.
+    /// The concurrency limit that was found, if any.
     pub concurrency: Option<f64>,
-    /// What it took of the request budget, if it has one.
+    /// What it used of the request budget, if it has one.
     pub spending: Option<Spending>,
-    /// For how long the voices had been in processing that it completed.
+    /// How long the voices that it completed had been in processing.
     pub completion_times: Quantiles,
-    /// The same by kind.
+    /// The same, by kind.
     pub completion_times_by_kind: BTreeMap<String, Quantiles>,
 }
 
-/// The command after which events are missing of transitions that there were.
+/// The command after which events of past transitions are missing.
 pub const PURGE: &str = "outbox purge";
 
 /// A command that changes something, for the ledger.
@@ -381,7 +381,7 @@ pub struct CommandRun {
 }
 
 impl CommandRun {
-    /// One that begins now.
+    /// A command that starts now.
     pub fn begin(command: &'static str) -> Self {
         Self {
             run_id: Uuid::new_v4(),
@@ -394,10 +394,10 @@ impl CommandRun {
 /// Where the next pass over the table should begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NextPass {
-    /// Where it would have begun anyway: this pass was about named voices.
+    /// Where it would have started without this pass, which was about named voices.
     AsBefore,
     /// At the beginning.
     FromTheBeginning,
-    /// After this row, where this pass had to stop.
+    /// After this row, where this pass stopped.
     After(Position),
 }

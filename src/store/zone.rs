@@ -1,14 +1,14 @@
-//! The time zone of columns that have none.
+//! The time zone of columns without one.
 
 /// The time zone of columns without one, by its name in PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NaiveZone(String);
 
 impl NaiveZone {
-    /// Reads a name; whether PostgreSQL knows it, the database says.
+    /// Reads a name. The database says whether it knows the name.
     pub fn parse(text: &str) -> Result<Self, InvalidZone> {
         let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '/' | '+' | '-');
-        // PostgreSQL takes offsets as well, and POSIX counts these to the west.
+        // PostgreSQL also accepts offsets, and POSIX counts them westwards.
         let is_offset = text.contains(['+', '-']) && text.contains(|c: char| c.is_ascii_digit());
         let is_name =
             text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(is_part);
@@ -27,7 +27,7 @@ impl NaiveZone {
         is_utc(&self.0)
     }
 
-    /// Whether it is the zone of this name.
+    /// Whether it is the time zone of this name.
     pub(crate) fn is(&self, name: &str) -> bool {
         self.0.eq_ignore_ascii_case(name) || self.is_utc() && is_utc(name)
     }
@@ -40,7 +40,7 @@ impl Default for NaiveZone {
     }
 }
 
-/// Whether a name of a time zone is one of UTC's.
+/// Whether the name of a time zone means UTC.
 fn is_utc(zone: &str) -> bool {
     [
         "UTC",
@@ -55,7 +55,7 @@ fn is_utc(zone: &str) -> bool {
     .any(|name| name.eq_ignore_ascii_case(zone))
 }
 
-/// A text that is no name of a time zone.
+/// The text cannot be the name of a time zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("it is not the name of a time zone; an example is America/Los_Angeles")]
 pub struct InvalidZone;

@@ -1,4 +1,4 @@
-//! Finding out whether the application's table fits, and how to speak to it.
+//! Checks that the application's table is suitable, and how to access it.
 
 use super::Connections;
 use super::index::indexes;
@@ -16,13 +16,13 @@ use crate::store::{Access, StoreError};
 struct Column {
     name: String,
     sql_type: String,
-    /// Of `varchar(n)`.
+    /// The length `n` of `varchar(n)`.
     length: Option<usize>,
     labels: Vec<String>,
     may_select: bool,
     may_update: bool,
     role: String,
-    /// Whether it is a column of an ordinary table: no view, nor a table in parts.
+    /// Whether the column is in an ordinary table, not in a view or a partitioned table.
     is_in_table: bool,
 }
 
@@ -72,7 +72,7 @@ pub(in crate::store) async fn table_sql(
     .into_iter()
     .filter_map(|(name, column)| Some((name, column?)))
     .collect();
-    // Of `created_at`, only times are read.
+    // Of `created_at`, only timestamps can be read.
     let times = find(&c.created_at).filter(|column| column.sql_type.starts_with("timestamp"));
     let read = [Some(id), Some(provider_id), find(&c.user_id), times];
     let read: Vec<_> = read.into_iter().flatten().collect();
@@ -104,7 +104,7 @@ pub(in crate::store) async fn table_sql(
     let created_at = moment(&c.created_at, find(&c.created_at), &zone, &adopted);
     let written = moment(&c.completed_at, completed_at, &zone, "NULL::timestamptz");
     let completed_before = match has_own_tables {
-        // A column that was added later does not know of earlier completions.
+        // A column that was added later does not contain earlier completions.
         true => format!(
             "GREATEST({written}, CASE WHEN (SELECT EXISTS (SELECT FROM voice_sync.completions))
                      THEN (SELECT c.completed_at FROM voice_sync.completions c
@@ -128,7 +128,7 @@ pub(in crate::store) async fn table_sql(
         .filter_map(|(name, column)| column.is_none().then_some(name))
         .collect();
     let value = |text: &str| format!("{}::{}", pg_literal(text), status.sql_type);
-    // Text columns are compared as they are; only other types need a cast to be read.
+    // Text columns are compared without a cast. Other types need one to be read.
     let cast = match provider_id.sql_type.as_str() {
         "text" | "character varying" => "",
         _ => "::text",
@@ -165,7 +165,7 @@ pub(in crate::store) async fn table_sql(
     })
 }
 
-/// What the table lacks of what voice-sync would write to.
+/// The columns that voice-sync would write to and that the table does not have.
 pub(in crate::store) async fn shape(
     connections: &Connections,
     names: &Names,
@@ -178,17 +178,17 @@ pub(in crate::store) async fn shape(
     Ok(TableShape {
         lacks: Lacks::new(c, |name| find(name).is_some()),
         is_strict: false,
-        // As the application has its other times.
+        // Same type as the application's other times.
         moment: match find(c.created_at.as_str()).map(|column| column.sql_type.as_str()) {
             Some("timestamp with time zone") => "timestamp with time zone",
             Some(_) | None => "timestamp",
         },
-        // None can be made concurrently on a partitioned table: `doctor` says what to do.
+        // An index cannot be created concurrently on a partitioned table: `doctor` says what to do.
         has_index: indexes.serve || !indexes.partitions.is_empty(),
     })
 }
 
-/// The columns of a table; it is there if it has any.
+/// The columns of a table. The table exists if it has any.
 async fn columns(connections: &Connections, table: &TableName) -> Result<Vec<Column>, StoreError> {
     let mut args = Args::new(Dialect::Postgres);
     args.bind(table.quoted());
@@ -234,8 +234,8 @@ fn column(row: &Row) -> Result<Column, StoreError> {
     })
 }
 
-/// A column's time on `v`, but none before `earliest`; if the column has no time zone, the time is one of `zone`.
-/// PostgreSQL's infinities are no times that an age could count from.
+/// A column's time on `v`, but not before `earliest`. A column without a time zone is read in `zone`. PostgreSQL's
+/// infinities count as no time.
 fn moment(name: &Identifier, column: Option<&Column>, zone: &str, earliest: &str) -> String {
     let quoted = name.quoted();
     let read = match column.map(|column| column.sql_type.as_str()) {
@@ -285,7 +285,7 @@ async fn check_zone(connections: &Connections, zone: &NaiveZone) -> Result<(), S
     }
 }
 
-/// Words fit into enums and texts, as [`check_values`] has seen. Of another type, each must be a value.
+/// Statuses fit into enums and texts, as [`check_values`] has checked. For another type, each must be a valid value.
 async fn check_casts(
     connections: &Connections,
     table: &str,
@@ -315,7 +315,7 @@ async fn check_casts(
     }
 }
 
-/// Before anything is asked: what a role may not do would otherwise show at the first transition.
+/// Checks privileges before anything is looked up: a missing one would otherwise appear only at the first transition.
 fn check_privileges(
     table: &str,
     read: &[&Column],

@@ -1,9 +1,9 @@
-//! Connections to PostgreSQL, straight or by way of a pooler.
+//! Connections to PostgreSQL, direct or through a pooler.
 //!
-//! A pooler in transaction mode, such as PgBouncer, may run each transaction of a connection in
-//! another session of the server. A prepared statement stays behind in the session that it was made
-//! in, where another process may have given its name to a different one. So behind a pooler each
-//! statement is a transaction, and has no name; without one, that would only cost round trips.
+//! A pooler in transaction mode, such as PgBouncer, may run each transaction of a connection in another session of
+//! the server. A prepared statement stays in the session where it was made, and another process may have used its
+//! name for a different one there. So behind a pooler, each statement is a transaction and is not named. Without a
+//! pooler, this would only cost round trips.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,28 +23,29 @@ use crate::store::dialect::Dialect;
 use crate::store::row::Row;
 use crate::store::{ACQUIRE_TIMEOUT, StoreError, operation_timeout};
 
-/// Connections: enough to claim, apply and publish at once, few enough for any server.
+/// The number of connections: enough to claim, apply and publish at once, few enough for any server.
 const MAX_CONNECTIONS: u32 = 4;
 
-/// A setting of our own, made when a connection begins. Poolers refuse such settings or keep them to
-/// themselves: a session that has it is the server's own.
+/// A setting of our own that is made when a connection starts. Poolers refuse such settings or do not pass them on: a
+/// session that has it is a direct one.
 const MARK: (&str, &str) = ("voice_sync.straight", "on");
 
-/// After so long, connections are closed, and others made when they are needed: servers, and what stands before
-/// them, may not want one for ever.
+/// Connections are closed after this time, and new ones are made when needed: servers and proxies may not accept
+/// connections that last for ever.
 const MAX_AGE: Duration = Duration::from_secs(10 * 60);
 
-/// A process that stops in the middle of a transaction, as one that is suspended does, keeps its locks no longer.
+/// The server ends a transaction that is idle for this time, for example of a suspended process, so that it does not
+/// keep its locks.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
 
 /// Between two attempts to connect to a server that is starting.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A few connections, made when they are needed.
+/// A few connections, made when needed.
 pub struct Connections {
     options: PgConnectOptions,
     is_pooled: bool,
-    /// Connections to be tested before they are used. Where one was cut, the others may be as well.
+    /// Whether to test connections before use: if one was cut, others may be too.
     doubtful: AtomicU32,
     places: Semaphore,
     idle: Mutex<Idle>,
@@ -55,7 +56,7 @@ struct Idle {
     connections: Vec<PgConnection>,
 }
 
-/// A connection in use, which is closed unless it is [given back](Self::give_back).
+/// A connection in use. It is closed unless it is [given back](Self::give_back).
 struct Connection<'a> {
     connection: PgConnection,
     of: &'a Connections,
@@ -65,10 +66,10 @@ struct Connection<'a> {
 pub(crate) struct Transaction<'a>(Connection<'a>);
 
 impl Connections {
-    /// Connects once, to see whether it works and whether there is a pooler.
+    /// Connects once, to check that it works and whether there is a pooler.
     pub(in crate::store) async fn open(options: &PgConnectOptions) -> Result<Self, StoreError> {
         crate::tls::install();
-        // PgBouncer refuses `extra_float_digits`, which only matters for numbers sent as text.
+        // PgBouncer refuses `extra_float_digits`, which only matters for numbers in text form.
         let options = options
             .clone()
             .disable_statement_logging()
@@ -106,12 +107,12 @@ impl Connections {
         self.is_pooled
     }
 
-    /// Has connections tested before they are used: something went wrong with one.
+    /// Tests connections before their next use, because one failed.
     pub(in crate::store) fn doubt(&self) {
         self.doubtful.store(MAX_CONNECTIONS, Ordering::Relaxed);
     }
 
-    /// What to do for a role that may not use a schema, or its tables.
+    /// The statement for a role that may not use a schema or its tables.
     pub(in crate::store) async fn may_not_use(
         &self,
         schema: &str,
@@ -196,13 +197,13 @@ impl Connections {
         connection.give_back_after(done)
     }
 
-    /// Begins a transaction, with these statements.
+    /// Starts a transaction, with these statements.
     pub(in crate::store) async fn begin(&self, with: &str) -> Result<Transaction<'_>, StoreError> {
         let limits = match self.is_pooled {
             true => statement_limit(Scope::Transaction),
             false => String::new(),
         };
-        // A role may have another isolation level, which would not see what others committed meanwhile.
+        // The role may have another default isolation level, which would not see what others committed meanwhile.
         let begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED;
              SET LOCAL idle_in_transaction_session_timeout = '{}s';
@@ -217,7 +218,7 @@ impl Connections {
         Ok(Transaction(connection))
     }
 
-    /// A connection of one's own, for statements that no transaction may have around them.
+    /// A separate connection, for statements that cannot run in a transaction.
     pub(in crate::store) async fn run_alone(
         &self,
         statements: impl IntoIterator<Item = String>,
@@ -232,7 +233,7 @@ impl Connections {
 }
 
 impl Idle {
-    /// The connection that was used last. Once in a while all of them are closed.
+    /// The connection that was used last. From time to time, all are closed.
     fn take(&mut self) -> Option<PgConnection> {
         if self.since.elapsed() > MAX_AGE {
             self.since = Instant::now();
@@ -262,7 +263,7 @@ impl Connection<'_> {
         self.of.idle().connections.push(self.connection);
     }
 
-    /// A statement that the server refused leaves a connection that is as good as before.
+    /// A statement that the server refused does not harm the connection.
     fn give_back_after<T>(self, outcome: Result<T, sqlx::Error>) -> Result<T, StoreError> {
         match &outcome {
             Ok(_) | Err(sqlx::Error::Database(_)) => self.give_back(),
@@ -312,18 +313,19 @@ impl Transaction<'_> {
     }
 }
 
-/// What a setting is for.
+/// The purpose of a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
     Session,
     Transaction,
 }
 
-/// Has the server end a statement before its operation is given up, and begun again on another connection: else it
-/// would go on there, behind a lock for instance, and so would each that follows. A limit that the role has stays.
+/// Lets the server cancel a statement before its operation gives up and starts again on another connection. Otherwise
+/// the statement would continue there, for example behind a lock, and so would each repetition. A limit of the role
+/// stays.
 fn statement_limit(scope: Scope) -> String {
     let limit = operation_timeout().mul_f64(5.0 / 6.0).as_millis();
-    // A pooler may accept a session that is not the server's own: what is set there would stay for others.
+    // A pooler may accept a session that it shares: a setting there would stay for others.
     let (is_local, condition) = match scope {
         Scope::Session => (
             false,
@@ -342,7 +344,7 @@ async fn limit_statements(connection: &mut PgConnection) -> Result<(), sqlx::Err
     connection.execute(limit).await.map(drop)
 }
 
-/// Connects, and waits for a moment for a server that is starting or full.
+/// Connects, and waits a moment for a server that is starting or has no free connections.
 async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let deadline = Instant::now() + ACQUIRE_TIMEOUT;
     let mut last = sqlx::Error::PoolTimedOut;
@@ -370,16 +372,16 @@ fn is_starting(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| code == TOO_MANY_CONNECTIONS || code == CANNOT_CONNECT_NOW)
 }
 
-/// Whether no pooler stands between.
+/// Whether there is no pooler in between.
 async fn is_straight(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    // As text, since that needs no prepared statement.
+    // As text, which needs no prepared statement.
     let ask = raw_sql("SELECT current_setting('voice_sync.straight', TRUE)");
     let mark: Option<String> = connection.fetch_one(ask).await?.try_get(0)?;
     Ok(mark.as_deref() == Some(MARK.1))
 }
 
-/// PgBouncer says `protocol_violation` of a setting that it does not know, others that they do not
-/// support it.
+/// PgBouncer answers `protocol_violation` to a setting that it does not know; other poolers answer that it is not
+/// supported.
 fn refuses_settings(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| code == "08P01" || code == "0A000")

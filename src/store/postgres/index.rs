@@ -1,4 +1,4 @@
-//! The index that serves the voices in processing.
+//! The index for the voices in processing.
 
 use std::time::Duration;
 
@@ -11,26 +11,26 @@ use crate::store::args::Args;
 use crate::store::dialect::Dialect;
 use crate::store::table::Names;
 
-/// Between two looks at whether another process has made the index.
+/// How often to check whether another process has finished the index.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
-/// The tables that rows are in, and how they lead to those in processing.
+/// The tables that contain the rows, and their indexes for those in processing.
 pub(crate) struct Indexes {
-    /// About how many there are.
+    /// The approximate number of rows.
     pub(crate) rows: u64,
-    /// An index leads to those in processing, in each partition where there are any.
+    /// Whether an index leads to those in processing, in each partition that has any rows.
     pub(crate) serve: bool,
-    /// Partitions without one. PostgreSQL makes none concurrently on the whole.
+    /// Partitions without an index. PostgreSQL cannot create one concurrently on the partitioned table.
     pub(crate) partitions: Vec<String>,
 }
 
-/// Which indexes there are.
+/// Finds the indexes.
 pub(crate) async fn indexes(
     connections: &Connections,
     names: &Names,
 ) -> Result<Indexes, StoreError> {
-    // An index leads to the voices in processing where their status comes first, or where it has no
-    // others. Of a condition, PostgreSQL keeps the meaning, which it prints in one of these forms.
+    // An index leads to the voices in processing if the status is its first column, or if it contains no other
+    // voices. PostgreSQL normalises its condition and prints it in one of these forms.
     const INDEXES: &str = "
         SELECT t.oid::regclass::text AS name, c.relkind = 'p' AS is_partition,
                -- What was never counted is guessed at by its size.
@@ -75,7 +75,7 @@ pub(crate) async fn indexes(
     Ok(found)
 }
 
-/// The statement that removes what an interrupted attempt to make the index left behind.
+/// The statement that removes what an interrupted attempt to create the index left.
 pub(crate) async fn drop_left_behind(
     connections: &Connections,
     names: &Names,
@@ -93,21 +93,21 @@ pub(crate) async fn drop_left_behind(
     rows.first().map(|row| row.get("statement")).transpose()
 }
 
-/// Makes the index without keeping anybody from writing. What an interrupted attempt left behind,
-/// which serves nobody and costs every write, is removed first.
+/// Creates the index without blocking writes. First removes what an interrupted attempt left: it is of no use and
+/// slows every write.
 pub(in crate::store) async fn make_index(
     connections: &Connections,
     names: &Names,
     statement: &str,
 ) -> Result<(), StoreError> {
-    // Two that make one at the same time wait for each other until PostgreSQL ends one of them.
+    // Two processes that create one at the same time wait for each other until PostgreSQL cancels one of them.
     while is_being_made(connections, names).await? {
         info!("another process is creating an index on the table; checking again in a second");
         tokio::time::sleep(BETWEEN_LOOKS).await;
     }
     let removal = drop_left_behind(connections, names).await?;
-    // None of these may stand in a transaction. Behind a pooler, a setting would stay with the session;
-    // without one, it stays with a connection that nobody else gets.
+    // These statements cannot run in a transaction. Behind a pooler, a setting would stay with the session; without a
+    // pooler, it stays with a connection that nobody else uses.
     const UNHURRIED: &str = "SELECT set_config('statement_timeout', '0', FALSE), set_config('lock_timeout', '0', \
                              FALSE)";
     let unhurried = (!connections.is_pooled()).then(|| UNHURRIED.to_owned());
@@ -130,14 +130,14 @@ pub(in crate::store) async fn make_index(
     }
 }
 
-/// Whether anybody is making an index on the table.
+/// Whether any process is creating an index on the table.
 async fn is_being_made(connections: &Connections, names: &Names) -> Result<bool, StoreError> {
     const BEING_MADE: &str = "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index \
                               WHERE datname = current_database() AND relid = to_regclass($1)) AS is_so";
     is_so(connections, BEING_MADE, [names.table.quoted()]).await
 }
 
-/// Whether the table has an index of this name that was made to its end.
+/// Whether the table has a complete index of this name.
 async fn is_whole(
     connections: &Connections,
     names: &Names,
@@ -155,7 +155,7 @@ async fn is_whole(
     .await
 }
 
-/// The answer to a question with parameters.
+/// The answer to a yes-no query with parameters.
 async fn is_so(
     connections: &Connections,
     question: &str,

@@ -1,4 +1,4 @@
-//! What is PostgreSQL's alone: connections, its catalog, and making an index beside those who write.
+//! Parts for PostgreSQL only: connections, the catalog, and concurrent index creation.
 
 mod catalog;
 mod connections;

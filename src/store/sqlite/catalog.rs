@@ -1,4 +1,4 @@
-//! Finding out whether the application's table fits, and how to speak to it.
+//! Checks that the application's table is suitable, and how to access it.
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqlitePool};
@@ -12,7 +12,7 @@ use crate::store::table::{
 };
 use crate::store::table_sql::{KeyForm, TableSql};
 
-/// What SQLite numbers rows with: <https://www.sqlite.org/rowidtable.html>.
+/// SQLite's row numbers: <https://www.sqlite.org/rowidtable.html>.
 const ROW_ID: &str = "_rowid_";
 
 struct Column {
@@ -34,7 +34,7 @@ pub(in crate::store) async fn table_sql(
     }
     let table = names.table.quoted();
     let columns = columns(pool, &names.table).await?;
-    // SQLite compares the names of columns without regard to ASCII case.
+    // SQLite compares column names without regard to ASCII case.
     let find = |name: &Identifier| {
         columns
             .iter()
@@ -59,7 +59,7 @@ pub(in crate::store) async fn table_sql(
             adopted_name(Dialect::Sqlite, &names.table)
         );
         created_at = format!("max({created_at}, COALESCE({adopted}, 0))");
-        // A column that was added later does not know of earlier completions.
+        // A column that was added later does not contain earlier completions.
         completed_before = format!(
             "COALESCE({completed_before}, (SELECT c.completed_at FROM voice_sync_completions c
                                            WHERE c.row_id = CAST(v.{id} AS TEXT)))"
@@ -108,7 +108,7 @@ pub(in crate::store) async fn table_sql(
         processing: literal(&names.statuses.processing),
         completed: literal(&names.statuses.completed),
         failed: literal(&names.statuses.failed),
-        // SQLAlchemy writes six digits of a second; SQLite's clock has three.
+        // SQLAlchemy writes six decimals of a second; SQLite's clock has three.
         completed_now: "strftime('%Y-%m-%d %H:%M:%f000', 'now')".to_owned(),
         missing_columns,
         preview_room: find(&c.preview_url).and_then(|column| length(&column.declared)),
@@ -118,8 +118,8 @@ pub(in crate::store) async fn table_sql(
     })
 }
 
-/// A stored time in milliseconds since 1970: SQLAlchemy's text, ISO 8601 with or without a zone, Unix seconds or
-/// milliseconds.
+/// A stored time in milliseconds since 1970. It may be SQLAlchemy's text, ISO 8601 with or without a time zone, Unix
+/// seconds or milliseconds.
 fn moment(text: &str) -> String {
     format!(
         "CASE WHEN {text} GLOB '[0-9]*' AND {text} NOT GLOB '*[^0-9]*'
@@ -128,7 +128,7 @@ fn moment(text: &str) -> String {
     )
 }
 
-/// What the table lacks of what voice-sync would write to.
+/// The columns that voice-sync would write to and that the table does not have.
 pub(in crate::store) async fn shape(
     pool: &SqlitePool,
     names: &Names,
@@ -160,8 +160,9 @@ async fn is_strict(pool: &SqlitePool, table: &TableName) -> Result<bool, StoreEr
     Ok(strict.unwrap_or(false))
 }
 
-/// Whether to take rows in the order of [`ROW_ID`]. Views and tables WITHOUT ROWID have none, and a column of
-/// that name hides it. A partial index of keys, such as `migrate --adopt` makes, is in the order of the keys.
+/// Whether to go through rows in the order of [`ROW_ID`]. Views and tables WITHOUT ROWID have no row numbers, and a
+/// column of that name hides them. A partial index on keys, as `migrate --adopt` makes it, is in the order of the
+/// keys.
 async fn goes_by_row_ids(
     pool: &SqlitePool,
     names: &Names,
@@ -185,7 +186,7 @@ async fn goes_by_row_ids(
     Ok(by_row_ids.unwrap_or(false) && !is_hidden)
 }
 
-/// The columns of a table; it is there if it has any.
+/// The columns of a table. The table exists if it has any.
 async fn columns(pool: &SqlitePool, table: &TableName) -> Result<Vec<Column>, StoreError> {
     let (schema, name) = table.parts();
     let rows = sqlx::query("SELECT name, type FROM pragma_table_info($1, $2)")

@@ -1,4 +1,4 @@
-//! The index that leads to the voices in processing.
+//! The index for the voices in processing.
 
 use sqlx::{Row, SqlitePool};
 
@@ -32,8 +32,7 @@ pub(crate) async fn is_indexed(pool: &SqlitePool, names: &Names) -> Result<bool,
     Ok(false)
 }
 
-/// Whether a partial index has the voices in processing and no others. Its condition is only known
-/// as it was written.
+/// Whether a partial index contains only the voices in processing. SQLite stores its condition as it was written.
 fn is_of_processing(statement: &str, names: &Names) -> bool {
     let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let statement = one_line(statement.trim_end_matches([';', ' ', '\n']));

@@ -1,7 +1,7 @@
-//! What is SQLite's alone: its file, its catalog and its indexes.
+//! Parts for SQLite only: the file, the catalog and indexes.
 //!
-//! SQLite has a single writer, so `BEGIN IMMEDIATE` is all the coordination there is. The file's journal mode is the
-//! application's choice and stays.
+//! SQLite has a single writer, so `BEGIN IMMEDIATE` is enough to coordinate processes. The journal mode is the
+//! application's choice and is not changed.
 
 mod catalog;
 mod index;
@@ -18,7 +18,7 @@ pub(crate) use index::is_indexed;
 
 use super::{ACQUIRE_TIMEOUT, Access, StoreError};
 
-/// How long to wait for the application to finish a write of its own.
+/// How long to wait while the application writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn connect(path: &Path, access: Access) -> Result<SqlitePool, StoreError> {
@@ -34,13 +34,13 @@ pub(super) async fn connect(path: &Path, access: Access) -> Result<SqlitePool, S
         .busy_timeout(BUSY_TIMEOUT)
         .foreign_keys(false)
         .disable_statement_logging();
-    // SQLite undoes a transaction by itself where a disk is full or a trigger wants it so. sqlx goes on
-    // counting it, and such a connection could begin no other one.
+    // SQLite rolls back a transaction by itself if a disk is full or a trigger requests it. sqlx still counts the
+    // transaction as open, and could not start another one on this connection.
     let pool = SqlitePoolOptions::new()
         .max_connections(1)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
-        // As on PostgreSQL, for the same reason.
+        // Same as on PostgreSQL, for the same reason.
         .idle_timeout(None)
         .max_lifetime(None)
         .before_acquire(|connection, _| {
@@ -48,7 +48,7 @@ pub(super) async fn connect(path: &Path, access: Access) -> Result<SqlitePool, S
             Box::pin(ready(Ok(!is_stuck)))
         })
         .connect_lazy_with(options);
-    // Opening is lazy in SQLite itself: the first read finds out whether this is a database.
+    // SQLite opens files lazily: the first read shows whether this is a database.
     sqlx::query("SELECT count(*) FROM sqlite_schema")
         .execute(&pool)
         .await?;
