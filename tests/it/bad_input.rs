@@ -91,7 +91,7 @@ const CASES: &[Case] = &[
         name: "events without a Redis",
         change: |c| c.args(&["--events", "stream"]),
         code: 2,
-        says: &["--events", "--redis-url"],
+        says: &["--events", "REDIS_URL"],
     },
     Case {
         name: "no such table",

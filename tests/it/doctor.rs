@@ -773,7 +773,7 @@ async fn a_provider_that_is_left_in_peace_is_not_asked() {
         let ended = away(site.doctor()).run().await;
         ended.expect_code(75);
         said(&ended, "breaker", "error");
-        assert!(said(&ended, "provider", "warning").contains("not asked"));
+        assert!(said(&ended, "provider", "warning").contains("not checked"));
     }
 }
 

@@ -138,7 +138,7 @@ async fn what_cannot_be_published_waits_for_the_next_run() {
     let at_once = run(&wrong_password).await;
     at_once.expect_code(75);
     assert!(
-        at_once.stderr.contains("left alone for"),
+        at_once.stderr.contains("the next try is in"),
         "{}",
         at_once.stderr
     );

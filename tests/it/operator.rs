@@ -445,7 +445,7 @@ async fn a_voice_is_shown_with_its_verdict_and_its_rule() {
             ),
             (
                 "sim-pvctraining-1",
-                &["being trained", "rule 3", "fine_tuning"],
+                &["in training", "rule 3", "fine_tuning"],
             ),
             (
                 "sim-missing-1",
