@@ -38,7 +38,7 @@ enum Action {
     #[command(after_help = "\
 Examples:
   voice-sync config check
-  voice-sync config check --config /etc/voice-sync/config.toml")]
+  voice-sync config check --output json")]
     Check,
     /// Show each option with its value and where it comes from. Secrets are not shown.
     #[command(after_help = "\

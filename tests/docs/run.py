@@ -37,6 +37,7 @@ TABLE = """CREATE TABLE voices (
 # A voice of each of these fates is what the site has.
 FATES = ("ready", "banned", "nopreview", "pvctraining", "longpreview")
 FAILED = uuid.uuid5(uuid.NAMESPACE_URL, "banned")
+WAITING = uuid.uuid5(uuid.NAMESPACE_URL, "pvctraining")
 # Long enough to read, and to be something that a test would wait for.
 SHORTER = {"10m": "1s", "5m": "5s"}
 
@@ -259,7 +260,8 @@ class Site:
         # What a pipe, or a file, gets is the program's to say, and the rest is not its own.
         command = re.sub(r"^sudo ", "", re.split(r" \| | >", command)[0])
         # Names that stand for something.
-        command = re.sub(r"\bID…?(?=\s|$)|6f1c2b34-\S+", str(FAILED), command)
+        named = WAITING if re.match(r"\S+ fail\b", command) else FAILED
+        command = re.sub(r"\bID…?(?=\s|$)|6f1c2b34-\S+", str(named), command)
         command = command.replace("21m00Tcm4TlvDq8ikWAM", "sim-nopreview-1").replace("SHELL", "bash").replace("COMMAND", "status")
         words = [SHORTER.get(word, word) for word in shlex.split(command)]
         words[0] = str(VOICE_SYNC)

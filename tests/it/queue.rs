@@ -14,7 +14,7 @@ use crate::support::bus::Bus;
 use crate::support::fates::{simulator, simulator_with};
 
 /// Said once in a pass, if at all.
-const WITHOUT: &str = "without the application's queue";
+const WITHOUT: &str = "queue cannot be used";
 
 /// An application whose voices stand in a queue of its own.
 struct Waiting {
