@@ -12,6 +12,7 @@ mod migrate;
 mod open;
 mod options;
 mod outbox;
+mod outbox_record;
 mod output;
 mod ping;
 mod retry;

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use tracing::info;
 
+use super::outbox_record::Record;
 use super::{Options, Output, at, confirm, in_time, open, print, width};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{ago, in_line, moment, number_of};
@@ -62,6 +63,9 @@ Examples:
         #[arg(long)]
         yes: bool,
     },
+    /// Record the events of voices that were finished without one, for example while there was no event bus. The next pass
+    /// publishes them.
+    Record(Record),
     /// Remove published events before their week is over; or, with --pending, events that are then never published.
     #[command(after_help = "\
 Examples:
@@ -110,6 +114,7 @@ impl Outbox {
                 };
                 change(options, filter, Change::Resend, yes).await
             }
+            Action::Record(record) => record.run(options).await,
             Action::Purge {
                 ids,
                 pending,

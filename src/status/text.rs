@@ -222,6 +222,7 @@ pub(super) fn did(entry: &LedgerEntry) -> String {
                 ("released", "no longer set aside"),
                 ("failed", "failed"),
                 ("resent", "events to be published again"),
+                ("recorded", "events recorded"),
                 ("purged", "events removed"),
             ]);
             format!("{}: {did}", in_line(command))

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::args::{Args, Columns};
+use super::args::{Args, Column, Columns};
 use super::database::Transaction;
 use super::dialect::Dialect;
 use super::row::Row;
@@ -106,6 +106,80 @@ impl Store {
         let failed = self.changed_by(&mut transaction, run, &rows).await?;
         transaction.commit().await?;
         Ok(failed)
+    }
+
+    /// Those of these transitions that happened, whose rows are as they left them, and that have no event.
+    pub(super) async fn without_event_once(
+        &self,
+        transitions: &[Transition],
+    ) -> Result<Vec<Transition>, StoreError> {
+        let mut transaction = self.database.begin().await?;
+        let lacking = self.lacking_events(&mut transaction, transitions).await?;
+        let lacking = lacking.into_iter().map(|moved| moved.transition.clone());
+        Ok(lacking.collect())
+    }
+
+    /// Records the events of these, for any process to publish. Returns how many the command has recorded in all.
+    pub(super) async fn record_events_once(
+        &self,
+        run: &CommandRun,
+        transitions: &[Transition],
+    ) -> Result<u64, StoreError> {
+        let mut transaction = self.database.begin().await?;
+        let lacking = self.lacking_events(&mut transaction, transitions).await?;
+        if !lacking.is_empty() {
+            self.record(&mut transaction, run.run_id, &lacking, Record::ForAnyone)
+                .await?;
+        }
+        let number = lacking.len() as u64;
+        let total = self
+            .enter_command(&mut transaction, run, "recorded", number)
+            .await?;
+        transaction.commit().await?;
+        Ok(total)
+    }
+
+    async fn lacking_events<'a>(
+        &self,
+        transaction: &mut Transaction<'_>,
+        transitions: &'a [Transition],
+    ) -> Result<Vec<Moved<'a>>, StoreError> {
+        let table = &self.table;
+        let mut args = self.database.args();
+        let all: Vec<_> = transitions.iter().collect();
+        let answers = self.answers(&mut args, &all);
+        let sql = format!(
+            "SELECT {row_id} AS row_id, {provider_id} AS provider_id, {user_id} AS user_id
+             FROM {name} v JOIN {answers}
+               ON v.{id} = a.id AND {provider_key} = a.provider_id
+                  AND v.{status} = CASE WHEN a.completes THEN {completed} ELSE {failed} END",
+            row_id = table.row_id(),
+            provider_id = table.provider_id,
+            user_id = table.user_id,
+            name = table.table,
+            id = table.id,
+            provider_key = table.provider_key,
+            status = table.status,
+            completed = table.completed,
+            failed = table.failed,
+        );
+        let rows = transaction.fetch_all(sql, args).await?;
+        let finished = moved(&rows, &all)?;
+        let ids: Vec<_> = finished
+            .iter()
+            .map(|moved| moved.transition.event_id())
+            .collect();
+        let mut args = self.database.args();
+        let sql = format!(
+            "SELECT event_id FROM {} WHERE event_id {}",
+            self.dialect().own("outbox"),
+            args.is_one_of(Column::Id(ids))
+        );
+        let rows = transaction.fetch_all(sql, args).await?;
+        let known = rows.iter().map(|row| row.get("event_id"));
+        let known: HashSet<Uuid> = known.collect::<Result<_, _>>()?;
+        let lacks = |moved: &Moved<'_>| !known.contains(&moved.transition.event_id());
+        Ok(finished.into_iter().filter(lacks).collect())
     }
 
     async fn apply_in(

@@ -114,9 +114,17 @@ impl Database {
     }
 
     async fn applied(&self) -> Result<Option<i64>, StoreError> {
-        match self.fetch_one(self.newest_applied(), self.args()).await {
-            Ok(row) => row.get_optional("version"),
-            Err(StoreError::NoSuchTable(_)) => Ok(None),
+        let is_there = self.fetch_one(self.has_migrations().to_owned(), self.args());
+        let applied = async {
+            match is_there.await?.get("is_there")? {
+                true => {
+                    let newest = self.fetch_one(self.newest_applied(), self.args()).await?;
+                    newest.get_optional("version")
+                }
+                false => Ok(None),
+            }
+        };
+        match applied.await {
             Err(StoreError::Privilege(message)) => Err(match self {
                 Self::Postgres(connections) => {
                     let privileges = "SELECT, INSERT, UPDATE, DELETE";
@@ -124,7 +132,22 @@ impl Database {
                 }
                 Self::Sqlite(_) => StoreError::Privilege(message),
             }),
-            Err(error) => Err(error),
+            applied => applied,
+        }
+    }
+
+    /// By the catalog: a statement about a table that is not there would be an error in the server's log, and the last
+    /// one of its transaction.
+    fn has_migrations(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => {
+                // Not `to_regclass`: within a transaction it may answer from a cache that misses what others committed.
+                "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                                WHERE n.nspname = 'voice_sync' AND c.relname = 'migrations') AS is_there"
+            }
+            Self::Sqlite(_) => {
+                "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'voice_sync_migrations') AS is_there"
+            }
         }
     }
 
@@ -205,17 +228,8 @@ impl Database {
              SELECT pg_advisory_xact_lock({LOCK_KEY})"
         );
         let mut transaction = self.begin_with(&unhurried).await?;
-        // In a transaction, a statement about a table that does not exist would abort the transaction.
-        let is_there = match self {
-            Self::Postgres(_) => {
-                "SELECT to_regclass('voice_sync.migrations') IS NOT NULL AS is_there"
-            }
-            Self::Sqlite(_) => {
-                "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'voice_sync_migrations') AS is_there"
-            }
-        };
         let is_there = transaction
-            .fetch_one(is_there.to_owned(), self.args())
+            .fetch_one(self.has_migrations().to_owned(), self.args())
             .await?;
         let applied = match is_there.get("is_there")? {
             true => {

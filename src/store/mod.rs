@@ -520,6 +520,29 @@ impl Store {
             .await
     }
 
+    /// Those of these transitions that happened, whose rows are as they left them, and that have no event.
+    pub async fn without_event(
+        &self,
+        transitions: &[Transition],
+    ) -> Result<Vec<Transition>, StoreError> {
+        self.attempt("store.without_event", || {
+            self.without_event_once(transitions)
+        })
+        .await
+    }
+
+    /// Records the events of these. Returns how many the command has recorded in all.
+    pub async fn record_events(
+        &self,
+        run: &CommandRun,
+        transitions: &[Transition],
+    ) -> Result<u64, StoreError> {
+        self.attempt("store.record_events", || {
+            self.record_events_once(run, transitions)
+        })
+        .await
+    }
+
     /// Leases events that no process is publishing, by whole batches, about as many as this: those first that were
     /// never tried, or whose last try is longest ago, and of these the oldest.
     pub async fn lease_events(&self, limit: u32) -> Result<LeasedEvents, StoreError> {

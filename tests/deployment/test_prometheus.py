@@ -139,7 +139,7 @@ class Files(unittest.TestCase):
 
     def with_provider(self) -> dict[str, str]:
         provider = subprocess.Popen(
-            [simulator(), "--listen", "127.0.0.1:0"], text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [built("VOICE_SYNC_TEST_SIMULATOR"), "--listen", "127.0.0.1:0"], text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         self.addCleanup(provider.stdout.close)
         self.addCleanup(provider.wait)
@@ -193,13 +193,15 @@ class Scraped(unittest.TestCase):
         self.start(built("VOICE_SYNC_TEST_STATIC"), "daemon", "--listen", self.daemon, env=environment(self.directory))
         url = f"http://127.0.0.1:{self.daemon}/metrics"
         for accept, media_type, end in (
-            ("text/plain", "text/plain; version=0.0.4", "1\n"),
-            ("*/*", "text/plain; version=0.0.4", "1\n"),
+            ("text/plain", "text/plain; version=0.0.4", "\n"),
+            ("*/*", "text/plain; version=0.0.4", "\n"),
             ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text; version=1.0.0", "# EOF\n"),
         ):
             body, answered = got(url, accept)
             self.assertTrue(answered.startswith(media_type), answered)
             self.assertTrue(body.endswith(end), body[-200:])
+            self.assertEqual(end == "# EOF\n", "# EOF" in body)
+            self.assertIn("\nprocess_resident_memory_bytes ", body)
 
     def test_prometheus_and_node_exporter_read_them(self):
         written(self.directory)

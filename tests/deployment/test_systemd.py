@@ -148,5 +148,5 @@ class Agreement(unittest.TestCase):
         # A variable holds either the value or, as an _FILE, where it is: secrets, which belong into credentials.
         documented = set(re.findall(r"`((?:VOICE_SYNC|ELEVENLABS_BASE)_\w+)`", CONFIGURATION))
         names = set(re.findall(r"^#(\w+)=", self.texts["voice-sync.env"], re.M)) - {"RUST_LOG", "HTTPS_PROXY"}
-        secrets = {name for name in documented if re.search(r"_TOKEN(_FILE)?$", name)}
+        secrets = {name for name in documented if re.search(r"(_TOKEN|_PING_URL)(_FILE)?$", name)}
         self.assertEqual(names, documented - secrets)

@@ -1081,3 +1081,62 @@ async fn voices_are_failed_by_hand_with_their_event_and_can_be_put_back() {
         .await
         .expect_code(2);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_voices_that_were_finished_without_one_can_be_recorded_afterwards() {
+    for variant in [Variant::A, Variant::B, Variant::E36] {
+        let site = Site::new(variant).await;
+        let ids = [
+            "sim-ready-1",
+            "sim-ready-2",
+            "sim-banned-1",
+            "sim-nopreview-1",
+        ];
+        site.app.insert_processing(&ids).await;
+        let without = site
+            .sync_once()
+            .without("REDIS_URL")
+            .args(&["--events", "none"]);
+        without.run().await.expect_code(0);
+        let record = |words: &[&str]| site.run(&["outbox", "record"]).args(words);
+        assert_eq!(
+            json(record(&["--dry-run", "sim-ready-1"])).await["recorded"],
+            1
+        );
+        assert_eq!(json(record(&["sim-ready-1"])).await["recorded"], 1);
+        // Once, and of finished voices only.
+        record(&["sim-ready-1"]).run().await.expect_code(2);
+        record(&["sim-nopreview-1"]).run().await.expect_code(2);
+        record(&["--since", "1h"]).run().await.expect_code(2);
+        assert_eq!(
+            json(record(&["--since", "1h", "--yes"])).await["recorded"],
+            2
+        );
+        assert_eq!(
+            json(record(&["--since", "1h", "--yes"])).await["recorded"],
+            0
+        );
+        let nowhere = record(&["sim-ready-1"]).without("REDIS_URL");
+        nowhere.run().await.expect_code(2);
+
+        let published = site.sync_once().run().await;
+        published.expect_code(0);
+        assert_eq!(published.count("events_published"), 3, "{variant:?}");
+        let created = site.bus.events("voice.created").await;
+        let rows: BTreeSet<_> = ["sim-ready-1", "sim-ready-2"]
+            .map(|id| row_id(id).to_string())
+            .into();
+        let of = |event: &Value| {
+            event["payload"]["voice_id"]
+                .as_str()
+                .expect("an id")
+                .to_owned()
+        };
+        assert_eq!(
+            created.iter().map(of).collect::<BTreeSet<_>>(),
+            rows,
+            "{variant:?}"
+        );
+        assert_eq!(site.bus.events("voice.updated").await.len(), 1);
+    }
+}
