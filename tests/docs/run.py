@@ -29,6 +29,12 @@ HOME_MADE = [
     r"goes on", r"go on", r"made trouble", r"in trouble", r"trouble", r"refusals?", r"absent", r"how things stand", r"never is",
     r"whoever", r"is told", r"was told",
 ]  # fmt: skip
+# Folders whose messages use the terms of the field as well. Add further folders here.
+WORDED = [ROOT / "src" / folder for folder in ("core", "doctor", "events", "provider", "status", "store")]
+# A string literal of Rust, raw or not. A quote as a character is none.
+LITERAL = re.compile(r"""'"'|\br#"(.*?)"#|"((?:[^"\\]|\\.)*)\"""", re.S)
+# Statements have the names of columns, which stay as they are.
+SQL = re.compile(r"\b(SELECT|INSERT|SET|VALUES|AND|NULL)\b")
 VOICE_SYNC = ROOT / "target/debug/voice-sync"
 COMMANDS = ("sync-once", "daemon", "migrate", "doctor", "status", "inspect", "retry", "outbox", "runs", "list", "fail", "config", "completions", "man")
 TABLE = """CREATE TABLE voices (
@@ -192,10 +198,23 @@ def in_words(page: Path) -> Iterator[str]:
     for line in prose.splitlines():
         if len(line) > LINE and not re.match(r" *\||<!-- |.*://", line):
             yield f"longer than {LINE} characters: {line}"
-    words = re.sub(r"\s+", " ", re.sub(r"`[^`\n]*`|\]\([^)]*\)", "", prose))
+    yield from home_made(re.sub(r"`[^`\n]*`|\]\([^)]*\)", "", prose))
+
+
+def home_made(text: str) -> Iterator[str]:
+    """The terms in it that mean something to nobody else."""
+    words = re.sub(r"\s+", " ", text)
     for term in HOME_MADE:
         for found in re.finditer(rf"\b{term}\b", words, re.I):
             yield f"{found[0]!r} is home-made: …{words[max(0, found.start() - 40) : found.end() + 40]}…"
+
+
+def in_literals(source: Path) -> Iterator[str]:
+    """What is wrong with the words of its string literals, in which a line that ends in a backslash continues."""
+    for raw, plain in re.findall(LITERAL, re.sub(r"^\s*//.*$", "", source.read_text(), flags=re.M)):
+        text = re.sub(r"\\\n\s*", "", plain or raw)
+        if " " in text and not SQL.search(text):
+            yield from home_made(text)
 
 
 def in_translation(translation: Path, original: Path) -> Iterator[str]:
@@ -334,6 +353,8 @@ def main():
     wrong += tutorial(site)
     site.simulator.kill()
     wrong += [f"{page.relative_to(ROOT)}: {error}" for page in [*PAGES, *TRANSLATIONS] for error in in_words(page)]
+    sources = sorted(source for folder in WORDED for source in folder.rglob("*.rs"))
+    wrong += [f"{source.relative_to(ROOT)}: {error}" for source in sources for error in in_literals(source)]
     wrong += [error for translation, original in TRANSLATIONS.items() for error in in_translation(translation, original)]
     print(f"{count} commands of the documentation, and {len(PAGES)} pages: {len(wrong)} wrong")
     sys.exit("\n".join(wrong) or 0)
