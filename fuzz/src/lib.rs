@@ -11,7 +11,7 @@ use voice_sync::core::verdict::{AgeFrom, OnTimeout, Rules, judge};
 use voice_sync::daemon::{AllowedHosts, Health, StatusCache, answer, router};
 use voice_sync::events::publisher::{Kind, Publisher};
 use voice_sync::events::queue::named_by;
-use voice_sync::provider::error::{ProviderError, refusal};
+use voice_sync::provider::error::{ProviderError, read_error};
 use voice_sync::provider::state::backoff;
 use voice_sync::provider::wire;
 use voice_sync::store::DatabaseUrl;
@@ -54,13 +54,13 @@ pub fn error_body(data: &[u8]) {
         return;
     };
     let status = 100 + u16::from_be_bytes(*status) % 500;
-    let refusal = refusal(status, body, None);
-    if let ProviderError::NotFound = refusal {
+    let error = read_error(status, body, None);
+    if let ProviderError::NotFound = error {
         assert!(matches!(status, 400 | 404), "{status}");
         let text = str::from_utf8(body).expect("it is JSON");
         assert!(text.contains("voice") || text.contains("\\u"), "{text:?}");
     }
-    let said = refusal.to_string();
+    let said = error.to_string();
     assert!(!said.contains(char::is_control), "{said:?}");
     assert!(said.chars().count() < 1000, "{said:?}");
 }

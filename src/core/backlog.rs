@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(
             backlog.unasked(),
             Duration::from_secs(5),
-            "without those that nobody asks about"
+            "without those that are not looked up"
         );
         assert_eq!(
             BacklogKind::ALL.map(|kind| backlog.of(kind)),

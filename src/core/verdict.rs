@@ -279,8 +279,8 @@ pub enum Unstorable {
 
 /// Checks that a preview can be stored unchanged in a column with room for `room` characters (`None`: any length).
 pub fn storable(preview_url: &str, room: Option<usize>) -> Result<(), Unstorable> {
-    if let Some(stranger) = preview_url.chars().find(|c| c.is_control()) {
-        return Err(Unstorable::ControlCharacter(stranger));
+    if let Some(character) = preview_url.chars().find(|c| c.is_control()) {
+        return Err(Unstorable::ControlCharacter(character));
     }
     let chars = preview_url.chars().count();
     if let Some(room) = room.filter(|&room| chars > room) {

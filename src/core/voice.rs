@@ -105,11 +105,11 @@ impl ProviderVoiceId {
         if text.is_empty() {
             return Err(InvalidProviderId::Absent);
         }
-        if let Some(stranger) = text
+        if let Some(character) = text
             .chars()
             .find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_')))
         {
-            return Err(InvalidProviderId::Character(stranger));
+            return Err(InvalidProviderId::Character(character));
         }
         if text.len() > Self::MAX_CHARS {
             return Err(InvalidProviderId::TooLong(text.len()));

@@ -288,7 +288,7 @@ async fn second_poller(store: &Store) -> Result<Check, StoreError> {
     };
     let mut args = store.database().args();
     let sql = format!(
-        "SELECT count(*) AS strangers FROM {name} v
+        "SELECT count(*) AS others FROM {name} v
          WHERE v.{status} = {completed} AND {completed_before} > {since}
            AND NOT EXISTS (SELECT 1 FROM {outbox} o
                            WHERE {is_about_it} AND o.event_type = 'voice.created')",
@@ -300,7 +300,7 @@ async fn second_poller(store: &Store) -> Result<Check, StoreError> {
         is_about_it = table.is_row_of_event(),
     );
     let row = store.database().fetch_one(sql, args).await?;
-    Ok(match row.count("strangers")? {
+    Ok(match row.count("others")? {
         0 => Check::fine(CHECK, "only voice-sync completes voices"),
         voices => Check::doubtful(
             CHECK,

@@ -117,7 +117,7 @@ pub async fn queue(queue: &Queue) -> Check {
         Ok((_, Shape::List)) => {
             Check::fine(CHECK, "a list; voices in its jobs are looked up first")
         }
-        Ok((_, Shape::Absent)) => Check::fine(CHECK, "the queue is empty"),
+        Ok((_, Shape::Missing)) => Check::fine(CHECK, "the queue is empty"),
         Err(reason) => Check::doubtful(
             CHECK,
             reason.to_string(),

@@ -35,14 +35,14 @@ pub async fn provider(
             "set a valid key with ELEVENLABS_API_KEY or --api-key-file; it needs the permission voices_read",
         )];
     }
-    let trouble = lookups.values().find_map(|lookup| match lookup {
-        Lookup::Unavailable(trouble) => Some(trouble),
+    let failure = lookups.values().find_map(|lookup| match lookup {
+        Lookup::Unavailable(failure) => Some(failure),
         Lookup::Found { .. } | Lookup::Missing | Lookup::Rejected(_) | Lookup::Unanswerable(_) => {
             None
         }
     });
-    if let Some(trouble) = trouble {
-        let says = format!("{} is unavailable: {trouble}", provider.base());
+    if let Some(failure) = failure {
+        let says = format!("{} is unavailable: {failure}", provider.base());
         return vec![
             Check::broken(KEY, Exit::Temporary, says)
                 .advise("voices stay in processing, and the next pass looks them up; if it lasts, check the network \
@@ -126,18 +126,18 @@ fn unanswerable(lookups: &Lookups) -> Option<Check> {
     let bad: Vec<_> = lookups
         .iter()
         .filter_map(|(id, lookup)| match lookup {
-            Lookup::Unanswerable(trouble) => Some((id, trouble)),
+            Lookup::Unanswerable(failure) => Some((id, failure)),
             Lookup::Found { .. }
             | Lookup::Missing
             | Lookup::Rejected(_)
             | Lookup::Unavailable(_) => None,
         })
         .collect();
-    let (id, trouble) = bad.first()?;
+    let (id, failure) = bad.first()?;
     Some(Check::doubtful(
         "unanswerable",
         format!(
-            "{} of {} voices cannot be looked up, such as {id}: {trouble}",
+            "{} of {} voices cannot be looked up, such as {id}: {failure}",
             bad.len(),
             lookups.len()
         ),

@@ -34,7 +34,7 @@ pub struct Hints {
 pub(crate) enum Shape {
     Set,
     List,
-    Absent,
+    Missing,
 }
 
 impl Queue {
@@ -49,7 +49,7 @@ impl Queue {
         let (mut connection, shape) = self.open().await?;
         match shape {
             Shape::List => {}
-            Shape::Set | Shape::Absent => return Ok(Hints::default()),
+            Shape::Set | Shape::Missing => return Ok(Hints::default()),
         }
         // The application pushes at the other end. (RPOP takes several only since Redis 6.2.)
         let oldest = 0_i64.saturating_sub_unsigned(most);
@@ -60,7 +60,7 @@ impl Queue {
             let trim = commands.cmd("LTRIM").arg(&self.key);
             trim.arg(0).arg(oldest - 1).ignore();
         }
-        let (jobs,): (Vec<Vec<u8>>,) = self.tell(&mut connection, commands).await?;
+        let (jobs,): (Vec<Vec<u8>>,) = self.query(&mut connection, commands).await?;
         let voices: Vec<_> = jobs.iter().filter_map(|job| named_by(job)).collect();
         Ok(Hints {
             malformed: jobs.len() - voices.len(),
@@ -77,7 +77,7 @@ impl Queue {
                 connection,
                 cursor: Some(0),
             }),
-            Shape::List | Shape::Absent => None,
+            Shape::List | Shape::Missing => None,
         })
     }
 
@@ -86,11 +86,11 @@ impl Queue {
         let mut connection = connecting.map_err(|error| anyhow!(self.server.at(&error)))?;
         let mut ask = pipe();
         ask.cmd("TYPE").arg(&self.key);
-        let (shape,): (String,) = self.tell(&mut connection, &ask).await?;
+        let (shape,): (String,) = self.query(&mut connection, &ask).await?;
         let shape = match shape.as_str() {
             "set" => Shape::Set,
             "list" => Shape::List,
-            "none" => Shape::Absent,
+            "none" => Shape::Missing,
             other => bail!(
                 "the key {:?} (--queue) holds a {other}; set --queue to the application's set or list of waiting \
                  voices, or remove the option",
@@ -100,7 +100,7 @@ impl Queue {
         Ok((connection, shape))
     }
 
-    async fn tell<T: FromRedisValue>(
+    async fn query<T: FromRedisValue>(
         &self,
         connection: &mut MultiplexedConnection,
         commands: &Pipeline,
@@ -127,7 +127,7 @@ impl Members<'_> {
         let mut scan = pipe();
         let arguments = scan.cmd("SSCAN").arg(&self.queue.key).arg(cursor);
         arguments.arg("COUNT").arg(PAGE);
-        let page = self.queue.tell(&mut self.connection, &scan).await?;
+        let page = self.queue.query(&mut self.connection, &scan).await?;
         let ((next, members),): ((u64, Vec<Vec<u8>>),) = page;
         self.cursor = (next != 0).then_some(next);
         let texts = members.into_iter().flat_map(String::from_utf8);
@@ -145,7 +145,7 @@ impl Members<'_> {
             .arg(&self.queue.key)
             .arg(members)
             .ignore();
-        self.queue.tell(&mut self.connection, &remove).await
+        self.queue.query(&mut self.connection, &remove).await
     }
 }
 

@@ -14,24 +14,24 @@ use crate::core::lookup::UnavailableKind;
 use crate::telemetry::metrics::Class;
 
 /// Whether a repetition may help, for which cause, and how long the provider asks to wait.
-pub(super) fn worth_repeating(refusal: &ProviderError) -> Option<(Cause, Option<Duration>)> {
-    match refusal {
+pub(super) fn worth_repeating(error: &ProviderError) -> Option<(Cause, Option<Duration>)> {
+    match error {
         ProviderError::Throttled { retry_after, .. } => Some((Cause::Throttled, *retry_after)),
-        ProviderError::Unavailable(trouble) => match trouble.kind {
+        ProviderError::Unavailable(failure) => match failure.kind {
             UnavailableKind::Connect
             | UnavailableKind::Timeout
             | UnavailableKind::Broken
             | UnavailableKind::Internal
             | UnavailableKind::Status
-            | UnavailableKind::Throttled => Some((Cause::Unavailable, trouble.retry_after)),
+            | UnavailableKind::Throttled => Some((Cause::Unavailable, failure.retry_after)),
             UnavailableKind::NotAsked | UnavailableKind::TooLarge | UnavailableKind::Unreadable => {
                 None
             }
         },
         // A voice that hangs or has an unreadable answer will do so again.
-        ProviderError::Unanswerable(trouble) => match trouble.kind {
+        ProviderError::Unanswerable(failure) => match failure.kind {
             UnavailableKind::Broken | UnavailableKind::Internal | UnavailableKind::Status => {
-                Some((Cause::Unavailable, trouble.retry_after))
+                Some((Cause::Unavailable, failure.retry_after))
             }
             UnavailableKind::Connect
             | UnavailableKind::Timeout
@@ -55,8 +55,8 @@ pub(super) fn class<T>(answer: &Result<T, ProviderError>) -> Class {
         Err(ProviderError::Unauthorized(..) | ProviderError::Forbidden(..)) => Class::Refused,
         Err(ProviderError::Rejected(..)) => Class::Rejected,
         Err(ProviderError::Throttled { .. }) => Class::Throttled,
-        Err(ProviderError::Unavailable(trouble) | ProviderError::Unanswerable(trouble)) => {
-            match trouble.kind {
+        Err(ProviderError::Unavailable(failure) | ProviderError::Unanswerable(failure)) => {
+            match failure.kind {
                 UnavailableKind::Connect => Class::Connect,
                 UnavailableKind::Timeout => Class::Timeout,
                 UnavailableKind::Broken
@@ -86,8 +86,8 @@ pub(super) fn outcome<T>(answer: &Result<T, ProviderError>, purpose: Purpose) ->
             Outcome::TooMany
         }
         Err(ProviderError::Throttled { .. }) => Outcome::Busy,
-        Err(ProviderError::Unavailable(trouble) | ProviderError::Unanswerable(trouble)) => {
-            match trouble.kind {
+        Err(ProviderError::Unavailable(failure) | ProviderError::Unanswerable(failure)) => {
+            match failure.kind {
                 UnavailableKind::NotAsked => Outcome::Abandoned,
                 kind if kind.may_lie_in_a_voice() && purpose != Purpose::Liveness => {
                     Outcome::Abandoned

@@ -96,7 +96,7 @@ impl ErrorBody {
 ///
 /// Only an answer of the API itself says anything about a voice, an endpoint or a key. Any answer of a proxy is an
 /// outage, whatever its status. The exceptions are the statuses for requests that are too large.
-pub fn refusal(status: u16, body: &[u8], retry_after: Option<Duration>) -> ProviderError {
+pub fn read_error(status: u16, body: &[u8], retry_after: Option<Duration>) -> ProviderError {
     let body = ErrorBody::read(body);
     let code = body.as_ref().map_or("", |body| body.code.as_str());
     let says = || body.as_ref().map(ErrorBody::says).unwrap_or_default();
@@ -157,14 +157,14 @@ mod tests {
 
         let retry_after = Some(Duration::from_secs(3));
         for not_found in forms("voice_not_found") {
-            assert_eq!(refusal(400, &not_found, None), NotFound);
-            assert_eq!(refusal(404, &not_found, None), NotFound);
+            assert_eq!(read_error(400, &not_found, None), NotFound);
+            assert_eq!(read_error(404, &not_found, None), NotFound);
             assert_eq!(
-                refusal(401, &not_found, None),
+                read_error(401, &not_found, None),
                 Unauthorized(401, "voice_not_found text".into())
             );
             assert!(matches!(
-                refusal(500, &not_found, None),
+                read_error(500, &not_found, None),
                 Unavailable(Why {
                     kind: UnavailableKind::Internal,
                     ..
@@ -172,26 +172,26 @@ mod tests {
             ));
         }
         for other in forms("something_else") {
-            assert_eq!(refusal(404, &other, None), NoSuchEndpoint(404));
-            assert_eq!(refusal(405, &other, None), NoSuchEndpoint(405));
+            assert_eq!(read_error(404, &other, None), NoSuchEndpoint(404));
+            assert_eq!(read_error(405, &other, None), NoSuchEndpoint(405));
             for status in [402, 403] {
                 let forbidden = Forbidden(status, "something_else text".into());
-                assert_eq!(refusal(status, &other, None), forbidden);
+                assert_eq!(read_error(status, &other, None), forbidden);
             }
             for status in [400, 422] {
                 let rejected = Rejected(status, "something_else text".into());
-                assert_eq!(refusal(status, &other, None), rejected);
+                assert_eq!(read_error(status, &other, None), rejected);
             }
         }
         for code in ["invalid_api_key", "missing_permissions", "quota_exceeded"] {
             for body in forms(code) {
                 let unauthorized = Unauthorized(401, format!("{code} text"));
-                assert_eq!(refusal(401, &body, None), unauthorized);
+                assert_eq!(read_error(401, &body, None), unauthorized);
             }
         }
         for body in forms("missing_permissions") {
             assert_eq!(
-                refusal(403, &body, None),
+                read_error(403, &body, None),
                 Unauthorized(403, "missing_permissions text".into())
             );
         }
@@ -204,13 +204,16 @@ mod tests {
             for body in forms(code) {
                 let code = code.to_owned();
                 assert_eq!(
-                    refusal(429, &body, retry_after),
+                    read_error(429, &body, retry_after),
                     Throttled { code, retry_after }
                 );
             }
         }
         for status in [413, 414, 431] {
-            assert_eq!(refusal(status, b"", None), Rejected(status, String::new()));
+            assert_eq!(
+                read_error(status, b"", None),
+                Rejected(status, String::new())
+            );
         }
     }
 
@@ -219,11 +222,11 @@ mod tests {
         use ProviderError::*;
 
         let list = br#"{"detail":[{"loc":["query"],"msg":"m","type":"t"}]}"#;
-        assert_eq!(refusal(422, list, None), Rejected(422, String::new()));
+        assert_eq!(read_error(422, list, None), Rejected(422, String::new()));
         let text = br#"{"detail":"Not Found"}"#;
-        assert_eq!(refusal(404, text, None), NoSuchEndpoint(404));
+        assert_eq!(read_error(404, text, None), NoSuchEndpoint(404));
         let null = br#"{"detail":null}"#;
-        assert_eq!(refusal(400, null, None), Rejected(400, String::new()));
+        assert_eq!(read_error(400, null, None), Rejected(400, String::new()));
     }
 
     #[test]
@@ -243,7 +246,7 @@ mod tests {
                 let retry_after = Some(Duration::from_secs(3));
                 assert!(
                     matches!(
-                        refusal(status, body, retry_after),
+                        read_error(status, body, retry_after),
                         ProviderError::Unavailable(Why { kind: UnavailableKind::Status, retry_after: t, .. }) if t == retry_after
                     ),
                     "{status}"
@@ -256,7 +259,7 @@ mod tests {
     fn the_id_of_a_refused_request_is_told() {
         let body = br#"{"detail":{"code":"invalid_api_key","message":"no","request_id":"r1"}}"#;
         assert_eq!(
-            refusal(401, body, None).to_string(),
+            read_error(401, body, None).to_string(),
             "HTTP 401 invalid_api_key no (request_id r1)"
         );
     }

@@ -50,13 +50,13 @@ impl Provider {
                 self.traffic.begin_cooldown(retry_after.unwrap_or(pause));
                 None
             }
-            Err(ProviderError::Unavailable(trouble))
-                if trouble.kind == UnavailableKind::NotAsked =>
+            Err(ProviderError::Unavailable(failure))
+                if failure.kind == UnavailableKind::NotAsked =>
             {
                 None
             }
-            Err(ProviderError::Unavailable(trouble)) => {
-                if let Some(pause) = trouble.retry_after {
+            Err(ProviderError::Unavailable(failure)) => {
+                if let Some(pause) = failure.retry_after {
                     self.traffic.begin_cooldown(pause);
                 }
                 *failed_at = Some(Instant::now());
@@ -111,7 +111,7 @@ impl Provider {
             return self.nobodys_voice(deadline, place).await;
         }
         match self.shortest_list(deadline, place).await {
-            Err(ProviderError::Unavailable(trouble)) if trouble.kind.may_lie_in_a_voice() => {}
+            Err(ProviderError::Unavailable(failure)) if failure.kind.may_lie_in_a_voice() => {}
             other => return other,
         }
         let answer = self.nobodys_voice(deadline, place).await;
@@ -131,7 +131,7 @@ impl Provider {
         let path = format!("{LIST}?page_size=1&include_total_count=false");
         let purpose = Purpose::Liveness;
         let attempt = self.try_once(&path, purpose, deadline, Try::First, wire::list_page, place);
-        attempt.await.map(drop).map_err(Attempt::refusal)
+        attempt.await.map(drop).map_err(Attempt::error)
     }
 
     async fn nobodys_voice(
@@ -142,7 +142,7 @@ impl Provider {
         let path = format!("/v1/voices/{NO_VOICE}");
         let purpose = Purpose::Liveness;
         let attempt = self.try_once(&path, purpose, deadline, Try::First, wire::voice, place);
-        attempt.await.map(drop).map_err(Attempt::refusal)
+        attempt.await.map(drop).map_err(Attempt::error)
     }
 }
 

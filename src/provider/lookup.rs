@@ -120,8 +120,8 @@ impl Provider {
             return step;
         }
         if !self.is_ready(deadline).await {
-            let trouble = Unavailable::new(UnavailableKind::NotAsked, "provider unavailable");
-            give_up(&mut step.lookups, ids, &trouble);
+            let failure = Unavailable::new(UnavailableKind::NotAsked, "provider unavailable");
+            give_up(&mut step.lookups, ids, &failure);
             return step;
         }
         let purpose = match mode {
@@ -132,9 +132,9 @@ impl Provider {
         if let Some(purpose) = purpose.filter(|_| !self.has_no_list()) {
             match self.list(ids, purpose, deadline).await {
                 Listed::Answered(voices) => take(&mut step.lookups, voices),
-                Listed::Partly(voices, trouble) => {
+                Listed::Partly(voices, failure) => {
                     take(&mut step.lookups, voices);
-                    give_up(&mut step.lookups, ids, &trouble);
+                    give_up(&mut step.lookups, ids, &failure);
                 }
                 Listed::Failed(voices) => {
                     take(&mut step.lookups, voices);
@@ -181,7 +181,7 @@ impl Provider {
         let begun = Instant::now();
         let mut lookups = self.each(ids, Purpose::Isolation, None, deadline).await;
         let failed = lookups.iter().filter_map(|(id, lookup)| match lookup {
-            Lookup::Unanswerable(trouble) if trouble.kind != UnavailableKind::Timeout => Some(id),
+            Lookup::Unanswerable(failure) if failure.kind != UnavailableKind::Timeout => Some(id),
             Lookup::Unanswerable(_)
             | Lookup::Found { .. }
             | Lookup::Missing
@@ -227,7 +227,7 @@ impl Provider {
                 .await;
             let next = match answer {
                 Ok(next) => next,
-                Err(refusal) => return self.not_listed(refusal, page, voices),
+                Err(error) => return self.not_listed(error, page, voices),
             };
             self.list_answered.store(true, Ordering::Relaxed);
             let before = asked_for.len();
@@ -245,8 +245,8 @@ impl Provider {
         Listed::Answered(voices)
     }
 
-    fn not_listed(&self, refusal: ProviderError, page: usize, voices: Shown) -> Listed {
-        match refusal {
+    fn not_listed(&self, error: ProviderError, page: usize, voices: Shown) -> Listed {
+        match error {
             ProviderError::NoSuchEndpoint(_) | ProviderError::Forbidden(..) if page == 0 => {
                 Listed::NotThere
             }
@@ -260,7 +260,7 @@ impl Provider {
             | ProviderError::Rejected(..)
             | ProviderError::Throttled { .. }
             | ProviderError::Unauthorized(..)
-            | ProviderError::Unavailable(_) => Listed::Partly(voices, self.trouble(refusal)),
+            | ProviderError::Unavailable(_) => Listed::Partly(voices, self.failure(error)),
         }
     }
 
@@ -292,7 +292,7 @@ impl Provider {
                 "the answer is about another voice",
             )),
             Err(ProviderError::NotFound) => Lookup::Missing,
-            Err(ProviderError::Unanswerable(trouble)) => Lookup::Unanswerable(trouble),
+            Err(ProviderError::Unanswerable(failure)) => Lookup::Unanswerable(failure),
             // The key works for other voices, so the error is about this one.
             Err(ProviderError::Forbidden(status, said)) if self.was_answered() => {
                 Lookup::Rejected(format!("HTTP {status} {said}").trim_end().to_owned())
@@ -301,20 +301,20 @@ impl Provider {
                 Lookup::Rejected(format!("HTTP {status} {said}").trim_end().to_owned())
             }
             Err(
-                refusal @ (ProviderError::NoSuchEndpoint(_)
+                error @ (ProviderError::NoSuchEndpoint(_)
                 | ProviderError::Unauthorized(..)
                 | ProviderError::Forbidden(..)
                 | ProviderError::Throttled { .. }
                 | ProviderError::Unavailable(_)),
-            ) => Lookup::Unavailable(self.trouble(refusal)),
+            ) => Lookup::Unavailable(self.failure(error)),
         }
     }
 
     /// What an error means for voices that it is not about. If the key is refused, this is stored, and no more
     /// requests are sent.
-    fn trouble(&self, refusal: ProviderError) -> Unavailable {
-        let text = refusal.to_string();
-        match refusal {
+    fn failure(&self, error: ProviderError) -> Unavailable {
+        let text = error.to_string();
+        match error {
             ProviderError::Unauthorized(..) | ProviderError::Forbidden(..) => {
                 self.key_refused.get_or_init(|| text.clone());
                 Unavailable::new(UnavailableKind::Status, text)
@@ -324,7 +324,7 @@ impl Provider {
                 detail: text,
                 retry_after,
             },
-            ProviderError::Unavailable(trouble) | ProviderError::Unanswerable(trouble) => trouble,
+            ProviderError::Unavailable(failure) | ProviderError::Unanswerable(failure) => failure,
             ProviderError::NotFound
             | ProviderError::NoSuchEndpoint(_)
             | ProviderError::Rejected(..) => Unavailable::new(UnavailableKind::Status, text),
@@ -359,8 +359,8 @@ fn unanswered(lookups: &Lookups, ids: &[ProviderVoiceId]) -> Vec<ProviderVoiceId
     unanswered.cloned().collect()
 }
 
-fn give_up(lookups: &mut Lookups, ids: &[ProviderVoiceId], trouble: &Unavailable) {
+fn give_up(lookups: &mut Lookups, ids: &[ProviderVoiceId], failure: &Unavailable) {
     for id in unanswered(lookups, ids) {
-        lookups.insert(id, Lookup::Unavailable(trouble.clone()));
+        lookups.insert(id, Lookup::Unavailable(failure.clone()));
     }
 }

@@ -8,7 +8,7 @@ use tracing::{debug, trace};
 
 use super::admission::{Admission, Outcome};
 use super::classify::{class, outcome, plan, retry_after, worth_repeating};
-use super::error::{ProviderError, refusal};
+use super::error::{ProviderError, read_error};
 use super::state::backoff::{self, Cause};
 use super::state::concurrency_limit::Plan;
 use super::{LIST, Provider, REQUEST_TIMEOUT, RequestDeadline, SHORTEST_TIMEOUT};
@@ -58,9 +58,9 @@ pub(super) enum Attempt {
 }
 
 impl Attempt {
-    pub(super) fn refusal(self) -> ProviderError {
+    pub(super) fn error(self) -> ProviderError {
         match self {
-            Self::Refused(refusal) => refusal,
+            Self::Refused(error) => error,
             Self::GivenUp => {
                 let says = format!("no answer within {} s", SHORTEST_TIMEOUT.as_secs());
                 ProviderError::Unavailable(Unavailable::new(UnavailableKind::Timeout, says))
@@ -97,7 +97,7 @@ impl Provider {
             let attempt = self
                 .try_once(path_and_query, purpose, deadline, which, read, &place)
                 .await;
-            let refusal = match attempt {
+            let error = match attempt {
                 Ok(answer) => {
                     self.traffic.release(place);
                     return Ok(answer);
@@ -112,18 +112,18 @@ impl Provider {
                         continue;
                     }
                     self.traffic.learn(&place, Outcome::Unavailable, None);
-                    Attempt::GivenUp.refusal()
+                    Attempt::GivenUp.error()
                 }
-                Err(Attempt::Refused(refusal)) => {
-                    self.attribute(refusal, begun, deadline, &place).await
+                Err(Attempt::Refused(error)) => {
+                    self.attribute(error, begun, deadline, &place).await
                 }
             };
             self.traffic.release(place);
-            let Some((cause, retry_after)) = worth_repeating(&refusal) else {
-                return Err(refusal);
+            let Some((cause, retry_after)) = worth_repeating(&error) else {
+                return Err(error);
             };
             let pause = backoff::pause(tried, cause, retry_after, fastrand::f64());
-            let is_about_a_voice = matches!(refusal, ProviderError::Unanswerable(_));
+            let is_about_a_voice = matches!(error, ProviderError::Unanswerable(_));
             if cause == Cause::Throttled || retry_after.is_some() && !is_about_a_voice {
                 self.traffic.begin_cooldown(retry_after.unwrap_or(pause));
             }
@@ -136,7 +136,7 @@ impl Provider {
                 Purpose::Isolation | Purpose::Liveness => false,
             };
             if !may_repeat || !deadline.sleep_until(Instant::now() + pause).await {
-                return Err(refusal);
+                return Err(error);
             }
             debug!(
                 tried,
@@ -150,24 +150,24 @@ impl Provider {
     /// one started.
     async fn attribute(
         &self,
-        refusal: ProviderError,
+        error: ProviderError,
         begun: Instant,
         deadline: RequestDeadline<'_>,
         place: &Admission<'_>,
     ) -> ProviderError {
-        match refusal {
-            ProviderError::Unavailable(trouble) if trouble.kind.may_lie_in_a_voice() => {
+        match error {
+            ProviderError::Unavailable(failure) if failure.kind.may_lie_in_a_voice() => {
                 match self.works(begun, deadline, place).await {
                     Some(true) => {
-                        if trouble.kind == UnavailableKind::Timeout {
+                        if failure.kind == UnavailableKind::Timeout {
                             self.has_hung.store(true, Ordering::Relaxed);
                         }
-                        return ProviderError::Unanswerable(trouble);
+                        return ProviderError::Unanswerable(failure);
                     }
                     Some(false) => self.traffic.learn(place, Outcome::Unavailable, None),
                     None => {}
                 }
-                ProviderError::Unavailable(trouble)
+                ProviderError::Unavailable(failure)
             }
             ProviderError::NotFound
             | ProviderError::NoSuchEndpoint(_)
@@ -176,7 +176,7 @@ impl Provider {
             | ProviderError::Rejected(..)
             | ProviderError::Throttled { .. }
             | ProviderError::Unanswerable(_)
-            | ProviderError::Unavailable(_) => refusal,
+            | ProviderError::Unavailable(_) => error,
         }
     }
 
@@ -208,7 +208,7 @@ impl Provider {
             () = deadline.is_exhausted(GRACE) => (Err(not_asked("stopped by a signal")), None),
             is_timeout = self.takes_too_long(begun, purpose, which) => {
                 given_up = !is_timeout;
-                (Err(Attempt::GivenUp.refusal()), None)
+                (Err(Attempt::GivenUp.error()), None)
             }
         };
         let endpoint = match path_and_query.starts_with(LIST) {
@@ -265,7 +265,7 @@ impl Provider {
         };
         let client = match self.client() {
             Ok(client) => client,
-            Err(refusal) => return (Err(refusal), None),
+            Err(error) => return (Err(error), None),
         };
         let request = client
             .get(format!("{}{path_and_query}", self.base))
@@ -293,7 +293,7 @@ impl Provider {
             }),
             status => {
                 let body = String::from_utf8_lossy(&body.unwrap_or_default()).into_owned();
-                Err(refusal(
+                Err(read_error(
                     status,
                     self.without_key(&body).as_bytes(),
                     retry_after,

@@ -4,7 +4,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::classify::{class, retry_after};
-use super::error::{ProviderError, refusal};
+use super::error::{ProviderError, read_error};
 use super::request::{InFlight, MAX_ERROR_BYTES, read};
 use super::{Provider, REQUEST_TIMEOUT};
 use crate::core::lookup::UnavailableKind;
@@ -91,7 +91,7 @@ impl Provider {
         }
         let body = String::from_utf8_lossy(&body.unwrap_or_default()).into_owned();
         let body = self.without_key(&body);
-        Err(refusal(
+        Err(read_error(
             status.as_u16(),
             body.as_bytes(),
             retry_after(&headers),
@@ -155,7 +155,7 @@ mod tests {
             (500, "internal_server_error", "unclear"),
             (503, "system_busy", "unclear"),
         ] {
-            let error = refusal(status, detail(code).as_bytes(), None);
+            let error = read_error(status, detail(code).as_bytes(), None);
             let found = match answer(error) {
                 NudgeAnswer::Refused(_) => "refused",
                 NudgeAnswer::Silent(_) => "silent",
@@ -168,12 +168,12 @@ mod tests {
             assert_eq!(found, expected, "{status} {code}");
         }
         let schema = br#"{"detail":[{"loc":["body","model_id"],"msg":"x","type":"missing"}]}"#;
-        let schema = answer(refusal(422, schema, None));
+        let schema = answer(read_error(422, schema, None));
         assert!(matches!(schema, NudgeAnswer::Rejected(_)), "{schema:?}");
-        let proxy = answer(refusal(403, b"<html>", None));
+        let proxy = answer(read_error(403, b"<html>", None));
         assert!(matches!(proxy, NudgeAnswer::Unclear(_)), "{proxy:?}");
         let soon = Some(Duration::from_secs(9));
-        let throttled = answer(refusal(429, b"{}", soon));
+        let throttled = answer(read_error(429, b"{}", soon));
         assert!(
             matches!(throttled, NudgeAnswer::Throttled(_, asked) if asked == soon),
             "{throttled:?}"

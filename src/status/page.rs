@@ -191,7 +191,7 @@ fn times(times: &Quantiles) -> Markup {
     if marks.is_empty() {
         return html! { p { "No voice was completed in the recorded passes." } };
     }
-    let told: Vec<_> = marks
+    let parts: Vec<_> = marks
         .iter()
         .map(|(name, at)| format!("{name} {}", span(*at)))
         .collect();
@@ -207,7 +207,7 @@ fn times(times: &Quantiles) -> Markup {
     let place = |bucket: i32| (f64::from(bucket) - f64::from(first)) * step;
     let view = format!("0 0 {WIDTH} {BASE}");
     html! {
-        p { (told.join(", ")) }
+        p { (parts.join(", ")) }
         p.faint { "of " (number_of(times.count(), "voice", "voices")) " in the recorded passes" }
         svg viewBox=(view) role="img" aria-label="Time from clone to completed" {
             @for (bucket, count) in times.buckets() {

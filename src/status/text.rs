@@ -140,15 +140,15 @@ pub(super) fn waits_for(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
     let Some(notes) = voice.notes_about_it() else {
         return "its first lookup".to_owned();
     };
-    let trouble = notes.trouble.as_deref().map(in_line);
+    let error = notes.trouble.as_deref().map(in_line);
     if let Some(until) = voice.set_aside_until(now) {
-        let trouble = trouble.unwrap_or_default();
-        return format!("set aside, next lookup {}: {trouble}", ago(until, now));
+        let error = error.unwrap_or_default();
+        return format!("set aside, next lookup {}: {error}", ago(until, now));
     }
     if let Some((times, _)) = voice.unanswered() {
-        let trouble = trouble.unwrap_or_default();
-        let times = number_of(times.into(), "try", "tries");
-        return format!("unanswerable, {times}: {trouble}");
+        let error = error.unwrap_or_default();
+        let times = number_of(times.into(), "failed lookup", "failed lookups");
+        return format!("unanswerable, {times}: {error}");
     }
     let stage = notes.stage.as_deref().map(|stage| stage.replace('_', " "));
     let kind = notes.kind.as_deref().unwrap_or("voice");
@@ -160,8 +160,8 @@ pub(super) fn waits_for(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
         (0, Some(stage)) => format!("{stage} ({})", in_line(kind)),
         (0, None) => "its first answer".to_owned(),
     };
-    match trouble {
-        Some(trouble) => format!("{waits}; {trouble}"),
+    match error {
+        Some(error) => format!("{waits}; {error}"),
         None => waits,
     }
 }
@@ -185,11 +185,11 @@ pub(super) fn did(entry: &LedgerEntry) -> String {
         let counts = names
             .iter()
             .map(|(name, words)| (entry.count(name), *words));
-        let told: Vec<_> = counts
+        let parts: Vec<_> = counts
             .filter(|(count, _)| *count > 0)
             .map(|(count, words)| format!("{count} {words}"))
             .collect();
-        told.join(", ")
+        parts.join(", ")
     };
     let pass = || {
         let voices = counted(&[

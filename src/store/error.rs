@@ -66,7 +66,7 @@ impl StoreError {
 impl From<sqlx::Error> for StoreError {
     #[expect(
         clippy::wildcard_enum_match_arm,
-        reason = "sqlx may add errors; what is not known is taken for passing trouble"
+        reason = "sqlx may add errors; unknown errors count as temporary"
     )]
     fn from(error: sqlx::Error) -> Self {
         match error {

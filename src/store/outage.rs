@@ -99,7 +99,7 @@ mod tests {
     async fn failing_and_silent_statements_are_suspicious_until_one_is_answered() {
         let outage = Outage::default();
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert_eq!(outage.suspicion(), None, "nobody asks");
+        assert_eq!(outage.suspicion(), None, "no operation is in flight");
         let begun = Instant::now();
         let first = outage.begin();
         tokio::time::advance(SILENT_AFTER).await;

@@ -332,7 +332,7 @@ pub(super) enum Need {
 
 /// Returns an error if columns are missing that are required or that the user named. `there` are the names of the
 /// table's columns.
-pub(super) fn absent(
+pub(super) fn check_columns(
     table: &str,
     columns: &ColumnNames,
     need: Need,

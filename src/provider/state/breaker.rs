@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn a_pass_that_only_failed_opens_it() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        assert_eq!(breaker.passed(), None, "it did not ask");
+        assert_eq!(breaker.passed(), None, "it sent no request");
         assert_eq!(breaker.failed(now), None);
         assert_eq!(breaker.passed(), Some(FIRST_PAUSE));
         assert_eq!(breaker.passed(), None, "it is open");

@@ -7,7 +7,8 @@ use crate::store::args::Args;
 use crate::store::dialect::Dialect;
 use crate::store::row::Row;
 use crate::store::table::{
-    ColumnNames, Identifier, MissingColumn, Names, Need, SchemaError, TableName, absent, pg_literal,
+    ColumnNames, Identifier, MissingColumn, Names, Need, SchemaError, TableName, check_columns,
+    pg_literal,
 };
 use crate::store::table_sql::{KeyForm, TableSql};
 use crate::store::zone::NaiveZone;
@@ -217,7 +218,7 @@ fn check_names(
     columns: &[Column],
 ) -> Result<(), SchemaError> {
     let there: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
-    absent(table, names, need, &there, |one, other| one == other)
+    check_columns(table, names, need, &there, |one, other| one == other)
 }
 
 fn column(row: &Row) -> Result<Column, StoreError> {

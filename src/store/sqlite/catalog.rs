@@ -8,7 +8,8 @@ use crate::store::StoreError;
 use crate::store::adopt::{Lacks, TableShape, adopted_name};
 use crate::store::dialect::Dialect;
 use crate::store::table::{
-    ColumnNames, Identifier, MissingColumn, Names, Need, SchemaError, TableName, absent, literal,
+    ColumnNames, Identifier, MissingColumn, Names, Need, SchemaError, TableName, check_columns,
+    literal,
 };
 use crate::store::table_sql::{KeyForm, TableSql};
 
@@ -234,7 +235,7 @@ fn check_names(
         }
     }
     let there: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
-    absent(table, names, need, &there, str::eq_ignore_ascii_case)
+    check_columns(table, names, need, &there, str::eq_ignore_ascii_case)
 }
 
 /// The `n` of a declared type such as `VARCHAR(n)`.
