@@ -1,5 +1,5 @@
-# Sourced by the other scripts: installs what they miss, by the system's own package manager.
-# Kept to bash 3.2, which is what macOS has.
+# Sourced by the other scripts: installs missing programs with the system's package manager.
+# Uses only bash 3.2, the version of macOS.
 # shellcheck shell=bash
 
 fail() {
@@ -25,7 +25,7 @@ package_names() {
 		apt-get-chromium | dnf-chromium) echo chromium ;;
 		apt-get-sqlite) echo sqlite3 ;;
 		dnf-postgresql) echo postgresql-server ;;
-		# Newer Fedora and RHEL have only Valkey; its file is found by either name.
+		# Newer Fedora and RHEL have only Valkey. The scripts find either program.
 		dnf-redis) dnf -q info redis >/dev/null 2>&1 && echo redis || echo valkey ;;
 		dnf-faketime) echo libfaketime ;;
 		dnf-python) echo python3 python3-pip ;;
@@ -51,23 +51,23 @@ install_packages() {
 		if command -v "${manager:-true}" >/dev/null; then break; fi
 	done
 	[ -n "$manager" ] ||
-		fail "missing: $*; found none of apt-get, dnf and brew to install it with, so install it by hand"
+		fail "missing: $*; there is no apt-get, dnf or brew; install it by hand"
 	names=$(package_names "$manager" "$@")
 	names=${names% }
 
 	if [ "$manager" = brew ]; then
-		# Homebrew refuses to run as root, and needs no root.
+		# Homebrew refuses to run as root.
 		[ "$EUID" -ne 0 ] || fail "missing: $*; as a user other than root, run: brew install $names"
 		# shellcheck disable=SC2086 # the names are words
-		brew install $names >&2 </dev/null || fail "missing: $*; this failed: brew install $names"
+		brew install $names >&2 </dev/null || fail "missing: $*; this command failed: brew install $names"
 		return
 	fi
 
 	local as_root=''
 	if [ "$EUID" -ne 0 ]; then
-		# -n: a test run must never stop to ask for a password.
+		# -n: a test run must never wait for a password.
 		sudo -n true 2>/dev/null ||
-			fail "missing: $*; neither root nor sudo without a password, so run: sudo $manager install $names"
+			fail "missing: $*; this needs root, or sudo without a password; run: sudo $manager install $names"
 		as_root='sudo -n'
 	fi
 	echo "${0##*/}: installing $names" >&2
@@ -75,12 +75,12 @@ install_packages() {
 	case $manager in
 	apt-get) $as_root bash -c "$(declare -f install_with_apt); install_with_apt $names" ;;
 	dnf) $as_root dnf -y install $names ;;
-	esac >&2 </dev/null || fail "missing: $*; this failed: ${as_root:+sudo }$manager install $names"
+	esac >&2 </dev/null || fail "missing: $*; this command failed: ${as_root:+sudo }$manager install $names"
 }
 
-# Debian's packages start their services, now and at every boot. The tests need only the programs,
-# and a developer's machine must not gain a running server from them.
-# Runs as root in a shell of its own, which is passed nothing but this function.
+# Debian's packages start their services, now and at every boot. The tests need only the programs, and must not leave a
+# running server on a developer's machine.
+# Runs as root in a separate shell, to which only this function is passed.
 install_with_apt() {
 	set -eu
 	export DEBIAN_FRONTEND=noninteractive PATH="$PATH:/usr/sbin:/sbin"
@@ -88,12 +88,12 @@ install_with_apt() {
 	clusters=/etc/postgresql-common/createcluster.conf
 	saved=$clusters.voice-sync
 
-	# Two test runs at once must not undo each other's guards.
+	# Two test runs at once must not remove each other's policy file.
 	exec 9>/run/lock/voice-sync-packages
 	flock 9
 
 	restore() {
-		# Nobody else's policy is removed; our own also when an earlier run was killed.
+		# Only our own policy file is removed, also one of an earlier run that was killed.
 		if grep -qs voice-sync "$policy"; then rm -f "$policy"; fi
 		if [ -e "$saved" ]; then mv -f "$saved" "$clusters"; fi
 	}
@@ -108,11 +108,11 @@ install_with_apt() {
 		printf '#!/bin/sh\n# voice-sync: only while it installs packages\nexit 101\n' >"$policy"
 		chmod 755 "$policy"
 	}
-	# Without fresh lists the install may still work, and if not it says why.
+	# Without fresh lists, the installation may still work. If not, it prints the reason.
 	get update || true
 	case " $* " in
 	*' postgresql '*)
-		# Its setting must be there before the server's package looks for it.
+		# The setting must exist before the server's package reads it.
 		get install --no-install-recommends postgresql-common
 		cp -p "$clusters" "$saved"
 		echo 'create_main_cluster = false' >>"$clusters"
