@@ -23,7 +23,7 @@ pub(crate) fn on_signal(stop: CancellationToken, deadline: Deadline) {
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
     ) else {
-        warn!("signals cannot be caught; the process ends at once when told to");
+        warn!("signals cannot be caught; a signal ends the process at once");
         return;
     };
     tokio::spawn(async move {
@@ -35,7 +35,7 @@ pub(crate) fn on_signal(stop: CancellationToken, deadline: Deadline) {
             if told > 1 {
                 process::exit(Exit::Temporary.code().into());
             }
-            info!("told to stop: finishing what is under way; a second signal ends it at once");
+            info!("received a signal: finishing lookups and writes; a second signal ends the process at once");
             stop.cancel();
             let limit = failpoint::limit("shutdown.timeout", SHUTDOWN_TIMEOUT);
             deadline.bring_forward(Instant::now() + limit);

@@ -68,6 +68,11 @@ impl Queue {
         })
     }
 
+    /// Its key in Redis.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// An iteration over the members, if the queue is a set.
     pub async fn members(&self) -> anyhow::Result<Option<Members<'_>>> {
         let (connection, shape) = self.open().await?;

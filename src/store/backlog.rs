@@ -5,7 +5,6 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::args::Columns;
 use super::dialect::Dialect;
 use super::row::Row;
 use super::values::{Agenda, Asked, Isolated, Overview, Upcoming};
@@ -281,32 +280,6 @@ impl Store {
             isolated.rows.push(row.get("row_id")?);
         }
         Ok(isolated)
-    }
-
-    pub(super) async fn finished_once(&self, rows: &[String]) -> Result<Vec<String>, StoreError> {
-        let table = &self.table;
-        let mut args = self.database.args();
-        // Each in all forms that the column may contain.
-        let forms = rows
-            .iter()
-            .map(|row| table.keys(row).into_iter().map(move |key| (row, key)));
-        let forms: Vec<_> = forms.flatten().collect();
-        let key_type = table.key_type();
-        let rows = Columns::of(&forms)
-            .text("given", |(given, _)| Some(given))
-            .key("key", &key_type, |(_, key)| Some(key));
-        let rows = args.rows("g", rows);
-        let sql = format!(
-            "SELECT DISTINCT g.given FROM {rows} CROSS JOIN {name} v
-             WHERE {key} = g.key AND v.{status} IN ({completed}, {failed})",
-            name = table.table,
-            key = table.key(),
-            status = table.status,
-            completed = table.completed,
-            failed = table.failed,
-        );
-        let rows = self.database.fetch_all(sql, args).await?;
-        rows.iter().map(|row| row.get("given")).collect()
     }
 }
 

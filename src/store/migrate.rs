@@ -38,6 +38,7 @@ fn for_postgres() -> Vec<Migration> {
         migration!(10, "0010_request_budget", "postgres"),
         migration!(11, "0011_hints", "postgres"),
         migration!(12, "0012_nudges", "postgres"),
+        migration!(13, "0013_queue_members", "postgres"),
     ]
 }
 
@@ -55,6 +56,7 @@ fn for_sqlite() -> Vec<Migration> {
         migration!(10, "0010_request_budget", "sqlite"),
         migration!(11, "0011_hints", "sqlite"),
         migration!(12, "0012_nudges", "sqlite"),
+        migration!(13, "0013_queue_members", "sqlite"),
     ]
 }
 

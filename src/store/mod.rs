@@ -26,6 +26,7 @@ mod outbox;
 mod outbox_commands;
 mod postgres;
 mod provider_state;
+mod queue_members;
 mod row;
 mod settlement;
 mod sqlite;
@@ -71,7 +72,7 @@ pub use survey::{
 pub use values::{
     Access, Agenda, Applied, Asked, BusPermit, CommandRun, Hinted, Isolated, LeaseId, LeasedEvents,
     MissingVoice, NextPass, NudgeClaim, NudgePermit, Overview, PURGE, Page, Pending, PriorState,
-    Record, Run, Selection, Upcoming,
+    QueueMembers, Record, Run, Selection, Upcoming,
 };
 
 use crate::core::exit::Exit;
@@ -368,12 +369,28 @@ impl Store {
     }
 
     /// The row ids among these whose voices are completed or failed, as they were given.
-    pub async fn finished(&self, rows: &[String]) -> Result<Vec<String>, StoreError> {
-        if rows.is_empty() {
-            return Ok(Vec::new());
+    /// Which of these members of a queue are finished, and which have had no row for an hour.
+    pub async fn queue_members(
+        &self,
+        queue: &str,
+        members: &[String],
+    ) -> Result<QueueMembers, StoreError> {
+        if members.is_empty() {
+            return Ok(QueueMembers::default());
         }
-        self.attempt("store.finished", || self.finished_once(rows))
-            .await
+        self.attempt("store.queue_members", || {
+            self.queue_members_once(queue, members)
+        })
+        .await
+    }
+
+    /// Forgets members of a queue that were removed from it.
+    pub async fn forget_members(&self, queue: &str, members: &[String]) -> Result<(), StoreError> {
+        let members: Vec<&str> = members.iter().map(String::as_str).collect();
+        self.attempt("store.forget_members", || {
+            self.forget_members_once(queue, &members)
+        })
+        .await
     }
 
     /// Makes transitions, each only if the row is still in processing with the id that was looked up, and records

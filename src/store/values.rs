@@ -67,6 +67,15 @@ pub struct Overview {
     pub last_success: Option<DateTime<Utc>>,
 }
 
+/// Members of the application's queue that can be removed from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueueMembers {
+    /// Their voices are completed or failed.
+    pub finished: Vec<String>,
+    /// They have had no row for an hour.
+    pub left_over: Vec<String>,
+}
+
 /// Which voices a page contains, in the order of their positions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {

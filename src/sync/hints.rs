@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::Pass;
 use super::progress::Progress;
 use crate::events::queue::{Hints, Queue};
+use crate::store::QueueMembers;
 
 /// Jobs that a pass takes at the most.
 const MOST_HINTS: u64 = 1000;
@@ -78,9 +79,21 @@ impl Pass<'_> {
         let deadline = Instant::now() + longest;
         let mut taken_out = 0;
         while let Some(page) = members.next().await? {
-            let finished = self.store.finished(&page).await?;
+            let QueueMembers {
+                finished,
+                left_over,
+            } = self.store.queue_members(queue.key(), &page).await?;
             members.remove(&finished).await?;
             taken_out += finished.len();
+            if !left_over.is_empty() {
+                members.remove(&left_over).await?;
+                self.store.forget_members(queue.key(), &left_over).await?;
+                let members = left_over.len();
+                info!(
+                    members,
+                    "removed ids from the application's queue that have had no row for an hour"
+                );
+            }
             // Even a pass that has to stop looks at one page.
             if self.is_over(progress) || Instant::now() >= deadline {
                 break;

@@ -283,7 +283,7 @@ async fn a_second_signal_ends_it_at_once() {
     let in_flight = async || (slow.counts().list > 0).then_some(());
     daemon.wait_for("a request in flight", in_flight).await;
     daemon.signal("-INT");
-    daemon.wait_until_said("told to stop").await;
+    daemon.wait_until_said("received a signal").await;
     daemon.signal("-TERM");
     assert_eq!(daemon.ended().await, 75);
 }

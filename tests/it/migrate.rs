@@ -29,7 +29,7 @@ async fn migrating_twice_or_at_the_same_time_is_harmless() {
         for ended in &runs {
             ended.expect_code(0);
         }
-        assert_eq!(own_tables(&app).await, 12, "{variant:?}");
+        assert_eq!(own_tables(&app).await, 13, "{variant:?}");
         let again = migrate(&app).run().await;
         again.expect_code(0);
         assert_eq!(again.report()["migrations"], Value::Array(Vec::new()));
@@ -47,7 +47,7 @@ async fn the_sql_of_a_dry_run_can_be_applied_by_hand() {
         dry.expect_code(0);
         assert_eq!(own_tables(&app).await, 0, "a dry run makes nothing");
         app.execute(&dry.stdout).await;
-        assert_eq!(own_tables(&app).await, 12, "{variant:?}");
+        assert_eq!(own_tables(&app).await, 13, "{variant:?}");
         let ended = migrate(&app).run().await;
         ended.expect_code(0);
         assert_eq!(ended.report()["migrations"], Value::Array(Vec::new()));

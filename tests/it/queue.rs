@@ -381,3 +381,46 @@ async fn a_queue_needs_a_redis() {
     let ended = none.env("VOICE_SYNC_QUEUE", "").run().await;
     ended.expect_code(0);
 }
+
+/// The application may add a member before it commits the row.
+async fn members_without_a_row_leave_the_set_after_an_hour(variant: Variant) {
+    let waiting = Waiting::new(variant, &voices("nopreview", 2)).await;
+    let gone = [row_id("gone-1"), row_id("gone-2")].map(|row| row.to_string().into_bytes());
+    let late = row_id("late").to_string();
+    waiting
+        .add(&[&gone[0][..], &gone[1], late.as_bytes()])
+        .await;
+    waiting.run(&[]).await.expect_code(0);
+    waiting.run(&[]).await.expect_code(0);
+    assert_eq!(waiting.members().await.len(), 5, "not at once");
+
+    waiting.app.insert_processing(&["late"]).await;
+    waiting.app.age_own_tables(3601).await;
+    // A dry run removes nothing.
+    waiting.run(&["--dry-run"]).await.expect_code(0);
+    assert_eq!(waiting.members().await.len(), 5);
+    let ended = waiting.run(&[]).await;
+    assert!(
+        ended.stderr.contains("no row for an hour"),
+        "{}",
+        ended.stderr
+    );
+    let left = waiting.members().await;
+    assert_eq!(left.len(), 3, "{left:?}");
+    assert!(gone.iter().all(|member| !left.contains(member)));
+
+    // One that comes again has its hour again.
+    waiting.add(&[&gone[0][..]]).await;
+    waiting.run(&[]).await;
+    assert_eq!(waiting.members().await.len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_without_a_row_leave_the_set_after_an_hour_on_postgresql() {
+    members_without_a_row_leave_the_set_after_an_hour(Variant::A).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_without_a_row_leave_the_set_after_an_hour_on_sqlite() {
+    members_without_a_row_leave_the_set_after_an_hour(Variant::E36).await;
+}

@@ -1435,7 +1435,8 @@ async fn finished_voices_are_found_by_whatever_form_their_row_is_given_in(varian
         })
         .collect();
     rows.extend(["b", "\"", "7", ""].map(str::to_owned));
-    let mut finished = store.finished(&rows).await.expect("finds");
+    let members = store.queue_members("queue", &rows).await;
+    let mut finished = members.expect("finds").finished;
     finished.sort_unstable();
     let mut expected = rows[2..6].to_vec();
     expected.sort_unstable();

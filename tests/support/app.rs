@@ -368,6 +368,7 @@ impl App {
             // Not `occurred_at`: it is in the event itself, which is the same whenever it is published.
             ("outbox", &["leased_until"]),
             ("leases", &["lease_until"]),
+            ("queue_members", &["noticed_at"]),
             ("nudges", &["nudged_at", "answered_at"]),
             ("batches", &["leased_until", "published_at"]),
             ("runs", &["started_at", "finished_at"]),
