@@ -128,7 +128,7 @@ impl Daemon {
         let provider = Arc::new(provider);
         let nudger = self.nudge.nudger(true, &metrics.nudges).map(Arc::new);
         metrics.press(provider.pressure());
-        let without_events = options.publisher()?.is_none() && !options.wants_no_events();
+        let mut without_events = options.publisher()?.is_none() && !options.wants_no_events();
         let (publisher, queue) = (options.publisher()?, options.queue()?);
         let (watch, supervisor) = (Arc::new(Health::default()), Supervisor::default());
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
@@ -162,7 +162,7 @@ impl Daemon {
         };
         info!(
             event = "daemon_started",
-            version = env!("CARGO_PKG_VERSION"),
+            version = super::LONG_VERSION,
             database = %url,
             provider = %provider.base(),
             event_bus = publisher.as_ref().map_or("none".to_owned(), |bus| format!("Redis at {}", bus.address())),
@@ -210,8 +210,9 @@ impl Daemon {
                 observe: &|_| watch.moves(),
             };
             let tick = daemon::tick(pass, self.budget.request_budget, &metrics, &mut looks).await;
+            // Once for a process: it may complete voices every second.
             if let (Tick::Passed { report, .. }, true) = (&tick, without_events) {
-                warn_without_events(report);
+                without_events = !warn_without_events(report);
             }
             tick
         };

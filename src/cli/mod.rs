@@ -51,12 +51,21 @@ Exit codes:
 
 Each option can also be set by its environment variable, or in the configuration file. DATABASE_URL_FILE,
 REDIS_URL_FILE and ELEVENLABS_API_KEY_FILE name files that hold a secret.";
+/// With the commit and the target that it was built from and for.
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("VOICE_SYNC_COMMIT"),
+    ", ",
+    env!("VOICE_SYNC_TARGET"),
+    ")"
+);
 const MORE: &str =
     "`voice-sync --help` describes all options of every command, and the exit codes.";
 
 /// Polls ElevenLabs for cloned voices, and moves their rows from processing to completed or failed.
 #[derive(Debug, Parser)]
-#[command(name = "voice-sync", version, after_help = MORE, after_long_help = EXIT_CODES, max_term_width = 110)]
+#[command(name = "voice-sync", version, long_version = LONG_VERSION, after_help = MORE, after_long_help = EXIT_CODES, max_term_width = 110)]
 pub struct Cli {
     #[command(flatten)]
     options: Options,
@@ -173,8 +182,9 @@ impl Cli {
     }
 }
 
-/// Says so where nobody chose to go without events: the application's cache would keep the old status.
-fn warn_without_events(report: &Report) {
+/// Warns of voices that were finished without an event, as the application's cache keeps the old status. Returns whether
+/// there were any.
+fn warn_without_events(report: &Report) -> bool {
     let voices = report.counts.completed + report.counts.failed;
     if voices > 0 {
         warn!(
@@ -182,6 +192,7 @@ fn warn_without_events(report: &Report) {
             "no event was recorded for these voices, as there is no event bus: set REDIS_URL or REDIS_HOST, or --events none to go without"
         );
     }
+    voices > 0
 }
 
 /// Why a command that has to end ends without what was under way.

@@ -35,7 +35,9 @@ pub(crate) fn on_signal(stop: CancellationToken, deadline: Deadline) {
             if told > 1 {
                 process::exit(Exit::Temporary.code().into());
             }
-            info!("received a signal: finishing lookups and writes; a second signal ends the process at once");
+            info!(
+                "received a signal: finishing lookups and writes; a second signal ends the process at once"
+            );
             stop.cancel();
             let limit = failpoint::limit("shutdown.timeout", SHUTDOWN_TIMEOUT);
             deadline.bring_forward(Instant::now() + limit);

@@ -241,7 +241,7 @@ impl SyncOnce {
             };
         }
         if without_events && !dry_run {
-            warn_without_events(&report);
+            let _warned = warn_without_events(&report);
         }
         // In its ledger this database has it already; without tables of its own, only the process knows.
         let is_for_all = matches!(scope.which, Which::All | Which::Due(_)) && !dry_run;

@@ -96,7 +96,10 @@ fn unauthorized() -> Response {
 async fn alive(State(watch): State<Arc<Health>>) -> impl IntoResponse {
     match watch.is_alive() {
         true => (StatusCode::OK, "alive\n"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "the loop of the daemon does not respond\n"),
+        false => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the loop of the daemon does not respond\n",
+        ),
     }
 }
 

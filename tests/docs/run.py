@@ -62,6 +62,8 @@ ELSEWHERE = [
     (r"scripts/test", ".ci/run", "scripts/test --locked"),
     (r"cargo fuzz run TARGET", "fuzz/Cargo.toml", "cargo-fuzz = true"),
     (r"scripts/chaos", "scripts/chaos", "faults"),
+    (r"scripts/release( --untagged)?", "scripts/release", "build_static"),
+    (r"scripts/check-reproducible", "scripts/check-reproducible", "cmp"),
     (r"scripts/package", "scripts/check-deployment", "scripts/package"),
     (r"scripts/pictures", "scripts/pictures", "scripts/check-deployment test_page"),
     (r"scripts/check-deployment|scripts/test-docs", ".ci/run", ""),

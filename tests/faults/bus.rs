@@ -123,7 +123,7 @@ async fn a_set_is_cleared_by_whoever_comes_after_a_crash() {
         let mut connection = scene.bus.connection.clone();
         connection.sadd(&key, &rows).await.expect("is added");
         let command = || scene.command().env("VOICE_SYNC_QUEUE", &key);
-        let dying = command().env("VOICE_SYNC_FAILPOINTS", "store.finished.after=abort");
+        let dying = command().env("VOICE_SYNC_FAILPOINTS", "store.queue_members.after=abort");
         assert_eq!(dying.run().await.code, -1);
         assert_eq!(connection.scard(&key).await.expect("a set"), 32);
         scene.app.age_own_tables(301).await;

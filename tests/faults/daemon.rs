@@ -317,7 +317,8 @@ async fn clients_that_hang_keep_nobody_out() {
     const FILES: u64 = 256;
     for variant in [Variant::A, Variant::E32] {
         let (app, provider) = (App::new(variant).await, simulator().await);
-        let mut daemon = Daemon::start(daemon(&app.url, &provider.url()).arg("--auto-migrate"));
+        let command = daemon(&app.url, &provider.url()).args(&["--auto-migrate", "--events=none"]);
+        let mut daemon = Daemon::start(command);
         daemon.wait_until_answers("/readyz", 200).await;
         let pid = rustix::process::Pid::from_raw(i32::try_from(daemon.id()).expect("a number"));
         let limit = rustix::process::Rlimit {
