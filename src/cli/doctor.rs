@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::config::{self, ConfigFile, Setting};
 use super::{Events, Options, Output, OwnTables, at, in_time, own_tables, print, secrets};
 use crate::core::exit::{Exit, Failed};
-use crate::core::format::number_of;
+use crate::core::format::{number_of, span};
 use crate::core::missing::MASS_ABSENCE_ADVICE;
 use crate::core::provider_state::ProviderState;
 use crate::core::voice::ProviderVoiceId;
@@ -246,7 +246,10 @@ fn breaker(state: ProviderState) -> Check {
     const CHECK: &str = "breaker";
     const ADVICE: &str = "wait: the provider was unavailable, or sent Retry-After";
     let pause = state.open_for.max(state.cooldown);
-    let says = format!("no request is sent to the provider for another {pause:.0?}");
+    let says = format!(
+        "no request is sent to the provider for another {}",
+        span(pause)
+    );
     if state.is_open() || state.cooldown > MAX_COOLDOWN {
         Check::broken(CHECK, Exit::Temporary, says).advise(ADVICE)
     } else if !state.cooldown.is_zero() {

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::check::Check;
 use super::{postgres, sqlite};
-use crate::core::format::number_of;
+use crate::core::format::{number_of, span};
 use crate::store::{Database, NaiveZone, Names, PURGE, Selection, Store, StoreError, literal};
 
 /// Clocks that differ by more than this are reported.
@@ -122,10 +122,9 @@ pub(super) fn index(rows: u64, serves: bool, advice: String) -> Check {
 
 async fn backlog(store: &Store) -> Result<Check, StoreError> {
     let overview = store.overview().await?;
-    let since = overview.oldest.map(|oldest| {
-        let seconds = Duration::from_secs(oldest.as_secs());
-        format!(", the oldest for {}", humantime::format_duration(seconds))
-    });
+    let since = overview
+        .oldest
+        .map(|oldest| format!(", the oldest for {}", span(oldest)));
     let says = format!(
         "{} voices in processing{}",
         overview.processing,
@@ -189,8 +188,7 @@ fn zone(times: &Times, zone: &NaiveZone) -> Check {
     const ADVICE: &str = "if the application writes times without a time zone that are not UTC, set --naive-timezone \
                           (PostgreSQL), or let it write UTC; until then, ages in `status` and the time of the next \
                           lookup are wrong, but verdicts are right";
-    let about =
-        |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs() / 60 * 60));
+    let about = |time: Duration| span(Duration::from_secs(time.as_secs() / 60 * 60));
     let says = match times {
         Times {
             default_in: Some(other),
