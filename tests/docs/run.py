@@ -292,6 +292,9 @@ class Site:
         # What would be asked on a terminal is answered.
         if words[1] in ("retry", "outbox") and not {"list", "--dry-run", "--help"} & set(words):
             words.append("--yes")
+        # Only a voice without an event gets one recorded.
+        if words[1:3] == ["outbox", "record"]:
+            self.run([words[0], "outbox", "purge", "--yes"])
         if "9090" in words:
             words[words.index("9090")] = "0"
         if "daemon" in words:
