@@ -3,8 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
-use serde_json::json;
-use tracing::error;
+use serde_json::{Value, json};
 
 use super::options::Output;
 use super::output::show;
@@ -19,14 +18,24 @@ pub(super) fn report(failed: &Failed, format: logs::Format, output: Output) {
     write(*exit, &format!("{message:#}"), exit.hint(), format, output);
 }
 
+/// As results in JSON have it.
+pub(super) fn json(failed: &Failed) -> Value {
+    let Failed { exit, message } = failed;
+    error(*exit, &format!("{message:#}"), exit.hint())
+}
+
+fn error(exit: Exit, says: &str, hint: Option<&str>) -> Value {
+    json!({"error": {"code": exit.code(), "message": says, "hint": hint}})
+}
+
 fn write(exit: Exit, says: &str, hint: Option<&str>, format: logs::Format, output: Output) {
     if output == Output::Json {
-        let error = json!({"error": {"code": exit.code(), "message": says, "hint": hint}});
+        let error = error(exit, says, hint);
         // Nobody reads it, or it cannot be written: stderr has it in any case.
         let _unread = show(&error.to_string());
     }
     match format {
-        logs::Format::Json => error!(exit_code = exit.code(), hint, "{says}"),
+        logs::Format::Json => tracing::error!(exit_code = exit.code(), hint, "{says}"),
         logs::Format::Text => {
             let _unread = write_text(&in_line(says), hint);
         }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::signal;
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -89,7 +89,7 @@ impl StatusCommand {
         let code = self.show(options).await;
         match code {
             Err(failed) if nagios => {
-                failure::report(&failed, options.log().format, Output::Text);
+                failure::report(&failed, options.log().format, options.output);
                 Ok(NAGIOS_UNKNOWN.into())
             }
             code => code,
@@ -129,7 +129,7 @@ impl StatusCommand {
                     Ok(status) => self.shown(&status, options.output),
                     // A database that is away comes back, and is what somebody may be waiting for.
                     Err(failed) if failed.exit == Exit::Database => match options.output {
-                        Output::Json => json!({"error": failed.to_string()}).to_string(),
+                        Output::Json => failure::json(&failed).to_string(),
                         Output::Text => failed.to_string(),
                     },
                     Err(failed) => return Err(failed),
