@@ -12,7 +12,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A connection that was cut is replaced at once; that is no outage.
 const SHORTEST_OUTAGE: Duration = Duration::from_secs(1);
 /// A database that works answers a ping in this time, however slow other statements are.
-const PING_TIMEOUT: Duration = Duration::from_secs(2);
+const PING_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Looks once a second, for as long as the store is in use. An outage is noticed within 5 s.
 pub async fn watch_database(store: &Store, health: &Health) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// If a statement takes longer, it may be slow, or the database may be unreachable. A check then decides.
-const SILENT_AFTER: Duration = Duration::from_secs(2);
+const SILENT_AFTER: Duration = Duration::from_millis(1500);
 
 /// The recent results of operations.
 #[derive(Debug)]
