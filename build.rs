@@ -4,34 +4,72 @@ use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
+/// What the program is made of. Other changes do not make a build differ from its commit.
+const SOURCES: [&str; 5] = ["Cargo.lock", "Cargo.toml", "build.rs", "migrations", "src"];
+const LENGTH: usize = 10;
+
 fn main() {
     println!("cargo::rerun-if-env-changed=VOICE_SYNC_COMMIT");
-    // A file that is not there would cause a build each time.
-    let head = fs::read_to_string(".git/HEAD").unwrap_or_default();
-    let branch = head
-        .trim()
-        .strip_prefix("ref: ")
-        .map(|name| format!(".git/{name}"));
-    for file in [Some(".git/HEAD".to_owned()), branch].into_iter().flatten() {
-        if Path::new(&file).exists() {
-            println!("cargo::rerun-if-changed={file}");
-        }
+    for path in SOURCES {
+        println!("cargo::rerun-if-changed={path}");
     }
-    // Builds without a clone, such as those of a package, set the variable.
-    let commit = env::var("VOICE_SYNC_COMMIT").ok().or_else(commit);
-    println!(
-        "cargo::rustc-env=VOICE_SYNC_COMMIT={}",
-        commit.as_deref().unwrap_or("unknown")
-    );
+    // A build without a clone and without an archive's file, such as that of the image, sets the variable.
+    let given = env::var("VOICE_SYNC_COMMIT").ok();
+    let commit = given
+        .filter(|commit| !commit.is_empty())
+        .or_else(of_clone)
+        .or_else(of_archive)
+        .unwrap_or_else(|| "unknown".to_owned());
+    println!("cargo::rustc-env=VOICE_SYNC_COMMIT={commit}");
     let target = env::var("TARGET").expect("Cargo sets it");
     println!("cargo::rustc-env=VOICE_SYNC_TARGET={target}");
 }
 
-fn commit() -> Option<String> {
-    let git = Command::new("git")
-        .args(["rev-parse", "--short=10", "HEAD"])
+/// The commit that is checked out, with a mark if the sources differ from it.
+fn of_clone() -> Option<String> {
+    // A source archive may lie in a folder of some other repository.
+    let here = env::var("CARGO_MANIFEST_DIR").ok()?;
+    if fs::canonicalize(git(&["rev-parse", "--show-toplevel"])?).ok()?
+        != fs::canonicalize(here).ok()?
+    {
+        return None;
+    }
+    // The log has a new line after each commit and checkout. Without a log, these change instead.
+    let branch = git(&["symbolic-ref", "--quiet", "HEAD"]);
+    let files = ["HEAD", "logs/HEAD", "packed-refs"];
+    for name in files.into_iter().chain(branch.as_deref()) {
+        // Cargo would build each time if a file were missing.
+        if let Some(path) = git(&["rev-parse", "--git-path", name])
+            && Path::new(&path).exists()
+        {
+            println!("cargo::rerun-if-changed={path}");
+        }
+    }
+    let mut commit = git(&["rev-parse", "HEAD"])?;
+    commit.truncate(LENGTH);
+    let changes = git(&[&["status", "--porcelain", "--"], &SOURCES[..]].concat())?;
+    if !changes.is_empty() {
+        commit.push_str("-dirty");
+    }
+    Some(commit)
+}
+
+/// `git archive`, and so a download from a Git server, puts the commit into the file.
+fn of_archive() -> Option<String> {
+    let commit = fs::read_to_string(".git-archive-commit").ok()?;
+    println!("cargo::rerun-if-changed=.git-archive-commit");
+    let commit = commit.trim();
+    let is_commit = commit.len() >= LENGTH && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_commit.then(|| commit[..LENGTH].to_owned())
+}
+
+fn git(arguments: &[&str]) -> Option<String> {
+    // `git status` must not write to the index, which another command may be using.
+    let output = Command::new("git")
+        .env("GIT_OPTIONAL_LOCKS", "0")
+        .args(arguments)
         .output()
         .ok()?;
-    let commit = String::from_utf8(git.stdout).ok()?.trim().to_owned();
-    (git.status.success() && !commit.is_empty()).then_some(commit)
+    let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    output.status.success().then_some(text)
 }
