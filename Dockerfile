@@ -3,10 +3,8 @@ FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 COPY . .
 # docker build --build-arg VOICE_SYNC_COMMIT="$(git rev-parse --short=10 HEAD)": `voice-sync --version` shows it.
-ARG VOICE_SYNC_COMMIT=unknown
-# The flag is for the program alone: procedural macros are libraries, and cannot be static.
-RUN cargo rustc --release --locked --bin voice-sync -- -C target-feature=+crt-static \
-    && mv target/release/voice-sync /voice-sync
+ARG VOICE_SYNC_COMMIT
+RUN scripts/build host /voice-sync --static
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt

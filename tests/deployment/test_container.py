@@ -124,7 +124,7 @@ class InTheImage(unittest.TestCase):
 
     def test_it_starts(self):
         done = self.voice_sync("--version")
-        self.assertRegex(done.stdout, r"^voice-sync \d+\.\d+\.\d+\n$")
+        self.assertRegex(done.stdout, r"^voice-sync \d+\.\d+\.\d+ \(\w+(-dirty)?, \S+\)\n$")
 
     def test_it_finishes_voices_of_a_provider_with_a_name(self):
         path = self.root / "data" / "voices.db"

@@ -24,6 +24,7 @@ FILES = (
     "usr/share/man/man1/voice-sync.1.gz",
     "usr/share/man/man1/voice-sync-sync-once.1.gz",
     "usr/share/doc/voice-sync/copyright",
+    "usr/share/doc/voice-sync/THIRD-PARTY-LICENSES",
     SETTINGS,
 )
 

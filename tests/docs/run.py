@@ -49,12 +49,12 @@ SHORTER = {"10m": "1s", "5m": "5s"}
 
 # What is no command of voice-sync, and a text that shows which file runs it, or that what it names is there.
 ELSEWHERE = [
-    (r"cargo build --release --locked --bin voice-sync --example simulator", "Dockerfile", "--release --locked"),
+    (r"cargo build --release --locked --bin voice-sync --example simulator", "scripts/build", '--locked --profile "$profile"'),
     (r"cargo run --release --locked --example simulator", "scripts/check-deployment", "--example simulator"),
     (r"cargo run --example demo", ".ci/run", "cargo run --quiet --locked --example demo"),
     (r"cargo run --example simulator -- --help", "scripts/check-deployment", "--example simulator"),
     (r"cargo install --locked --path \.", "scripts/check-deployment", "cargo install --quiet --locked --debug --force --path ."),
-    (r"cargo build( --release --locked && sudo install target/release/voice-sync /usr/local/bin/)?", "Dockerfile", "--release --locked"),
+    (r"cargo build( --release --locked && sudo install target/release/voice-sync /usr/local/bin/)?", "scripts/build", '--locked --profile "$profile"'),
     (r"cargo build --release", "scripts/package", "--profile"),
     (r"cargo bench --bench lag", "benches/lag/main.rs", "fn main"),
     (r"cargo bench --bench hints", "benches/hints/main.rs", "fn main"),
@@ -62,8 +62,11 @@ ELSEWHERE = [
     (r"scripts/test", ".ci/run", "scripts/test --locked"),
     (r"cargo fuzz run TARGET", "fuzz/Cargo.toml", "cargo-fuzz = true"),
     (r"scripts/chaos", "scripts/chaos", "faults"),
-    (r"scripts/release( --untagged)?", "scripts/release", "build_static"),
-    (r"scripts/check-reproducible", "scripts/check-reproducible", "cmp"),
+    (r"scripts/release( --untagged| --unchecked)?", "scripts/check-reproducible", "scripts/release\" --untagged"),
+    (r"scripts/check-reproducible", "scripts/release", "scripts/check-reproducible"),
+    (r"scripts/build", "scripts/check-deployment", "scripts/build host"),
+    (r"sha256sum --check --ignore-missing SHA256SUMS", "scripts/release", "sha256sum -- * >SHA256SUMS"),
+    (r"rustup target add \S+ \S+", "scripts/build", "rustup target add"),
     (r"scripts/package", "scripts/check-deployment", "scripts/package"),
     (r"scripts/pictures", "scripts/pictures", "scripts/check-deployment test_page"),
     (r"scripts/check-deployment|scripts/test-docs", ".ci/run", ""),
