@@ -64,6 +64,8 @@ ELSEWHERE = [
     (r"scripts/chaos", "scripts/chaos", "faults"),
     (r"scripts/release( --untagged| --unchecked)?", "scripts/check-reproducible", "scripts/release\" --untagged"),
     (r"scripts/check-reproducible", "scripts/release", "scripts/check-reproducible"),
+    (r"cargo install cargo-bloat --locked --root target/tools", "scripts/package", "--root \"$tools\""),
+    (r"target/tools/bin/cargo-bloat bloat --release --crates -n 25", "Cargo.toml", "[profile.release]"),
     (r"scripts/build", "scripts/check-deployment", "scripts/build host"),
     (r"sha256sum --check --ignore-missing SHA256SUMS", "scripts/release", "sha256sum -- * >SHA256SUMS"),
     (r"rustup target add \S+ \S+", "scripts/build", "rustup target add"),
