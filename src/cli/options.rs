@@ -74,8 +74,9 @@ pub(super) struct Options {
         num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_short_help = true, help_heading = DATABASE)]
     pub(super) auto_migrate: Option<bool>,
 
-    /// The provider's API [default: https://api.elevenlabs.io].
-    #[arg(long, global = true, value_name = "URL", env = "ELEVENLABS_BASE_URL", hide_env_values = true,
+    /// The provider's API.
+    #[arg(
+        help = "The provider's API [default: https://api.elevenlabs.io]",long, global = true, value_name = "URL", env = "ELEVENLABS_BASE_URL", hide_env_values = true,
         hide_short_help = true, help_heading = PROVIDER)]
     pub(super) api_url: Option<String>,
 
