@@ -60,6 +60,7 @@ ELSEWHERE = [
     (r"cargo bench --bench hints", "benches/hints/main.rs", "fn main"),
     (r"cargo bench --bench schedule( -- --svg docs/images/schedule.svg)?", "benches/schedule/main.rs", "fn main"),
     (r"scripts/test", ".ci/run", "scripts/test --locked"),
+    (r"cargo bloat", "docs/explanation/performance.md", "cargo install cargo-bloat --locked --root target/tools"),
     (r"cargo fuzz run TARGET", "fuzz/Cargo.toml", "cargo-fuzz = true"),
     (r"scripts/chaos", "scripts/chaos", "faults"),
     (r"scripts/release( --untagged| --unchecked)?", "scripts/check-reproducible", "scripts/release\" --untagged"),
