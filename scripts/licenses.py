@@ -92,4 +92,5 @@ def main() -> None:
         print(f"\n{LINE}\n{name}\n\n{text}")
 
 
-main()
+if __name__ == "__main__":
+    main()
