@@ -1,16 +1,17 @@
-//! Under which names the page may be opened. Pure.
+//! The host names under which the page may be opened. Pure.
 //!
-//! A site that a browser shows can give its own name the daemon's address, and then read the page as if it were
-//! its own (DNS rebinding). The request names that site in its `Host` header. An address cannot be rebound.
+//! A malicious site can point its own name to the daemon's address, and then read the page in a visitor's browser as if
+//! it were its own (DNS rebinding). The request contains the site's name in its `Host` header. Addresses are allowed
+//! because they cannot be rebound.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Names of hosts, in lower case.
+/// Host names, in lower case.
 #[derive(Debug)]
 pub struct AllowedHosts(Vec<String>);
 
 impl AllowedHosts {
-    /// These, beside localhost and all addresses.
+    /// Allows these names, in addition to localhost and all addresses.
     pub fn new(mut names: Vec<String>) -> Self {
         names
             .iter_mut()
@@ -18,7 +19,7 @@ impl AllowedHosts {
         Self(names)
     }
 
-    /// Whether a request with this `Host` header may see the page.
+    /// Whether a request with this `Host` header may read the page.
     pub(super) fn allow(&self, host: &str) -> bool {
         let address = host.strip_prefix('[').and_then(|rest| rest.split_once(']'));
         if let Some((address, _port)) = address {

@@ -1,4 +1,5 @@
-//! Accepting HTTP connections: few at once, and none for long, so that no client uses up what the passes need.
+//! Accepts HTTP connections. Their number and duration are limited, so that clients cannot use up the resources of
+//! passes.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,12 +16,12 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// Connections at once. A further one takes the place of the oldest, so that clients that hang do not keep a
-/// health check out.
+/// The maximum number of connections. A further one replaces the oldest, so that clients that hang do not block a
+/// health check.
 const MAX_CONNECTIONS: usize = 64;
-/// A request's headers have to arrive within this time.
+/// The time limit for a request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection, which serves one request, ends after this time.
+/// The time limit for a connection, which serves one request.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests here have no body and few headers.
 const MAX_BUFFER_BYTES: usize = 16 * 1024;
@@ -51,7 +52,7 @@ async fn make_room(connections: &mut VecDeque<JoinHandle<()>>) {
         && let Some(oldest) = connections.pop_front()
     {
         oldest.abort();
-        // Its file is closed only then.
+        // Its file is closed only after this.
         let _aborted = oldest.await;
     }
 }
@@ -64,7 +65,7 @@ pub async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router)
         .keep_alive(false)
         .max_buf_size(MAX_BUFFER_BYTES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    // What goes wrong with a connection is the client's to say.
+    // Errors of a connection concern only its client.
     let _ended = timeout(CONNECTION_TIMEOUT, connection).await;
 }
 

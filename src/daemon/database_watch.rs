@@ -1,4 +1,4 @@
-//! Says that the database is away while operations still repeat their statements.
+//! Reports that the database is unavailable while operations still retry their statements.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use crate::core::report::Part;
 use crate::store::{Store, Suspicion};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A connection that was cut is replaced at once; that is no outage.
+/// A connection that was closed is replaced at once; this is not an outage.
 const SHORTEST_OUTAGE: Duration = Duration::from_secs(1);
 /// A database that works answers a ping in this time, however slow other statements are.
 const PING_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// Looks once a second, for as long as the store is in use. An outage is noticed within 5 s.
+/// Checks once a second, for as long as the store is in use. An outage is detected within 5 s.
 pub async fn watch_database(store: &Store, health: &Health) {
     let mut is_away = false;
     loop {
@@ -24,7 +24,7 @@ pub async fn watch_database(store: &Store, health: &Health) {
             Some(Suspicion::Fails { since, says }) if since.elapsed() >= SHORTEST_OUTAGE => {
                 Some((since, says))
             }
-            // Not for long enough, or perhaps for a while already, but not known yet.
+            // Too short to be an outage, or possibly a longer one that is not confirmed yet.
             Some(Suspicion::Fails { .. }) => continue,
             Some(Suspicion::Silent { since }) => silent(store, since).await,
         };

@@ -1,8 +1,9 @@
-//! How often to do what costs the database more the more voices there are. Pure: the present is an argument.
+//! Limits how often work runs that costs the database more the more voices there are. Pure: the current time is an
+//! argument.
 
 use std::time::{Duration, Instant};
 
-/// Something that may take a part of the time at the most.
+/// Work that may take at most a part of the time.
 #[derive(Debug)]
 pub(super) struct DutyCycle {
     part: u32,
@@ -11,7 +12,7 @@ pub(super) struct DutyCycle {
 }
 
 impl DutyCycle {
-    /// One part of so many.
+    /// The work may take one part in this many of the time.
     pub(super) fn one_of(part: u32) -> Self {
         Self {
             part,
@@ -20,18 +21,18 @@ impl DutyCycle {
         }
     }
 
-    /// Whether it is time to do it.
+    /// Whether it is time for the work.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.not_before.is_none_or(|not_before| now >= not_before)
     }
 
-    /// The same, but not within this time after it was done.
+    /// The same, but not within this time after the last run.
     pub(super) fn is_due_after(&self, pause: Duration, now: Instant) -> bool {
         let is_over = |at: Instant| now.saturating_duration_since(at) >= pause;
         self.is_due(now) && self.done_at.is_none_or(is_over)
     }
 
-    /// It was done or given up, and took so long.
+    /// Records that the work took this long, whether it succeeded or was given up.
     pub(super) fn took(&mut self, duration: Duration, now: Instant) {
         self.done_at = Some(now);
         self.not_before = now.checked_add(duration.saturating_mul(self.part.saturating_sub(1)));

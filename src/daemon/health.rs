@@ -1,4 +1,4 @@
-//! Whether the daemon moves, whether it can work, and what is in its way.
+//! Liveness, readiness and current failures of the daemon.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,18 +11,18 @@ use super::Tick;
 use crate::core::report::{Part, Report};
 use crate::failpoint;
 
-/// The loop moves at least so often, unless it hangs. Every wait in a pass has a limit below this,
-/// however slow the provider or the database is.
+/// The loop runs at least this often, unless it hangs. Every wait in a pass has a shorter limit, even if the provider
+/// or the database is slow.
 const STALLED: Duration = Duration::from_secs(90);
 
-/// What is known of the daemon by those who watch it.
+/// The health of the daemon, for probes and supervisors.
 pub struct Health(Mutex<State>);
 
 struct State {
-    /// When the loop has to have moved again.
+    /// The loop must run again by this time.
     moves_by: Instant,
     is_ready: bool,
-    /// What is in the way, and since when.
+    /// Current failures, and since when they have lasted.
     obstacles: BTreeMap<Part, (Instant, String)>,
 }
 
@@ -41,48 +41,48 @@ impl Health {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The loop has moved.
+    /// Records that the loop runs.
     pub fn moves(&self) {
         self.sleeps(Duration::ZERO);
     }
 
-    /// The loop will move after this.
+    /// Records that the loop pauses for this time.
     pub fn sleeps(&self, pause: Duration) {
         let limit = failpoint::limit("daemon.stalled", STALLED);
         self.state().moves_by = Instant::now() + pause + limit;
     }
 
-    /// Database and schema were found right.
+    /// Records that database and schema are valid.
     pub fn ready(&self) {
         self.works(Part::Database);
         self.state().is_ready = true;
     }
 
-    /// Whether the loop has moved as it should. What it depends on plays no part.
+    /// Whether the loop runs as it should. Dependencies do not count.
     pub fn is_alive(&self) -> bool {
         Instant::now() <= self.state().moves_by
     }
 
-    /// Why the daemon cannot work, if it cannot.
+    /// Why the daemon is not ready; `None` if it is ready.
     pub fn not_ready_reason(&self) -> Option<String> {
         let is_ready = self.state().is_ready;
         self.database_failure()
             .or_else(|| (!is_ready).then(|| "starting".to_owned()))
     }
 
-    /// What is wrong with the database, if it does not work.
+    /// The current failure of the database, if any.
     pub(super) fn database_failure(&self) -> Option<String> {
         let state = self.state();
         let (_, says) = state.obstacles.get(&Part::Database)?;
         Some(format!("database: {says}"))
     }
 
-    /// Says once that something is in the way.
+    /// Records a failure, and logs it once.
     pub(super) fn obstructed(&self, part: Part, says: &str) {
         self.obstructed_since(part, Instant::now(), says);
     }
 
-    /// Likewise, but that it was a while ago that it began.
+    /// Records a failure that began earlier, and logs it once.
     pub(super) fn obstructed_since(&self, part: Part, since: Instant, says: &str) {
         let mut state = self.state();
         if let Some((known_since, known)) = state.obstacles.get_mut(&part) {
@@ -95,7 +95,7 @@ impl Health {
         warn!(%part, reason = says, "the {part} is unavailable; voice-sync keeps trying");
     }
 
-    /// Says once that it is over.
+    /// Records that a failure is over, and logs it once.
     pub(super) fn works(&self, part: Part) {
         let Some((since, _)) = self.state().obstacles.remove(&part) else {
             return;
@@ -128,7 +128,7 @@ impl Health {
         }
     }
 
-    /// One line for people: what the last turn came to, and what is in the way.
+    /// One line for people: the result of the last tick, and current failures.
     pub(super) fn status(&self, last: &Tick) -> String {
         let turn = match last {
             Tick::Idle { next_in: None } => "nothing is due".to_owned(),

@@ -1,4 +1,4 @@
-//! What the daemon answers to those who watch it by HTTP.
+//! The daemon's HTTP endpoints for people and monitoring.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +17,13 @@ use super::{AllowedHosts, Health, Secret, StatusCache};
 use crate::status::{Nonce, page};
 use crate::telemetry::exposition::{Format, Metrics};
 
-/// A browser looks again after this.
+/// The interval at which a browser reloads the page.
 const REFRESH: Duration = Duration::from_secs(10);
 
 const NOT_THIS_HOST: &str = "this host name is not allowed; allow it with --allowed-hosts\n";
 
-/// Routes of `/` (the status, for people), `/livez` (the loop moves), `/readyz` (database and schema) and
-/// `/metrics`. All of it is read-only. With a token, `/` and `/metrics` need it.
+/// Routes of `/` (the status, for people), `/livez` (the loop runs), `/readyz` (database and schema) and `/metrics`.
+/// All of them are read-only. With a token, `/` and `/metrics` require it.
 pub fn router(
     watch: Arc<Health>,
     metrics: Arc<Metrics>,
@@ -59,7 +59,7 @@ pub fn router(
         .merge(closed)
 }
 
-/// Scrapers send a bearer token; browsers ask for a password, with any name (RFC 7617).
+/// Scrapers send a bearer token; browsers prompt for a password, with any user name (RFC 7617).
 fn is_authorized(token: &Secret, headers: &HeaderMap) -> bool {
     let Some(authorization) = headers.get(header::AUTHORIZATION) else {
         return false;
@@ -130,7 +130,7 @@ async fn status(
     {
         return (StatusCode::MISDIRECTED_REQUEST, NOT_THIS_HOST).into_response();
     }
-    // A database that is known to be away would only keep the reader waiting.
+    // If the database is known to be unavailable, a query would only delay the page.
     let seen = match watch.database_failure() {
         Some(says) => Arc::new(Err(says)),
         None => cache.status().await,

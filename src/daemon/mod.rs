@@ -1,7 +1,7 @@
-//! The daemon: `sync-once`, and sleep until more is due.
+//! The daemon: runs `sync-once` repeatedly, and sleeps until the next voice is due.
 //!
-//! A [`tick()`] asks about what is due, if anything is, and says what came of it; the loop only opens
-//! the database, sleeps and starts over. Nothing that voice-sync depends on ends it by being away.
+//! A [`tick()`] looks up the voices that are due, if any, and returns the result. The loop only opens the database,
+//! sleeps and starts again. The daemon does not end because a dependency is unavailable.
 
 mod allowed_hosts;
 mod connections;
@@ -39,13 +39,13 @@ use crate::core::report::{Obstacle, Part, Report};
 use crate::failpoint;
 use crate::store::Store;
 
-/// The pause after a turn, even if more is due already.
+/// The pause after a tick, even if more voices are already due.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
-/// The first and the longest pause after a turn that failed.
+/// The first and the longest pause after a failed tick.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// An open database, and what goes on beside the turns for as long as it is.
+/// An open database, with a background task that runs as long as it is open.
 pub struct Opened {
     store: Arc<Store>,
     _beside: AbortOnDropHandle<()>,
@@ -58,8 +58,8 @@ impl Opened {
     }
 }
 
-/// Opens the database and takes one turn after the other until `stop`, which also ends the sleep in
-/// between, as does a hint. Returns an error where going on makes no sense: wrong configuration, schema or key.
+/// Opens the database and runs one tick after the other until `stop`. `stop` and hints also end the pause between
+/// ticks. Returns an error if retrying is useless: invalid configuration, schema or key.
 pub async fn run(
     open: impl AsyncFn() -> Result<Opened, Failed>,
     mut turn: impl AsyncFnMut(&Store) -> Tick,
@@ -71,7 +71,7 @@ pub async fn run(
 ) -> Result<(), Failed> {
     let mut failures = 0;
     let mut opened = None;
-    // Whether the table was looked at anew since a turn succeeded.
+    // Whether the database was opened again since the last successful tick.
     let mut reopened = false;
     while !stop.is_cancelled() {
         watch.moves();
@@ -111,7 +111,7 @@ pub async fn run(
                 pause
             }
             Exit::Database | Exit::Io | Exit::Temporary => again_in(&mut failures),
-            // The application may have changed its table: that is found out by looking again.
+            // The application may have changed its table. Opening the database again reads it again.
             Exit::Config if !reopened => {
                 opened = None;
                 reopened = true;
@@ -125,7 +125,7 @@ pub async fn run(
         supervisor.status(&watch.status(&outcome));
         let pause = pause.max(MIN_PAUSE);
         watch.sleeps(pause);
-        // After trouble, a hint is no reason to try again earlier.
+        // After a failure, a hint does not shorten the pause.
         let heeds_hints = match &outcome {
             Tick::Idle { .. } => true,
             Tick::Passed { report, .. } => report.exit_code == Exit::Success,
@@ -133,7 +133,8 @@ pub async fn run(
         };
         let sleeping = async {
             match heeds_hints {
-                // A replay wakes nobody: a hint counts here only if it made a voice due that was not.
+                // A repeated hint does not end the pause: a hint counts here only if it made a voice due that was not
+                // due before.
                 true => drop(timeout(pause, inbox.delivered()).await),
                 false => sleep(pause).await,
             }
@@ -143,7 +144,7 @@ pub async fn run(
     Ok(())
 }
 
-/// How a tick ended, why if it failed, and how long to pause if it did not.
+/// The exit code of a tick, the reason if it failed, and the pause if it did not.
 fn result_of(outcome: &Tick, interval: Duration) -> (Exit, String, Duration) {
     match outcome {
         Tick::Idle { next_in } => {
@@ -158,8 +159,8 @@ fn result_of(outcome: &Tick, interval: Duration) -> (Exit, String, Duration) {
     }
 }
 
-/// How long to pause after a pass; `None` if it failed as a whole. What went wrong with some voices, or with the
-/// event bus, must not keep the others waiting. Until the request budget is free, there is nothing to do but to publish.
+/// The pause after a pass; `None` if the pass failed as a whole. Errors of some voices, or of the event bus, must not
+/// delay the other voices. Until the request budget has room, only events are published.
 fn pause_after(report: &Report, free_in: Duration, interval: Duration) -> Option<Duration> {
     match report.exit_code {
         Exit::Success if report.counts.events_pending > 0 => Some(Duration::ZERO),

@@ -1,4 +1,4 @@
-//! The status that the daemon's page shows, at a bounded cost to the database.
+//! The status for the daemon's page, at a bounded cost to the database.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,27 +9,27 @@ use tokio::time::{Instant, timeout};
 
 use crate::status::Status;
 
-/// What was seen is shown for so long, however many look at it.
+/// How long a status is shown, to any number of readers.
 const FRESH: Duration = Duration::from_secs(2);
-/// Where looking takes long, it may take this part of the time.
+/// A status that took long to read is shown for this many times as long.
 const SHARE: u32 = 20;
-/// A page that takes longer is of no use.
+/// The time limit for reading the status.
 const LONGEST: Duration = Duration::from_secs(10);
 
 type Look = Box<dyn Fn() -> BoxFuture<'static, Result<Status, String>> + Send + Sync>;
 
-/// What was seen; or why nothing was.
+/// A status, or the reason why it could not be read.
 pub type Seen = Result<Status, String>;
 
-/// Looks at how things stand when somebody asks, one at a time and not too often.
+/// Reads the status on request, once at a time and not too often.
 pub struct StatusCache {
     look: Look,
-    /// With the time until which it is shown.
+    /// The last status, and the time until which it is shown.
     last: Mutex<Option<(Instant, Arc<Seen>)>>,
 }
 
 impl StatusCache {
-    /// Will look in this way.
+    /// Creates a cache that reads the status with this function.
     pub fn new(look: impl Fn() -> BoxFuture<'static, Seen> + Send + Sync + 'static) -> Self {
         Self {
             look: Box::new(look),
@@ -37,8 +37,8 @@ impl StatusCache {
         }
     }
 
-    /// How things stand, or stood a moment ago. Whoever asks may go away: what was begun is finished, for the
-    /// next to see, and not begun again.
+    /// The current status, or a recent one. If a caller disconnects, the read in progress continues, and the next
+    /// caller gets its result.
     pub async fn status(self: &Arc<Self>) -> Arc<Seen> {
         let cache = Arc::clone(self);
         let looking = tokio::spawn(async move { cache.refreshed().await });
@@ -87,7 +87,7 @@ mod tests {
                 Err("away".to_owned())
             })
         }));
-        // A browser that is closed at once.
+        // A browser that disconnects at once.
         assert!(
             timeout(Duration::from_millis(1), cache.status())
                 .await

@@ -1,4 +1,4 @@
-//! What the daemon tells systemd: `sd_notify(3)`.
+//! Notifications to systemd: `sd_notify(3)`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,24 +9,24 @@ use tracing::warn;
 
 use super::Health;
 
-/// How much longer a start may take that waits for the database.
+/// Extends the start timeout in microseconds while the daemon waits for the database.
 const ANOTHER_MINUTE: u32 = 60_000_000;
 
-/// A supervisor, if there is one that wants to be told.
+/// Sends notifications to the supervisor, if it expects them.
 #[derive(Default)]
 pub struct Supervisor {
     was_told: AtomicBool,
 }
 
 impl Supervisor {
-    /// Configuration, database and schema are right: what depends on the service may start.
+    /// Configuration, database and schema are valid: units that depend on the service may start.
     pub(super) fn ready(&self) {
         if !self.was_told.swap(true, Ordering::Relaxed) {
             tell(&[NotifyState::Ready]);
         }
     }
 
-    /// A start that waits for the database is no failed one.
+    /// A start that waits for the database has not failed.
     pub(super) fn waits(&self) {
         if !self.was_told.load(Ordering::Relaxed) {
             tell(&[NotifyState::ExtendTimeoutUsec(ANOTHER_MINUTE)]);
@@ -37,13 +37,12 @@ impl Supervisor {
         tell(&[NotifyState::Status(text)]);
     }
 
-    /// The daemon finishes what is under way.
+    /// The daemon finishes its work in progress.
     pub fn stopping(&self) {
         tell(&[NotifyState::Stopping]);
     }
 
-    /// Tells that the daemon is alive for as long as its loop moves, if the supervisor wants to
-    /// know. Never returns.
+    /// Notifies the watchdog as long as the daemon's loop runs, if the supervisor expects this. Never returns.
     pub async fn watchdog(&self, watch: &Health) {
         let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) else {
             return std::future::pending().await;

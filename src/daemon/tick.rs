@@ -1,4 +1,4 @@
-//! One turn of the daemon.
+//! One tick of the daemon.
 
 use std::time::{Duration, Instant};
 
@@ -16,51 +16,51 @@ use crate::store::{Agenda, Asked, StoreError, Upcoming};
 use crate::sync::{Pass, Scope, Which};
 use crate::telemetry::exposition::Metrics;
 
-/// Voices that are looked at together at the most. If more are due, they have their turn afterwards.
+/// The maximum number of due voices that are read at once. Further ones follow in later ticks.
 pub const DUE_AT_ONCE: u32 = 10_000;
 
-/// What a turn came to.
+/// The result of a tick.
 #[derive(Debug)]
 pub enum Tick {
     /// Nothing was due.
     Idle {
-        /// When something will be; `None` if nothing is scheduled.
+        /// The time until the next voice is due; `None` if nothing is scheduled.
         next_in: Option<Duration>,
     },
-    /// There was a pass.
+    /// A pass ran.
     Passed {
         report: Box<Report>,
-        /// When the request budget has room for another one.
+        /// The time until the request budget has room for another pass.
         free_in: Duration,
     },
-    /// The database could not be asked what is due.
+    /// The voices that are due could not be read from the database.
     Unreadable {
-        /// What `sync-once` would exit with.
+        /// The exit code that `sync-once` would return.
         exit: Exit,
         says: String,
     },
 }
 
-/// What turns do at a bounded cost to the database, where there are many voices.
+/// Limits the cost to the database of work that grows with the number of voices.
 #[derive(Debug)]
 pub struct DutyCycles {
     unscheduled: DutyCycle,
     overview: DutyCycle,
-    /// How long voices took, as the ledger had it a while ago.
+    /// The completion times that were last read from the ledger.
     survival: Survival,
     learning: DutyCycle,
-    /// A version of the database in which there were no voices without a schedule, and when all of them were last
-    /// looked at.
+    /// The version of the database at which no voice was without a schedule, and the time of the last full check.
     none_unscheduled: Option<(String, Instant)>,
 }
 
-/// How old the metrics of the backlog may be where nothing happens.
+/// The maximum age of the backlog's metrics if nothing happens.
 const IDLE_OVERVIEW: Duration = Duration::from_secs(60);
-/// The same where no voice is in processing, and counting them costs little.
+/// The same if no voice is in processing; then counting is cheap.
 const EMPTY_OVERVIEW: Duration = Duration::from_secs(5);
-/// How old what was learned of completion times may be.
+/// The maximum age of the completion times.
 const LEARN_AGAIN: Duration = Duration::from_secs(60);
-/// A voice without a schedule comes from a write, or from a lease that ended by itself.
+/// The maximum time between full checks for voices without a schedule. Such voices come from a write, or from a lease
+/// that expired.
 const LOOK_AGAIN: Duration = Duration::from_secs(120);
 
 impl Default for DutyCycles {
@@ -75,8 +75,8 @@ impl Default for DutyCycles {
     }
 }
 
-/// Asks about the voices that the request budget has room for, if it is worth a request, and publishes events that
-/// wait. The pass's own scope says how.
+/// Looks up the voices for which the request budget has room, if they justify a request, and publishes waiting events.
+/// The pass's own scope is the template.
 pub async fn tick(
     pass: Pass<'_>,
     budget: RequestBudget,
@@ -103,7 +103,8 @@ pub async fn tick(
     let any_isolated = agenda.voices.iter().any(is_isolated);
     agenda.voices = match agenda.budget_in {
         Duration::ZERO => chosen(agenda.voices, room, &looks.survival),
-        // Not while isolated voices wait for their turn, which takes requests of their own: hints could go on for ever.
+        // Not while isolated voices wait. Each of them needs a request of its own, and a steady flow of hints could
+        // delay them forever.
         budget_in if any_hinted && !any_isolated && budget.bears_a_hint(budget_in) => {
             chosen(agenda.voices, room, &looks.survival)
         }
@@ -146,7 +147,7 @@ pub async fn tick(
     Tick::Passed { report, free_in }
 }
 
-/// Not worth failing for: what was learned before is as good.
+/// An error is not fatal: the earlier completion times remain usable.
 async fn learn(pass: &Pass<'_>, looks: &mut DutyCycles) {
     let began = Instant::now();
     if !looks.learning.is_due_after(LEARN_AGAIN, began) {
@@ -160,12 +161,12 @@ async fn learn(pass: &Pass<'_>, looks: &mut DutyCycles) {
     }
 }
 
-/// Whether a hint makes a voice due that can share a request.
+/// Whether a hint made the voice due and it can share a request.
 fn is_hinted(voice: &Upcoming) -> bool {
     voice.is_hinted && !voice.is_isolated && voice.due_in.is_zero()
 }
 
-/// Those that are asked about now.
+/// The voices that are looked up now.
 fn chosen(voices: Vec<Upcoming>, room: usize, survival: &Survival) -> Vec<Upcoming> {
     let is_due = |voice: &Upcoming| voice.due_in.is_zero();
     let (isolated, others): (Vec<_>, Vec<_>) =
@@ -195,7 +196,7 @@ fn chosen(voices: Vec<Upcoming>, room: usize, survival: &Survival) -> Vec<Upcomi
     chosen.chain(isolated.into_iter().filter(is_due)).collect()
 }
 
-/// Not worth failing for: the next turn finds out by itself what is wrong.
+/// An error is not fatal: the next tick finds out what is wrong.
 async fn overview(pass: &Pass<'_>, metrics: &Metrics, looks: &mut DutyCycles, pause: Duration) {
     let began = Instant::now();
     if !looks.overview.is_due_after(pause, began) {
@@ -208,8 +209,9 @@ async fn overview(pass: &Pass<'_>, metrics: &Metrics, looks: &mut DutyCycles, pa
     }
 }
 
-/// What is due and what comes next. Voices without a schedule are looked for where anything was written since there
-/// were none, and not each time where there are many others, except if nothing else is there.
+/// The voices that are due, and those that come next. Voices without a schedule are searched for if anything was
+/// written since there were none. If there are many other voices, this is not done every time, unless nothing else is
+/// due.
 async fn agenda(
     pass: &Pass<'_>,
     room: usize,
@@ -238,7 +240,7 @@ async fn agenda(
             }
             unscheduled => unscheduled?,
         };
-        // Those that are found now stay to be found until they have a schedule.
+        // Voices that are found now stay without a schedule until they are looked up, so they must be found again.
         looks.none_unscheduled = match (unscheduled.is_empty(), none) {
             (true, none) => Some((agenda.version.clone(), none.map_or(began, |(_, at)| at))),
             (false, none) => none,
@@ -248,7 +250,7 @@ async fn agenda(
     Ok(agenda)
 }
 
-/// When the first voice is due, if any is scheduled.
+/// The time until the first voice is due, if any is scheduled.
 fn next_in(agenda: &Agenda) -> Option<Duration> {
     agenda.voices.iter().map(|voice| voice.due_in).min()
 }

@@ -1,4 +1,4 @@
-//! `sync-once --wait`: turns like the daemon's, until nothing is in processing or time is over.
+//! `sync-once --wait`: ticks like the daemon's, until nothing is in processing or time is over.
 
 use std::time::Duration;
 
@@ -12,11 +12,10 @@ use crate::store::{Selection, Store};
 use crate::sync::{Pass, Scope};
 use crate::telemetry::exposition::Metrics;
 
-/// New voices are seen within this time.
+/// New voices are found within this time.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Goes on after a first pass, on the same schedule as the daemon. The report is of all passes
-/// together.
+/// Continues after a first pass, on the same schedule as the daemon. The report covers all passes.
 pub async fn until_nothing_waits(
     pass: Pass<'_>,
     budget: RequestBudget,
@@ -50,7 +49,7 @@ pub async fn until_nothing_waits(
         };
         let pause = match tick(turn, budget, metrics, &mut looks).await {
             Tick::Idle { next_in: None } => match waits(pass.store).await {
-                // Others have them in hand.
+                // Other processes have leased these voices.
                 true => INTERVAL,
                 false => return report,
             },
@@ -82,8 +81,8 @@ pub async fn until_nothing_waits(
     }
 }
 
-/// Whether voices are in processing, but for those that are set aside. A database that does not say comes to it at the
-/// next turn.
+/// Whether voices are in processing, not counting those that are set aside. If the database does not answer, the next
+/// tick reports it.
 async fn waits(store: &Store) -> bool {
     store
         .count(&Selection::all())

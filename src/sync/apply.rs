@@ -1,4 +1,4 @@
-//! Applying: transitions with their events, and notes of the other voices.
+//! Applying: writes transitions with their events, and notes about the other voices.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::core::transition::{Note, Seen, SetAside, Transition};
 use crate::store::{Applied, LEASE, LeaseId, Record, StoreError};
 
 impl Pass<'_> {
-    /// Makes the transitions of some batches happen, with their events, notes the rest, and ends the leases of claims
-    /// that are all written down.
+    /// Makes the transitions of some batches with their events, writes notes about the other voices, and ends the
+    /// leases of claims that are completely written.
     pub(super) async fn apply(
         &self,
         progress: &Progress,
@@ -32,7 +32,7 @@ impl Pass<'_> {
                 leases.extend(judged.lease);
                 continue;
             }
-            // By now another process may have asked about the same voices.
+            // Another process may have looked up the same voices by now.
             let voices = judged.transitions.len() + judged.notes.len();
             self.metrics.stale.inc_by(voices as u64);
             warn!(
@@ -55,7 +55,7 @@ impl Pass<'_> {
         let (decided, of_decided) = progress.tally().take_decided();
         notes.extend(decided);
         leases.extend(of_decided);
-        // A pass may come by a row twice, as where it was cloned anew: each answer is one of its own.
+        // A pass may claim a row twice, for example if its voice was cloned again. Each answer is applied separately.
         let mut rows = HashSet::with_capacity(transitions.len());
         let (first, again) = transitions
             .into_iter()
@@ -69,8 +69,8 @@ impl Pass<'_> {
         Ok(events)
     }
 
-    /// Applies in bulk. A bulk that the database refuses is split until the rows that it refuses are alone;
-    /// these are set aside.
+    /// Applies transitions in bulk. If the database refuses a bulk, it is split until each refused row is alone; these
+    /// rows are set aside.
     pub(super) async fn apply_each(
         &self,
         progress: &Progress,

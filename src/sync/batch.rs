@@ -1,4 +1,4 @@
-//! Batches: what goes through the steps together.
+//! Batches: groups of voices that are looked up, judged and applied together.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,30 +11,30 @@ use crate::core::voice::ProviderVoiceId;
 use crate::provider::lookup::{Mode, next_steps};
 use crate::store::{LeaseId, Page};
 
-/// Voices that go through the steps together.
+/// Voices that are looked up, judged and applied together.
 pub(super) struct Batch {
-    /// Where in the walk over the table it was claimed; nowhere, if by name.
+    /// The place in the walk over the table at which the batch was claimed; `None` if it was claimed by name.
     pub(super) place: Option<Place>,
     /// In the order of their positions.
     pub(super) voices: Vec<Claimed>,
-    /// Taken before the lease began, so that it never seems longer than it is.
+    /// Taken before the lease began, so that the lease is never assumed to be longer than it is.
     pub(super) claimed_at: Instant,
-    /// How to ask about them.
+    /// How the voices are looked up.
     pub(super) mode: Mode,
-    /// What batches of one claim share: it ends when all of them are written down.
+    /// Shared by the batches of one claim. The lease ends when all of them are written.
     pub(super) lease: Option<Arc<LeaseId>>,
 }
 
-/// What judging a batch came to.
+/// The result of judging a batch.
 pub(super) struct Judged {
     pub(super) transitions: Vec<Transition>,
     pub(super) notes: Vec<Note>,
-    /// These are as of the batch.
+    /// Copied from the batch.
     pub(super) claimed_at: Instant,
     pub(super) lease: Option<Arc<LeaseId>>,
 }
 
-/// A page in batches of one size, but for the last one.
+/// Cuts a page into batches of one size; the last one may be smaller.
 pub(super) fn cut(
     page: Page,
     size: usize,
@@ -60,7 +60,7 @@ pub(super) fn cut(
 }
 
 impl Batch {
-    /// Takes the voices out whose request failed, in the parts to ask about next.
+    /// Removes the voices whose request failed, and returns them in the parts to look up next.
     pub(super) fn take_failed(&mut self, failed: &[ProviderVoiceId]) -> Vec<Batch> {
         if failed.is_empty() {
             return Vec::new();
@@ -72,7 +72,7 @@ impl Batch {
             .partition(|voice| voice.checked_id().is_ok_and(|id| is_failed(&id)));
         self.voices = rest;
         let batch = |(mode, voices)| Batch {
-            // What is left of it is known by a mark of its own, and not by its place.
+            // Voices of these parts that are not looked up have a note of their own, so the place is not needed.
             place: None,
             voices,
             claimed_at: self.claimed_at,

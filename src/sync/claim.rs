@@ -1,4 +1,4 @@
-//! Claiming: which voices a worker looks up next, and their leases.
+//! Claiming: selects the voices that a worker looks up next, and leases them.
 
 use std::pin::pin;
 use std::sync::atomic::Ordering;
@@ -14,31 +14,31 @@ use super::{BATCHES_AT_ONCE, Pass};
 use crate::provider::lookup::Mode;
 use crate::store::StoreError;
 
-/// Voices that are isolated from the start of a pass, at the most.
+/// The maximum number of voices that are isolated from the start of a pass.
 const ISOLATED_AT_ONCE: u32 = 10_000;
-/// How long they are asked about: they are likely to be bad, and some bad voices take all the time there is. The
-/// next pass goes on with those that it was longest ago for.
+/// How long they are looked up. They are likely to be bad, and some bad voices run into the time limit of each request.
+/// The next pass continues with those whose last lookup is the oldest.
 const ISOLATED_TIME: Duration = Duration::from_secs(20);
-/// The same where other voices may come due meanwhile.
+/// The same if other voices may become due meanwhile.
 const SHORT_ISOLATED_TIME: Duration = Duration::from_secs(2);
 
-/// What a worker does next.
+/// The next step of a worker.
 enum Next {
     LookUp(Batch),
-    /// Wait: what others have under way may come back in parts.
+    /// Wait: batches of other workers may return parts.
     Wait,
     Nothing,
 }
 
 impl Pass<'_> {
-    /// Leases the next voices, those of other workers that wait included; `None` where there are no
-    /// more, or the pass has to stop.
+    /// Leases the next voices, also for other workers that wait. `None` if there are no more, or if the pass has to
+    /// stop.
     pub(super) async fn claim<'p>(
         &self,
         progress: &'p Progress,
     ) -> Result<Option<(Batch, UnderWay<'p>)>, StoreError> {
         progress.idle.fetch_add(1, Ordering::Relaxed);
-        // So that the first claim is one for all.
+        // Lets other workers become idle first, so that the first claim serves all of them.
         yield_now().await;
         let claimed = loop {
             let mut changed = pin!(progress.isolation.changed());
@@ -90,7 +90,7 @@ impl Pass<'_> {
             let next = next.filter(|_| !claims.is_over());
             let has_parts = !progress.isolation.is_empty();
             if next.is_none() && is_outage {
-                // Voices that earlier passes isolated may still be answered.
+                // There may still be answers about voices that earlier passes isolated.
                 if self.begin_isolated(progress, claims).await? {
                     continue;
                 }
@@ -103,7 +103,7 @@ impl Pass<'_> {
             }
             let stopped = progress.tally().stop_reason.is_some();
             let Some((selection, limit)) = next.filter(|_| !stopped) else {
-                // Where the pass has to stop, they are given back.
+                // If the pass has to stop, these parts are released.
                 if let Some(part) = progress.isolation.pop(is_unclear) {
                     return Ok(Next::LookUp(part));
                 }
@@ -120,8 +120,7 @@ impl Pass<'_> {
                 true => self.store.peek(&selection, limit).await,
                 false => self.store.claim(progress.run_id, &selection, limit).await,
             };
-            // A database that fails here would fail the other workers in their turn, each after
-            // its own time limit.
+            // A database error here would meet each of the other workers too, each after its own time limit.
             let mut page = page.inspect_err(|error| progress.database_failed(error))?;
             let place = claims.segments.advance(&selection, &mut page);
             progress.tally().claimed(&page);
@@ -132,8 +131,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Goes on with the voices that earlier passes isolated, when all others have been asked about. Returns
-    /// whether there may be more to claim.
+    /// Continues with the voices that earlier passes isolated, after all others have been looked up. Returns whether
+    /// there may be more to claim.
     async fn begin_isolated(
         &self,
         progress: &Progress,
@@ -152,7 +151,7 @@ impl Pass<'_> {
             }
         };
         if isolated.rows.is_empty() {
-            // What was kept of a limit for them, others may have.
+            // The part of the limit that was reserved for them is free for others.
             return Ok(claims.segments.release());
         }
         let longest = match self.scope.continuous {

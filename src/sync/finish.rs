@@ -1,5 +1,5 @@
-//! What a pass does when all its voices have been asked about: it fails those whose absence is
-//! confirmed, publishes what is left in the outbox, and writes itself into the ledger.
+//! The end of a pass, after all its voices have been looked up: fails the voices that are confirmed to be missing,
+//! publishes the rest of the outbox, and writes the pass to the ledger.
 
 use std::time::Duration;
 
@@ -19,15 +19,15 @@ use crate::core::verdict::Failure;
 use crate::core::voice::{Position, StoredProviderId};
 use crate::store::{MissingVoice, NextPass, Run, StoreError};
 
-/// Missing voices looked through at once.
+/// Missing voices that are read at once.
 const PAGE: u32 = 500;
 
-/// Rows of each of its own tables that are removed in one transaction.
+/// Rows of each of voice-sync's own tables that one transaction removes.
 const TIDIED_AT_ONCE: u32 = 1000;
-/// Of so many passes of a daemon, or without work, one tidies up.
+/// On average, one of this many passes of a daemon removes old rows; likewise for passes without work.
 const PASSES_A_TIDYING: u32 = 50;
 
-/// What is known at the end of a pass.
+/// The values that are known at the end of a pass.
 #[derive(Default)]
 pub(super) struct Ending {
     resume_after: Option<Position>,
@@ -64,7 +64,7 @@ impl Pass<'_> {
         if self.scope.dry_run {
             return Ok(());
         }
-        // Who was cut short, or asked about a few voices only, saw too little to speak for all.
+        // A pass that was cut short, or that looked up only a few voices, says nothing about all voices.
         let was_cut_short = progress.tally().stop_reason.is_some() || self.is_over(progress);
         if !was_cut_short && self.scope.which == Which::All {
             self.provider.passed();
@@ -90,8 +90,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Counts what a pass never claimed because it had to stop, or because isolated voices took too long; and says
-    /// where the next one begins.
+    /// Counts the voices that a pass did not claim because it had to stop or because isolated voices took too long, and
+    /// determines where the next pass begins.
     async fn left_undone(
         &self,
         progress: &Progress,
@@ -117,8 +117,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Fails the voices whose absence is confirmed, unless so many are missing that the key is to
-    /// blame rather than they.
+    /// Fails the voices that are confirmed to be missing, unless so many are missing that the key is the probable
+    /// cause.
     async fn judge_missing(&self, progress: &Progress) -> Result<(), StoreError> {
         let guard = progress.tally().guard;
         let account = self.provider.account();
@@ -129,7 +129,7 @@ impl Pass<'_> {
             }
         }
         if !guard.is_tripped() && !guard.missed_any() && progress.mass_absence {
-            // Without a missing voice in this pass it may be over.
+            // Without a missing voice in this pass, the mass absence may be over.
             self.store.mass_absence(account).await?;
         }
         if guard.is_tripped() || !guard.missed_any() {
@@ -142,7 +142,7 @@ impl Pass<'_> {
             }
             return Ok(());
         }
-        // Who names voices knows what became of them.
+        // The guard does not apply if the user named the voices.
         if !matches!(self.scope.which, Which::Named(_)) {
             let absence = self.store.mass_absence(account).await?;
             if absence.forbids_failures() {
@@ -204,13 +204,13 @@ impl Pass<'_> {
         let mut refused: Vec<Note> = Vec::new();
         let count = confirmed.len() as u64;
         let events = self.apply_each(progress, confirmed, &mut refused).await?;
-        // Each of them was counted as missing when it was looked up.
+        // Each of these voices was counted as missing when it was looked up.
         {
             let mut tally = progress.tally();
             tally.counts.missing = tally.counts.missing.saturating_sub(count);
             tally.failed_missing += count;
         }
-        // Of a row that the application changed or holds, what is known of its absence stays.
+        // If the application changed or locked the row, the notes about the missing voice stay unchanged.
         refused.retain(|note| note.seen != Seen::Superseded);
         self.note(progress, &refused).await?;
         self.count_notes(progress, &refused);
@@ -237,7 +237,7 @@ impl Pass<'_> {
         let obstacles = tally.obstacles();
         tally.log_set_aside();
         tally.log_unanswerable();
-        // Who goes on tells of them once, and not with each pass.
+        // A continuous process logs failures once, and not in each pass.
         if !self.scope.continuous {
             tally.log_troubles();
         }
@@ -287,8 +287,9 @@ impl Pass<'_> {
         }
     }
 
-    /// As the ledger has them: with the voices that failed because they were missing, which the guard of the key counts.
-    /// What is known of a voice is forgotten when it is cloned anew. Who names voices knows what became of them.
+    /// The counts for the ledger. They include the voices that failed because they were missing: the mass-absence guard
+    /// counts these over many passes, and the note of a voice is deleted when the voice is cloned again. Voices that
+    /// the user named do not count for the guard.
     fn counts(&self, report: &Report, failed_missing: u64) -> serde_json::Value {
         let mut counts = json!(report.counts);
         if failed_missing > 0 && !matches!(self.scope.which, Which::Named(_)) {
@@ -297,7 +298,8 @@ impl Pass<'_> {
         counts
     }
 
-    /// What so many requests take of the budget, if there is one. It shrinks with what the provider bears.
+    /// What this many requests take from the budget, if there is one. The budget shrinks with the provider's
+    /// concurrency limit.
     pub(crate) fn spending(&self, requests: u64) -> Option<Spending> {
         let budget = self.scope.budget?;
         let borne = f64::from(self.provider.pressure().limit.max(1));
@@ -309,7 +311,8 @@ impl Pass<'_> {
         })
     }
 
-    /// Removes old rows. What a pass adds for the voices that it claimed, the next ones must be able to remove.
+    /// Removes old rows. The number of rounds grows with the claimed voices, so that passes remove rows at least as
+    /// fast as they add them.
     async fn tidy(&self, due: u64) -> Result<(), StoreError> {
         for _ in 0..=(2 * due / u64::from(TIDIED_AT_ONCE)) {
             if self.store.tidy(TIDIED_AT_ONCE).await? == 0 {
@@ -319,7 +322,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Writes the pass into the ledger and tidies up. Neither is worth failing a pass for.
+    /// Writes the pass to the ledger and removes old rows. A failure of either does not fail the pass.
     async fn record(&self, progress: &Progress, report: &Report, ending: Ending) {
         if report.counts.only_met_leases() && report.counts.requests == 0 {
             return;
@@ -359,7 +362,7 @@ impl Pass<'_> {
         if let Err(error) = self.store.record_run(&run).await {
             warn!(%error, "the pass could not be written to the ledger; its transitions are not affected");
         }
-        // Whoever makes a pass a second tidies up for many of them at once.
+        // A process with one pass a second removes old rows only once in many passes.
         let passes = match self.scope.continuous || report.counts.due == 0 {
             true => PASSES_A_TIDYING,
             false => 1,
@@ -372,7 +375,7 @@ impl Pass<'_> {
     }
 }
 
-/// One line for a pass, at debug where it had nothing to do.
+/// Logs one line for a pass, at debug if it had nothing to do.
 fn log_pass(run_id: Uuid, dry_run: bool, exit_code: Exit, duration: Duration, counts: &Counts) {
     macro_rules! log {
         ($level:ident) => {

@@ -1,5 +1,5 @@
-//! The application's queue of waiting voices. Whatever becomes of it, the pass goes over the table:
-//! trouble with the queue is a warning.
+//! The application's queue of waiting voices. A failure of the queue is only a warning: the pass reads the table in any
+//! case.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,16 +12,16 @@ use super::progress::Progress;
 use crate::events::queue::{Hints, Queue};
 use crate::store::QueueMembers;
 
-/// Jobs that a pass takes at the most.
+/// The maximum number of jobs that a pass reads.
 const MOST_HINTS: u64 = 1000;
-/// How long finished voices are looked for. The next pass looks again.
+/// How long finished voices are searched for. The next pass continues.
 const WALK: Duration = Duration::from_secs(5);
-/// The same where other voices may come due meanwhile.
+/// The same limit if other voices may become due meanwhile.
 const SHORT_WALK: Duration = Duration::from_millis(500);
 
 impl Pass<'_> {
-    /// Voices to ask about first: those that the application's jobs name. Where the pass has a limit,
-    /// they are half of it, so that the table has its turn too.
+    /// Voices to look up first: those in the application's jobs. If the pass has a limit, they take at most half of it,
+    /// so that the rest of the table is processed too.
     pub(super) async fn hints(&self, progress: &Progress) -> Vec<String> {
         let Some(queue) = self.queue.filter(|_| self.scope.which.takes_hints()) else {
             return Vec::new();
@@ -52,7 +52,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Takes the voices out of the application's set that are finished, whoever finished them.
+    /// Removes finished voices from the application's set, also those that voice-sync did not finish.
     pub(super) async fn take_out_finished(&self, progress: &Progress) {
         let Some(queue) = self.queue else { return };
         if progress.queue_is_down.load(Ordering::Relaxed) {
@@ -94,7 +94,7 @@ impl Pass<'_> {
                     "removed ids from the application's queue that have had no row for an hour"
                 );
             }
-            // Even a pass that has to stop looks at one page.
+            // A pass that has to stop still checks one page.
             if self.is_over(progress) || Instant::now() >= deadline {
                 break;
             }
@@ -103,7 +103,7 @@ impl Pass<'_> {
     }
 }
 
-/// Says once why this pass leaves the queue alone from here on.
+/// Logs once why this pass no longer uses the queue.
 fn do_without(progress: &Progress, reason: &anyhow::Error) {
     progress.queue_is_down.store(true, Ordering::Relaxed);
     warn!(%reason, "the application's queue cannot be used; the pass continues without it");

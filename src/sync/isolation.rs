@@ -1,7 +1,7 @@
-//! Parts of batches whose request failed, until somebody asks about them: see [`crate::core::bisect`].
+//! Parts of batches whose request failed, which wait to be looked up again: see [`crate::core::bisect`].
 //!
-//! Batches that nobody has asked about yet come first, so that bad voices do not hold up good ones. But the
-//! voices of a part are leased since their batch was claimed, and memory has its limit.
+//! New batches come first, so that bad voices do not delay good ones. There are two limits: the voices of a part are
+//! leased since their batch was claimed, and memory is limited.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,26 +13,26 @@ use tokio::sync::futures::Notified;
 use super::batch::Batch;
 use super::pace::ASKING_TIME;
 
-/// Voices that wait to be isolated before new batches wait for them.
+/// If more voices than this wait to be isolated, they come before new batches.
 const MOST_VOICES: usize = 1000;
-/// Part of its lease that a voice may wait before new batches wait for it.
+/// If a part has waited for this part of its lease, it comes before new batches.
 const LONGEST_WAIT: Duration = ASKING_TIME;
 
 #[derive(Default)]
 pub(super) struct Isolation {
     state: Mutex<State>,
-    /// Wakes workers that wait for parts, or for the last batch to come to its end.
+    /// Wakes workers that wait for parts, or for the end of the last batch.
     changed: Notify,
 }
 
 #[derive(Default)]
 struct State {
     parts: VecDeque<Batch>,
-    /// Batches and parts that workers have: each may come back in parts.
+    /// Batches and parts that workers process now. Each may return parts.
     under_way: usize,
 }
 
-/// A batch that a worker has.
+/// A batch that a worker processes.
 pub(super) struct UnderWay<'a>(&'a Isolation);
 
 impl Drop for UnderWay<'_> {
@@ -52,9 +52,8 @@ impl Isolation {
         self.changed.notify_waiters();
     }
 
-    /// The next part: the one that has waited for longest or, while nothing was answered about any voice
-    /// (`is_unclear`), the smallest one. So it takes few requests to find out whether single voices are bad or all
-    /// lookups fail.
+    /// Returns the next part: the one that has waited longest, or the smallest one while there was no answer about any
+    /// voice (`is_unclear`). So few requests show whether single voices are bad or all lookups fail.
     pub(super) fn pop(&self, is_unclear: bool) -> Option<Batch> {
         let parts = &mut self.state().parts;
         match is_unclear {
@@ -63,7 +62,7 @@ impl Isolation {
         }
     }
 
-    /// Whether a part has waited for so long, or so many wait, that they come before new batches.
+    /// Whether a part has waited too long, or too many voices wait: then parts come before new batches.
     pub(super) fn is_pressing(&self) -> bool {
         let state = self.state();
         let waits = |part: &Batch| part.claimed_at.elapsed() > LONGEST_WAIT;
@@ -81,7 +80,7 @@ impl Isolation {
         self.state().parts.is_empty()
     }
 
-    /// Counts a batch as under way for as long as this lives.
+    /// Counts a batch as in progress until the returned value is dropped.
     pub(super) fn begin(&self) -> UnderWay<'_> {
         self.state().under_way += 1;
         UnderWay(self)

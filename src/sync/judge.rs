@@ -1,4 +1,4 @@
-//! Judging: what each answer means for its row.
+//! Judging: decides for each answer what happens to its row.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::core::transition::{Claimed, Note, Seen, Target, Transition};
 use crate::provider::lookup::Mode;
 
 impl Pass<'_> {
-    /// Says what each answer means for its row, and counts it.
+    /// Decides for each answer what happens to its row, and counts it.
     pub(super) fn judge(&self, progress: &Progress, batch: Batch, lookups: &Lookups) -> Judged {
         let Batch {
             place: _,
@@ -107,7 +107,7 @@ fn note(claimed: &Claimed, seen: Seen, held: Duration) -> Note {
     }
 }
 
-/// What of a transition that did not happen.
+/// The note for a transition that was not made.
 pub(super) fn note_of(transition: &Transition, seen: Seen) -> Note {
     let again_in = schedule::again_in(Duration::ZERO, &seen, fastrand::f64());
     Note {

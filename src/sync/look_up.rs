@@ -1,4 +1,4 @@
-//! Looking up: what the provider says of the voices of a batch.
+//! Looking up: requests the voices of a batch from the provider.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -14,12 +14,12 @@ use crate::provider::RequestDeadline;
 use crate::provider::lookup::{Mode, Step, Strategy};
 use crate::store::LEASE;
 
-/// Part of the lease that is kept for writing the answers down.
+/// The part of the lease that is reserved for writing the results.
 const LEASE_RESERVE: Duration = Duration::from_secs(10);
 
 impl Pass<'_> {
-    /// Asks about each voice of the batch whose id may be asked about: in one go, except for the
-    /// kinds that the list is known to leave out.
+    /// Looks up each voice of the batch that has a valid id. All voices are looked up together, except for the kinds
+    /// that the list does not return.
     pub(super) async fn look_up(&self, progress: &Progress, batch: &Batch) -> Step {
         let lease_ends = batch.claimed_at + LEASE - LEASE_RESERVE;
         let deadline = RequestDeadline {
@@ -67,7 +67,7 @@ impl Pass<'_> {
         all
     }
 
-    /// How to ask about one of a batch.
+    /// How one voice of a batch is looked up.
     fn mode(&self, progress: &Progress, batch: Mode, voice: &Claimed) -> Mode {
         let is_unlisted = |kind: &String| progress.unlisted.contains(kind);
         match (batch, self.strategy) {

@@ -1,10 +1,10 @@
 //! One pass over the voices in processing: claim → look up → judge → apply → publish.
 //!
-//! Two kinds of workers share them. Lookup workers claim, look up and judge a batch after the other; there are
-//! a few more of them than requests are allowed, so that the provider is kept busy while others claim.
-//! Writers apply and publish what is judged. Both do in one statement whatever waits to be done: the busier
-//! the database, the fewer statements it gets. No transaction is open and no row is locked while the
-//! provider is asked.
+//! There are two kinds of workers. Lookup workers claim, look up and judge one batch after the other. There are a few
+//! more of them than concurrent requests are allowed, so that requests continue while other workers claim. Writers
+//! apply and publish the judged batches. Claims and writes are bulk statements for all waiting batches: the slower the
+//! database, the fewer statements it gets. No transaction is open and no row is locked during a request to the
+//! provider.
 
 mod apply;
 mod batch;
@@ -48,36 +48,36 @@ use crate::provider::lookup::Strategy;
 use crate::store::{PriorState, Store, StoreError};
 use crate::telemetry::metrics::PassMetrics;
 
-/// While one writer publishes, another one applies.
+/// One writer can publish while the other one applies.
 const WRITERS: usize = 2;
-/// Batches that one statement claims or applies at the most.
+/// The maximum number of batches that one statement claims or applies.
 const BATCHES_AT_ONCE: usize = 10;
 
-/// What a pass works with.
+/// The dependencies and settings of a pass.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
     pub store: &'a Store,
     pub provider: &'a Provider,
-    /// Where events go, if anywhere.
+    /// Publishes events, if there is an event bus.
     pub publisher: Option<&'a Publisher>,
-    /// Where the application notes which voices wait, if it does.
+    /// The application's queue of waiting voices, if there is one.
     pub queue: Option<&'a Queue>,
-    /// Who nudges voices without a preview, if anybody does.
+    /// Nudges voices without a preview, if this is configured.
     pub nudger: Option<&'a Nudger>,
     pub rules: &'a Rules,
     /// How long a voice must be missing before it fails.
     pub missing_after: Duration,
     pub strategy: Strategy,
     pub scope: &'a Scope,
-    /// Stops claiming when it is cancelled.
+    /// When this is cancelled, the pass claims no more voices.
     pub stop: &'a CancellationToken,
     pub metrics: &'a PassMetrics,
-    /// Is told the counts after every batch.
+    /// Called with the counts after every batch.
     pub observe: &'a dyn Fn(&Counts),
 }
 
 impl Pass<'_> {
-    /// Runs the pass to its end. Whatever happened is in the report, a failing database included.
+    /// Runs the pass to its end. The report contains everything that happened, including database errors.
     pub async fn run(&self) -> Report {
         let (started, started_at) = (Instant::now(), Utc::now());
         let prior = self.store.load_state(self.provider.account()).await;
@@ -100,7 +100,7 @@ impl Pass<'_> {
         self.finish(progress, started_at).await
     }
 
-    /// The five steps, for all batches.
+    /// Runs the five steps for all batches.
     async fn all_batches(
         &self,
         progress: &Progress,
@@ -139,7 +139,7 @@ impl Pass<'_> {
             let step = self.look_up(progress, &batch).await;
             progress.isolate(batch.take_failed(&step.failed));
             let answers = self.judge(progress, batch, &step.lookups);
-            // Nobody takes it where all writers failed, which they have said.
+            // The receiver is gone only if all writers failed, and they reported that.
             if judged.send(answers).await.is_err() {
                 break;
             }
@@ -147,13 +147,13 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Applies and publishes what is judged, as much as waits, until nothing more will be.
+    /// Applies and publishes all judged batches that wait, until there will be no more.
     async fn write(
         &self,
         progress: &Progress,
         judged: &Mutex<mpsc::Receiver<Judged>>,
     ) -> Result<(), StoreError> {
-        // What the database refuses to one writer, it would refuse to the other one in its turn.
+        // An error that the database returned to one writer would meet the other one too.
         while !self.has_no_database(progress) {
             let mut batches = Vec::new();
             let most = progress.bulk.load(Ordering::Relaxed);

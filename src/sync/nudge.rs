@@ -1,4 +1,5 @@
-//! Nudging previews: a short request for speech to voices that stay without a preview, one at a time, beside the lookups.
+//! Nudging previews: sends a short request for speech for voices that still have no preview, one at a time,
+//! concurrently with the lookups.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -20,16 +21,16 @@ use crate::provider::{Provider, Speech};
 use crate::store::{NudgeClaim, NudgePermit, Store, StoreError};
 use crate::telemetry::metrics::NudgeMetrics;
 
-/// Voices that wait to be nudged at the most. Those that find no room are offered again by later passes.
+/// The maximum number of voices that wait for a nudge. Later passes offer those that do not fit again.
 const MOST: usize = 100;
-/// The pause while the provider is unavailable, or the database.
+/// The pause while the provider or the database is unavailable.
 const PAUSE: Duration = Duration::from_secs(10);
-/// How long voices are nudged when a pass is done; the next one goes on.
+/// How long voices are nudged at the end of a pass. The next pass continues.
 const AFTER_PASS: Duration = Duration::from_secs(20);
-/// The longest pause before it is found out anew whether voices may be nudged.
+/// The longest pause before the next check whether voices may be nudged.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Nudges the voices that passes offer it.
+/// Nudges the voices that passes offer.
 pub struct Nudger {
     pub rules: NudgeRules,
     speech: Speech,
@@ -37,23 +38,24 @@ pub struct Nudger {
     waiting: Mutex<VecDeque<NudgeClaim>>,
     arrived: Notify,
     metrics: NudgeMetrics,
-    /// Not yet in the report of a pass.
+    /// Nudges that no pass has reported yet.
     nudged: AtomicU64,
     characters: AtomicU64,
 }
 
-/// What the next step came to.
+/// The result of one step.
 enum Step {
-    /// There may be more.
+    /// More voices may wait.
     Done,
     /// No voice waits.
     Nothing,
-    /// The next one is for later.
+    /// The next nudge is possible after this time.
     NotNow(Duration),
 }
 
 impl Nudger {
-    /// `runs_beside` says that somebody has it [run](Self::run) by itself; else passes nudge when they are done.
+    /// `runs_beside` means that the caller runs [`run`](Self::run) concurrently with passes; otherwise voices are
+    /// nudged at the end of each pass.
     pub fn new(
         rules: NudgeRules,
         speech: Speech,
@@ -76,7 +78,7 @@ impl Nudger {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A voice that is to be nudged when its turn comes.
+    /// Adds a voice to the queue, unless it is already there or the queue is full.
     pub(super) fn offer(&self, claimed: &Claimed, id: &ProviderVoiceId, account: Uuid) {
         let mut waiting = self.waiting();
         if waiting.len() >= MOST || waiting.iter().any(|claim| claim.provider_id == *id) {
@@ -93,7 +95,7 @@ impl Nudger {
         self.arrived.notify_one();
     }
 
-    /// Nudges, and characters that were spoken, since this was last asked.
+    /// The nudges and the spoken characters since the last call.
     pub(super) fn take_counts(&self) -> (u64, u64) {
         let take = |count: &AtomicU64| count.swap(0, Ordering::Relaxed);
         (take(&self.nudged), take(&self.characters))
@@ -110,13 +112,13 @@ impl Nudger {
         }
     }
 
-    /// Whether it runs by itself, beside passes.
+    /// Whether it runs concurrently with passes.
     pub(super) fn runs_beside(&self) -> bool {
         self.runs_beside
     }
 
-    /// Nudges the voices that wait after a pass, for a while. Those that may not be nudged now are left to a later pass. A
-    /// nudge that is under way at the deadline is not waited for: what came of it stays unclear.
+    /// Nudges waiting voices after a pass, for a limited time. Voices that may not be nudged now are left to a later
+    /// pass. At the deadline, it does not wait for a nudge in progress; the result of that nudge stays unknown.
     pub(super) async fn run_after_pass(
         &self,
         store: &Store,
@@ -189,7 +191,7 @@ impl Nudger {
     }
 }
 
-/// A voice whose nudge is written down is never nudged again, whatever is known of the answer.
+/// A voice is never nudged again after its nudge was recorded, even if the answer is unknown.
 fn failed(error: &StoreError) -> Step {
     warn!(%error, "a nudge could not be written to the database; lookups continue");
     Step::NotNow(PAUSE)

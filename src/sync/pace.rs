@@ -1,4 +1,4 @@
-//! How far a pass goes, and how much it takes at once.
+//! When a pass stops, and how many voices it takes at once.
 
 use std::time::Duration;
 
@@ -10,22 +10,21 @@ use crate::core::missing::MassAbsenceGuard;
 use crate::core::report::StopReason;
 use crate::provider::lookup::{BATCH, Mode, Strategy};
 
-/// Part of the lease in which the voices of a batch should have been asked about.
+/// The part of the lease in which the voices of a batch should be looked up.
 pub(super) const ASKING_TIME: Duration = Duration::from_secs(15);
-/// The same where others may come due meanwhile.
+/// The same if other voices may become due meanwhile.
 const SHORT_ASKING_TIME: Duration = Duration::from_secs(2);
-/// A pause that the provider asks for is waited out, unless it is longer: then the next run goes on.
+/// The longest pause requested by the provider that a pass waits for. After a longer one, the next run continues.
 pub(crate) const MAX_COOLDOWN: Duration = Duration::from_secs(10);
-/// Lookup workers beyond the requests that are allowed at once.
+/// Lookup workers in addition to the allowed number of concurrent requests.
 const SPARE_WORKERS: usize = 2;
 
-/// A bulk that takes longer than the one is followed by a smaller one, a full one that takes less than
-/// the other by a larger one: rows stay locked no longer than an application bears, however slow it is
-/// to write one.
+/// After a bulk that takes longer than `LONG_BULK`, the next one is smaller. After a full bulk that takes less than
+/// `SHORT_BULK`, the next one is larger. So rows are not locked for too long, even if the database writes slowly.
 const LONG_BULK: Duration = Duration::from_secs(1);
 const SHORT_BULK: Duration = Duration::from_millis(250);
 
-/// How many batches the next bulk may have.
+/// The maximum number of batches in the next bulk.
 pub(super) fn next_bulk(most: usize, had: usize, took: Duration) -> usize {
     if took > LONG_BULK {
         (most / 2).max(1)
@@ -55,12 +54,12 @@ impl Pass<'_> {
         }
     }
 
-    /// Whether each voice takes a request of its own.
+    /// Whether each voice needs a request of its own.
     pub(super) fn asks_singly(&self) -> bool {
         self.strategy == Strategy::Single || self.provider.has_no_list()
     }
 
-    /// How many voices one request asks about.
+    /// The number of voices per request.
     pub(crate) fn voices_a_request(&self) -> usize {
         match self.asks_singly() {
             true => 1,
@@ -77,11 +76,11 @@ impl Pass<'_> {
         self.stop.is_cancelled() || progress.deadline.is_some_and(over)
     }
 
-    /// Voices of a batch: as many as a list request carries, but no more than can be asked
-    /// about within their lease where many take a request of their own.
+    /// The number of voices in a batch: as many as a list request can contain. If many voices need a request of their
+    /// own, only as many as can be looked up within their lease.
     pub(super) fn batch_size(&self, progress: &Progress, mode: Mode) -> usize {
         let (requests_a_voice, latency) = match mode {
-            // Each may hang.
+            // Each request may run into its time limit.
             Mode::Isolated => (1.0, self.provider.single_timeout()),
             Mode::Batch | Mode::Part | Mode::Single | Mode::OneByOne => {
                 let requests = match self.asks_singly() {

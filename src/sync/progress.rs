@@ -1,4 +1,4 @@
-//! What a pass has seen and done so far, shared by the batches that are under way.
+//! The state of a running pass, shared by its workers.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -17,56 +17,56 @@ use crate::store::{Isolated, StoreError};
 pub(super) struct Progress {
     pub(super) run_id: Uuid,
     pub(super) started: Instant,
-    /// Requests and repetitions of earlier passes.
+    /// Requests and retries before this pass.
     pub(super) requests_before: (u64, u64),
     pub(super) deadline: Option<Instant>,
     pub(super) claims: tokio::sync::Mutex<Claims>,
     pub(super) isolation: Isolation,
     /// Lookup workers without a batch.
     pub(super) idle: AtomicUsize,
-    /// Batches that a writer may apply at once.
+    /// The maximum number of batches that a writer applies at once.
     pub(super) bulk: AtomicUsize,
-    /// Kinds of voices that an earlier pass found the list to leave out.
+    /// Kinds of voices that the list did not return in an earlier pass.
     pub(super) unlisted: HashSet<String>,
     /// Whether earlier passes met a mass absence.
     pub(super) mass_absence: bool,
     /// Whether the key found voices within a day before this pass.
     pub(super) key_works: bool,
     pub(super) bus_is_down: AtomicBool,
-    /// How often in a row the event bus failed, once the database was asked.
+    /// Failures of the event bus in a row; `None` until the database was read.
     pub(super) bus_failures: tokio::sync::Mutex<Option<u32>>,
     pub(super) queue_is_down: AtomicBool,
     tally: Mutex<Tally>,
 }
 
-/// What has been claimed, and what has not.
+/// The voices that were claimed, and those that are left to claim.
 pub(super) struct Claims {
     pub(super) segments: Segments,
     /// Batches of the last page.
     pub(super) ready: VecDeque<Batch>,
     /// Voices that earlier passes isolated.
     pub(super) apart: Apart,
-    /// Voices that are not claimed by then are left to the next pass; isolated ones have a time of their own.
+    /// Voices that are not claimed by this time are left to the next pass. Isolated voices have their own time limit.
     pub(super) until: Option<Instant>,
 }
 
-/// Voices that earlier passes isolated, which come after the others.
+/// Voices that earlier passes isolated. They come after the others.
 pub(super) enum Apart {
-    /// There are some.
+    /// There are some, but they are not read yet.
     Unread,
     Known(Isolated),
-    /// The cursor is on them, until a time. Of all of them, the new ones come first.
+    /// The cursor is at these voices, until this time. New ones come first.
     Begun {
         until: Instant,
         all: usize,
         new: usize,
     },
-    /// There are none, or they are among the others.
+    /// There are none, or they are claimed with the others.
     Nothing,
 }
 
 impl Apart {
-    /// Whether there are any, as far as that is known.
+    /// Whether there are any, as far as is known.
     pub(super) fn any(&self) -> bool {
         match self {
             Self::Unread | Self::Begun { .. } => true,
@@ -81,7 +81,7 @@ impl Claims {
         matches!(self.apart, Apart::Begun { .. })
     }
 
-    /// Whether there is no time left for more of the voices that it is at: those that are isolated, or the others.
+    /// Whether the time is over for the voices at the cursor: isolated ones, or the others.
     pub(super) fn is_over(&self) -> bool {
         let until = match self.apart {
             Apart::Begun { until, .. } => Some(until),
@@ -90,7 +90,7 @@ impl Claims {
         until.is_some_and(|until| Instant::now() >= until)
     }
 
-    /// Of the isolated voices that the cursor did not get to, those that are not known to be unanswerable.
+    /// Isolated voices that the cursor did not reach and that are not known to be unanswerable.
     pub(super) fn new_left(&self) -> u64 {
         match self.apart {
             Apart::Begun { all, new, .. } => {
@@ -136,8 +136,8 @@ impl Progress {
         }
     }
 
-    /// Has parts of a batch asked about by themselves. In an outage the walk goes on, and what fails is left to the next
-    /// pass once many voices wait.
+    /// Queues parts of a batch for lookups of their own. During an outage, the walk over the table continues; once many
+    /// voices wait, failed ones are left to the next pass.
     pub(super) fn isolate(&self, parts: Vec<Batch>) {
         let is_outage = self.tally().looks_like_an_outage();
         if !is_outage || !self.isolation.is_pressing() {
@@ -149,13 +149,13 @@ impl Progress {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stops the pass from claiming more. The first reason stays.
+    /// Stops the pass from claiming more voices. The first reason is kept.
     pub(super) fn stop(&self, stop_reason: StopReason) {
         self.tally().stop_reason.get_or_insert(stop_reason);
     }
 
-    /// A failing database outweighs any other reason: nothing more can be written. Of several errors,
-    /// the first one tells why.
+    /// A database error replaces any other reason, because nothing more can be written. The first of several errors is
+    /// kept.
     pub(super) fn database_failed(&self, error: &StoreError) {
         let stop_reason = &mut self.tally().stop_reason;
         if !matches!(stop_reason, Some(StopReason::Database(..))) {

@@ -1,4 +1,4 @@
-//! Publishing: what a pass recorded, and what others left in the outbox.
+//! Publishing: events of this pass, and events that earlier passes or other processes left in the outbox.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,18 +14,18 @@ use crate::events::backoff;
 use crate::events::publisher::{BATCH, Publication, Publisher};
 use crate::store::{BusPermit, LeasedEvents, StoreError};
 
-/// How long a pass waits for events that another process is publishing, or was before it crashed.
+/// How long a pass waits for events that another process is publishing, or was publishing when it crashed.
 const OTHERS_EVENTS: Duration = Duration::from_secs(17);
 
-/// How long a pass publishes what is left where voices may come due meanwhile.
+/// How long a pass publishes the rest of the outbox if voices may become due meanwhile.
 const OUTBOX_TIME: Duration = Duration::from_secs(1);
-/// A pass offers no more events to a bus that refuses all of them, one after the other.
+/// If the bus refuses this many events in a row, the pass publishes no more.
 const MOST_REFUSED: u64 = 5 * BATCH as u64;
 
 const POLL_OTHERS: Duration = Duration::from_millis(250);
 
 impl Pass<'_> {
-    /// Publishes the events of a bulk right after their commit.
+    /// Publishes the events of a bulk right after it is committed.
     pub(super) async fn publish_new(
         &self,
         progress: &Progress,
@@ -40,10 +40,9 @@ impl Pass<'_> {
         }
     }
 
-    /// Publishes events that are leased to this pass, and marks what got out; the leases of the
-    /// others are given back. Those that the bus refuses come after all others from then on. Once the bus failed,
-    /// the rest of the pass only records: its end tries again, and so does the next pass. Returns how many
-    /// got out.
+    /// Publishes events that are leased to this pass, marks the published ones, and releases the others. Events that
+    /// the bus refuses come after all others from then on. After a failure of the bus, the rest of the pass only
+    /// records events; the end of the pass and the next pass try again. Returns the number of published events.
     pub(super) async fn publish(
         &self,
         progress: &Progress,
@@ -74,7 +73,7 @@ impl Pass<'_> {
         Ok(published.len() as u64)
     }
 
-    /// One batch at a time: where the bus hangs, the others need not find out for themselves.
+    /// Publishes one batch at a time, so that only one of them waits for a bus that hangs.
     async fn try_to_publish(
         &self,
         progress: &Progress,
@@ -82,7 +81,7 @@ impl Pass<'_> {
         events: &[OutboxEvent],
     ) -> Result<Publication, StoreError> {
         let mut failures = progress.bus_failures.lock().await;
-        // A database that failed one batch here would fail the others in their turn.
+        // A database that failed for one batch would fail for the others too.
         if progress.bus_is_down.load(Ordering::Relaxed) || self.has_no_database(progress) {
             return Ok(Publication::default());
         }
@@ -106,7 +105,7 @@ impl Pass<'_> {
                     if !self.scope.continuous {
                         info!("the event bus works again");
                     }
-                    // Worth telling, and not worth leaving these events unmarked.
+                    // If this fails, these events must still be marked as published.
                     if let Err(error) = self.store.bus_works(publisher.bus()).await {
                         warn!(%error, "other processes could not be informed");
                     }
@@ -144,8 +143,8 @@ impl Pass<'_> {
         turn.inspect_err(|error| progress.database_failed(error))
     }
 
-    /// Publishes whatever the outbox still holds, of this pass or an earlier one. Events that
-    /// another process has leased are waited for: a crashed one's come free in a few seconds.
+    /// Publishes the rest of the outbox, from this pass or earlier ones. It waits for events that another process has
+    /// leased: the lease of a crashed process expires in a few seconds.
     pub(super) async fn publish_rest(
         &self,
         progress: &Progress,
@@ -154,16 +153,16 @@ impl Pass<'_> {
         let Some(publisher) = self.publisher else {
             return Ok(());
         };
-        // If the bus failed, the rest of the pass only recorded; by now it may be time to try again.
+        // If the bus failed, the rest of the pass only recorded events; by now it may be possible to try again.
         if progress.bus_is_down.swap(false, Ordering::Relaxed) {
             *progress.bus_failures.lock().await = None;
         }
         let mut pending = self.store.pending_events(None).await?;
-        // Others may go on recording while this pass ends: those events are theirs.
+        // Other processes may record events while this pass ends; they publish these events themselves.
         let ours = pending.newest;
         let began = Instant::now();
         let (mut refused_in_a_row, mut is_counted) = (0, true);
-        // Even a pass that has to stop tries once.
+        // A pass that has to stop still tries once.
         for round in 0.. {
             let others_only = pending.unleased == 0;
             let is_over = match self.scope.continuous {
@@ -192,7 +191,7 @@ impl Pass<'_> {
                 _ => refused_in_a_row = 0,
             }
             (self.observe)(&progress.tally().counts);
-            // Counting them takes the longer the more there are: not again while there are many.
+            // Counting takes longer the more events there are, so they are not counted while there are many.
             is_counted = events < BATCH;
             if is_counted {
                 pending = self.store.pending_events(ours).await?;

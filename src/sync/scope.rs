@@ -1,41 +1,40 @@
-//! Which voices a pass is about, and how far it goes.
+//! The scope of a pass: its voices and its limits.
 
 use tokio::time::Instant;
 
 use crate::core::request_budget::RequestBudget;
 use crate::store::Agenda;
 
-/// Which voices a pass is about, and how far it goes.
+/// The scope of a pass: its voices and its limits.
 #[derive(Debug, Clone, Default)]
 pub struct Scope {
-    /// Which voices.
     pub which: Which,
-    /// At most so many voices.
+    /// The maximum number of voices.
     pub limit: Option<u64>,
-    /// Nothing is claimed or asked about after this.
+    /// No voice is claimed or looked up after this time.
     pub until: Option<Instant>,
-    /// Read and ask, but write nothing.
+    /// Read and look up, but write nothing.
     pub dry_run: bool,
-    /// What its requests are paid from, if they are.
+    /// The request budget, if requests count against one.
     pub budget: Option<RequestBudget>,
-    /// The process goes on after this pass: what others hold is left to a later one.
+    /// The process continues after this pass: voices and events that others have leased are left to a later pass.
     pub continuous: bool,
 }
 
-/// Which voices in processing a pass is about.
+/// The voices in processing that a pass covers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Which {
-    /// All of them.
+    /// All voices.
     #[default]
     All,
-    /// Those with these row or provider ids.
+    /// Voices with these row or provider ids.
     Named(Vec<String>),
-    /// Those that are due, topped up with some that will be next.
+    /// Voices that are due, filled up with some that are due next.
     Due(Agenda),
 }
 
 impl Which {
-    /// Whether the application's hints count as well.
+    /// Whether the application's hints are read too.
     pub(super) fn takes_hints(&self) -> bool {
         match self {
             Self::All | Self::Due(_) => true,

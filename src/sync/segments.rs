@@ -1,10 +1,10 @@
-//! Where a pass is in the table: a queue of segments, taken one after the other. Pure.
+//! The position of a pass in the table: a queue of segments, claimed one after the other. Pure.
 //!
-//! A pass takes the rows in the order of their positions. Where the last one did not get to the end, this
-//! one begins after it and wraps around: otherwise rows at the end would never be asked about.
+//! A pass takes the rows in the order of their positions. If the last pass did not reach the end, this one begins after
+//! its last row and wraps around; otherwise rows at the end would never be looked up.
 //!
-//! Where the application hinted at some voices, these come first, and the walk over the table leaves
-//! them out. Their rows are no places in the table: the next pass begins where the walk stopped.
+//! If the application sent hints about voices, these come first, and the walk over the table skips them. They do not
+//! count for the position in the table: the next pass begins where the walk stopped.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -14,57 +14,57 @@ use crate::core::transition::Claimed;
 use crate::core::voice::{Position, RowId};
 use crate::store::{Page, Selection};
 
-/// Names looked for in one statement.
+/// Names that one statement looks for.
 const NAMES_AT_ONCE: usize = 1000;
-/// Rows that one statement with names may find: a name can be that of a row and of a voice, and an
+/// The maximum number of rows that one statement with names finds. A name can be a row id and a provider id, and an
 /// application may use one voice in several rows.
 const ROWS_OF_NAMES: u32 = 10_000;
 
-/// What a pass has yet to claim.
+/// The voices that a pass has yet to claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Segments {
     queue: VecDeque<Segment>,
     /// Row or provider ids of the voices that come first.
     hints: Vec<String>,
-    /// Voices that may still be claimed.
+    /// The number of voices that may still be claimed.
     left: Option<u64>,
-    /// Of the limit, what is kept for the rows that it will go on with.
+    /// The part of the limit that is reserved for the rows of `go_on_with`.
     reserved: u64,
-    /// Voices claimed.
+    /// The number of claimed voices.
     claimed: u64,
-    /// Those that were claimed by a name: some have two, and a voice that is cloned anew has a new one.
+    /// Voices that were claimed by name: some have two names, and a voice that is cloned again has a new provider id.
     named: HashSet<(RowId, Option<String>)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Segment {
-    /// The voices that the application hinted at, after a row.
+    /// The voices of the application's hints, after a row.
     Hinted(Option<Position>),
-    /// Rows of the table, after one and up to another.
+    /// Rows of the table, after one row and up to another one.
     Range {
         after: Option<Position>,
         up_to: Option<Position>,
     },
-    /// By name; never empty.
+    /// Voices by name; never empty.
     Named(Vec<String>),
-    /// Those that were due at one moment, in the order in which they were; never empty.
+    /// Rows that were due at one time, in the order of their due times; never empty.
     Due {
         rows: Vec<String>,
         read_at: DateTime<Utc>,
     },
 }
 
-/// Where in the walk over the table some voices were claimed.
+/// The place in the walk over the table at which voices were claimed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
-    /// How many voices were claimed before them.
+    /// The number of voices that were claimed before them.
     pub(super) number: u64,
     /// The last row before them.
     pub(super) preceded_by: Option<Position>,
 }
 
 impl Place {
-    /// The place of what follows these voices on their page.
+    /// The place after these voices on their page.
     pub(super) fn behind(&self, voices: &[Claimed]) -> Self {
         Self {
             number: self.number + voices.len() as u64,
@@ -74,7 +74,7 @@ impl Place {
 }
 
 impl Segments {
-    /// The whole table, beginning after a row.
+    /// The whole table, from the row after this one.
     pub(super) fn over_all(limit: Option<u64>, resume_after: Option<Position>) -> Self {
         let to_the_end = Segment::Range {
             after: resume_after.clone(),
@@ -92,7 +92,7 @@ impl Segments {
         Self::new(portions.map(|names| Segment::Named(names.to_vec())), limit)
     }
 
-    /// The rows that were due at one moment.
+    /// The rows that were due at one time.
     pub(super) fn over_due(limit: Option<u64>, rows: Vec<RowId>, read_at: DateTime<Utc>) -> Self {
         Self::new(
             due(rows.iter().map(RowId::to_string).collect(), read_at),
@@ -111,7 +111,7 @@ impl Segments {
         }
     }
 
-    /// Takes these voices first. For a pass that has claimed nothing, and goes by no names.
+    /// Claims these voices first. Only for a pass that has claimed nothing and that claims no voices by name.
     pub(super) fn begin_with(&mut self, hints: Vec<String>) {
         if hints.is_empty() {
             return;
@@ -128,7 +128,7 @@ impl Segments {
         self.hints = hints;
     }
 
-    /// Keeps a part of the limit for the rows that it will go on with.
+    /// Reserves a part of the limit for the rows of `go_on_with`.
     pub(super) fn reserve(&mut self, voices: u64) {
         if let Some(left) = &mut self.left {
             self.reserved = voices.min(*left);
@@ -136,14 +136,14 @@ impl Segments {
         }
     }
 
-    /// Gives back what was kept. Returns whether that was anything.
+    /// Releases the reserved part. Returns whether there was any.
     pub(super) fn release(&mut self) -> bool {
         let reserved = std::mem::take(&mut self.reserved);
         self.left = self.left.map(|left| left + reserved);
         reserved > 0
     }
 
-    /// Goes on with these rows alone: the others are claimed, or a limit has no room for them.
+    /// Continues with these rows only: the others are claimed, or the limit has no room for them.
     pub(super) fn go_on_with(&mut self, rows: Vec<RowId>, read_at: DateTime<Utc>) {
         self.release();
         self.queue = due(rows.iter().map(RowId::to_string).collect(), read_at)
@@ -151,7 +151,7 @@ impl Segments {
             .collect();
     }
 
-    /// What to claim next, and how many rows at the most.
+    /// What to claim next, and the maximum number of rows.
     pub(super) fn next(&self, size: usize) -> Option<(Selection, u32)> {
         let saturated = |number| u32::try_from(number).unwrap_or(u32::MAX);
         let left = self.left.map_or(u32::MAX, saturated);
@@ -168,7 +168,7 @@ impl Segments {
         })
     }
 
-    /// All that a segment has left.
+    /// The remaining rows of a segment.
     fn selection(&self, segment: &Segment) -> Selection {
         match segment.clone() {
             Segment::Hinted(after) => Selection::Hinted {
@@ -185,8 +185,8 @@ impl Segments {
         }
     }
 
-    /// Goes on behind a page that was claimed by this selection, and drops from it what was claimed by another name.
-    /// Returns the page's place, if it was one of the table.
+    /// Moves on after a page that was claimed with this selection, and removes voices from it that were already claimed
+    /// by another name. Returns the page's place if it came from the table.
     pub(super) fn advance(&mut self, selection: &Selection, page: &mut Page) -> Option<Place> {
         match selection {
             Selection::Range { .. } => {}
@@ -230,7 +230,7 @@ impl Segments {
         place
     }
 
-    /// What was never claimed, and the row after which it begins: for a pass that had to stop.
+    /// What was not claimed, and the row after which it begins: for a pass that had to stop.
     pub(super) fn rest(&self) -> (Vec<Selection>, Option<Position>) {
         let place = self.queue.iter().find_map(|segment| match segment {
             Segment::Range { after, .. } => Some(after.clone()),
@@ -240,7 +240,7 @@ impl Segments {
         (rest.collect(), place.flatten())
     }
 
-    /// Rows that are still to be claimed, where they are given one by one.
+    /// The number of rows that are left to claim, if they are known one by one.
     pub(super) fn rows_left(&self) -> usize {
         let rows = self.queue.iter().map(|segment| match segment {
             Segment::Due { rows, .. } => rows.len(),
@@ -249,7 +249,7 @@ impl Segments {
         rows.sum()
     }
 
-    /// Voices that may still be claimed, where there is a limit.
+    /// The number of voices that may still be claimed, if there is a limit.
     pub(super) fn left(&self) -> Option<u64> {
         self.left.map(|left| left + self.reserved)
     }
@@ -279,7 +279,7 @@ mod tests {
         }
     }
 
-    /// A table whose rows are these numbers, claimed as a store would.
+    /// Claims from a table whose rows are these numbers, like a store.
     fn claim(rows: &[u32], selection: &Selection, limit: u32) -> Page {
         let nothing = &None;
         let (after, up_to, names, named) = match selection {
@@ -314,7 +314,7 @@ mod tests {
         segments
     }
 
-    /// Rows that the application may hint at, some of which are not there.
+    /// Rows in the application's hints. Some of them do not exist.
     fn hints() -> impl Strategy<Value = Vec<u32>> {
         prop::collection::vec(0u32..60, 0..20)
     }
@@ -341,7 +341,7 @@ mod tests {
     }
 
     proptest! {
-        /// Wherever it begins, and whatever the hints, a pass sees every row once, and the hinted ones first.
+        /// From any start and with any hints, a pass sees every row once, and the rows of hints first.
         #[test]
         fn every_row_is_seen_once(n in 0u32..40, hints in hints(), start in place(), size in 1usize..12) {
             let rows: Vec<u32> = (10..10 + n).collect();
@@ -352,8 +352,7 @@ mod tests {
             prop_assert_eq!(seen, rows);
         }
 
-        /// Passes that stop early take turns: together they see everything, whatever the first one
-        /// is hinted at.
+        /// Passes that stop early see everything together, with any hints in the first one.
         #[test]
         fn short_passes_get_around(n in 1u32..40, mut hints in hints(), size in 1usize..12, limit in 1u64..8) {
             let rows: Vec<u32> = (10..10 + n).collect();
@@ -367,7 +366,7 @@ mod tests {
             prop_assert_eq!(seen.len(), rows.len());
         }
 
-        /// What is left over is just what was not seen.
+        /// The rest is exactly what was not seen.
         #[test]
         fn the_rest_is_what_was_not_seen(n in 0u32..40, hints in hints(), start in place(), size in 1usize..12, pages in 0usize..5) {
             let rows: Vec<u32> = (10..10 + n).collect();
@@ -380,7 +379,7 @@ mod tests {
             prop_assert_eq!(seen, rows);
         }
 
-        /// While only hints were followed, the next pass begins where this one would have.
+        /// If only voices of hints were claimed, the next pass begins where this one would have begun.
         #[test]
         fn hints_move_nothing(n in 1u32..40, hints in hints(), start in place(), size in 1usize..12) {
             let rows: Vec<u32> = (10..10 + n).collect();
@@ -405,7 +404,7 @@ mod tests {
         assert_eq!(portions, [1000, 1000, 400]);
     }
 
-    /// A hint may name a voice by the provider's id, a schedule by its row.
+    /// A hint may contain the provider id of a voice, a schedule its row id.
     #[test]
     fn a_voice_with_two_names_is_claimed_once_unless_it_is_cloned_anew() {
         let due = ["1", "2", "3"].map(|row| RowId::new(row.to_owned()));

@@ -1,4 +1,4 @@
-//! What processes tell each other of the provider while a pass is under way, by way of the database.
+//! The state of the provider that processes share through the database during a pass.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::core::provider_state::StateChange;
 use crate::core::report::StopReason;
 use crate::store::StoreError;
 
-/// How often the database is asked what other processes learned of the provider.
+/// How often the state of other processes is read.
 const READ_EVERY: Duration = Duration::from_secs(1);
 
 impl Pass<'_> {
-    /// Until the batches are done, tells other processes at once what this one learns of the
-    /// provider, and merges what they learned.
+    /// Until the batches are done, writes changes of the provider's state at once, and merges the state of other
+    /// processes.
     pub(super) async fn sync_state(
         &self,
         progress: &Progress,
@@ -29,7 +29,7 @@ impl Pass<'_> {
         loop {
             let change = timeout(READ_EVERY, self.provider.state_changed());
             let shared = match done.run_until_cancelled(change).await {
-                // Once it is taken it must be told.
+                // A change that was taken must be written.
                 Some(Ok(())) => Some(self.share_state(progress).await),
                 Some(Err(_nothing_changed)) => {
                     let reading = self.read_shared_state(progress);
@@ -44,7 +44,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Tells other processes where the breaker opened or closed, or a pause was asked for.
+    /// Shares that the circuit breaker opened or closed, or that the provider requested a pause.
     pub(super) async fn share_state(&self, progress: &Progress) -> Result<(), StoreError> {
         let account = self.provider.account();
         match self

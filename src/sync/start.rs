@@ -1,4 +1,4 @@
-//! The start of a pass: what earlier ones left behind, and which voices come first.
+//! The start of a pass: the state that earlier passes saved, and the voices that come first.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::core::schedule;
 use crate::core::voice::RowId;
 use crate::store::{Agenda, Isolated, PriorState, StoreError, Upcoming};
 
-/// How long a pass claims voices where others may come due meanwhile, new ones above all.
+/// How long a pass claims voices if other voices may become due meanwhile, especially new ones.
 const POLL_TIME: Duration = Duration::from_secs(3);
-/// Part of a limit that is kept for isolated voices, which come after all others.
+/// The share of a limit that is reserved for isolated voices, which come after all others.
 const ISOLATED_SHARE: f64 = 0.1;
 
 impl Pass<'_> {
-    /// Where a pass begins, and what it knows already.
+    /// Creates the state of a pass at its beginning.
     pub(super) fn start(&self, prior: PriorState, started: Instant) -> Progress {
         let Scope {
             which,
@@ -45,7 +45,7 @@ impl Pass<'_> {
             Which::Due(agenda) => Apart::Known(isolated(agenda)),
         };
         if isolated.any() {
-            // A small limit has room for one now and then.
+            // With a small limit, some passes include one of them, at random.
             let share = limit.map(|limit| limit as f64 * ISOLATED_SHARE + fastrand::f64());
             segments.reserve(share.map_or(0, |share| share as u64));
         }
@@ -64,8 +64,8 @@ impl Pass<'_> {
         progress
     }
 
-    /// Those that are due, and as many of the next as requests have room for: only such as the list
-    /// is known to show, as others would take a request of their own.
+    /// The voices that are due, filled up with later ones to the size of a request. Only voices that the list returns
+    /// are added; others would need a request of their own.
     fn topped_up(&self, agenda: &Agenda, unlisted: &HashSet<String>) -> Vec<RowId> {
         let room = self.voices_a_request();
         let is_due = |voice: &&Upcoming| voice.due_in.is_zero();
@@ -80,8 +80,8 @@ impl Pass<'_> {
         chosen.map(|voice| voice.row.clone()).collect()
     }
 
-    /// Heeds what others learned of the provider: while its breaker is open nobody asks, and when it
-    /// is time to probe, one process does.
+    /// Applies the shared state of the provider. While the circuit breaker is open, no process sends requests. For the
+    /// half-open probe, one process sends a request.
     pub(super) async fn begin(
         &self,
         progress: &Progress,
@@ -97,7 +97,7 @@ impl Pass<'_> {
             progress.stop(StopReason::ProviderDown);
         }
         self.provider.resume(state);
-        // Who may not ask leaves the jobs to others.
+        // A pass that may not send requests leaves the jobs in the queue.
         if progress.tally().stop_reason.is_none() {
             let hints = self.hints(progress).await;
             let mut claims = progress.claims.lock().await;
@@ -108,7 +108,7 @@ impl Pass<'_> {
     }
 }
 
-/// Those of the voices that are due which are asked about after the others.
+/// The isolated voices that are due. They are looked up after the others.
 fn isolated(agenda: &Agenda) -> Isolated {
     let voices = agenda.voices.iter();
     let rows = voices.filter(|voice| voice.is_isolated && voice.due_in.is_zero());

@@ -1,4 +1,4 @@
-//! What a pass counts, and what it learns from the answers.
+//! The counts of a pass, and what it learns from the answers.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -18,16 +18,16 @@ use crate::core::voice::{Position, ProviderVoiceId, RowId, Voice};
 use crate::provider::lookup::Step;
 use crate::store::{Applied, LeaseId, Page, StoreError};
 
-/// Single lookups that must find a kind of voice, and the list never, before it is asked singly.
+/// If single lookups find this many voices of a kind, and the list returns none, the kind is looked up one by one.
 const UNLISTED_AFTER: u64 = 3;
-/// So many voices that cannot be looked up, and none that can, are an outage; likewise, so many rows that the
-/// database refuses to change.
+/// If this many voices cannot be looked up, and none can, it is an outage. The same holds for rows that the database
+/// refuses to change.
 const OUTAGE_AFTER: usize = 10;
-/// Of more transitions in a pass, each is logged at debug only.
+/// If a pass makes more transitions, further ones are logged at debug.
 const TRANSITIONS_LOGGED: u64 = 20;
-/// Voices of which that is kept in mind.
+/// The maximum number of voices whose notes are kept back.
 const MOST_UNDECIDED: usize = 100;
-/// Kinds whose completion times are told apart: the provider has five or six.
+/// The maximum number of kinds with completion times of their own. The provider has five or six.
 const MOST_KINDS: usize = 20;
 
 #[derive(Default)]
@@ -35,40 +35,40 @@ pub(super) struct Tally {
     pub(super) counts: Counts,
     pub(super) guard: MassAbsenceGuard,
     pub(super) stop_reason: Option<StopReason>,
-    /// For how long the voices had been in processing that it completes.
+    /// How long the voices that this pass completes had been in processing.
     pub(super) completion_times: Quantiles,
-    /// The same by kind, of a few kinds.
+    /// The same by kind, for a limited number of kinds.
     pub(super) completion_times_by_kind: BTreeMap<String, Quantiles>,
     /// Why events could not be published.
     pub(super) bus_trouble: Option<String>,
-    /// Whether anything was answered about a voice.
+    /// Whether there was an answer about any voice.
     pub(super) any_answered: bool,
-    /// Notes of voices that could not be looked up before anything was answered: it may be an outage.
+    /// Notes about voices that could not be looked up before there was any answer: it may be an outage.
     undecided: Vec<Note>,
-    /// The leases of these voices, which last until then.
+    /// The leases of these voices, held until the notes are written.
     undecided_leases: Vec<Arc<LeaseId>>,
     /// Voices that failed because they were missing.
     pub(super) failed_missing: u64,
     /// Whether any row was changed, or had been changed by the application.
     any_applied: bool,
-    /// How many rows the database refused to change, and the first reason.
+    /// The number of rows that the database refused to change, and the first reason.
     refused: (usize, Option<(Exit, String)>),
-    /// Voices that were newly found to be unanswerable, and one of them for each kind of trouble.
+    /// Voices that are newly unanswerable, by kind of error, with one example each.
     unanswerable: HashMap<UnavailableKind, (u64, String)>,
     troubles: HashMap<UnavailableKind, (u64, String)>,
-    /// How many voices were set aside for each kind of reason, one of them, and its reason.
+    /// Voices that were set aside, by kind of reason, with one example each and its reason.
     set_aside: BTreeMap<&'static str, (u64, RowId, String)>,
     set_aside_before: u64,
     unknown_values: HashSet<String>,
-    /// The first batch with voices that nobody got to ask about; the place is just before them.
+    /// The first batch with voices that were not looked up. The place is just before these voices.
     first_not_asked: Option<Place>,
-    /// For each kind of voice: shown by the list, found only by a single lookup.
+    /// For each kind of voice: how many the list returned, and how many only a single lookup found.
     shown: HashMap<String, (u64, u64)>,
 }
 
 impl Tally {
-    /// Notes an answer about a voice, and whether the list or a single lookup brought it. Returns
-    /// how many values it has that this version does not know.
+    /// Counts an answer about a voice, from the list or a single lookup. Returns the number of its values that this
+    /// version does not know.
     pub(super) fn found(&mut self, voice: &Voice, listed: bool, asked_list: bool) -> u64 {
         self.any_answered = true;
         let mut unknown = 0;
@@ -88,7 +88,7 @@ impl Tally {
         unknown
     }
 
-    /// Notes for how long a voice of this kind had been in processing that is completed.
+    /// Records how long a voice of this kind had been in processing before it completed.
     pub(super) fn completes_after(&mut self, kind: &str, age: Duration) {
         self.completion_times.add(age);
         let by_kind = &mut self.completion_times_by_kind;
@@ -97,9 +97,9 @@ impl Tally {
         }
     }
 
-    /// Notes where in a batch the asking stopped, for lack of time or because the provider was
-    /// down. The next pass begins there: else the rows behind would never have their turn. Voices
-    /// that were claimed by name move nothing: the next pass comes to their rows anyway.
+    /// Records where in a batch the lookups stopped, because time was over or the provider was down. The next pass
+    /// begins there; otherwise later rows would never be looked up. Voices that were claimed by name do not count: the
+    /// next pass reaches their rows anyway.
     pub(super) fn not_asked(&mut self, batch: &Batch, step: &Step) {
         let Some(place) = &batch.place else {
             return;
@@ -125,7 +125,7 @@ impl Tally {
         }
     }
 
-    /// Where the next pass should begin, given where the cursor stands.
+    /// Where the next pass begins, given the position of the cursor.
     pub(super) fn resume_after(&self, cursor: Option<Position>) -> Option<Position> {
         match &self.first_not_asked {
             Some(place) => place.preceded_by.clone(),
@@ -133,7 +133,7 @@ impl Tally {
         }
     }
 
-    /// Single lookups that a voice took so far, on average; none while nothing is known.
+    /// The average number of single lookups per voice in this pass; 0 if unknown.
     pub(super) fn singles_a_voice(&self) -> f64 {
         let (by_list, singly) = self
             .shown
@@ -143,7 +143,7 @@ impl Tally {
         singly as f64 / (by_list + singly).max(1) as f64
     }
 
-    /// Kinds of voices that the list never showed and single lookups kept finding.
+    /// Kinds of voices that the list never returned and that single lookups repeatedly found.
     pub(super) fn unlisted(&self) -> Vec<String> {
         self.shown
             .iter()
@@ -152,8 +152,8 @@ impl Tally {
             .collect()
     }
 
-    /// Counts a voice that could not be looked up while the provider answered other requests; `new` says that
-    /// this was not known of it. Returns the note of it, if it is clear that the reason lies in the voice.
+    /// Counts a voice that could not be looked up while the provider answered other requests. `new` means that this was
+    /// not known before. Returns the note about it if the voice is certainly the cause.
     pub(super) fn unanswerable(
         &mut self,
         note: Note,
@@ -181,8 +181,8 @@ impl Tally {
         Some(Note { seen, ..note })
     }
 
-    /// Counts rows whose change the database refused. Returns whether the reason lies in the rows: not if they are
-    /// many, and the database changed no other.
+    /// Counts rows whose change the database refused. Returns whether the rows are the cause: they are not if they are
+    /// many and the database changed no other row.
     pub(super) fn refused(&mut self, rows: &[(Transition, StoreError)]) -> bool {
         let (all, first) = &mut self.refused;
         *all += rows.len();
@@ -193,7 +193,7 @@ impl Tally {
         self.any_applied || *all < OUTAGE_AFTER
     }
 
-    /// Why the database refused to change any row, where it was asked to change many.
+    /// The reason to stop if the database refused all of many changes.
     pub(super) fn refuses_all(&self) -> Option<StopReason> {
         let (rows, first) = &self.refused;
         let (exit, error) = first.clone()?;
@@ -201,12 +201,12 @@ impl Tally {
             .then(|| StopReason::ChangesRefused(exit, format!("{rows} rows: {error}")))
     }
 
-    /// Whether nothing was answered about any voice, though many were asked about by themselves.
+    /// Whether many voices were looked up one by one and none had an answer.
     pub(super) fn looks_like_an_outage(&self) -> bool {
         !self.any_answered && self.undecided.len() >= OUTAGE_AFTER
     }
 
-    /// Notes that were kept back, with the leases of their voices, once an answer shows that it is no outage.
+    /// Notes that were kept back, with the leases of their voices, once an answer shows that it is not an outage.
     pub(super) fn take_decided(&mut self) -> (Vec<Note>, Vec<Arc<LeaseId>>) {
         match self.any_answered {
             true => (
@@ -217,7 +217,7 @@ impl Tally {
         }
     }
 
-    /// Notes that were kept back until it was clear whether it is an outage.
+    /// Notes that were kept back because it may be an outage.
     pub(super) fn take_undecided(&mut self) -> Vec<Note> {
         let is_outage = self.looks_like_an_outage();
         let notes = std::mem::take(&mut self.undecided).into_iter();
@@ -252,7 +252,7 @@ impl Tally {
         entry.or_insert_with(first).0 += 1;
     }
 
-    /// Counts a page that was claimed.
+    /// Counts a claimed page.
     pub(super) fn claimed(&mut self, page: &Page) {
         self.counts.due += page.voices.len() as u64 + page.leased_elsewhere + page.quarantined;
         self.counts.unanswerable += page.quarantined;
@@ -260,7 +260,7 @@ impl Tally {
         self.set_aside_before += page.set_aside;
     }
 
-    /// What kept voices and events from getting through: one of a kind, however many it met.
+    /// Failures that affected voices and events, one of each kind.
     pub(super) fn obstacles(&self) -> Vec<Obstacle> {
         let troubles = self
             .troubles
@@ -277,7 +277,7 @@ impl Tally {
         stop_reason.into_iter().chain(troubles).chain(bus).collect()
     }
 
-    /// One line for each reason to set voices aside, however many it met.
+    /// Logs one line for each kind of reason for setting voices aside.
     pub(super) fn log_set_aside(&self) {
         for (kind, (voices, example, reason)) in &self.set_aside {
             warn!(
@@ -287,7 +287,7 @@ impl Tally {
         }
     }
 
-    /// One line for each kind of trouble, however many voices it met.
+    /// Logs one line for each kind of failure.
     pub(super) fn log_troubles(&self) {
         if self.set_aside_before > 0 {
             let voices = self.set_aside_before;
@@ -308,7 +308,7 @@ impl Tally {
         }
     }
 
-    /// One line for each kind of trouble with single voices, however many met it for the first time.
+    /// Logs one line for each kind of error of voices that are newly unanswerable.
     pub(super) fn log_unanswerable(&self) {
         for (kind, (voices, example)) in &self.unanswerable {
             warn!(
@@ -318,7 +318,7 @@ impl Tally {
         }
     }
 
-    /// Counts transitions, and logs those that happened: a voice "is" or "would be" what.
+    /// Counts transitions, and logs those that were made: a voice "is" or "would be" completed or failed.
     pub(super) fn transitions(
         &mut self,
         transitions: &[Transition],
@@ -350,7 +350,7 @@ impl Tally {
                     ("voice_failed", "failed", Some(reason))
                 }
             };
-            // A level is fixed for each place in the code.
+            // The level must be a constant at each place in the code.
             if self.counts.completed + self.counts.failed <= TRANSITIONS_LOGGED {
                 info!(event, voice.row = %row, voice.provider_id = %provider_id, reason, "voice {verb} {status}");
             } else {

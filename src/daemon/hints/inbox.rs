@@ -1,4 +1,4 @@
-//! Hints on their way to the database, in few statements however many come.
+//! Hints that wait to be written to the database, in few statements even if many arrive.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,19 +11,19 @@ use tracing::warn;
 use crate::store::{HINT_SPACING, Hinted, Store};
 use crate::telemetry::metrics::HintMetrics;
 
-/// Ids that wait at the most, each of them once. Further ones are refused until there is room.
+/// The maximum number of waiting ids, each counted once. Further ids are refused until there is room.
 const MOST: usize = 10_000;
-/// Ids in one statement.
+/// Ids per statement.
 const AT_ONCE: usize = 1000;
-/// The pause after each statement: at least so long, and so many times as long as the statement took. Where the column of
-/// provider ids has no index, it looks at all voices in processing.
+/// The pause after each statement: at least this long, and at least this multiple of the statement's duration. If the
+/// column of provider ids has no index, a statement reads all voices in processing.
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_SHARE: u32 = 4;
-/// The pause after one that failed, which is tried again.
+/// The pause after a failed statement, which is retried.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// Row and provider ids that were hinted at, and are not in the database yet. They are lost with the process: the
-/// voices are looked up when their schedule says so.
+/// Row and provider ids of hints that are not written yet. They are lost when the process ends; then the voices are
+/// looked up on their schedule.
 #[derive(Debug, Default)]
 pub struct Inbox {
     waiting: Mutex<Waiting>,
@@ -35,19 +35,19 @@ pub struct Inbox {
 struct Waiting {
     ids: HashMap<String, Hint>,
     hints: u64,
-    /// Ids that were written lately, and when. The next hint at one of them waits: in the database it would as well.
+    /// Ids that were written recently, and when. The next hint about such an id waits, as it would in the database.
     written: HashMap<String, Instant>,
 }
 
-/// The last hint at an id.
+/// The last hint about an id.
 #[derive(Debug, Clone, Copy)]
 struct Hint {
-    /// One that comes while an earlier one is being written counts again.
+    /// A hint that arrives while an earlier one is being written has a new number, and is written too.
     number: u64,
     not_before: Instant,
 }
 
-/// There is no room for more.
+/// The inbox has no room for more ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Full;
 
@@ -78,7 +78,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Those that may be written now, or else when the next one may.
+    /// The ids that may be written now, or the time when the next one may be written.
     fn take(&self) -> Result<(Vec<String>, Vec<u64>), Option<Instant>> {
         let (waiting, now) = (self.waiting(), Instant::now());
         let due = waiting
@@ -95,7 +95,7 @@ impl Inbox {
         }
     }
 
-    /// These were written, or are given up.
+    /// Removes ids that were written, or that are given up.
     fn remove(&self, ids: &[String], numbers: &[u64]) {
         let (mut waiting, now) = (self.waiting(), Instant::now());
         waiting.written.retain(|_, at| now < *at + HINT_SPACING);
@@ -111,7 +111,7 @@ impl Inbox {
         }
     }
 
-    /// Writes hints into the database as they come, until it is dropped.
+    /// Writes hints to the database as they arrive, until it is dropped.
     pub async fn deliver(&self, store: &Store, metrics: &HintMetrics) {
         loop {
             let (ids, numbers) = match self.take() {
@@ -134,7 +134,7 @@ impl Inbox {
                     sleep(pause).await;
                 }
                 Err(error) if !error.is_transient() => {
-                    // The same would be refused again, and keep others from being written.
+                    // The database would refuse these ids again, and they would block the others.
                     self.remove(&ids, &numbers);
                     warn!(%error, hints = ids.len(), "the database refuses these hints, so they are dropped; the voices are looked up on schedule");
                     sleep(PAUSE_AFTER_FAILURE).await;

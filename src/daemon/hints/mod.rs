@@ -1,6 +1,6 @@
-//! Hints over HTTP: webhooks and the application say which voices are worth a lookup now.
+//! Hints over HTTP: webhooks and the application report voices that should be looked up now.
 //!
-//! A hint is never the truth. It makes a voice due in the database, and whichever process is next looks it up.
+//! A hint is never a verdict. It makes a voice due in the database, and the next pass of any process looks it up.
 
 mod inbox;
 mod secret;
@@ -26,25 +26,25 @@ use crate::telemetry::metrics::{HintMetrics, HintResult, HintSource};
 
 /// The header of a webhook's signature.
 const SIGNATURE: &str = "elevenlabs-signature";
-/// The largest body that is read.
+/// The maximum size of a body.
 const MAX_BODY_BYTES: usize = 64 * 1024;
-/// A longer id is none: no row has it.
+/// The maximum length of an id. No row has a longer one.
 const MAX_ID_BYTES: usize = 1024;
-/// Requests without the right secret are told of so often.
+/// The minimum time between log lines about requests with an invalid secret.
 const TOLD_AGAIN: Duration = Duration::from_secs(60);
 
-/// What hints are checked with, and where they go.
+/// The secret, the inbox and the metrics of one endpoint.
 struct Hints {
     source: HintSource,
     secret: Secret,
     inbox: Arc<Inbox>,
     metrics: HintMetrics,
-    /// When requests without the right secret were last told of.
+    /// When a request with an invalid secret was last logged.
     told_at: Mutex<Option<Instant>>,
 }
 
-/// Routes of those hints for which there is a secret: `POST /webhooks/elevenlabs`, signed as the provider signs its
-/// webhooks, and `POST /hints`, with a bearer token.
+/// Routes for the hints that have a secret: `POST /webhooks/elevenlabs`, signed like the provider's webhooks, and
+/// `POST /hints`, with a bearer token.
 pub fn router(
     webhook_secret: Option<Secret>,
     token: Option<Secret>,
@@ -110,7 +110,7 @@ async fn hint(State(hints): State<Arc<Hints>>, headers: HeaderMap, body: Body) -
     }
 }
 
-/// The scheme is the same in capitals (RFC 9110, 11.1).
+/// The scheme is case-insensitive (RFC 9110, 11.1).
 pub(super) fn bearer(authorization: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = authorization.split_at_checked("bearer ".len())?;
     scheme
@@ -118,7 +118,7 @@ pub(super) fn bearer(authorization: &[u8]) -> Option<&[u8]> {
         .then(|| token.trim_ascii())
 }
 
-/// No row and no voice of the provider's has an id with other characters; not every database could hold them.
+/// No row id or provider id contains other characters, and not every database can store them.
 fn id(value: &Value) -> Option<String> {
     let id = value.as_str()?;
     let is_possible =
@@ -163,7 +163,7 @@ impl Hints {
         (StatusCode::BAD_REQUEST, says).into_response()
     }
 
-    /// Whoever sends it is told no more than that.
+    /// The response contains no details.
     fn refuse(&self, reason: &str) -> Response {
         self.count(HintResult::Unauthorized);
         let mut told_at = self.told_at.lock().unwrap_or_else(PoisonError::into_inner);

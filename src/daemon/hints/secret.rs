@@ -1,18 +1,18 @@
-//! The secret that a hint is signed with, or brings along. Pure: the present is an argument.
+//! The secret of a hint: the key of its signature, or its bearer token. Pure: the current time is an argument.
 
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// A signature that is older is not valid, as in the official SDK. One of the future is valid there, and here.
+/// An older signature is not valid, as in the official SDK. A signature from the future is valid there, and here.
 const TOLERANCE: Duration = Duration::from_secs(30 * 60);
 const DIGEST_BYTES: usize = 32;
 
-/// A shared secret. Comparing takes the same time, whatever differs.
+/// A shared secret. The comparison takes constant time.
 pub struct Secret {
     key: Hmac<Sha256>,
-    /// The code of the secret itself, with itself as the key.
+    /// The HMAC of the secret, with the secret itself as the key.
     code: [u8; DIGEST_BYTES],
 }
 
@@ -34,14 +34,14 @@ impl Secret {
         Self { key, code }
     }
 
-    /// Whether a token is this secret.
+    /// Whether a token equals this secret.
     pub(in crate::daemon) fn is(&self, token: &[u8]) -> bool {
         code(&self.key, &[token]).verify_slice(&self.code).is_ok()
     }
 
-    /// Checks a signature `t=<seconds since 1970>,v0=<digest>`, where the digest is HMAC-SHA256 of `<t>.<body>` in
-    /// lower-case hexadecimal. It accepts what `webhooks.construct_event` of the official SDK for Python accepts, whose
-    /// rules are: of several values the last one counts, and parts with other names are ignored.
+    /// Checks a signature `t=<seconds since 1970>,v0=<digest>`. The digest is HMAC-SHA256 of `<t>.<body>` in lower-case
+    /// hexadecimal. Accepts what `webhooks.construct_event` of the official SDK for Python accepts: the last of several
+    /// values counts, and parts with other names are ignored.
     pub(super) fn verify(
         &self,
         signature: &[u8],
@@ -58,7 +58,7 @@ impl Secret {
         }
         let (time, digest) = time.zip(digest).ok_or(InvalidSignature::Form)?;
         let seconds = seconds(time).ok_or(InvalidSignature::Form)?;
-        // In milliseconds, as there: the first one that is older than 30 minutes is not valid.
+        // In milliseconds, as in the SDK: a signature is invalid as soon as it is older than 30 minutes.
         if seconds * 1000.0 < now.as_millis() as f64 - TOLERANCE.as_millis() as f64 {
             return Err(InvalidSignature::Old);
         }
@@ -75,7 +75,7 @@ fn code(key: &Hmac<Sha256>, parts: &[&[u8]]) -> Hmac<Sha256> {
     code
 }
 
-/// A whole number of any size as Python's `int` reads it, but for digits that are not ASCII.
+/// Parses an integer of any size like Python's `int`, except for non-ASCII digits.
 fn seconds(text: &[u8]) -> Option<f64> {
     let text = std::str::from_utf8(text).ok()?.trim();
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
