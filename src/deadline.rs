@@ -1,21 +1,21 @@
-//! The moment at which a command must end.
+//! The time at which a command must end.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// A moment that can be moved earlier but never later. Clones share it.
+/// A deadline that can be moved earlier, but never later. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Deadline(watch::Sender<Option<Instant>>);
 
 impl Deadline {
-    /// No deadline so far.
+    /// No deadline yet.
     pub fn never() -> Self {
         Self(watch::Sender::new(None))
     }
 
-    /// Moves it to this moment, unless it is earlier already.
+    /// Moves the deadline to this time, unless it is already earlier.
     pub fn bring_forward(&self, to: Instant) {
         self.0.send_if_modified(|at| {
             let is_nearer = at.is_none_or(|at| to < at);
@@ -26,18 +26,18 @@ impl Deadline {
         });
     }
 
-    /// Time until then; `None` if there is no deadline.
+    /// The remaining time; `None` if there is no deadline.
     pub fn left(&self) -> Option<Duration> {
         let at = *self.0.borrow();
         at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether it has passed.
+    /// Whether the deadline has passed.
     pub fn is_over(&self) -> bool {
         self.left().is_some_and(|left| left.is_zero())
     }
 
-    /// Waits until it has passed.
+    /// Waits until the deadline has passed.
     pub async fn passed(&self) {
         let mut moved = self.0.subscribe();
         loop {

@@ -1,17 +1,17 @@
-//! Failpoints: places at which tests inject faults, named after what happens next or has just happened. They exist
-//! only with the feature `failpoints`, which releases do not have.
+//! Failpoints: places at which tests inject faults. Each is named after the step that follows or has just been done.
+//! They exist only with the feature `failpoints`, which releases do not have.
 //!
 //! `VOICE_SYNC_FAILPOINTS` lists the faults: `POINT=ACTION[%PERCENT][@N]`, separated by semicolons. The actions are
-//! `abort` (the process dies as by SIGKILL), `error` (the caller reports an error, whatever it has done) and
+//! `abort` (the process dies as if by SIGKILL), `error` (the caller reports an error, even after a success) and
 //! `stall:TIME`. `%20` applies to a fifth of the visits, `@3` only to the third.
 
-/// Visits a point. Returns whether the caller has to report an error.
+/// Visits a failpoint. Returns whether the caller must report an error.
 #[cfg(not(feature = "failpoints"))]
 pub(crate) async fn visit(_point: &str) -> bool {
     false
 }
 
-/// A time limit, unless a test chose a shorter one by `POINT=stall:TIME`.
+/// A time limit, unless a test set a shorter one with `POINT=stall:TIME`.
 #[cfg(not(feature = "failpoints"))]
 pub(crate) fn limit(_point: &str, limit: std::time::Duration) -> std::time::Duration {
     limit
@@ -75,7 +75,7 @@ mod chosen {
         })
     }
 
-    /// A time limit, unless a test chose a shorter one by `POINT=stall:TIME`.
+    /// A time limit, unless a test set a shorter one with `POINT=stall:TIME`.
     pub(crate) fn limit(point: &str, limit: Duration) -> Duration {
         let chosen = FAULTS.iter().find(|fault| fault.point == point);
         match chosen.map(|fault| fault.action) {
@@ -84,7 +84,7 @@ mod chosen {
         }
     }
 
-    /// Visits a point. Returns whether the caller has to report an error.
+    /// Visits a failpoint. Returns whether the caller must report an error.
     pub(crate) async fn visit(point: &str) -> bool {
         for fault in FAULTS.iter().filter(|fault| fault.point == point) {
             let visit = fault.visits.fetch_add(1, Ordering::Relaxed) + 1;

@@ -1,4 +1,4 @@
-//! The binary: see the library for everything else.
+//! The binary. Everything else is in the library.
 
 use std::process::ExitCode;
 
@@ -27,12 +27,12 @@ fn main() -> ExitCode {
     runtime.block_on(cli.run())
 }
 
-/// The process holds a key and passwords: a crash must not write them to disk.
+/// The process memory contains a key and passwords. A crash must not write them to disk.
 fn keep_secrets_out_of_core_files() {
     #[cfg(target_os = "linux")]
     {
         use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-        // Where the kernel refuses, there is nothing else to do about it.
+        // If the kernel refuses, there is no alternative.
         let _refused = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     }
 }

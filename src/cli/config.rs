@@ -1,5 +1,5 @@
-//! The configuration file, and `voice-sync config`. Its keys are the long options; the command line and the environment
-//! take precedence over it.
+//! The configuration file, and `voice-sync config`. The keys are the long options. The command line and the environment
+//! take precedence over the file.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use crate::doctor::check::{Check, State};
 
 const DEFAULT_PATH: &str = "/etc/voice-sync/config.toml";
 const VARIABLE: &str = "VOICE_SYNC_CONFIG";
-/// Options that name what one run is about, and not how voice-sync is set up.
+/// Options that belong to a single run, not to the setup.
 const NOT_FOR_FILES: [&str; 10] = [
     "config", "help", "version", "dry-run", "yes", "voice", "limit", "due", "wait", "reason",
 ];
@@ -48,16 +48,17 @@ Examples:
     Show,
 }
 
-/// A configuration file that was read.
+/// The contents of a configuration file.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ConfigFile {
     pub(super) path: PathBuf,
-    /// The texts that options would have on the command line: one, or some for a list.
+    /// The values as they would be on the command line: one, or several for a list.
     values: BTreeMap<String, Vec<String>>,
 }
 
 impl ConfigFile {
-    /// The file that the command line or the environment names, else the one at the usual place, if it is there.
+    /// Reads the file that the command line or the environment names, or else the one at the default path, if it
+    /// exists.
     pub(super) fn read() -> anyhow::Result<Option<Self>> {
         let words: Vec<_> = env::args_os()
             .map(|word| word.to_string_lossy().into_owned())
@@ -99,7 +100,7 @@ impl ConfigFile {
         Ok(Self { path, values })
     }
 
-    /// Makes its values the defaults of the options of their names.
+    /// Makes the values the defaults of the options with these names.
     pub(super) fn apply(&self, mut command: Command) -> anyhow::Result<Command> {
         let place = self.path.display();
         for key in secrets::take_files(&self.values) {
@@ -150,7 +151,7 @@ fn texts(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// The long options, of all commands, that a file may set.
+/// The long options of all commands that a file may set.
 fn options(command: &Command) -> Vec<String> {
     let own = command.get_arguments().filter_map(Arg::get_long);
     let own = own
@@ -166,7 +167,7 @@ fn with_default(command: Command, key: &str, texts: &[String]) -> Command {
         .map(|sub| sub.get_name().to_owned())
         .collect();
     let command = command.mut_args(|option| match option.get_long() == Some(key) {
-        // An empty list is as good as none.
+        // An empty list counts as unset.
         true => option.default_values(texts.to_vec()),
         false => option,
     });
@@ -224,11 +225,11 @@ impl Config {
     }
 }
 
-/// An option of every command.
+/// An option of every command, with its value and source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Setting {
     pub(super) name: String,
-    /// Without a password.
+    /// The value, without a password.
     pub(super) value: Option<String>,
     /// The command line, a variable, the configuration file, or `default`.
     pub(super) source: String,
@@ -261,7 +262,7 @@ pub(super) fn settings(
             let values: Vec<_> = raw.map(|value| value.to_string_lossy()).collect();
             values.join(",")
         };
-        // A secret's own variables, and what is shown in its place.
+        // The other source of a secret, and the text that is shown instead of it.
         let (elsewhere, value) = match id {
             "database_url" => (
                 DATABASE_URL.origin(),
@@ -289,7 +290,7 @@ pub(super) fn settings(
     settings.collect()
 }
 
-/// Of the command that was given, and not of those above it.
+/// The arguments of the innermost subcommand.
 fn last(given: &ArgMatches) -> &ArgMatches {
     given.subcommand().map_or(given, |(_, given)| last(given))
 }
@@ -297,7 +298,7 @@ fn last(given: &ArgMatches) -> &ArgMatches {
 fn origin(option: &Arg, given: &ArgMatches, file: Option<&ConfigFile>) -> Option<String> {
     let name = option.get_id().as_str();
     let source = given.value_source(name)?;
-    // As when it is read: what is blank was not given.
+    // As when it is read: a blank value counts as unset.
     given
         .get_raw(name)?
         .find(|value| !value.to_string_lossy().trim().is_empty())?;

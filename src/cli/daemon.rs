@@ -64,12 +64,12 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-/// What the page shows.
+/// Creates the cache of the status for the page.
 fn status_cache(url: DatabaseUrl, names: Names, rules: &Rules, account: Uuid) -> Arc<StatusCache> {
     let viewer = Arc::new(Mutex::new(Viewer {
         url,
         names,
-        // The page makes no tables.
+        // The page never creates tables.
         auto_migrate: None,
         fail_after: rules.fail_after,
         age_from: rules.age_from,
@@ -86,7 +86,7 @@ fn status_cache(url: DatabaseUrl, names: Names, rules: &Rules, account: Uuid) ->
     }))
 }
 
-/// What hints are checked with, as far as it is configured.
+/// The configured secrets of hints.
 struct HintSecrets {
     webhooks: Option<SecretString>,
     token: Option<SecretString>,
@@ -237,21 +237,21 @@ impl Daemon {
             }
         };
         let ended = tokio::select! {
-            // In this order, as an idle daemon ends as soon as it is told to.
+            // Checked in this order. An idle daemon ends at once when it is stopped.
             biased;
             () = stopping => Err(Failed {
                 exit: Exit::Temporary,
                 message: anyhow!(UNFINISHED),
             }),
             ended = working => ended,
-            // Nobody would see any more how it is.
+            // Without the server, probes could no longer check the daemon.
             ended = served => Err(Failed {
                 exit: Exit::Io,
                 message: anyhow!("the server on --listen ended: {ended:?}"),
             }),
             () = supervisor.watchdog(&watch) => Ok(()),
         };
-        // A client that keeps its connection open is not waited for.
+        // Do not wait for clients that keep their connection open.
         stopped.cancel();
         ended?;
         info!("stopped");

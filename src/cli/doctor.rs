@@ -1,4 +1,4 @@
-//! `voice-sync doctor`: looks at everything that `sync-once` would meet, in its order.
+//! `voice-sync doctor`: checks everything that `sync-once` needs, in the same order.
 
 use clap::ArgMatches;
 use serde_json::json;
@@ -22,24 +22,24 @@ use crate::store::{Access, Database, DatabaseUrl, Names, Selection, Store, Store
 use crate::sync::MAX_COOLDOWN;
 
 const CONFIGURATION: &str = "configuration";
-/// Voices that the provider is asked about.
+/// The maximum number of voices that are looked up.
 const SAMPLE: u32 = 20;
 
-/// What the database says that matters for asking the provider.
+/// Information from the database for the checks of the provider.
 #[derive(Default)]
 struct Known {
     /// A few voices in processing.
     sample: Vec<ProviderVoiceId>,
-    /// Nobody is to ask it now.
+    /// The circuit breaker is open: no requests may be sent.
     is_circuit_open: bool,
 }
 
-/// What the options stand for, as far as they are right.
+/// The configured components; `None` if their options are invalid.
 pub(super) struct Configured {
     pub(super) database: Option<DatabaseUrl>,
     pub(super) names: Option<Names>,
     pub(super) provider: Option<Provider>,
-    /// `Some(None)`: none is wanted.
+    /// `Some(None)`: no event bus is configured.
     pub(super) publisher: Option<Option<Publisher>>,
     pub(super) queue: Option<Option<Queue>>,
 }
@@ -125,7 +125,7 @@ pub(super) async fn run(
     Ok(exit)
 }
 
-/// The value, or else a finding that says what is wrong.
+/// Returns the value, or adds a check that describes the error.
 fn kept<T>(checks: &mut Vec<Check>, result: Result<T, Failed>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
@@ -145,7 +145,7 @@ fn kept<T>(checks: &mut Vec<Check>, result: Result<T, Failed>) -> Option<T> {
     }
 }
 
-/// The options that were set, and where; the others in one line.
+/// The options that are set, with their sources; the others in one line.
 fn configuration(settings: &[Setting]) -> Vec<Check> {
     let shown = settings
         .iter()
@@ -168,7 +168,7 @@ fn configuration(settings: &[Setting]) -> Vec<Check> {
     checks
 }
 
-/// The database, voice-sync's own tables and the application's. An error is what a pass would end
+/// Checks the database, voice-sync's own tables and the application's table. Returns the error that a pass would end
 /// with.
 async fn look_at(
     checks: &mut Vec<Check>,
@@ -259,7 +259,7 @@ fn breaker(state: ProviderState) -> Check {
     }
 }
 
-/// A few voices in processing that the provider can be asked about.
+/// A few voices in processing that have a valid provider id.
 async fn voices(store: &Store) -> Result<Vec<ProviderVoiceId>, StoreError> {
     let page = store.peek(&Selection::all(), SAMPLE).await?;
     let mut ids: Vec<_> = page

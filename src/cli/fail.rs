@@ -33,7 +33,7 @@ pub(super) struct Fail {
     dry_run: bool,
 }
 
-/// Ids that are looked for, and voices that are failed, by one statement.
+/// Ids that one statement looks for, and voices that one statement fails.
 const AT_ONCE: usize = 100;
 
 fn reason(text: &str) -> Result<String, String> {
@@ -51,7 +51,7 @@ struct Outcome {
     left: Vec<(String, &'static str)>,
 }
 
-/// The transition of a voice, or why there can be none.
+/// The transition of a voice, or the reason why it cannot be made.
 fn transition(voice: &VoiceRecord, reason: &str) -> Result<Transition, &'static str> {
     match (voice.state, &voice.provider_id) {
         (RowState::Processing, Some(id)) => Ok(Transition {
@@ -94,7 +94,7 @@ impl Fail {
                 break;
             }
         }
-        // What was failed before something went wrong is failed, and in the ledger.
+        // Changes that were made before an error are committed and in the ledger, so they are printed.
         if done.is_ok() || !outcome.failed.is_empty() {
             print(&self.text(&outcome, &run, options.output))?;
         }

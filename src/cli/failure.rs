@@ -1,4 +1,4 @@
-//! How an error of a command is shown.
+//! The output of a command's errors.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -11,8 +11,8 @@ use crate::core::exit::{Exit, Failed};
 use crate::core::format::in_line;
 use crate::telemetry::logs;
 
-/// Shows it on stderr, as a line of the log where the log is for machines, else as clap shows its errors. With
-/// `--output json`, stdout gets it as well.
+/// Writes an error to stderr: as a log line if the log is JSON, otherwise in clap's format. With `--output json`, it is
+/// also written to stdout.
 pub(super) fn report(failed: &Failed, format: logs::Format, output: Output) {
     let Failed { exit, message } = failed;
     write(*exit, &format!("{message:#}"), exit.hint(), format, output);
@@ -53,7 +53,7 @@ fn write_text(says: &str, hint: Option<&str>) -> io::Result<()> {
     }
 }
 
-/// How clap's own errors are to be shown, before anything is known but the words of the command line.
+/// Writes clap's own errors before the options are parsed. Only the words of the command line are known.
 pub(super) fn usage(error: &clap::Error) -> ! {
     let is_help = !error.use_stderr();
     let words: Vec<_> = std::env::args().collect();

@@ -54,7 +54,7 @@ enum Status {
     Failed,
 }
 
-/// Voices that are read and shown at once.
+/// Voices that are read and printed at once.
 const PAGE: u32 = 500;
 
 impl List {
@@ -112,7 +112,7 @@ impl List {
     }
 }
 
-/// For how long it has been in processing, or else since its row was created.
+/// The time in processing, or else the time since the row was created.
 fn age(voice: &VoiceRecord) -> Option<Duration> {
     let created = || (Utc::now() - voice.created_at?).to_std().ok();
     voice.age.or_else(created)
@@ -130,7 +130,7 @@ fn line(voice: &VoiceRecord) -> String {
     line.trim_end().to_owned()
 }
 
-/// What an operator wants to know of it first.
+/// The most important note about a voice.
 fn remark(voice: &VoiceRecord) -> String {
     let Some(notes) = voice.notes_about_it() else {
         return String::new();

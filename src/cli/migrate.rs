@@ -28,7 +28,7 @@ pub(super) struct Migrate {
     dry_run: bool,
 }
 
-/// What was missing.
+/// The migrations and columns that were missing.
 struct Missing {
     migrations: Vec<PendingMigration>,
     adoption: Adoption,
@@ -40,7 +40,7 @@ impl Migrate {
         let database = in_time(&url, self.connect(&url)).await?;
         let missing = in_time(&url, self.migrate(&url, &names, &database)).await?;
         if !self.dry_run {
-            // Without a time limit: an index takes as long as it takes.
+            // No time limit: creating an index may take long.
             if self.adopt {
                 database.adopt(&names).await.map_err(|error| {
                     let advice = match error.is_transient() {
@@ -63,7 +63,7 @@ impl Migrate {
         Database::connect(url, access).await.map_err(at(url))
     }
 
-    /// Makes voice-sync's own tables. Whether the application's can be adopted is found out before.
+    /// Migrates voice-sync's own tables. Whether the application's table can be adopted is checked before.
     async fn migrate(
         &self,
         url: &DatabaseUrl,

@@ -71,7 +71,7 @@ pub struct Cli {
     options: Options,
     #[command(subcommand)]
     command: Chosen,
-    /// What was given, and where: on the command line, in a variable, or not at all.
+    /// The parsed arguments with their sources: the command line, a variable, or the default.
     #[arg(skip)]
     given: ArgMatches,
     #[arg(skip)]
@@ -144,12 +144,11 @@ impl Cli {
         }
     }
 
-    /// How to log.
     pub fn log(&self) -> LogOptions {
         self.options.log()
     }
 
-    /// Runs the command. What it prints is on stdout, and an error on stderr.
+    /// Runs the command. Its result is on stdout, errors are on stderr.
     pub async fn run(self) -> ExitCode {
         let (format, output) = (self.log().format, self.options.output);
         match self.run_command().await {
@@ -195,10 +194,10 @@ fn warn_without_events(report: &Report) -> bool {
     voices > 0
 }
 
-/// Why a command that has to end ends without what was under way.
+/// The error of a command that must end before its work in progress is done.
 const UNFINISHED: &str = "stopped with lookups under way, as time is over; their leases expire, and the next run continues";
 
-/// The help of a command describes its own options; those of every command are described once.
+/// The help of a command describes only its own options. Options of every command are described once.
 fn hide_global_options(command: &mut Command) {
     let global: Vec<_> = command
         .get_arguments()

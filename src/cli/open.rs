@@ -1,4 +1,4 @@
-//! Opening the database of a command.
+//! Opens the database of a command.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use tracing::{info, warn};
 use crate::core::exit::{Exit, Failed};
 use crate::store::{Access, Database, DatabaseUrl, MigrationState, Names, Store, StoreError};
 
-/// More than the longest statement of a start, a migration that waits for another, needs.
+/// Longer than the longest statement at the start: a migration that waits for another one.
 pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A database error, with which database it is.
+/// Adds the database's address to a database error.
 pub(super) fn at(url: &DatabaseUrl) -> impl Fn(StoreError) -> Failed + '_ {
     move |error| Failed {
         exit: error.exit(),
@@ -21,8 +21,8 @@ pub(super) fn at(url: &DatabaseUrl) -> impl Fn(StoreError) -> Failed + '_ {
     }
 }
 
-/// Bounds what a command does with its database before its work begins, or, for `migrate`, all of it.
-/// A server that takes connections and then says nothing would never be noticed else.
+/// Limits the time that a command spends on its database before its work begins, or, for `migrate`, in total. Otherwise
+/// a server that accepts connections and never answers would block the command forever.
 pub(super) async fn in_time<T>(
     url: &DatabaseUrl,
     work: impl Future<Output = Result<T, Failed>>,
@@ -38,13 +38,13 @@ pub(super) async fn in_time<T>(
     })
 }
 
-/// What is to be done about voice-sync's own tables before a command can work.
+/// What a command must do about voice-sync's own tables before it can work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OwnTables {
     There,
-    /// Nothing either: who only reads can do without.
+    /// Nothing: commands that only read can work without them.
     Unneeded,
-    /// They are made, or brought up to date.
+    /// Create or update them.
     ToMake,
 }
 
@@ -70,7 +70,7 @@ pub(super) fn own_tables(
             "voice-sync's own tables are of a newer version ({found}) than this program knows; run the \
              newer voice-sync"
         )),
-        // A first dry run leaves no trace.
+        // A first dry run creates no tables.
         (MigrationState::Absent, Access::ReadOnly) => Ok(OwnTables::Unneeded),
         (MigrationState::Absent | MigrationState::Behind { .. }, Access::ReadWrite)
             if by_itself =>
@@ -86,7 +86,7 @@ pub(super) fn own_tables(
     }
 }
 
-/// Connects, and makes sure that voice-sync's own tables are as this version needs them.
+/// Connects, and ensures that voice-sync's own tables have the schema of this version.
 pub(super) async fn open(
     url: &DatabaseUrl,
     names: &Names,
@@ -100,7 +100,7 @@ pub(super) async fn open(
         .with_context(|| url.to_string())
         .map_err(Failed::config)?;
     if own_tables == OwnTables::ToMake {
-        // The table is looked at first: a database that does not fit is left as it is.
+        // The application's table is checked first, so that a database with a wrong table is not changed.
         let store = Store::open(database, names, false, access)
             .await
             .map_err(&at)?;

@@ -1,4 +1,4 @@
-//! The options of every command, and the values that they stand for.
+//! The options of every command, and their values.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -33,7 +33,7 @@ const EVENTS: &str = "Events";
 const VERDICTS: &str = "Verdicts";
 const OUTPUT: &str = "Output";
 
-/// Options of every command. Of those that few need, `-h` shows nothing.
+/// Options of every command. `-h` hides those that are rarely needed.
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// Read options from this TOML file.
@@ -169,7 +169,6 @@ pub(super) struct Options {
     pub(super) color: Color,
 }
 
-/// What a command may spend that looks voices up again and again.
 #[derive(Debug, Args)]
 pub(super) struct Budget {
     /// The requests to the provider that all processes with one key may send on average.
@@ -182,7 +181,6 @@ pub(super) struct Budget {
     pub(super) request_budget: RequestBudget,
 }
 
-/// Whether previews are made to appear by speech.
 #[derive(Debug, Args)]
 pub(super) struct Nudge {
     /// Send one short text-to-speech request to each voice that has been in processing for this time and has no preview.
@@ -215,7 +213,7 @@ pub(super) struct Nudge {
     nudge_model: String,
 }
 
-/// Each character costs credits.
+/// Limits the length of the text, because each character costs credits.
 fn nudge_text(text: &str) -> Result<String, String> {
     const MOST: usize = 100;
     let text = text.trim();
@@ -239,7 +237,7 @@ impl Nudge {
     }
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(super) enum LogFormat {
     #[default]
@@ -259,7 +257,7 @@ pub(super) enum Color {
     Never,
 }
 
-/// How results look.
+/// The format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(super) enum Output {
     /// For people.
@@ -280,7 +278,7 @@ pub(super) enum Events {
     None,
 }
 
-/// A duration, or none.
+/// A time limit; `None` is "never".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limit(pub(super) Option<Duration>);
 
@@ -309,7 +307,8 @@ pub(super) fn concurrency(text: &str) -> Result<NonZeroU32, String> {
         .ok_or_else(|| format!("give a whole number from 1 to {MOST}"))
 }
 
-/// A reference to a variable that nothing replaced: shells and Compose do, systemd's EnvironmentFile and Kubernetes do not.
+/// Refuses a reference to a variable that was not expanded: shells and Compose expand them, systemd's EnvironmentFile
+/// and Kubernetes do not.
 fn refuse_unexpanded(url: &str, what: &str) -> Result<(), Failed> {
     let Some(reference) = url.find("${").map(|at| &url[at..]) else {
         return Ok(());
@@ -321,7 +320,7 @@ fn refuse_unexpanded(url: &str, what: &str) -> Result<(), Failed> {
 }
 
 impl Options {
-    /// How to log. Colours on stdout and stderr follow it from then on.
+    /// The options of the log. Colours on stdout and stderr follow them from then on.
     pub(super) fn log(&self) -> LogOptions {
         let (choice, colour) = match self.color {
             Color::Auto => {
@@ -455,7 +454,7 @@ impl Options {
         }
     }
 
-    /// Whether transitions are to go without events, as somebody said so.
+    /// Whether the user disabled events explicitly.
     pub(super) fn wants_no_events(&self) -> bool {
         self.events == Some(Events::None)
     }

@@ -133,7 +133,7 @@ impl Outbox {
     }
 }
 
-/// The filter, whose names may be provider ids as well: the outbox has rows.
+/// Adds the row ids of voices to the filter: its names may be provider ids, but the outbox contains row ids.
 async fn with_rows(store: &Store, filter: EventFilter) -> Result<EventFilter, StoreError> {
     const ROWS: u32 = 100;
     if filter.names.is_empty() {
@@ -177,7 +177,7 @@ fn text(events: &[EventRecord], width: u16) -> String {
     table.trim_fmt()
 }
 
-/// How far an event is.
+/// Whether and when an event was published.
 pub(super) fn publication(event: &EventRecord) -> String {
     let now = Utc::now();
     match (event.published_at, event.leased_until) {
@@ -203,7 +203,7 @@ async fn change(
     let opening = open(&url, &names, options.auto_migrate, Access::ReadWrite);
     let store = in_time(&url, opening).await?;
     let filter = with_rows(&store, filter).await.map_err(at(&url))?;
-    // Who names events that are to be published again has said which.
+    // Publishing events again needs no confirmation if the user named them.
     let is_named = matches!(change, Change::Resend) && !filter.names.is_empty();
     if !yes && !is_named {
         let events = store.count_events(&filter).await.map_err(at(&url))?;
@@ -235,7 +235,7 @@ async fn change(
         (Output::Text, Change::Purge) => format!("{number} removed"),
     })?;
     Ok(match events == 0 && !filter.names.is_empty() {
-        // Nothing that was asked for could be done.
+        // None of the named events could be changed.
         true => Exit::Usage,
         false => Exit::Success,
     })

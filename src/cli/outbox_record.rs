@@ -36,10 +36,10 @@ pub(super) struct Record {
     yes: bool,
 }
 
-/// Voices that are read, and whose events are recorded, at once.
+/// Voices that are read at once, and whose events are recorded at once.
 const PAGE: u32 = 500;
 
-/// The transition whose event a finished voice should have.
+/// The transition of a finished voice, for its event.
 fn transition(voice: &VoiceRecord) -> Option<Transition> {
     let target = match voice.state {
         RowState::Completed => Target::Completed { preview_url: None },
@@ -91,7 +91,7 @@ impl Record {
             events = lacking.len() as u64;
         } else {
             for page in lacking.chunks(PAGE as usize) {
-                // The sum of the command so far.
+                // The count includes the earlier pages of this command.
                 events = store.record_events(&run, page).await.map_err(at(&url))?;
             }
         }

@@ -1,4 +1,4 @@
-//! Results on stdout, and questions on a terminal.
+//! Results on stdout, and confirmations on a terminal.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -11,14 +11,13 @@ pub(super) fn print(text: &str) -> Result<(), Failed> {
     show(text).map(|_read| ()).map_err(unwritten)
 }
 
-/// Prints a result, and returns whether anybody still reads: who reads no further, as `head` does, has what
-/// they wanted. Colours are left out where they are not wanted: in a pipe or a file, with `NO_COLOR`, on a
-/// dumb terminal.
+/// Prints a result, and returns whether the reader still reads: one like `head` closes the pipe early. Colours are
+/// omitted in a pipe or a file, with `NO_COLOR`, and on a dumb terminal.
 pub(super) fn show(text: &str) -> io::Result<bool> {
     show_part(&format!("{text}\n"))
 }
 
-/// The same, of a result that is printed part by part, with its line ends.
+/// Prints a part of a result. The part contains its line ends.
 pub(super) fn show_part(text: &str) -> io::Result<bool> {
     let mut out = anstream::stdout();
     match write!(out, "{text}").and_then(|()| out.flush()) {
@@ -35,16 +34,16 @@ pub(super) fn unwritten(error: io::Error) -> Failed {
     }
 }
 
-/// The columns of the terminal; elsewhere as many as there may be.
+/// The width of the terminal in columns; unlimited if stdout is not a terminal.
 pub(super) fn width() -> u16 {
-    // Whoever reads it there wants a line for each thing.
+    // Programs expect one line per item.
     const IN_A_PIPE: u16 = u16::MAX;
     let size = terminal_size::terminal_size_of(io::stdout());
     size.map_or(IN_A_PIPE, |(width, _)| width.0)
 }
 
-/// Asks on a terminal whether to go on, and takes only a plain yes for one. Where nobody can be asked, nothing is done
-/// without --yes.
+/// Requests a confirmation on a terminal, and accepts only a plain yes. Without a terminal, nothing is done without
+/// --yes.
 pub(super) fn confirm(question: &str) -> Result<(), Failed> {
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
         return Err(Failed {

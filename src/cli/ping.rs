@@ -1,5 +1,5 @@
-//! Pings to a dead man's switch, which alarms when they stop to come: `/start` at the beginning of a run, and at its end the
-//! URL itself, or `/<exit code>` (<https://healthchecks.io/docs/http_api/>).
+//! Pings to a dead man's switch, which alerts when the pings stop: `/start` at the beginning of a run, and at its end
+//! the URL itself, or `/<exit code>` (<https://healthchecks.io/docs/http_api/>).
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use url::{Host, Url};
 
 use crate::core::exit::Exit;
 
-/// A run must not wait for long for a switch that does not answer.
+/// A run must not wait long for a server that does not answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const TRIES: usize = 2;
 
 pub(super) struct Ping {
-    /// Its path is the secret.
+    /// The path is secret.
     url: Url,
     client: Client,
 }
@@ -61,7 +61,7 @@ impl Ping {
         self.send(&signal).await;
     }
 
-    /// Not worth failing a run for.
+    /// An error does not fail the run.
     async fn send(&self, signal: &str) {
         let mut url = self.url.clone();
         if !signal.is_empty() {
@@ -77,7 +77,7 @@ impl Ping {
                 Err(error) if error.is_timeout() => {
                     format!("no answer within {} s", TIMEOUT.as_secs())
                 }
-                // Its text has the URL.
+                // The error's own text contains the URL, which is secret.
                 Err(error) if error.is_connect() => "no connection".to_owned(),
                 Err(error) => error.without_url().to_string(),
             };

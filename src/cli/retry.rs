@@ -51,20 +51,20 @@ pub(super) struct Retry {
     yes: bool,
 }
 
-/// Voices, and ids that were given, at once.
+/// Voices that are read at once, and given ids that are looked for at once.
 const PAGE: u32 = 500;
 const IDS: usize = 100;
-/// Voices that are named in the text.
+/// The maximum number of voices that are listed in the output.
 const NAMED: usize = 100;
 
-/// What is to be done about a voice.
+/// What to do with a voice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Remedy {
     PutBack,
     Release,
 }
 
-/// What can be done for a voice, or why nothing can.
+/// What can be done with a voice, or the reason why nothing can.
 fn remedy(voice: &VoiceRecord, now: DateTime<Utc>) -> Result<Remedy, &'static str> {
     let id = voice.provider_id.as_deref().unwrap_or_default();
     match voice.state {
@@ -80,15 +80,15 @@ fn remedy(voice: &VoiceRecord, now: DateTime<Utc>) -> Result<Remedy, &'static st
     }
 }
 
-/// What was done, or would be.
+/// What was done, or would be done.
 #[derive(Default)]
 struct Outcome {
     put_back: Vec<String>,
     released: Vec<String>,
-    /// Of both, what had been the trouble.
+    /// The row and the earlier problem of each of these voices.
     troubles: Vec<(String, String)>,
     left: Vec<(String, &'static str)>,
-    /// Of failed ones, by why they had failed.
+    /// The number of failed voices by their earlier reason.
     reasons: BTreeMap<String, u64>,
 }
 
@@ -102,7 +102,7 @@ impl Retry {
         let opening = open(&url, &names, options.auto_migrate, access);
         let store = in_time(&url, opening).await?;
         let run = CommandRun::begin("retry");
-        // Who names voices has said which.
+        // No confirmation is needed if the user named the voices.
         if !self.dry_run && !self.yes && self.ids.is_empty() {
             self.confirm(&store, &url).await?;
         }
@@ -110,19 +110,19 @@ impl Retry {
         let does = (!self.dry_run).then_some(&run);
         let done = self.retry(&store, &url, does, &mut outcome).await;
         let changed = outcome.put_back.len() + outcome.released.len();
-        // What was done before something failed is done, and in the ledger.
+        // Changes that were made before an error are committed and in the ledger, so they are printed.
         if done.is_ok() || changed > 0 {
             print(&self.text(&outcome, run.run_id, options.output))?;
         }
         done?;
         Ok(match changed == 0 && !self.ids.is_empty() {
-            // Nothing that was asked for could be done.
+            // Nothing could be done for the named voices.
             true => Exit::Usage,
             false => Exit::Success,
         })
     }
 
-    /// Asks, once it is known how many there are.
+    /// Requests a confirmation, with the number of voices.
     async fn confirm(&self, store: &Store, url: &DatabaseUrl) -> Result<(), Failed> {
         let mut outcome = Outcome::default();
         self.retry(store, url, None, &mut outcome).await?;
@@ -159,7 +159,7 @@ impl Retry {
         confirm(&format!("This will {question}. Continue?"))
     }
 
-    /// Does it where there is a run to do it for, or else finds out what that would be.
+    /// Changes the voices if there is a run, or else only finds out what would be done.
     async fn retry(
         &self,
         store: &Store,
@@ -243,7 +243,7 @@ impl Retry {
     }
 }
 
-/// Does for each voice of a page what can be done, or finds out what that would be.
+/// Changes the voices of one page, or finds out what would be done.
 async fn treat(
     store: &Store,
     url: &DatabaseUrl,
@@ -320,12 +320,12 @@ async fn treat(
     Ok(())
 }
 
-/// How often rows that were left out are tried after the database refused others.
+/// The maximum number of attempts for rows that were skipped after the database refused others.
 const TURNS: u32 = 5;
 const BETWEEN_TURNS: Duration = Duration::from_millis(50);
 
-/// Puts voices back in bulk. A bulk that the database refuses is split until the rows that it refuses are alone.
-/// Returns those that were put back, and those that were refused.
+/// Puts voices back in bulk. If the database refuses a bulk, it is split until each refused row is alone. Returns the
+/// voices that were put back, and those that were refused.
 async fn put_back(
     store: &Store,
     run: &CommandRun,
@@ -333,8 +333,8 @@ async fn put_back(
 ) -> Result<(HashSet<RowId>, HashSet<RowId>), StoreError> {
     let (mut moved, mut refused) = (HashSet::new(), HashSet::new());
     let mut any_error = false;
-    // PostgreSQL tells of an error just before it gives the locks of the statement back. A row that is locked is
-    // left out, so that after an error the rows that are left have other turns.
+    // PostgreSQL reports an error just before it releases the locks of the statement. Locked rows are skipped, so the
+    // remaining rows are retried after an error.
     for turn in 0..TURNS {
         let is_left =
             |voice: &&VoiceRecord| !moved.contains(&voice.row) && !refused.contains(&voice.row);

@@ -1,5 +1,4 @@
-//! From what a user said, on the command line, in the environment and in files, to values that are
-//! known to make sense. Nothing here connects to anything.
+//! Reads secrets and addresses from the command line, the environment and files. Nothing here connects to anything.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,26 +8,26 @@ use std::{env, fs};
 use anyhow::{Context, anyhow, bail};
 use secrecy::{ExposeSecret, SecretString};
 
-/// A value that may stand in a variable or in a file that a variable names, as orchestrators mount
-/// secrets. An empty variable counts as none.
+/// The sources of a value: a variable, or a file whose path is in a variable, as orchestrators mount secrets. An empty
+/// variable counts as unset.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Source {
-    /// The variable with the value itself.
+    /// The variable that contains the value.
     pub(crate) variable: &'static str,
-    /// The variable with a path.
+    /// The variable that contains the path of a file with the value.
     pub(crate) file_variable: &'static str,
-    /// The key of the configuration file with a path.
+    /// The key in the configuration file that contains the path.
     key: &'static str,
-    /// The name of systemd's credential with the value, if it may be one.
+    /// The name of the systemd credential that contains the value, if there is one.
     credential: Option<&'static str>,
 }
 
-/// Options that may hold a password: a configuration file names files that hold them.
+/// Options whose values may contain a password. A configuration file contains paths of files for them instead.
 pub(crate) const MAY_HOLD_PASSWORDS: [&str; 3] = ["database-url", "redis-url", "ping-url"];
-/// The paths that the configuration file names, by its keys. It is read once, at the start.
+/// The paths in the configuration file, by key. They are read once, at the start.
 static FILES: OnceLock<BTreeMap<String, String>> = OnceLock::new();
 
-/// Takes the paths of secrets from a configuration file. Returns its other keys.
+/// Takes the paths of secrets from the values of a configuration file. Returns the other keys.
 pub(crate) fn take_files(values: &BTreeMap<String, Vec<String>>) -> Vec<&String> {
     let (secrets, others): (Vec<_>, Vec<_>) = values.iter().partition(|(key, _)| {
         SOURCES
@@ -42,37 +41,34 @@ pub(crate) fn take_files(values: &BTreeMap<String, Vec<String>>) -> Vec<&String>
     others.into_iter().map(|(key, _)| key).collect()
 }
 
-/// The database.
 pub(crate) const DATABASE_URL: Source = Source {
     variable: "DATABASE_URL",
     file_variable: "DATABASE_URL_FILE",
     key: "database-url-file",
     credential: None,
 };
-/// The event bus.
 pub(crate) const REDIS_URL: Source = Source {
     variable: "REDIS_URL",
     file_variable: "REDIS_URL_FILE",
     key: "redis-url-file",
     credential: None,
 };
-/// Where systemd puts credentials.
+/// The variable with the directory of systemd's credentials.
 pub(crate) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
-/// The provider's key.
 pub(crate) const API_KEY: Source = Source {
     variable: "ELEVENLABS_API_KEY",
     file_variable: "ELEVENLABS_API_KEY_FILE",
     key: "api-key-file",
     credential: Some("elevenlabs-api-key"),
 };
-/// What webhooks are signed with.
+/// The key of webhook signatures.
 const WEBHOOK_SECRET: Source = Source {
     variable: "ELEVENLABS_WEBHOOK_SECRET",
     file_variable: "ELEVENLABS_WEBHOOK_SECRET_FILE",
     key: "webhook-secret-file",
     credential: Some("elevenlabs-webhook-secret"),
 };
-/// What the application says along with its hints.
+/// The bearer token of the application's hints.
 const HINTS_TOKEN: Source = Source {
     variable: "VOICE_SYNC_HINTS_TOKEN",
     file_variable: "VOICE_SYNC_HINTS_TOKEN_FILE",
@@ -80,14 +76,14 @@ const HINTS_TOKEN: Source = Source {
     credential: Some("voice-sync-hints-token"),
 };
 
-/// A dead man's switch: its URL is the secret.
+/// The URL of a dead man's switch. The URL is secret.
 const PING_URL: Source = Source {
     variable: "VOICE_SYNC_PING_URL",
     file_variable: "VOICE_SYNC_PING_URL_FILE",
     key: "ping-url-file",
     credential: Some("voice-sync-ping-url"),
 };
-/// What the clients of `--listen` authenticate with.
+/// The token of clients of `--listen`.
 const LISTEN_TOKEN: Source = Source {
     variable: "VOICE_SYNC_LISTEN_TOKEN",
     file_variable: "VOICE_SYNC_LISTEN_TOKEN_FILE",
@@ -104,17 +100,16 @@ const SOURCES: [Source; 7] = [
     LISTEN_TOKEN,
 ];
 
-/// The URL of a dead man's switch, if there is one: the option, or else the variable.
+/// The URL of a dead man's switch, if there is one: from the option, or else from the variable.
 pub(crate) fn ping_url(given: Option<String>) -> anyhow::Result<Option<SecretString>> {
     PING_URL.find_unless(given)
 }
 
-/// The token of `--listen`, if there is one.
 pub(crate) fn listen_token() -> anyhow::Result<Option<SecretString>> {
     LISTEN_TOKEN.find()
 }
 
-/// The variables of these that begin with voice-sync's own name.
+/// The variables of these sources that begin with voice-sync's prefix.
 pub(crate) fn variables() -> impl Iterator<Item = &'static str> {
     let variables = SOURCES
         .into_iter()
@@ -123,7 +118,7 @@ pub(crate) fn variables() -> impl Iterator<Item = &'static str> {
 }
 
 impl Source {
-    /// Both variables at once is an error: one of them is a mistake, and nobody could tell which.
+    /// Fails if both variables are set: one of them is a mistake, and it is unknown which.
     fn check(&self) -> anyhow::Result<()> {
         if variable(self.variable).is_some() && variable(self.file_variable).is_some() {
             bail!(
@@ -135,7 +130,7 @@ impl Source {
         Ok(())
     }
 
-    /// Which of the variables is set, or else the key of the configuration file, if any.
+    /// The variable that is set, or else the key of the configuration file, if any.
     pub(crate) fn origin(&self) -> Option<&'static str> {
         let variables = [self.variable, self.file_variable].into_iter();
         let mut set = variables.filter(|name| variable(name).is_some());
@@ -147,12 +142,12 @@ impl Source {
         FILES.get()?.get(self.key).cloned()
     }
 
-    /// From the environment, else systemd's credentials.
+    /// The value from the environment, or else from systemd's credentials.
     fn find(&self) -> anyhow::Result<Option<SecretString>> {
         self.find_unless(variable(self.variable))
     }
 
-    /// What was given, else as [`Source::find`].
+    /// The given value, or else the one of [`Source::find`].
     fn find_unless(&self, given: Option<String>) -> anyhow::Result<Option<SecretString>> {
         let found = self.resolve(given.map(|value| value.trim().to_owned()))?;
         let directory = variable(CREDENTIALS).zip(self.credential);
@@ -168,7 +163,7 @@ impl Source {
         }
     }
 
-    /// `given` is the flag, or else the variable. Where there is neither, the file is read.
+    /// `given` is the option, or else the variable. Without either, the file is read.
     pub(crate) fn resolve(&self, given: Option<String>) -> anyhow::Result<Option<SecretString>> {
         self.check()?;
         if let Some(value) = given.filter(|value| !value.trim().is_empty()) {
@@ -182,8 +177,8 @@ impl Source {
     }
 }
 
-/// The provider's key: from `--api-key-file`, else the environment, else systemd's credentials. It is
-/// never taken from the command line itself, which every user of the machine can read.
+/// The provider's key: from `--api-key-file`, or else the environment, or else systemd's credentials. The command line
+/// itself cannot contain it, because every user of the machine can read command lines.
 pub(crate) fn api_key(flag: Option<PathBuf>) -> anyhow::Result<SecretString> {
     API_KEY.check()?;
     if let Some(path) = flag {
@@ -197,15 +192,15 @@ pub(crate) fn api_key(flag: Option<PathBuf>) -> anyhow::Result<SecretString> {
     })
 }
 
-/// What webhooks are signed with, and the token of the application's hints, which is the same unless it has one of its
-/// own. Without them, no hints are taken.
+/// The key of webhook signatures, and the token of the application's hints. Without a token of its own, the application
+/// uses the key. Without either, no hints are accepted.
 pub(crate) fn hint_secrets() -> anyhow::Result<(Option<SecretString>, Option<SecretString>)> {
     let (secret, token) = (WEBHOOK_SECRET.find()?, HINTS_TOKEN.find()?);
     let token = token.or_else(|| secret.clone());
     Ok((secret, token))
 }
 
-/// The variables that stand for a Redis URL where an application has no such URL.
+/// The variables that replace a Redis URL if the application has no such URL.
 pub(crate) const REDIS_HOST: &str = "REDIS_HOST";
 
 /// A Redis URL from `REDIS_HOST`, `REDIS_PORT`, `REDIS_PASSWORD` and `REDIS_DB`, if there is a host.

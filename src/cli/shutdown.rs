@@ -1,4 +1,4 @@
-//! Being told to stop.
+//! Shutdown on signals.
 
 use std::process;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use crate::core::exit::Exit;
 use crate::deadline::Deadline;
 use crate::failpoint;
 
-/// Told to stop, a command ends within this time, whatever hangs. Kubernetes waits for 30 s.
+/// A command ends within this time after a signal, even if something hangs. Kubernetes waits for 30 s.
 pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// Cancels `stop` on SIGTERM or SIGINT, after which a pass claims no more and finishes what is under
-/// way, until `deadline` at the latest. A second signal ends the process at once; leases then expire by themselves. Signals are caught
-/// from when this returns.
+/// Cancels `stop` on SIGTERM or SIGINT. A pass then claims no more voices and finishes its work in progress, until
+/// `deadline` at the latest. A second signal ends the process at once; leases then expire. Signals are handled as soon
+/// as this function has returned.
 pub(crate) fn on_signal(stop: CancellationToken, deadline: Deadline) {
     let (Ok(mut terminate), Ok(mut interrupt)) = (
         signal(SignalKind::terminate()),

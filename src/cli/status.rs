@@ -67,10 +67,10 @@ enum CheckCodes {
     Nagios,
 }
 
-/// Voices, and passes, that are shown.
+/// The maximum number of voices, and of passes, that are shown.
 const OLDEST: u32 = 5;
 const RUNS: usize = 5;
-/// Passes among which one that succeeded is looked for.
+/// The maximum number of passes that are searched for the last successful one.
 const RUNS_READ: u32 = 500;
 
 impl StatusCommand {
@@ -105,14 +105,14 @@ impl StatusCommand {
             fail_after: options.rules().fail_after,
             age_from: options.rules().age_from,
             limits: self.limits(),
-            // Without a key, `status` works as well.
+            // `status` works without a key, too.
             account: options.provider().ok().map(|provider| provider.account()),
             store: None,
         };
         let Some(interval) = self.watch else {
             let seen = viewer.look().await;
             if let (Some(_), Output::Text, Err(failed)) = (self.check, options.output, &seen) {
-                // Whoever runs plugins shows what they print there.
+                // Monitoring systems show the output of a plugin.
                 print(&format!(
                     "VOICE-SYNC UNKNOWN: {}",
                     in_line(&failed.to_string())
@@ -127,7 +127,7 @@ impl StatusCommand {
             loop {
                 let shown = match viewer.look().await {
                     Ok(status) => self.shown(&status, options.output),
-                    // A database that is away comes back, and is what somebody may be waiting for.
+                    // A database that is unavailable may come back, and the user may be waiting for it.
                     Err(failed) if failed.exit == Exit::Database => match options.output {
                         Output::Json => failure::json(&failed).to_string(),
                         Output::Text => failed.to_string(),
@@ -159,7 +159,7 @@ impl StatusCommand {
         }
     }
 
-    /// With the code that this command exits with.
+    /// The status with the exit code of this command.
     fn json(&self, status: &Status) -> Value {
         let mut json = status.json();
         json["exit_code"] = self.code(status).into();
@@ -175,21 +175,21 @@ impl StatusCommand {
     }
 }
 
-/// The first of those that matter most.
+/// The first item of the highest severity.
 fn most_severe(status: &Status) -> Option<&Attention> {
     let severity = status.severity()?;
     let mut attention = status.attention.iter();
     attention.find(|attention| attention.severity == severity)
 }
 
-/// What a plugin exits with that found nothing out.
+/// The exit code of a plugin that could not determine a state.
 const NAGIOS_UNKNOWN: u8 = 3;
 
-/// Of a terminal: moves the cursor home and clears what is below.
+/// Terminal codes: move the cursor home and clear everything below.
 const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
 
-/// As plugins of Nagios, Icinga and the like print it: a line for people, `|`, and numbers with their units
-/// (<https://www.monitoring-plugins.org/doc/guidelines.html>); what needs attention is in the lines below.
+/// The output of plugins for Nagios, Icinga and similar systems: a line for people, `|`, and numbers with their units
+/// (<https://www.monitoring-plugins.org/doc/guidelines.html>). The lines below list what needs attention.
 fn in_one_line(status: &Status, codes: CheckCodes) -> String {
     let survey = &status.survey;
     let seconds = |span: Option<Duration>| span.unwrap_or_default().as_secs();
@@ -224,7 +224,7 @@ fn in_one_line(status: &Status, codes: CheckCodes) -> String {
     )
 }
 
-/// Looks at how things stand, by connections of its own: it takes none from passes.
+/// Reads the status over connections of its own, so that it takes none from passes.
 pub(super) struct Viewer {
     pub(super) url: DatabaseUrl,
     pub(super) names: Names,
@@ -232,14 +232,15 @@ pub(super) struct Viewer {
     pub(super) fail_after: Option<Duration>,
     pub(super) age_from: AgeFrom,
     pub(super) limits: Limits,
-    /// The account that is looked at, if a key is configured.
+    /// The account to show, if a key is configured.
     pub(super) account: Option<Uuid>,
-    /// Opened when it looks, and again after trouble, or where voice-sync's tables may have been made meanwhile.
+    /// Opened for the first status. Opened again after an error, or if voice-sync's tables may have been created
+    /// meanwhile.
     pub(super) store: Option<Store>,
 }
 
 impl Viewer {
-    /// How things stand.
+    /// Reads the current status.
     pub(super) async fn look(&mut self) -> Result<Status, Failed> {
         let store = match self.store.take().filter(Store::has_own_tables) {
             Some(store) => store,

@@ -80,13 +80,13 @@ pub(super) struct SyncOnce {
     metrics_file: Option<PathBuf>,
 }
 
-/// After `--max-runtime`, a pass has so long to write down what it knows.
+/// The time for a pass to write its results after `--max-runtime`.
 const CLOSING_TIME: Duration = Duration::from_secs(5);
-/// Voices that are looked for by one statement.
+/// Voices that one statement looks for.
 const NAMES_AT_ONCE: usize = 100;
-/// Rows whose status is read where no voice was found.
+/// The maximum number of rows whose status is read if no voice was found.
 const STATUSES_READ: u32 = 10_000;
-/// And after that, so long to say what it did.
+/// The time to report after that.
 const REPORTING_TIME: Duration = Duration::from_secs(1);
 
 impl SyncOnce {
@@ -243,7 +243,8 @@ impl SyncOnce {
         if without_events && !dry_run {
             let _warned = warn_without_events(&report);
         }
-        // In its ledger this database has it already; without tables of its own, only the process knows.
+        // The ledger of this database already contains the success. Without tables of its own, only this process knows
+        // it.
         let is_for_all = matches!(scope.which, Which::All | Which::Due(_)) && !dry_run;
         if report.exit_code == Exit::Success && is_for_all && !report.counts.only_met_leases() {
             metrics.succeeded();
@@ -257,7 +258,7 @@ impl SyncOnce {
     }
 }
 
-/// Says if voices wait under a name that voice-sync does not look for. Not worth failing for.
+/// Warns if voices wait under a status that voice-sync does not look for. An error is not fatal.
 async fn warn_of_other_statuses(store: &Store, statuses: &StatusValues) {
     let Ok(others) = store.other_statuses(STATUSES_READ).await else {
         return;
@@ -275,7 +276,7 @@ async fn warn_of_other_statuses(store: &Store, statuses: &StatusValues) {
     }
 }
 
-/// Runs passes over the voices that are due until one agenda has room for all of them.
+/// Repeats passes over the voices that are due until all of them fit into one agenda.
 async fn go_on_while_many_are_due(
     pass: Pass<'_>,
     url: &DatabaseUrl,
@@ -297,7 +298,7 @@ async fn go_on_while_many_are_due(
     Ok(())
 }
 
-/// A name that no row has is a mistake of whoever typed it.
+/// If no row has a given id, it is probably a typing error.
 async fn refuse_unknown(names: &[String], store: &Store, url: &DatabaseUrl) -> Result<(), Failed> {
     let mut unknown = Vec::new();
     for names in names.chunks(NAMES_AT_ONCE) {
@@ -314,7 +315,7 @@ async fn refuse_unknown(names: &[String], store: &Store, url: &DatabaseUrl) -> R
     }
 }
 
-/// Voices that a pass will ask about, about: those of a bar.
+/// The approximate number of voices that a pass looks up, for the progress bar.
 async fn meant(store: &Store, scope: &Scope) -> u64 {
     let all = match &scope.which {
         Which::Named(names) => names.len() as u64,
@@ -324,7 +325,7 @@ async fn meant(store: &Store, scope: &Scope) -> u64 {
     scope.limit.map_or(all, |limit| limit.min(all))
 }
 
-/// Whether more may be due than one agenda has room for.
+/// Whether more voices may be due than fit into one agenda.
 fn is_one_of_many(which: &Which) -> bool {
     match which {
         Which::Due(agenda) => {
@@ -335,7 +336,7 @@ fn is_one_of_many(which: &Which) -> bool {
     }
 }
 
-/// Where voice-sync has no tables of its own, everything is due.
+/// Without voice-sync's own tables, all voices are due.
 async fn due_now(url: &DatabaseUrl, store: &Store) -> Result<Which, Failed> {
     match store.has_own_tables() {
         true => {

@@ -1,4 +1,4 @@
-//! Environment variables: which are known, and which of them a wrong value came from.
+//! Environment variables: finds unknown ones, and names the variable in errors about its value.
 
 use std::env;
 
@@ -9,9 +9,9 @@ use super::config::ConfigFile;
 use super::secrets;
 
 const PREFIX: &str = "VOICE_SYNC_";
-/// What Kubernetes sets for a Service whose name is voice-sync, and what this repository's tests set.
+/// Variables that Kubernetes sets for a Service with the name voice-sync, and those of this repository's tests.
 const OTHERS: [&str; 3] = ["VOICE_SYNC_SERVICE_", "VOICE_SYNC_PORT", "VOICE_SYNC_TEST_"];
-/// A misspelt name has at most so many wrong letters.
+/// The maximum number of wrong letters in a misspelt name.
 const MISSPELT: usize = 4;
 
 fn all_arguments(command: &Command) -> Vec<&Arg> {
@@ -19,7 +19,7 @@ fn all_arguments(command: &Command) -> Vec<&Arg> {
     command.get_arguments().chain(below).collect()
 }
 
-/// An error that names each variable of voice-sync's which it does not know: it may be a misspelt one.
+/// An error that lists the unknown variables with voice-sync's prefix: they may be misspelt.
 pub(super) fn unknown(command: &mut Command) -> Option<clap::Error> {
     let variables = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     let says = unknown_among(variables, &known(command));
@@ -57,7 +57,7 @@ fn unknown_among(variables: impl Iterator<Item = String>, known: &[String]) -> V
     says.collect()
 }
 
-/// An error about a value names the variable that it came from, if it did not come from the command line.
+/// Adds the name of the variable to an error about its value, unless the value is from the command line.
 pub(super) fn named(
     mut error: clap::Error,
     command: &Command,

@@ -1,5 +1,5 @@
-//! What is shown to Prometheus: on `/metrics` in its text format, or in OpenMetrics where that is asked for
-//! (<https://prometheus.io/docs/specs/om/open_metrics_spec/>), and for node_exporter's textfile collector in a file.
+//! The output of metrics for Prometheus. `/metrics` uses its text format, or OpenMetrics if the client requests it
+//! (<https://prometheus.io/docs/specs/om/open_metrics_spec/>). node_exporter's textfile collector gets a file.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -24,16 +24,16 @@ use crate::core::report::{Counts, Report};
 use crate::store::Overview;
 use crate::telemetry::metrics::{HintMetrics, Label, NudgeMetrics, PassMetrics, ProviderMetrics};
 
-/// How metrics are written.
+/// The format of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Prometheus' text format, which everything reads.
+    /// Prometheus' text format, which all scrapers read.
     Prometheus,
     OpenMetrics,
 }
 
 impl Format {
-    /// From a header `Accept`.
+    /// Selects the format from an `Accept` header.
     pub fn accepted_by(accept: &str) -> Self {
         let mut ranges = accept.split(',');
         match ranges.any(|range| range.trim().starts_with("application/openmetrics-text")) {
@@ -42,7 +42,6 @@ impl Format {
         }
     }
 
-    /// Its media type.
     pub fn media_type(self) -> &'static str {
         match self {
             Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
@@ -53,18 +52,18 @@ impl Format {
 
 type Number = Gauge<f64, AtomicU64>;
 
-/// Everything that is shown, zero at first.
+/// All metrics. Their initial value is zero.
 pub struct Metrics {
     registry: Registry,
     /// Counted by the provider.
     pub provider: ProviderMetrics,
     /// Counted by passes.
     pub pass: PassMetrics,
-    /// Counted where hints arrive.
+    /// Counted by the endpoints for hints.
     pub hints: HintMetrics,
     /// Counted by the nudger.
     pub nudges: NudgeMetrics,
-    /// Whether gauges say how things are now, and not just zero.
+    /// Whether gauges have current values, not only their initial zeros.
     is_current: AtomicBool,
     last_success: Number,
     last_exit: Gauge,
@@ -323,7 +322,7 @@ impl Metrics {
         self.pass.stale.inc_by(superseded);
     }
 
-    /// Counts a pass, or a run that failed before it could begin one.
+    /// Counts the exit code of a pass, or of a run that failed before it began one.
     pub fn exited(&self, exit: Exit) {
         if let Some((_, code)) = EXITS.iter().find(|(known, _)| *known == exit) {
             self.passes.get_or_create(&[("exit", *code)]).inc();
@@ -331,7 +330,7 @@ impl Metrics {
         self.last_exit.set(exit.code().into());
     }
 
-    /// Notes that all voices that are due were looked up, or that none was.
+    /// Records that all voices that are due were looked up, or that none was due.
     pub fn succeeded(&self) {
         self.succeeded_at(Utc::now());
         self.last_exit.set(Exit::Success.code().into());
@@ -342,7 +341,7 @@ impl Metrics {
         self.last_success.set(at.max(self.last_success.get()));
     }
 
-    /// Shows how things stand.
+    /// Sets the gauges of the backlog and the outbox.
     pub fn stand(&self, overview: &Overview) {
         let Overview {
             processing,
@@ -368,7 +367,7 @@ impl Metrics {
         self.clock.set(*clock_ahead);
     }
 
-    /// Shows how hard the provider may be pressed.
+    /// Sets the gauges of the concurrency limit, the circuit breaker and the retry budget.
     pub fn press(&self, pressure: Pressure) {
         let Pressure {
             limit,
@@ -380,7 +379,7 @@ impl Metrics {
         self.retry_tokens.set(retries_left.into());
     }
 
-    /// What a daemon is scraped for: all of it, and what its process takes.
+    /// All metrics for a scrape of the daemon, including those of its process.
     pub fn scrape(&self, format: Format) -> String {
         let mut process = Registry::default();
         #[cfg(target_os = "linux")]
@@ -388,15 +387,15 @@ impl Metrics {
         text([&self.registry, &process], format)
     }
 
-    /// Writes it to a file, replacing it as a whole. Counters go on from those in the file. What this process could not
-    /// find out, as the database did not answer, stays as the file has it.
+    /// Writes the metrics to a file, and replaces the file as a whole. Counters continue from the values in the file.
+    /// If the database did not answer, gauges keep the values in the file.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let directory = path
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
         let directory = directory.unwrap_or(Path::new("."));
         let locked = File::open(directory)?;
-        // Two runs that end together would otherwise both add to the same earlier file.
+        // Otherwise, two runs that end at the same time would both add to the same earlier file.
         locked.lock()?;
         let earlier = match fs::read(path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -416,7 +415,7 @@ impl Metrics {
         );
         let mut file = NamedTempFile::new_in(directory)?;
         file.write_all(text.as_bytes())?;
-        // node_exporter runs as another user.
+        // node_exporter runs as another user, which must be able to read the file.
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! Logging: to stderr, as text for people or JSON for machines.
+//! Logging to stderr, as text for people or JSON for machines.
 
 use std::io::IsTerminal;
 use std::{env, io, process};
@@ -11,25 +11,25 @@ use tracing_subscriber::{Layer, fmt};
 
 use crate::telemetry::progress_bar::Lines;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
     #[default]
     Text,
-    /// One object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// What is logged, and how.
+/// The format and the level of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LogOptions {
     pub format: Format,
     pub colour: bool,
-    /// `None`: as `RUST_LOG` says, else `info`.
+    /// `None`: the level of `RUST_LOG`, or else `info`.
     pub level: Option<LevelFilter>,
 }
 
-/// Whether stderr is the systemd journal or the log of a container, which machines read.
+/// Whether stderr is read by machines: the systemd journal or the log of a container.
 pub fn is_for_machines() -> bool {
     const FIRST_PROCESS: u32 = 1;
     is_journal()
@@ -37,8 +37,7 @@ pub fn is_for_machines() -> bool {
         || process::id() == FIRST_PROCESS
 }
 
-/// Starts logging, of voice-sync only: libraries log warnings and no more, since at finer levels some of them print what
-/// they send.
+/// Starts logging. Libraries log only warnings and errors, because at finer levels some of them log what they send.
 pub fn init(options: &LogOptions) {
     let LogOptions {
         format,
@@ -71,7 +70,7 @@ pub fn init(options: &LogOptions) {
         lines.with_current_span(false).with_span_list(false)
     };
     let lines = match (format, is_journal()) {
-        // The journal has a time of its own.
+        // The journal adds timestamps itself.
         (Format::Text, true) => text_lines().without_time().boxed(),
         (Format::Text, false) => text_lines().boxed(),
         (Format::Json, true) => json_lines().without_time().boxed(),
@@ -85,8 +84,8 @@ pub fn init(options: &LogOptions) {
     }
 }
 
-/// Whether standard error is the journal itself, and not a file or pipe that a service directed it to
-/// (systemd.exec(5), on `$JOURNAL_STREAM`).
+/// Whether standard error is the journal itself, not a file or pipe to which a service redirected it (systemd.exec(5),
+/// on `$JOURNAL_STREAM`).
 fn is_journal() -> bool {
     let stream = env::var("JOURNAL_STREAM").ok();
     #[cfg(unix)]
@@ -102,7 +101,6 @@ fn is_journal() -> bool {
     }
 }
 
-/// Whether stderr is a terminal.
 pub fn is_terminal() -> bool {
     io::stderr().is_terminal()
 }

@@ -1,6 +1,7 @@
-//! What is measured while it happens. Whoever does the work counts here; [`crate::telemetry::exposition`] shows it.
+//! The metrics that are counted during the work. The code that does the work updates them;
+//! [`crate::telemetry::exposition`] outputs them.
 //!
-//! Each meter is shared by its clones, and counts for nobody until it is registered.
+//! Clones of a metric share its value. A metric is exported only after it was registered.
 
 use std::time::Duration;
 
@@ -12,12 +13,11 @@ use prometheus_client::metrics::histogram::Histogram;
 use crate::core::nudge::Nudge;
 use crate::core::transition::SetAside;
 
-/// One label.
 pub type Label = [(&'static str, &'static str); 1];
 /// The labels of a request.
 pub type RequestLabels = [(&'static str, &'static str); 2];
 
-/// Which endpoint a request is for.
+/// The endpoint of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endpoint {
     /// `GET /v2/voices`.
@@ -29,10 +29,9 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// All of them.
     pub const ALL: [Self; 3] = [Self::List, Self::Single, Self::Speech];
 
-    /// As a label.
+    /// The value of the label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::List => "list",
@@ -42,33 +41,32 @@ impl Endpoint {
     }
 }
 
-/// What a request came to.
+/// The result of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// It was answered.
+    /// An answer.
     Ok,
-    /// There is no such voice, or no such endpoint.
+    /// The voice or the endpoint does not exist.
     NotFound,
-    /// The key is refused.
+    /// The provider rejects the key.
     Refused,
-    /// The request is wrong.
+    /// The provider rejects the request.
     Rejected,
     /// 429.
     Throttled,
-    /// 5xx, or another status that says "later".
+    /// 5xx, or another status that means "later".
     ServerError,
-    /// No answer in time.
+    /// No answer within the time limit.
     Timeout,
     /// No connection.
     Connect,
-    /// An answer that broke off or cannot be read.
+    /// An answer that is incomplete or cannot be read.
     Broken,
-    /// Given up by ourselves.
+    /// voice-sync cancelled the request.
     Abandoned,
 }
 
 impl Class {
-    /// All of them.
     pub const ALL: [Self; 10] = [
         Self::Ok,
         Self::NotFound,
@@ -82,7 +80,7 @@ impl Class {
         Self::Abandoned,
     ];
 
-    /// As a label.
+    /// The value of the label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -124,7 +122,7 @@ impl Default for ProviderMetrics {
 }
 
 impl ProviderMetrics {
-    /// Counts a request that came to its end.
+    /// Counts a completed request.
     pub fn ended(&self, endpoint: Endpoint, class: Class, took: Duration) {
         self.requests.get_or_create(&labels(endpoint, class)).inc();
         self.duration.observe(took.as_secs_f64());
@@ -135,7 +133,7 @@ fn labels(endpoint: Endpoint, class: Class) -> RequestLabels {
     [("endpoint", endpoint.as_str()), ("class", class.as_str())]
 }
 
-/// What passes do to voices.
+/// What passes do with voices.
 #[derive(Debug, Clone)]
 pub struct PassMetrics {
     pub(crate) lag: Histogram,
@@ -170,7 +168,7 @@ impl PassMetrics {
     }
 }
 
-/// Where a hint comes from.
+/// The source of a hint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HintSource {
     /// `POST /webhooks/elevenlabs`.
@@ -182,7 +180,7 @@ pub enum HintSource {
 impl HintSource {
     const ALL: [Self; 2] = [Self::Webhook, Self::Application];
 
-    /// As a label.
+    /// The value of the label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Webhook => "webhook",
@@ -191,16 +189,16 @@ impl HintSource {
     }
 }
 
-/// What a request with a hint was answered.
+/// The response to a request with hints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HintResult {
     Accepted,
-    /// The secret is wrong.
+    /// The secret is invalid.
     Unauthorized,
-    /// The body is.
+    /// The body is invalid.
     Invalid,
     TooLarge,
-    /// Too many wait.
+    /// Too many hints wait.
     Throttled,
 }
 
@@ -254,7 +252,7 @@ impl HintMetrics {
         self.requests.get_or_create(&labels).inc();
     }
 
-    /// Counts ids that were looked for in the database: those of voices in processing, and those of none.
+    /// Counts ids of hints that were looked for in the database: those of voices in processing, and unknown ones.
     pub fn delivered(&self, processing: u64, unknown: u64) {
         for (found, ids) in [("processing", processing), ("unknown", unknown)] {
             self.ids.get_or_create(&[("voice", found)]).inc_by(ids);
@@ -262,7 +260,6 @@ impl HintMetrics {
     }
 }
 
-/// Nudges.
 #[derive(Debug, Clone)]
 pub struct NudgeMetrics {
     pub(crate) nudges: Family<Label, Counter>,

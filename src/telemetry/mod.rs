@@ -1,4 +1,4 @@
-//! What people and monitoring see of a run: log lines, metrics, a progress bar.
+//! Output for people and monitoring: log lines, metrics, a progress bar.
 
 pub mod exposition;
 pub mod logs;

@@ -45,7 +45,7 @@ fn read() -> ProcResult<Readings> {
 
 impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        // Where /proc is not mounted, there are no such metrics.
+        // Without /proc, these metrics are missing.
         let Ok(readings) = read() else {
             return Ok(());
         };

@@ -1,4 +1,4 @@
-//! A bar at the bottom of the terminal, and log lines above it.
+//! A progress bar at the bottom of the terminal, and log lines above it.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
@@ -10,12 +10,12 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::core::format;
 use crate::core::report::Counts;
 
-/// The bar that is shown, if any is.
+/// The progress bar on the terminal, if there is one.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
 const TIMES_A_SECOND: u8 = 10;
 
-/// Before the first answer, no rate is known.
+/// No rate is known before the first answer.
 const BEGINNING: &str = "{bar:24} 0 of {len}";
 const UNDER_WAY: &str = "{bar:24} {pos} of {len}, {per_sec}, {eta} left: {msg}";
 
@@ -25,17 +25,17 @@ fn style(template: &str) -> ProgressStyle {
         .progress_chars("█▓░")
 }
 
-/// How far a pass is. On a terminal only: elsewhere nothing is written. Gone when it is dropped.
+/// The progress of a pass. It is shown only on a terminal, and removed when the value is dropped.
 #[derive(Debug)]
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// Whether somebody would see it.
+    /// Whether stderr is a terminal and a bar can be shown.
     pub fn is_seen() -> bool {
         io::stderr().is_terminal() && env::var_os("TERM").is_none_or(|term| term != "dumb")
     }
 
-    /// A bar for so many voices.
+    /// Creates a bar for this many voices.
     pub fn begin(voices: u64) -> Self {
         let target = match Self::is_seen() {
             true => ProgressDrawTarget::stderr_with_hz(TIMES_A_SECOND),
@@ -46,7 +46,7 @@ impl Progress {
         Self(bar)
     }
 
-    /// Shows what has been counted so far.
+    /// Shows the current counts.
     pub fn show(&self, counts: &Counts) {
         let Counts {
             completed,
@@ -77,12 +77,12 @@ impl Drop for Progress {
     }
 }
 
-/// Standard error, whose lines go above the bar.
+/// Standard error. Its lines are written above the bar.
 #[derive(Debug, Clone, Copy)]
 pub enum Lines {
-    /// For people: each is made one line.
+    /// Text for people: each message is reduced to one line.
     Text,
-    /// They are one line each by their form.
+    /// JSON: each message is already one line.
     Json,
 }
 
@@ -109,8 +109,8 @@ impl Write for Lines {
     }
 }
 
-/// What is logged at once, as one line, whose only terminal codes are those of colours: ids and messages of others
-/// could forge further lines, and do to the terminal what they like.
+/// Makes one line of a log message, and keeps only terminal codes for colours. Untrusted ids and messages could
+/// otherwise forge lines or control the terminal.
 fn one_line(logged: &str) -> String {
     let (line, end) = match logged.strip_suffix('\n') {
         Some(line) => (line, "\n"),
@@ -133,7 +133,7 @@ fn one_line(logged: &str) -> String {
     text
 }
 
-/// What follows an escape that only sets a colour (ECMA-48, SGR), and what comes after it.
+/// Splits the text after an escape character into a code that only sets a colour (ECMA-48, SGR) and the rest.
 fn colour(text: &str) -> Option<(&str, &str)> {
     let parameters = text.strip_prefix('[')?;
     let length = parameters.find(|c: char| !c.is_ascii_digit() && c != ';')?;

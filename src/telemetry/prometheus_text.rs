@@ -1,15 +1,15 @@
-//! From OpenMetrics to Prometheus' own text format, version 0.0.4, which node_exporter's textfile collector, promtool and
-//! older scrapers read: <https://prometheus.io/docs/instrumenting/exposition_formats/>. Pure.
+//! Converts OpenMetrics to Prometheus' own text format, version 0.0.4, which node_exporter's textfile collector,
+//! promtool and older scrapers read: <https://prometheus.io/docs/instrumenting/exposition_formats/>. Pure.
 //!
-//! The samples are the same. What differs is the metadata: a counter is described by the name of its samples, an info
-//! metric is a gauge, and there are neither units nor an end.
+//! The samples are the same. The metadata differs: a counter is described by the name of its samples, an info metric is
+//! a gauge, and there are no units and no end marker.
 
 use std::collections::HashMap;
 
-/// The same metrics in the text format.
+/// Converts metrics to the text format.
 pub(super) fn from_openmetrics(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    // HELP comes before TYPE, on which its name depends.
+    // HELP comes before TYPE, but the name in HELP depends on the type.
     let mut help = None;
     for line in text.lines() {
         if let Some(described) = line.strip_prefix("# HELP ") {
@@ -36,8 +36,8 @@ pub(super) fn from_openmetrics(text: &str) -> String {
     out
 }
 
-/// The text with what is in the text of an earlier process added to it: the counters and histograms of a file that each
-/// run writes go on where the last run left them. Gauges for which `is_kept` holds keep their earlier value.
+/// Adds the values of an earlier text: the counters and histograms of a file continue from the last run. Gauges for
+/// which `is_kept` returns true keep their earlier value.
 pub(super) fn continued(text: &str, earlier: &str, is_kept: impl Fn(&str) -> bool) -> String {
     let earlier: HashMap<_, f64> = earlier.lines().filter_map(sample).collect();
     let mut out = String::with_capacity(text.len());
@@ -61,7 +61,7 @@ pub(super) fn continued(text: &str, earlier: &str, is_kept: impl Fn(&str) -> boo
     out
 }
 
-/// The name with its labels, and the value.
+/// Splits a line into the name with its labels, and the value.
 fn sample(line: &str) -> Option<(&str, f64)> {
     let (name, value) = line.rsplit_once(' ').filter(|_| !line.starts_with('#'))?;
     let value = value.parse().ok().filter(|value: &f64| value.is_finite())?;

@@ -38,11 +38,11 @@ pub(super) struct Inspect {
     offline: bool,
 }
 
-/// Rows that may have one provider id, and events of one voice, which are shown.
+/// The maximum number of rows with one provider id, and of events of one voice, that are shown.
 const ROWS: u32 = 10;
 const EVENTS: u32 = 20;
 
-/// What asking the provider came to.
+/// The result of looking a voice up.
 enum Answer {
     NotAsked(String),
     Found(Box<Voice>),
@@ -50,11 +50,11 @@ enum Answer {
     None(String),
 }
 
-/// What is known of one row.
+/// Everything that is known about one row.
 struct Inspected {
     voice: VoiceRecord,
     answer: Answer,
-    /// What the answer means, and why.
+    /// The verdict and its reason.
     verdict: [String; 2],
     events: Vec<EventRecord>,
 }
@@ -113,7 +113,8 @@ impl Inspect {
     }
 }
 
-/// Asks singly, as that is the answer which counts, and not where passes may not ask either.
+/// Sends a single lookup, because only its answer is a verdict. Sends nothing while passes must not send requests
+/// either.
 async fn ask(
     provider: Result<&Provider, &Failed>,
     store: &Store,
@@ -213,7 +214,7 @@ fn verdict(
     in_words(judgement, voice, missing_after)
 }
 
-/// A judgement in words, and its rule.
+/// A judgement as text, and its rule.
 fn in_words(judgement: Judgement, voice: &VoiceRecord, missing_after: Duration) -> [String; 2] {
     let rule = match &judgement {
         Judgement::Moves(_, rule) => Some(rule),

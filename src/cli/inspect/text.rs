@@ -1,4 +1,4 @@
-//! What is known of a voice, for people and for programs.
+//! Formats everything that is known about a voice, for people and for programs.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use crate::core::format::{ago, in_line, moment, span};
 use crate::status::HEADING;
 use crate::store::{EventRecord, RowState, VoiceRecord};
 
-/// When the next lookup is, if there will be one.
+/// The time of the next lookup, if there will be one.
 fn next_lookup(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
     match voice.state {
         RowState::Processing => {}
@@ -98,7 +98,7 @@ impl Sheet {
         self.line(&format!("{name:<18} {}", value.as_ref()));
     }
 
-    /// Says it, if it is there.
+    /// Adds a line if there is a value.
     fn may_say(&mut self, name: &str, value: Option<impl AsRef<str>>) {
         if let Some(value) = value {
             self.say(name, value);
