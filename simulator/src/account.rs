@@ -1,4 +1,4 @@
-//! The voices of the one account that the simulator holds.
+//! The voices of the simulator's only account.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::iter::repeat_with;
@@ -11,13 +11,13 @@ use crate::fate::Fate;
 use crate::plan::Plan;
 use crate::voice::Voice;
 
-/// The length of the ids that ElevenLabs makes.
+/// The length of ElevenLabs' ids.
 const ID_LENGTH: usize = 20;
 
-/// Begins the ids of the premade voices; a number makes up the rest.
+/// The prefix of the ids of premade voices; a number follows.
 const PREMADE: &str = "Premade";
 
-/// The names of the premade voices, over and over.
+/// The names of the premade voices, repeated as often as needed.
 const PREMADE_NAMES: [&str; 4] = ["Rachel", "Sarah", "George", "Charlie"];
 
 #[derive(Debug)]
@@ -26,9 +26,9 @@ pub(crate) struct Account {
     started_unix: Duration,
     premade: Vec<String>,
     added: HashMap<String, Added>,
-    /// What the list shows, in the order of creation; the number is also the paging token.
+    /// The ids in the list, in the order of creation. The number is also the paging token.
     listed: BTreeMap<u64, String>,
-    /// Ids that would exist without having been added, had they not been deleted.
+    /// Deleted ids that would otherwise exist without having been added.
     removed: HashSet<String>,
     next_number: u64,
     ids: Rng,
@@ -38,11 +38,11 @@ pub(crate) struct Account {
 /// A request for speech that was answered with audio.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Speech {
-    /// The voice that spoke.
+    /// The id of the voice.
     pub voice_id: String,
-    /// What it said.
+    /// The spoken text.
     pub text: String,
-    /// The model that was asked for.
+    /// The requested model.
     pub model_id: String,
 }
 
@@ -58,7 +58,7 @@ struct Added {
 #[derive(Debug)]
 pub(crate) struct Page<'a> {
     pub(crate) voices: Vec<Voice<'a>>,
-    /// Where the next page starts, if there is one.
+    /// The start of the next page, if there is one.
     pub(crate) next: Option<u64>,
 }
 
@@ -82,7 +82,7 @@ impl Account {
         }
     }
 
-    /// Adds a voice, in place of the one that has the id already.
+    /// Adds a voice. It replaces a voice with the same id.
     pub(crate) fn add(&mut self, voice_id: &str, name: &str, plan: Option<Plan>) {
         self.remove(voice_id);
         self.removed.remove(voice_id);
@@ -104,7 +104,7 @@ impl Account {
         self.added.insert(voice_id.to_owned(), added);
     }
 
-    /// Adds a voice under an id made up for it.
+    /// Adds a voice under a new id.
     pub(crate) fn create(&mut self, name: &str) -> String {
         let voice_id: String = repeat_with(|| self.ids.alphanumeric())
             .take(ID_LENGTH)
@@ -113,36 +113,36 @@ impl Account {
         voice_id
     }
 
-    /// Whether there was such a voice.
+    /// Removes a voice. Returns whether it existed.
     pub(crate) fn remove(&mut self, voice_id: &str) -> bool {
         let existed = self.find(voice_id).is_some();
         if let Some(added) = self.added.remove(voice_id) {
             self.listed.remove(&added.number);
         }
-        // A synthetic voice must not come back from behind the one that was added over it.
+        // Without this, a synthetic voice would reappear after the voice that replaced it was deleted.
         if self.find(voice_id).is_some() {
             self.removed.insert(voice_id.to_owned());
         }
         existed
     }
 
-    /// Notes that a voice spoke.
+    /// Records a request for speech.
     pub(crate) fn speak(&mut self, speech: Speech) {
         self.speeches.push(speech);
     }
 
-    /// All that was spoken.
+    /// All requests for speech that were answered with audio.
     pub(crate) fn speeches(&self) -> &[Speech] {
         &self.speeches
     }
 
-    /// What the single lookup shows.
+    /// The voice that a single lookup returns.
     pub(crate) fn single<'a>(&'a self, voice_id: &'a str) -> Option<Voice<'a>> {
         self.find(voice_id)
             .filter(|voice| voice.plan.fate != Fate::Missing)
     }
 
-    /// Those of the asked-for voices that the list shows, from the `start`th id on.
+    /// The requested voices that the list returns, beginning with the id at index `start`.
     pub(crate) fn chosen<'a>(&'a self, ids: &'a [String], start: u64, size: usize) -> Page<'a> {
         let mut seen = HashSet::new();
         let shown = (0..)
@@ -153,7 +153,7 @@ impl Account {
         page(shown, size)
     }
 
-    /// The added voices that the list shows, from the one with the number `start` on.
+    /// The added voices that the list returns, beginning with the number `start`.
     pub(crate) fn all(&self, start: u64, size: usize) -> Page<'_> {
         let shown = self
             .listed
@@ -162,12 +162,12 @@ impl Account {
         page(shown, size)
     }
 
-    /// How many voices [`Account::all`] has on all its pages.
+    /// The number of voices on all pages of [`Account::all`].
     pub(crate) fn total(&self) -> usize {
         self.listed.len()
     }
 
-    /// The voices that everybody has, and that page 0 of the list holds unasked.
+    /// The voices that every account has. Page 0 of the list contains them although they were not requested.
     pub(crate) fn premade(&self) -> impl Iterator<Item = Voice<'_>> {
         self.premade.iter().filter_map(|id| self.find(id))
     }

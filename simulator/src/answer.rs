@@ -1,4 +1,4 @@
-//! Answers: what scripts give, and the error bodies of the API.
+//! Answers of scripts, and the error bodies of the API.
 
 use std::io;
 use std::time::Duration;
@@ -12,16 +12,16 @@ use serde_json::{Value, json};
 
 use crate::options::ErrorFormat;
 
-/// A whole HTTP answer, for [`Simulator::script`](crate::Simulator::script).
+/// A complete HTTP answer, for [`Simulator::script`](crate::Simulator::script).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// The HTTP status, from 100 to 999.
     pub status: u16,
-    /// Headers, each as often as it is here.
+    /// The headers. A name may occur several times.
     pub headers: Vec<(String, String)>,
-    /// The bytes of the body, whatever the headers call them.
+    /// The bytes of the body. The headers need not match them.
     pub body: Vec<u8>,
-    /// How long the asker waits for this answer.
+    /// How long the client waits for this answer.
     pub delay: Duration,
     /// How the body is sent.
     pub delivery: Delivery,
@@ -30,17 +30,17 @@ pub struct Answer {
 /// How the body of an answer is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Delivery {
-    /// At once.
+    /// All at once.
     #[default]
     Whole,
-    /// One byte after the other, with this pause after each.
+    /// Byte by byte, with this pause after each byte.
     Slowly(Duration),
-    /// The connection is closed after the body, although the answer is not over.
+    /// The connection is closed after the body, before the answer is complete.
     BrokenOff,
 }
 
 impl Answer {
-    /// An answer without headers and body, as some proxies give.
+    /// An answer without headers and body, as some proxies send it.
     #[must_use]
     pub fn empty(status: u16) -> Self {
         Self {
@@ -49,7 +49,7 @@ impl Answer {
         }
     }
 
-    /// An answer that calls itself JSON; the body may be broken on purpose.
+    /// An answer with the content type of JSON. The body may be invalid JSON.
     #[must_use]
     pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Self {
         let mut answer = Self::empty(status).with_header("content-type", "application/json");
@@ -57,7 +57,7 @@ impl Answer {
         answer
     }
 
-    /// The page that a proxy in front of the API gives.
+    /// An error page of a proxy in front of the API.
     #[must_use]
     pub fn html(status: u16, title: &str) -> Self {
         let mut answer = Self::empty(status).with_header("content-type", "text/html");
@@ -69,7 +69,7 @@ impl Answer {
         answer
     }
 
-    /// An error in the API's own shape: `{"detail": {"status": …, "message": …}}`.
+    /// An error in the API's own format: `{"detail": {"status": …, "message": …}}`.
     #[must_use]
     pub fn error(status: u16, code: &str, message: &str) -> Self {
         Self::detail(
@@ -81,21 +81,21 @@ impl Answer {
         )
     }
 
-    /// This answer with one more header.
+    /// Adds a header.
     #[must_use]
     pub fn with_header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// This answer after a while.
+    /// Sets the delay.
     #[must_use]
     pub fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// This answer, sent in this way.
+    /// Sets how the body is sent.
     #[must_use]
     pub fn sent(mut self, delivery: Delivery) -> Self {
         self.delivery = delivery;
@@ -111,12 +111,12 @@ impl Answer {
         Self::error(400, "voice_not_found", &message)
     }
 
-    /// As FastAPI answers a path or a method that it does not have.
+    /// FastAPI's answer to an unknown path or method.
     pub(crate) fn unknown(status: u16, text: &str) -> Self {
         Self::detail(status, &text)
     }
 
-    /// As FastAPI answers an argument that does not fit.
+    /// FastAPI's answer to an invalid argument.
     pub(crate) fn invalid(place: &str, argument: &str, kind: &str, message: &str) -> Self {
         let unfit = Unfit {
             loc: [place, argument],
@@ -134,7 +134,7 @@ impl Answer {
         Self::written(status, Vec::new(), body)
     }
 
-    /// Writes the body into a buffer that was made large enough for it.
+    /// Writes the body into a buffer that is already large enough.
     pub(crate) fn written<T: Serialize>(status: u16, mut buffer: Vec<u8>, body: &T) -> Self {
         match serde_json::to_writer(&mut buffer, body) {
             Ok(()) => Self::json(status, buffer),
@@ -152,7 +152,7 @@ impl IntoResponse for Answer {
         response
             .body(body(self.body, self.delivery))
             .unwrap_or_else(|error| {
-                // Nothing that the API could answer: whoever wrote the script must notice.
+                // Not an answer that the API could send, so that the author of the script notices the error.
                 let text = format!("the script's answer is no HTTP: {error}");
                 let plain = [(header::CONTENT_TYPE, "text/plain")];
                 (StatusCode::INTERNAL_SERVER_ERROR, plain, text).into_response()
@@ -160,7 +160,7 @@ impl IntoResponse for Answer {
     }
 }
 
-/// The body of an error in another form; what is no error of the API stays as it is.
+/// Converts the body of an API error to another format. Other bodies are returned unchanged.
 pub(crate) fn reformatted(body: &[u8], status: u16, format: ErrorFormat) -> Option<Vec<u8>> {
     let legacy: Value = match format {
         ErrorFormat::Legacy => return None,

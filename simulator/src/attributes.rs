@@ -1,4 +1,4 @@
-//! The parts of a voice that are the same whatever its fate.
+//! The parts of a voice that do not depend on its fate.
 
 use std::sync::LazyLock;
 
@@ -41,7 +41,7 @@ impl<'a> Sample<'a> {
     }
 }
 
-/// JSON that is the same in every voice. It is written once: it makes up half of a list's bytes.
+/// JSON that is the same in every voice. It is serialized once, because it makes up half of a list's bytes.
 pub(crate) type Written = LazyLock<Box<RawValue>>;
 
 pub(crate) fn written<T: Serialize>(value: &T) -> Box<RawValue> {

@@ -1,13 +1,13 @@
-//! What becomes of a simulated voice.
+//! The fates of simulated voices.
 
 use std::str::FromStr;
 
 use crate::plan::FateError;
 
-/// What becomes of a voice.
+/// How a voice develops.
 ///
-/// One variant for each situation that a reader of the voices API meets: the ones that ElevenLabs'
-/// documentation describes, those that gateways in between add, and answers that break the rules.
+/// One variant for each situation that clients of the voices API meet: those in ElevenLabs' documentation, those that
+/// gateways cause, and answers that violate the API's description.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Fate {
     /// An instant clone that gets its preview.
@@ -15,7 +15,7 @@ pub enum Fate {
     Ready,
     /// An instant clone that never gets a preview.
     NoPreview,
-    /// An instant clone that gets its preview once it was spoken with.
+    /// An instant clone that gets its preview after a request for speech.
     Silent,
     /// An instant clone that is banned.
     Banned,
@@ -31,7 +31,7 @@ pub enum Fate {
     PvcUnverified,
     /// A voice that does not exist.
     Missing,
-    /// A voice that the list never shows although the single lookup does.
+    /// A voice that the list never returns although the single lookup does.
     Unlisted,
     /// A ready voice with a preview address longer than most columns.
     LongPreview,
@@ -43,14 +43,14 @@ pub enum Fate {
     StatusFailed,
     /// A voice with a top-level `status` that stays `processing`.
     StatusProcessing,
-    /// A voice with values and fields that no description knows.
+    /// A voice with undocumented values and fields.
     Strange,
     /// A voice whose fields have the wrong JSON types.
     Malformed,
 }
 
 impl Fate {
-    /// Every fate, in the order in which a help text should explain them.
+    /// All fates, in the order of help texts.
     pub const ALL: [Self; 18] = [
         Self::Ready,
         Self::NoPreview,
@@ -72,13 +72,13 @@ impl Fate {
         Self::Malformed,
     ];
 
-    /// The word by which names, seed files and synthetic ids tell this fate.
+    /// The word for this fate in names, seed files and synthetic ids.
     #[must_use]
     pub fn word(self) -> &'static str {
         self.described().0
     }
 
-    /// One line for people: what the voice looks like over time.
+    /// One line for people: how the voice develops over time.
     #[must_use]
     pub fn meaning(self) -> &'static str {
         self.described().1

@@ -1,4 +1,4 @@
-//! What keeps a request from being served: limits, outages and chance.
+//! Faults that prevent a request from being served: limits, outages and random errors.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,7 +17,7 @@ const SECOND: Duration = Duration::from_secs(1);
 pub(crate) struct Faults {
     outages: Vec<Outage>,
     rate_limit: Option<usize>,
-    /// When the requests of the last second were served.
+    /// The times of the requests that were served in the last second.
     recent: Mutex<VecDeque<Instant>>,
     max_concurrent: Option<u32>,
     in_flight: Arc<AtomicU32>,
@@ -27,7 +27,7 @@ pub(crate) struct Faults {
     rng: Mutex<Rng>,
 }
 
-/// One of the requests that are served at the same time; dropping it makes room.
+/// A slot of a concurrent request. Dropping it frees the slot.
 #[derive(Debug)]
 pub(crate) struct Place {
     in_flight: Arc<AtomicU32>,
@@ -54,7 +54,7 @@ impl Faults {
         }
     }
 
-    /// Whether the provider is down now.
+    /// The answer during an outage of the provider, if there is one now.
     pub(crate) fn outage(&self, at: Duration) -> Option<Answer> {
         self.outages
             .iter()
@@ -62,7 +62,7 @@ impl Faults {
             .then(|| Answer::html(503, "Service Temporarily Unavailable"))
     }
 
-    /// A place among the requests that are served, or the answer to one for which there is none.
+    /// Reserves a slot for a request, or returns the answer if there is none.
     pub(crate) fn admit(&self) -> Result<Place, Answer> {
         self.within_rate()?;
         let place = self.take_place()?;
@@ -70,13 +70,13 @@ impl Faults {
         Ok(place)
     }
 
-    /// What an answer tells about concurrency: the current number and the maximum.
+    /// The values of the concurrency headers: the current number and the maximum.
     pub(crate) fn concurrency(&self) -> Option<(u32, u32)> {
         let current = self.in_flight.load(Ordering::Relaxed);
         Some((current, self.max_concurrent?))
     }
 
-    /// How long the next answer takes.
+    /// The duration of the next answer.
     pub(crate) fn delay(&self) -> Duration {
         if self.jitter.is_zero() {
             return self.latency;
@@ -97,7 +97,7 @@ impl Faults {
             recent.push_back(now);
             return Ok(());
         }
-        // Room comes within a second, and the header counts in whole ones.
+        // A slot is free within a second, and the header contains whole seconds.
         let message = "The system is experiencing heavy traffic, please try again.";
         Err(Answer::error(429, "system_busy", message).with_header("retry-after", "1"))
     }
@@ -122,7 +122,7 @@ impl Faults {
         if self.error_rate <= 0.0 || self.draw(Rng::f64) >= self.error_rate {
             return Ok(());
         }
-        // Some come from the application, some from a proxy in between, with or without a page.
+        // Some errors come from the application, some from a proxy in front of it, with or without a page.
         Err(match self.draw(|rng| rng.u8(0..4)) {
             0 => Answer::error(500, "internal_server_error", "Something went wrong."),
             1 => Answer::html(502, "Bad Gateway"),

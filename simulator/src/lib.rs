@@ -1,12 +1,11 @@
 //! A simulator of the part of the ElevenLabs voices API that voice-sync uses.
 //!
-//! It looks voices up one by one and in lists, adds and deletes them, and gives each a [`Fate`]:
-//! what becomes of it, and when. Around that it can be slow, limited, broken or down. Answers have
-//! the shape that ElevenLabs' published OpenAPI description gives them, so that its official SDKs
-//! work with the simulator as well.
+//! It looks up voices one by one and in lists, adds and deletes them, and gives each a [`Fate`]: how the voice
+//! develops, and when. The simulator can also be slow, limited, broken or unavailable. Answers have the format of
+//! ElevenLabs' published OpenAPI description, so that its official SDKs also work with the simulator.
 //!
-//! A voice's fate is told by its name (`Anna [ready 5s]`), by a seed file, or by a synthetic id
-//! (`sim-ready5s-0001`): such a voice exists from the simulator's start without having been added.
+//! A voice's fate is in its name (`Anna [ready 5s]`), in a seed file, or in a synthetic id (`sim-ready5s-0001`). A
+//! voice with a synthetic id exists from the simulator's start without having been added.
 //!
 //! ```
 //! use voice_sync_simulator::{Options, Simulator};
@@ -55,10 +54,10 @@ pub use plan::{FateError, Plan};
 pub use request::{Counts, Request};
 pub use seed::SeedError;
 
-/// How long [`Simulator::stop`] waits for requests that are under way.
+/// How long [`Simulator::stop`] waits for requests in progress.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// A running simulator, served by a background task until it is stopped or dropped.
+/// A running simulator. A background task serves requests until it is stopped or dropped.
 #[derive(Debug)]
 pub struct Simulator {
     address: SocketAddr,
@@ -68,20 +67,20 @@ pub struct Simulator {
 }
 
 impl Simulator {
-    /// Starts a simulator that listens on this address, HTTP/1.1 and HTTP/2 without TLS; port 0
-    /// picks a free one. Must be called within a tokio runtime.
+    /// Starts a simulator that listens at this address for HTTP/1.1 and HTTP/2 without TLS. Port 0 selects a free port.
+    /// Must be called within a tokio runtime.
     ///
     /// # Errors
     ///
-    /// If it cannot listen there.
+    /// If it cannot listen at the address.
     pub async fn start(address: SocketAddr, options: Options) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (closing, closed) = watch::channel(false);
         let shared = Arc::new(server::Shared::new(options, closed.clone()));
         let router = server::router(Arc::clone(&shared));
-        // Small answers must not wait for more to send: that would be measured as latency. If it
-        // cannot be set, the connection is gone already.
+        // Small packets must be sent at once; a delay would be measured as latency. If the option cannot be set, the
+        // connection is already closed.
         let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
         let serving = axum::serve(listener, router)
             .with_graceful_shutdown(wait_for(closed))
@@ -94,24 +93,23 @@ impl Simulator {
         })
     }
 
-    /// Where it listens, as in `http://127.0.0.1:8900`.
+    /// The base URL, such as `http://127.0.0.1:8900`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Adds a voice, created now, in place of the one that has this id already. Its fate is read
-    /// from its name.
+    /// Adds a voice that is created now. It replaces a voice with the same id. The name determines its fate.
     pub fn add_voice(&self, voice_id: &str, name: &str) {
         self.shared.account_mut().add(voice_id, name, None);
     }
 
-    /// Adds the voices of a seed file, `[{"voice_id": "…", "name": "…", "fate": "ready 5s"}]`, and
-    /// tells how many they are. Without a `fate` it is read from the name.
+    /// Adds the voices of a seed file, `[{"voice_id": "…", "name": "…", "fate": "ready 5s"}]`, and returns their
+    /// number. Without a `fate`, the name determines the fate.
     ///
     /// # Errors
     ///
-    /// If that is not what the text holds; then no voice was added.
+    /// If the text is not a valid seed file; then no voice is added.
     pub fn load_seed(&self, json: &str) -> Result<usize, SeedError> {
         let voices = seed::read(json)?;
         let mut account = self.shared.account_mut();
@@ -121,42 +119,42 @@ impl Simulator {
         Ok(voices.len())
     }
 
-    /// Removes a voice, synthetic and premade ones included, and tells whether there was one.
+    /// Removes a voice, which may also be synthetic or premade. Returns whether it existed.
     pub fn remove_voice(&self, voice_id: &str) -> bool {
         self.shared.account_mut().remove(voice_id)
     }
 
-    /// What was spoken so far, in the order in which it was answered.
+    /// The requests for speech that were answered with audio, in the order of their answers.
     #[must_use]
     pub fn speeches(&self) -> Vec<Speech> {
         self.shared.account().speeches().to_vec()
     }
 
-    /// How many requests came since the start or the last [`Simulator::forget_requests`].
+    /// The number of requests since the start or the last [`Simulator::forget_requests`].
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.shared.log.counts()
     }
 
-    /// Those requests in the order in which they came, if [`Options::record_requests`] keeps them.
+    /// These requests in the order of their arrival, if [`Options::record_requests`] keeps them.
     #[must_use]
     pub fn requests(&self) -> Vec<Request> {
         self.shared.log.requests()
     }
 
-    /// Empties the log of requests and sets the counts to zero.
+    /// Deletes the recorded requests and sets the counts to zero.
     pub fn forget_requests(&self) {
         self.shared.log.forget();
     }
 
-    /// Asks this script, in place of the one before, about every request: what it answers is
-    /// answered instead of anything else, be it the key's refusal, a limit or a voice. Scripted
-    /// answers take their own delay only, and no place among concurrent requests.
+    /// Calls this script for every request; it replaces an earlier script. An answer of the script takes precedence
+    /// over everything else, including the key check, limits and voices. Scripted answers have only their own delay,
+    /// and do not count as concurrent requests.
     pub fn script(&self, script: impl Fn(&Request) -> Option<Answer> + Send + Sync + 'static) {
         self.shared.set_script(Arc::new(script));
     }
 
-    /// Stops: nothing new is accepted, requests under way are answered without further delay.
+    /// Stops: no new requests are accepted, and requests in progress are answered without further delay.
     pub async fn stop(mut self) {
         self.closing.send_replace(true);
         if tokio::time::timeout(GRACE, &mut self.serving)
@@ -176,6 +174,6 @@ impl Drop for Simulator {
 }
 
 async fn wait_for(mut closed: watch::Receiver<bool>) {
-    // An error means that the simulator is gone, which is as good a reason to stop.
+    // An error means that the simulator was dropped, which also ends the wait.
     drop(closed.wait_for(|closing| *closing).await);
 }

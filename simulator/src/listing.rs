@@ -10,13 +10,13 @@ use crate::answer::Answer;
 use crate::server::Shared;
 use crate::voice::Voice;
 
-/// The most ids that one request may ask for.
+/// The maximum number of ids in one request.
 const MAX_IDS: usize = 100;
 
-/// Room for one voice in the buffer of an answer, so that it is not moved while it grows.
+/// Buffer space for one voice of an answer, so that the buffer is not reallocated while it grows.
 const VOICE_BYTES: usize = 2_560;
 
-/// What a list is asked for; arguments that the simulator does not know are ignored.
+/// The arguments of a list request. Unknown arguments are ignored.
 struct Question {
     voice_ids: Vec<String>,
     page_size: usize,
@@ -147,7 +147,7 @@ struct Everything<'a> {
     voices: Vec<Voice<'a>>,
 }
 
-/// The list as it was before it had pages: everything at once.
+/// The old list without pages: all voices at once.
 pub(crate) async fn everything(State(shared): State<Arc<Shared>>) -> Answer {
     let account = shared.account();
     let mut voices: Vec<_> = account.premade().collect();

@@ -1,40 +1,38 @@
-//! How a simulator behaves.
+//! The options of a simulator.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// How a simulator behaves; [`Options::default`] is a provider without any fault.
+/// The options of a simulator. [`Options::default`] is a provider without faults.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// The `xi-api-key` that is accepted. None accepts every key but the empty one.
+    /// The `xi-api-key` that is accepted. `None` accepts every non-empty key.
     pub key: Option<String>,
-    /// How long every answer takes at least.
+    /// The minimum duration of every answer.
     pub latency: Duration,
-    /// How much longer an answer may take than `latency`, evenly spread.
+    /// The maximum additional duration of an answer, uniformly distributed.
     pub jitter: Duration,
-    /// The share of requests, 0 to 1, that is answered with a 5xx instead.
+    /// The share of requests, 0 to 1, that are answered with a 5xx instead.
     pub error_rate: f64,
-    /// How many requests are served in any one second. What is beyond gets 429 `system_busy`
-    /// with a `retry-after`.
+    /// The maximum number of requests in any one second. Further ones get 429 `system_busy` with a `retry-after`.
     pub rate_limit: Option<u32>,
-    /// How many requests are served at once, as a plan allows. What is beyond gets 429
-    /// `too_many_concurrent_requests`. If set, every answer tells it and the current number in
-    /// the headers `maximum-concurrent-requests` and `current-concurrent-requests`.
+    /// The maximum number of concurrent requests, like the limit of a plan. Further ones get 429
+    /// `too_many_concurrent_requests`. If it is set, every answer contains this limit and the current number in the
+    /// headers `maximum-concurrent-requests` and `current-concurrent-requests`.
     pub max_concurrent: Option<u32>,
-    /// When the provider is down: a proxy in front of it answers 503 with a page.
+    /// The outages of the provider. During an outage, a proxy in front of it answers 503 with a page.
     pub outages: Vec<Outage>,
-    /// How many premade voices page 0 of the list holds although nobody asked for them.
+    /// The number of premade voices on page 0 of the list, which are not requested.
     pub default_voices: usize,
-    /// Whether there is `GET /v2/voices`; gateways without it answer 404.
+    /// Whether `GET /v2/voices` exists. Gateways without it answer 404.
     pub list_enabled: bool,
-    /// Which form the bodies of errors have.
+    /// The format of error bodies.
     pub errors: ErrorFormat,
-    /// Whether requests are kept for [`Simulator::requests`](crate::Simulator::requests). They
-    /// are counted either way.
+    /// Whether requests are kept for [`Simulator::requests`](crate::Simulator::requests). They are counted in any case.
     pub record_requests: bool,
-    /// Where randomness starts: the same seed and the same requests in the same order give the
-    /// same ids, jitter and errors.
+    /// The seed of random numbers: with the same seed and the same requests in the same order, ids, jitter and errors
+    /// are the same.
     pub seed: u64,
 }
 
@@ -57,14 +55,14 @@ impl Default for Options {
     }
 }
 
-/// Which form the bodies of errors have.
+/// The format of error bodies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ErrorFormat {
-    /// `{"detail": {"status", "message"}}`, with the names of codes from before.
+    /// `{"detail": {"status", "message"}}`, with the older names of codes.
     Legacy,
     /// `{"detail": {"type", "code", "message", "request_id", "param"}}`, as documented in 2026.
     Current,
-    /// The current one, with the legacy `status` as well.
+    /// The current format, with the legacy `status` in addition.
     #[default]
     Both,
 }
@@ -82,12 +80,12 @@ impl FromStr for ErrorFormat {
     }
 }
 
-/// A time during which the provider is down, written as `START+LENGTH`, as in `10s+5s`.
+/// An outage of the provider, written as `START+LENGTH`, for example `10s+5s`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outage {
-    /// When it begins, counted from the simulator's start.
+    /// The time from the simulator's start to the outage.
     pub start: Duration,
-    /// How long it lasts.
+    /// The duration of the outage.
     pub length: Duration,
 }
 
@@ -109,12 +107,12 @@ impl FromStr for Outage {
     }
 }
 
-/// Why a text is no [`Outage`].
+/// Why a text is not a valid [`Outage`].
 #[derive(Debug)]
 pub enum OutageError {
-    /// There is no `+` with the length after it.
+    /// The `+` with the length is missing.
     NoLength,
-    /// One of its two times is none.
+    /// One of the two times is invalid.
     Time(humantime::DurationError),
 }
 

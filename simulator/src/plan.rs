@@ -1,4 +1,4 @@
-//! A simulated voice's fate and when it is fulfilled, and how the two are written.
+//! Plans: a simulated voice's fate and when it takes effect, and their text format.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,22 +6,22 @@ use std::time::Duration;
 
 use crate::fate::Fate;
 
-/// A fate together with the time until it is fulfilled, counted from the voice's creation.
+/// A fate, and the time from the voice's creation until it takes effect.
 ///
-/// Written as the fate's word and, unless it is zero, a time: `ready 5s`, `pvcfailed2m`.
-/// Fates that never change have no use for the time.
+/// Written as the fate's word and, unless it is zero, a time: `ready 5s`, `pvcfailed2m`. Fates that never change do not
+/// use the time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Plan {
-    /// What becomes of the voice.
+    /// How the voice develops.
     pub fate: Fate,
-    /// How long that takes.
+    /// The time until the fate takes effect.
     pub after: Duration,
 }
 
 impl Plan {
-    /// The plan in the last square brackets of a voice's name, as in `Anna [ready 5s]`.
+    /// The plan in the last square brackets of a voice's name, for example `Anna [ready 5s]`.
     ///
-    /// Brackets that hold anything else are part of a name like any other.
+    /// Brackets with other content are an ordinary part of the name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         let (_, opened) = name.rsplit_once('[')?;
@@ -29,7 +29,7 @@ impl Plan {
         text.parse().ok()
     }
 
-    /// The plan in a synthetic id, `sim-<fate><time?>-<anything>`, as in `sim-ready5s-0001`.
+    /// The plan in a synthetic id, `sim-<fate><time?>-<anything>`, for example `sim-ready5s-0001`.
     #[must_use]
     pub fn from_id(voice_id: &str) -> Option<Self> {
         let (text, _) = voice_id.strip_prefix("sim-")?.split_once('-')?;
@@ -68,16 +68,16 @@ impl fmt::Display for Plan {
     }
 }
 
-/// Why a text tells no fate.
+/// Why a text is not a valid fate.
 #[derive(Debug)]
 pub enum FateError {
-    /// No fate goes by this word.
+    /// No fate has this word.
     Unknown(String),
-    /// What follows the fate is not a time.
+    /// The text after the fate is not a time.
     Time {
-        /// The text that should have been a time.
+        /// The invalid text.
         text: String,
-        /// What is wrong with it.
+        /// The error in the text.
         source: humantime::DurationError,
     },
 }

@@ -5,7 +5,7 @@ use serde::{Serialize, Serializer};
 const FOLDER: &str = "https://storage.example.com/previews/";
 const LONG: usize = 3_000;
 
-/// What a voice's `preview_url` holds; the text is the id of the voice.
+/// The content of a voice's `preview_url`. The text is the id of the voice.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Preview<'a> {
     None,
@@ -14,7 +14,7 @@ pub(crate) enum Preview<'a> {
     Long(&'a str),
     /// JSON can write a NUL that PostgreSQL's `text` cannot hold.
     Nul(&'a str),
-    /// A number where there should be text.
+    /// A number instead of text.
     Wrong,
 }
 

@@ -1,4 +1,4 @@
-//! The requests that the simulator saw.
+//! The requests that the simulator received.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,23 +8,22 @@ use axum::extract::{Query, RawPathParams};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
 
-/// A request as the simulator saw it, for checks and for scripts.
+/// A request that the simulator received, for checks and for scripts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// When it came, counted from the simulator's start.
+    /// The time of arrival, counted from the simulator's start.
     pub at: Duration,
-    /// The HTTP method, in capitals.
+    /// The HTTP method, in upper case.
     pub method: String,
-    /// The path, without the query and as it was sent.
+    /// The path as it was sent, without the query.
     pub path: String,
-    /// The voices it asks for, decoded: all of them for the list, the one for the single lookup
-    /// and the deletion.
+    /// The requested voices, decoded: all of them for the list, one for the single lookup and the deletion.
     pub voice_ids: Vec<String>,
-    /// The status that it was answered with. None while it waits, for ever if its sender hung up.
+    /// The status of the answer. `None` while the request waits, and forever if the client disconnected.
     pub status: Option<u16>,
     /// The header `user-agent`.
     pub user_agent: Option<String>,
-    /// Whether it had an `xi-api-key` that is not empty, be it the right one or not.
+    /// Whether it had a non-empty `xi-api-key`, valid or not.
     pub has_key: bool,
 }
 
@@ -68,7 +67,7 @@ impl Request {
 
 const SPEECH: &str = "/v1/text-to-speech/";
 
-/// The key that a request was sent with, unless that is empty.
+/// The key of a request, unless it is empty.
 pub(crate) fn key(headers: &HeaderMap) -> Option<&str> {
     text(headers, "xi-api-key").filter(|key| !key.is_empty())
 }
@@ -87,7 +86,7 @@ enum Kind {
     Other,
 }
 
-/// How many requests came, whatever they were answered with.
+/// The number of requests, whatever their answers were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// `GET /v2/voices`.
@@ -100,11 +99,11 @@ pub struct Counts {
     pub delete: u64,
     /// `POST /v1/text-to-speech/{voice_id}`.
     pub speech: u64,
-    /// Everything else, the old list `GET /v1/voices` included.
+    /// All other requests, including the old list `GET /v1/voices`.
     pub other: u64,
 }
 
-/// What came so far.
+/// The requests received so far.
 #[derive(Debug)]
 pub(crate) struct Log {
     keeps_requests: bool,
@@ -115,11 +114,11 @@ pub(crate) struct Log {
 struct Pages {
     counts: Counts,
     requests: Vec<Request>,
-    /// How often the log was emptied: the answer to a request from before belongs nowhere.
+    /// How often the log was emptied. The answer to a request from before that is not recorded.
     volume: u64,
 }
 
-/// Where in the log a request stands.
+/// The position of a request in the log.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Line {
     volume: u64,
@@ -134,7 +133,7 @@ impl Log {
         }
     }
 
-    /// Writes down a request when it comes, so that those whose sender hangs up are there too.
+    /// Records a request on arrival, so that requests whose client disconnects are recorded too.
     pub(crate) fn enter(&self, request: &Request) -> Option<Line> {
         let mut pages = self.pages();
         let counts = &mut pages.counts;

@@ -15,10 +15,10 @@ struct Entry {
     fate: Option<String>,
 }
 
-/// A voice to add: its id, its name, and its plan if the file tells one.
+/// A voice to add: its id, its name, and its plan if the file contains one.
 pub(crate) type Seed = (String, String, Option<Plan>);
 
-/// Reads a whole seed file before anything is added, so that a broken one adds nothing.
+/// Reads a whole seed file before anything is added, so that an invalid file adds nothing.
 pub(crate) fn read(json: &str) -> Result<Vec<Seed>, SeedError> {
     serde_json::from_str::<Vec<Entry>>(json)
         .map_err(SeedError::Json)?
@@ -34,16 +34,16 @@ pub(crate) fn read(json: &str) -> Result<Vec<Seed>, SeedError> {
         .collect()
 }
 
-/// Why a seed file was not taken; nothing of it was added.
+/// Why a seed file was rejected. Nothing of it was added.
 #[derive(Debug)]
 pub enum SeedError {
-    /// It is not a JSON list of `{"voice_id", "name", "fate"}`.
+    /// The file is not a JSON list of `{"voice_id", "name", "fate"}`.
     Json(serde_json::Error),
-    /// A voice's `fate` is none.
+    /// The `fate` of a voice is invalid.
     Fate {
-        /// The voice.
+        /// The id of the voice.
         voice_id: String,
-        /// What is wrong with its fate.
+        /// The error in the fate.
         source: FateError,
     },
 }

@@ -1,4 +1,4 @@
-//! The HTTP side: routes, and the gate that every request passes.
+//! The HTTP server: routes, and the middleware for every request.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -23,7 +23,7 @@ use crate::{listing, single};
 
 type Script = dyn Fn(&Request) -> Option<Answer> + Send + Sync;
 
-/// What the requests of one simulator share.
+/// The state that all requests of one simulator share.
 pub(crate) struct Shared {
     pub(crate) log: Log,
     pub(crate) list_enabled: bool,
@@ -38,7 +38,7 @@ pub(crate) struct Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The script is a closure, and the key is nobody's business.
+        // The script is a closure, which cannot be printed, and the key is secret.
         f.debug_struct("Shared")
             .field("started", &self.started)
             .field("account", &self.account)
@@ -50,7 +50,7 @@ impl fmt::Debug for Shared {
 impl Shared {
     pub(crate) fn new(options: Options, closing: watch::Receiver<bool>) -> Self {
         let started = Instant::now();
-        // Ids have randomness of their own: they do not depend on the requests in between.
+        // Ids have a random generator of their own, so that they do not depend on earlier requests.
         let mut chance = Rng::with_seed(options.seed);
         let ids = chance.fork();
         Self {
@@ -87,7 +87,7 @@ impl Shared {
         script(request)
     }
 
-    /// Waits, but not for longer than the simulator runs.
+    /// Waits, but at most until the simulator stops.
     async fn pause(&self, time: Duration) {
         if time.is_zero() {
             return;
@@ -125,8 +125,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// Notes a request, answers it in place of the endpoints if something keeps it from them, and
-/// takes the time that it takes.
+/// Records a request, answers it directly if a fault or a script applies, and adds the delay.
 async fn gate(
     State(shared): State<Arc<Shared>>,
     request: extract::Request,
@@ -162,7 +161,7 @@ async fn gate(
     response
 }
 
-/// An error in the form that the options ask for.
+/// Converts an error to the configured format.
 async fn in_format(response: Response, format: ErrorFormat) -> Response {
     let status = response.status().as_u16();
     if status < 400 {
@@ -182,7 +181,7 @@ async fn in_format(response: Response, format: ErrorFormat) -> Response {
 }
 
 fn tell_concurrency(shared: &Shared, response: &mut Response) {
-    // An endpoint's answer was told while it still had its place; that number stays.
+    // An endpoint's answer got these headers while the request still counted as concurrent; these values are kept.
     if let Some((current, maximum)) = shared.faults.concurrency() {
         let headers = response.headers_mut();
         for (name, number) in [

@@ -1,4 +1,4 @@
-//! The endpoints that concern one voice.
+//! The endpoints for a single voice.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(crate) async fn look_up(
     }
 }
 
-/// The body of a request for speech, as far as it is read.
+/// The body of a request for speech; other fields are ignored.
 #[derive(Deserialize)]
 struct Words {
     text: String,
@@ -30,7 +30,7 @@ struct Words {
     model_id: String,
 }
 
-/// `POST /v1/text-to-speech/{voice_id}`: some bytes in place of audio.
+/// `POST /v1/text-to-speech/{voice_id}`: returns some bytes instead of audio.
 pub(crate) async fn speak(
     State(shared): State<Arc<Shared>>,
     Path(voice_id): Path<String>,
@@ -94,7 +94,7 @@ pub(crate) async fn add(State(shared): State<Arc<Shared>>, form: Multipart) -> A
     }
 }
 
-/// The name in a form and the number of its files, which are read and thrown away.
+/// Returns the name in a form and the number of its files. The files are read and discarded.
 async fn read(mut form: Multipart) -> Result<(Option<String>, usize), MultipartError> {
     let mut name = None;
     let mut files = 0;

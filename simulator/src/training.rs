@@ -1,4 +1,4 @@
-//! The `fine_tuning` part of a voice: how far its training is, model by model.
+//! The `fine_tuning` part of a voice: the state of its training for each model.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -8,34 +8,34 @@ use serde_json::value::RawValue;
 
 use crate::attributes::{Written, written};
 
-/// The models a professional clone is trained for here.
+/// The models for which a professional clone is trained.
 const MODELS: [&str; 2] = ["eleven_multilingual_v2", "eleven_turbo_v2_5"];
 
 static UNTRAINED: Written =
     LazyLock::new(|| written(&Training::new([None; 2], [None; 2], [None; 2])));
 
-/// How far a training is.
+/// The progress of a training.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Progress {
-    /// It ends when the voice is as old as this.
+    /// It ends when the voice has this age.
     Timed { age: Duration, after: Duration },
     /// It never ends.
     Endless,
 }
 
-/// What a voice's `fine_tuning` holds.
+/// The content of a voice's `fine_tuning`.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum FineTuning {
     Object(Training),
-    /// The object of a voice that is not trained: the usual one, so it is written once.
+    /// The object of a voice that is not trained. This is the usual case, so it is serialized once.
     Untrained(&'static RawValue),
-    /// Text where there should be an object.
+    /// Text instead of an object.
     Wrong(&'static str),
 }
 
 impl FineTuning {
-    /// Of a voice that is not trained at all, as an instant clone.
+    /// For a voice that is not trained at all, such as an instant clone.
     pub(crate) fn none() -> Self {
         Self::Untrained(&UNTRAINED)
     }
@@ -64,7 +64,7 @@ impl FineTuning {
         ))
     }
 
-    /// A state that no description knows, for one model; the other one is trained.
+    /// An undocumented state for one model; the other one is trained.
     pub(crate) fn strange() -> Self {
         Self::Object(Training::new(
             [Some("marinating"), Some("fine_tuned")],
@@ -73,8 +73,8 @@ impl FineTuning {
         ))
     }
 
-    /// Of a training under way. The second model lags behind the first, so that readers meet
-    /// voices whose models are in different states.
+    /// For a training in progress. The second model is later than the first, so that clients see voices whose models
+    /// have different states.
     pub(crate) fn training(progress: Progress) -> Self {
         let first = match progress {
             Progress::Timed { age, after } => age.as_secs_f64() / after.as_secs_f64(),
@@ -157,7 +157,7 @@ impl Training {
     }
 }
 
-/// A map from model to value, without the models that have none.
+/// A map from model to value, without models that have no value.
 #[derive(Debug)]
 struct ByModel<T>([Option<T>; 2]);
 

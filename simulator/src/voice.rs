@@ -1,7 +1,7 @@
-//! What a voice looks like on the wire, at one moment of its life.
+//! The JSON of a voice at one time of its life.
 //!
-//! Typed structs, and parts written once, rather than `serde_json::Value`: one answer holds a hundred voices, and a benchmark
-//! must measure what asks, not the simulator.
+//! Typed structs, and parts that are serialized once, instead of `serde_json::Value`: one answer contains a hundred
+//! voices, and a benchmark must measure the client, not the simulator.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::plan::Plan;
 use crate::preview::Preview;
 use crate::training::{FineTuning, Progress};
 
-/// A voice as it is now.
+/// A voice at the current time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Voice<'a> {
     pub(crate) id: &'a str,
@@ -24,9 +24,9 @@ pub(crate) struct Voice<'a> {
     pub(crate) plan: Plan,
     pub(crate) age: Duration,
     pub(crate) created_at_unix: u64,
-    /// Whether speech was made with it.
+    /// Whether a request for speech used it.
     pub(crate) has_spoken: bool,
-    /// Whether it is one of the provider's own voices rather than one that was cloned.
+    /// Whether it is one of the provider's own voices, not a cloned one.
     pub(crate) premade: bool,
 }
 
@@ -215,7 +215,7 @@ impl Serialize for Voice<'_> {
     }
 }
 
-/// `VoiceResponseModel` of the OpenAPI description, and what gateways and the future may add.
+/// `VoiceResponseModel` of the OpenAPI description, with additional fields that gateways and future versions may add.
 #[derive(Serialize)]
 struct Fields<'a> {
     voice_id: &'a str,
