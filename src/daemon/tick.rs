@@ -1,8 +1,9 @@
 //! One tick of the daemon.
 
+use std::mem;
 use std::time::{Duration, Instant};
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::MIN_PAUSE;
 use super::duty_cycle::DutyCycle;
@@ -51,6 +52,8 @@ pub struct DutyCycles {
     learning: DutyCycle,
     /// The version of the database at which no voice was without a schedule, and the time of the last full check.
     none_unscheduled: Option<(String, Instant)>,
+    /// Whether the last query for voices without a schedule failed. Only the first failure is a warning.
+    unscheduled_failed: bool,
 }
 
 /// The maximum age of the backlog's metrics if nothing happens.
@@ -71,6 +74,7 @@ impl Default for DutyCycles {
             survival: Survival::default(),
             learning: DutyCycle::one_of(100),
             none_unscheduled: None,
+            unscheduled_failed: false,
         }
     }
 }
@@ -233,9 +237,14 @@ async fn agenda(
         let since = none.as_ref().map(|(version, _)| version.as_str());
         let unscheduled = pass.store.unscheduled(most, since).await;
         looks.unscheduled.took(began.elapsed(), Instant::now());
+        let has_failed = mem::replace(&mut looks.unscheduled_failed, unscheduled.is_err());
         let unscheduled = match unscheduled {
             Err(error) if !agenda.voices.is_empty() => {
-                warn!(%error, "new voices could not be found; known voices are looked up");
+                const SAYS: &str = "new voices could not be found; known voices are looked up";
+                match has_failed {
+                    false => warn!(%error, "{SAYS}"),
+                    true => debug!(%error, "{SAYS}"),
+                }
                 return Ok(agenda);
             }
             unscheduled => unscheduled?,

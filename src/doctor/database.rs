@@ -52,9 +52,20 @@ pub async fn table(store: &Store, names: &Names) -> Vec<Check> {
     checks.push(counted("statuses", statuses(store, names).await));
     checks.push(counted("time zone", times(store, names, default_in).await));
     if store.has_own_tables() {
+        checks.push(counted("daemon", daemon(store).await));
         checks.push(counted("second poller", second_poller(store).await));
     }
     checks
+}
+
+/// Whether the database answers the daemon's queries for what is due and for new voices.
+async fn daemon(store: &Store) -> Result<Check, StoreError> {
+    let agenda = store.agenda(1, None, None).await?;
+    store.unscheduled(1, Some(&agenda.version)).await?;
+    Ok(Check::fine(
+        "daemon",
+        "the database accepts the daemon's queries",
+    ))
 }
 
 fn columns(store: &Store, names: &Names) -> Check {

@@ -60,7 +60,43 @@ pub(super) async fn table(store: &Store, connections: &Connections, names: &Name
         obstacles(store, connections, names).await,
     ));
     checks.push(found("index", index(connections, names).await));
+    checks.push(found(
+        "row versions",
+        row_versions(store, connections).await,
+    ));
     checks
+}
+
+/// Whether the daemon can tell new rows from old ones by their `xmin`.
+async fn row_versions(store: &Store, connections: &Connections) -> Result<Check, StoreError> {
+    const CHECK: &str = "row versions";
+    const XMIN: &str = "
+        SELECT quote_ident(current_user) AS role, relkind <> 'r' AS has_none
+        FROM pg_class WHERE oid = to_regclass($1)";
+    let table = store.table();
+    let mut args = store.database().args();
+    args.bind(table.table.as_str());
+    let row = connections.fetch_one(XMIN.to_owned(), args).await?;
+    let role: String = row.get("role")?;
+    const READS_ALL: &str = "the daemon reads all voices in processing to find new ones";
+    Ok(match (table.has_row_versions, row.get("has_none")?) {
+        (true, _) => Check::fine(
+            CHECK,
+            "the daemon finds new voices by the version of their rows",
+        ),
+        (false, true) => Check::fine(
+            CHECK,
+            format!("{} is not an ordinary table: {READS_ALL}", table.table),
+        ),
+        (false, false) => Check::doubtful(
+            CHECK,
+            format!(
+                "role {role} may not read xmin of {}: {READS_ALL}",
+                table.table
+            ),
+            format!("run: GRANT SELECT (xmin) ON {} TO {role};", table.table),
+        ),
+    })
 }
 
 async fn own_privileges(connections: &Connections) -> Result<Check, StoreError> {

@@ -23,8 +23,9 @@ struct Column {
     may_select: bool,
     may_update: bool,
     role: String,
-    /// Whether the column is in an ordinary table, not in a view or a partitioned table.
-    is_in_table: bool,
+    /// Whether the table is an ordinary one, not a view or a partitioned table, and the role may read `xmin`. A role
+    /// with grants on columns needs one on this column too.
+    has_row_versions: bool,
 }
 
 const COLUMNS: &str = "
@@ -38,7 +39,8 @@ const COLUMNS: &str = "
            has_column_privilege(a.attrelid, a.attnum, 'SELECT') AS may_select,
            has_column_privilege(a.attrelid, a.attnum, 'UPDATE') AS may_update,
            quote_ident(current_user) AS role,
-           (SELECT c.relkind = 'r' FROM pg_class c WHERE c.oid = a.attrelid) AS is_in_table
+           (SELECT CASE WHEN c.relkind = 'r' THEN has_column_privilege(c.oid, 'xmin', 'SELECT') ELSE FALSE END
+            FROM pg_class c WHERE c.oid = a.attrelid) AS has_row_versions
     FROM pg_attribute a
     WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped";
 
@@ -159,7 +161,7 @@ pub(in crate::store) async fn table_sql(
         failed: value(&names.statuses.failed),
         completed_now,
         preview_room: preview_url.and_then(|column| column.length),
-        has_row_versions: id.is_in_table,
+        has_row_versions: id.has_row_versions,
         missing_columns,
         has_own_tables,
         table,
@@ -231,7 +233,7 @@ fn column(row: &Row) -> Result<Column, StoreError> {
         may_select: row.get("may_select")?,
         may_update: row.get("may_update")?,
         role: row.get("role")?,
-        is_in_table: row.get("is_in_table")?,
+        has_row_versions: row.get("has_row_versions")?,
     })
 }
 
