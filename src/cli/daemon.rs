@@ -16,7 +16,10 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::status::Viewer;
-use super::{Budget, Nudge, Options, UNFINISHED, in_time, interval, open, warn_without_events};
+use super::{
+    Budget, Nudge, Options, UNFINISHED, in_time, interval, open, warn_of_statuses,
+    warn_without_events,
+};
 use crate::cli::{secrets, shutdown};
 use crate::core::exit::{Exit, Failed};
 use crate::core::verdict::Rules;
@@ -190,6 +193,7 @@ impl Daemon {
         let opening = async || {
             let opening = open(&url, &names, options.auto_migrate, Access::ReadWrite);
             let store = in_time(&url, opening).await?.until(deadline.clone());
+            warn_of_statuses(&store, &names.statuses).await;
             let store = Arc::new(store);
             Ok(Opened::new(Arc::clone(&store), beside(store)))
         };

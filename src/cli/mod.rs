@@ -30,7 +30,9 @@ use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Id, Parser, Subc
 use tracing::warn;
 
 use self::config::ConfigFile;
-use self::open::{COMMAND_TIMEOUT, OwnTables, at, in_time, open, own_tables};
+use self::open::{
+    COMMAND_TIMEOUT, OwnTables, at, in_time, open, own_tables, status_doubts, warn_of_statuses,
+};
 use self::options::{Budget, Events, Nudge, Options, Output, interval};
 use self::output::{confirm, print, show, unwritten, width};
 use crate::core::exit::Failed;
@@ -184,7 +186,7 @@ impl Cli {
 /// Warns of voices that were finished without an event, as the application's cache keeps the old status. Returns whether
 /// there were any.
 fn warn_without_events(report: &Report) -> bool {
-    let voices = report.counts.completed + report.counts.failed;
+    let voices = report.counts.finished();
     if voices > 0 {
         warn!(
             voices,

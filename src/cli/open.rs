@@ -8,7 +8,10 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::core::exit::{Exit, Failed};
-use crate::store::{Access, Database, DatabaseUrl, MigrationState, Names, Store, StoreError};
+use crate::store::{
+    Access, Database, DatabaseUrl, MigrationState, Names, STATUS_ADVICE, StatusDoubt, StatusValues,
+    Store, StoreError,
+};
 
 /// Longer than the longest statement at the start: a migration that waits for another one.
 pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
@@ -121,4 +124,25 @@ pub(super) async fn open(
         );
     }
     Ok(store)
+}
+
+/// Configured status values that are probably wrong, judged by a sample of rows.
+pub(super) async fn status_doubts(
+    store: &Store,
+    statuses: &StatusValues,
+) -> Result<Vec<StatusDoubt>, StoreError> {
+    const SAMPLE: u32 = 5_000;
+    Ok(statuses.doubts(&store.statuses(Some(SAMPLE)).await?))
+}
+
+/// Warns of such values. An error is not fatal: a pass does not need this.
+pub(super) async fn warn_of_statuses(store: &Store, statuses: &StatusValues) {
+    for doubt in status_doubts(store, statuses).await.unwrap_or_default() {
+        warn!(
+            event = "status_values_doubtful",
+            status = doubt.found,
+            rows = doubt.rows,
+            "{doubt}; {STATUS_ADVICE}"
+        );
+    }
 }

@@ -10,7 +10,10 @@ use tokio::signal;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{Options, Output, at, failure, in_time, interval, open, print, show, unwritten, width};
+use super::{
+    Options, Output, at, failure, in_time, interval, open, print, show, status_doubts, unwritten,
+    width,
+};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, span};
 use crate::core::verdict::AgeFrom;
@@ -258,7 +261,11 @@ impl Viewer {
                 self.account,
             )
             .await;
-        let mut status = Status::new(survey.map_err(at(&self.url))?, &self.limits);
+        let mut survey = survey.map_err(at(&self.url))?;
+        survey.status_doubts = status_doubts(&store, &self.names.statuses)
+            .await
+            .map_err(at(&self.url))?;
+        let mut status = Status::new(survey, &self.limits);
         status.survey.runs.retain(LedgerEntry::did_something);
         status.survey.runs.truncate(RUNS);
         self.store = Some(store);

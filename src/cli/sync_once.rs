@@ -13,14 +13,15 @@ use tracing::{error, warn};
 
 use super::ping::Ping;
 use super::{
-    Budget, Nudge, Options, Output, UNFINISHED, at, in_time, open, print, warn_without_events,
+    Budget, Nudge, Options, Output, UNFINISHED, at, in_time, open, print, warn_of_statuses,
+    warn_without_events,
 };
 use crate::cli::{secrets, shutdown};
 use crate::core::exit::{Exit, Failed};
 use crate::core::report::Report;
 use crate::daemon::{self, DUE_AT_ONCE};
 use crate::deadline::Deadline;
-use crate::store::{Access, DatabaseUrl, Selection, StatusValues, Store};
+use crate::store::{Access, DatabaseUrl, Selection, Store};
 use crate::sync::{Pass, Scope, Which};
 use crate::telemetry::exposition::Metrics;
 use crate::telemetry::progress_bar::Progress;
@@ -84,8 +85,6 @@ pub(super) struct SyncOnce {
 const CLOSING_TIME: Duration = Duration::from_secs(5);
 /// Voices that one statement looks for.
 const NAMES_AT_ONCE: usize = 100;
-/// The maximum number of rows whose status is read if no voice was found.
-const STATUSES_READ: u32 = 10_000;
 /// The time to report after that.
 const REPORTING_TIME: Duration = Duration::from_secs(1);
 
@@ -223,8 +222,8 @@ impl SyncOnce {
                 "none of these voices is in processing"
             );
         }
-        if report.counts.due == 0 && matches!(scope.which, Which::All | Which::Due(_)) {
-            warn_of_other_statuses(&store, &names.statuses).await;
+        if report.counts.due == 0 || report.counts.finished() > 0 {
+            warn_of_statuses(&store, &names.statuses).await;
         }
         if wait.is_some() {
             let budget = budget.request_budget;
@@ -255,24 +254,6 @@ impl SyncOnce {
         metrics.press(provider.pressure());
         drop(progress);
         Ok(report)
-    }
-}
-
-/// Warns if voices wait under a status that voice-sync does not look for. An error is not fatal.
-async fn warn_of_other_statuses(store: &Store, statuses: &StatusValues) {
-    let Ok(others) = store.other_statuses(STATUSES_READ).await else {
-        return;
-    };
-    for (status, rows) in others
-        .iter()
-        .filter(|(status, _)| statuses.resembles_processing(status))
-    {
-        warn!(
-            status,
-            rows,
-            looked_for = statuses.processing,
-            "no voice is in processing, but rows have a status that looks like it; check --status-values"
-        );
     }
 }
 

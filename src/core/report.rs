@@ -111,6 +111,11 @@ impl Counts {
         self.due > 0 && self.due == self.leased_elsewhere && self.events_published == 0
     }
 
+    /// Voices with a verdict.
+    pub fn finished(&self) -> u64 {
+        self.completed + self.failed
+    }
+
     /// Voices with an answer of any kind.
     pub fn answered(&self) -> u64 {
         self.completed

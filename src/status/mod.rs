@@ -18,7 +18,7 @@ use crate::core::missing::MASS_ABSENCE_ADVICE;
 use crate::core::quantiles::Quantiles;
 use crate::core::request_budget::RequestBudget;
 use crate::core::schedule;
-use crate::store::{Account, LedgerEntry, Survey};
+use crate::store::{Account, LedgerEntry, STATUS_ADVICE, Survey};
 
 /// Limits from which on something needs attention. The alerts in `examples/prometheus` have the same limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +135,7 @@ impl Status {
             pending_events,
             oldest_event,
             failing_buses,
+            status_doubts: _,
         } = survey;
         let times = |times: &Quantiles| {
             let quantile = |part| times.quantile(part).map(|span| span.as_secs_f64());
@@ -251,6 +252,9 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
             advice,
         });
     };
+    for doubt in &survey.status_doubts {
+        add(Severity::Warning, doubt.to_string(), STATUS_ADVICE);
+    }
     let processing = survey.backlog.all();
     let mut passes = survey.runs.iter().filter(|run| run.command.is_none());
     let success = passes

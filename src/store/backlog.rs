@@ -14,8 +14,8 @@ use crate::core::verdict::Stage;
 
 /// A voice is looked up often if the time between two lookups is at most this. An index has the same number.
 const SOON: Duration = Duration::from_secs(30);
-/// The maximum number of other statuses that are listed.
-const STATUSES_SHOWN: u32 = 20;
+/// The maximum number of distinct statuses that are read.
+const STATUSES_READ: u32 = 1000;
 
 impl Store {
     pub(super) async fn overview_once(&self) -> Result<Overview, StoreError> {
@@ -56,24 +56,26 @@ impl Store {
         })
     }
 
-    pub(super) async fn other_statuses_once(
+    pub(super) async fn statuses_once(
         &self,
-        rows: u32,
+        sample: Option<u32>,
     ) -> Result<Vec<(String, u64)>, StoreError> {
-        let table = &self.table;
+        let (table, status) = (&self.table.table, &self.table.status);
         let mut args = self.database.args();
+        let rows = match sample {
+            None => format!("SELECT v.{status} AS status FROM {table} v"),
+            Some(rows) => format!(
+                "SELECT * FROM (SELECT v.{position} AS position, v.{status} AS status FROM {table} v LIMIT {rows}) f
+                 UNION
+                 SELECT * FROM (SELECT v.{position}, v.{status} FROM {table} v ORDER BY 1 DESC LIMIT {rows}) l",
+                rows = args.limit(rows),
+                position = self.table.position,
+            ),
+        };
         let sql = format!(
-            "SELECT CAST(s.status AS text) AS status, count(*) AS voices
-             FROM (SELECT v.{status} AS status FROM {name} v LIMIT {rows}) s
-             WHERE s.status NOT IN ({processing}, {completed}, {failed})
-             GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {most}",
-            status = table.status,
-            name = table.table,
-            rows = args.limit(rows),
-            processing = table.processing,
-            completed = table.completed,
-            failed = table.failed,
-            most = args.limit(STATUSES_SHOWN),
+            "SELECT CAST(s.status AS text) AS status, count(*) AS voices FROM ({rows}) s
+             WHERE s.status IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {most}",
+            most = args.limit(STATUSES_READ),
         );
         let rows = self.database.fetch_all(sql, args).await?;
         let statuses = rows.iter();

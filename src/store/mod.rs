@@ -57,8 +57,8 @@ pub(crate) use postgres::{Connections, Indexes, drop_left_behind, indexes};
 pub(crate) use sqlite::is_indexed;
 pub(crate) use table::literal;
 pub use table::{
-    ColumnNames, Identifier, InvalidName, MissingColumn, Names, SchemaError, StatusValues,
-    TableName,
+    ColumnNames, Identifier, InvalidName, MissingColumn, Names, STATUS_ADVICE, SchemaError,
+    StatusDoubt, StatusValues, TableName,
 };
 pub(crate) use table_sql::TableSql;
 pub use zone::{InvalidZone, NaiveZone};
@@ -362,13 +362,13 @@ impl Store {
             .await
     }
 
-    /// Statuses other than the configured ones, with their numbers of rows, from at most this many rows.
-    pub async fn other_statuses(&self, rows: u32) -> Result<Vec<(String, u64)>, StoreError> {
-        self.attempt("store.other_statuses", || self.other_statuses_once(rows))
+    /// The statuses in the table with their numbers of rows, most frequent first: of all rows, or of a sample of this
+    /// many rows from each end of the table.
+    pub async fn statuses(&self, sample: Option<u32>) -> Result<Vec<(String, u64)>, StoreError> {
+        self.attempt("store.statuses", || self.statuses_once(sample))
             .await
     }
 
-    /// The row ids among these whose voices are completed or failed, as they were given.
     /// Which of these members of a queue are finished, and which have had no row for an hour.
     pub async fn queue_members(
         &self,

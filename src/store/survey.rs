@@ -18,7 +18,7 @@ use crate::core::request_budget::RequestBudget;
 use crate::core::transition::Claimed;
 use crate::core::verdict::Age;
 use crate::core::voice::{Position, RowId};
-use crate::store::SET_ASIDE;
+use crate::store::{SET_ASIDE, StatusDoubt};
 
 /// The state at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -45,6 +45,8 @@ pub struct Survey {
     pub oldest_event: Option<Duration>,
     /// Event buses that failed and have not worked since.
     pub failing_buses: Vec<FailingBus>,
+    /// Configured status values that are probably wrong.
+    pub status_doubts: Vec<StatusDoubt>,
 }
 
 /// The state of an account at the provider.

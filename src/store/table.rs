@@ -1,8 +1,11 @@
 //! The application's table: the names in the user's configuration, and the columns in the catalog.
 
+use std::fmt;
+
 use thiserror::Error;
 
 use super::zone::NaiveZone;
+use crate::core::format::number_of;
 
 /// Why a word of the configuration cannot be a name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -168,25 +171,91 @@ impl StatusValues {
         })
     }
 
-    /// Whether an application probably uses another status for voices in processing: the name of an enum in place of
-    /// its value, or the other way round.
-    pub fn resembles_processing(&self, status: &str) -> bool {
-        let other = status.to_lowercase();
-        let resembles = |known: &str| {
-            const LEAST: usize = 4;
-            other.len().min(known.len()) >= LEAST
-                && (known.starts_with(&other) || other.starts_with(known))
-        };
-        !self.all().contains(&status)
-            && [self.processing.to_lowercase().as_str(), "processing"]
-                .into_iter()
-                .any(resembles)
+    /// Configured values that are probably wrong, judged by the statuses in the table and their numbers of rows.
+    pub fn doubts(&self, statuses: &[(String, u64)]) -> Vec<StatusDoubt> {
+        let is_processing = |(status, _): &&(String, u64)| *status == self.processing;
+        let waiting = statuses
+            .iter()
+            .find(is_processing)
+            .map_or(0, |(_, rows)| *rows);
+        let mut doubts = Vec::new();
+        for (status, rows) in statuses {
+            if self.all().contains(&status.as_str()) {
+                continue;
+            }
+            let doubted = [
+                ("processing", &self.processing),
+                ("completed", &self.completed),
+                ("failed", &self.failed),
+            ]
+            .into_iter()
+            .find(|(name, configured)| {
+                let is_similar = match *name {
+                    "processing" => resembles(status, name) || resembles(status, configured),
+                    _ => is_same_word(status, name) || is_same_word(status, configured),
+                };
+                // Rows with a final value say nothing: voice-sync itself may have written it.
+                let is_in_use = *name == "processing" && waiting > 0;
+                is_similar && (!is_in_use || is_same_word(status, configured))
+            });
+            if let Some((name, configured)) = doubted {
+                doubts.push(StatusDoubt {
+                    name,
+                    configured: configured.clone(),
+                    found: status.clone(),
+                    rows: *rows,
+                });
+            }
+        }
+        doubts
     }
 
     /// All three values.
     pub fn all(&self) -> [&str; 3] {
         [&self.processing, &self.completed, &self.failed]
     }
+}
+
+/// What to do about a [`StatusDoubt`].
+pub const STATUS_ADVICE: &str = "set --status-values to the values that the application writes";
+
+/// A configured status value that is probably wrong, because rows have a similar one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusDoubt {
+    /// The key in `--status-values`.
+    pub name: &'static str,
+    pub configured: String,
+    /// The status in the table.
+    pub found: String,
+    /// How many rows have it, of those that were read.
+    pub rows: u64,
+}
+
+impl fmt::Display for StatusDoubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            configured,
+            found,
+            rows,
+        } = self;
+        let rows = number_of(*rows, "row has", "rows have");
+        write!(
+            f,
+            "{rows} the status {found:?}, which voice-sync ignores: --status-values says {name}={configured}"
+        )
+    }
+}
+
+/// Whether one value is the start of the other, as with the name of an enum member and its value.
+fn resembles(one: &str, other: &str) -> bool {
+    const LEAST: usize = 4;
+    let (one, other) = (one.to_lowercase(), other.to_lowercase());
+    one.len().min(other.len()) >= LEAST && (one.starts_with(&other) || other.starts_with(&one))
+}
+
+fn is_same_word(one: &str, other: &str) -> bool {
+    one.to_lowercase() == other.to_lowercase()
 }
 
 /// Reads `key=value,…`. A key that is not given has itself as its value.
@@ -445,6 +514,74 @@ mod tests {
         assert_eq!(columns.user_id.as_str(), "user_id");
         let values = StatusValues::parse("processing=PROCESSING").expect("values");
         assert_eq!(values.all(), ["PROCESSING", "completed", "failed"]);
+    }
+
+    #[test]
+    fn doubts_a_configured_status_if_rows_have_a_similar_one() {
+        let all_right: &[(&str, &[(&str, u64)])] = &[
+            ("", &[]),
+            ("", &[("completed", 5), ("archived", 9), ("pending", 1)]),
+            ("", &[("processing", 1), ("processing_upload", 70)]),
+            ("", &[("failed_upload", 3), ("completed", 1)]),
+            ("processing=cloning", &[("cloning", 3), ("processing", 70)]),
+            (
+                "processing=P,completed=C,failed=F",
+                &[("P", 1), ("C", 2), ("F", 1)],
+            ),
+        ];
+        let wrong: &[(&str, &[(&str, u64)], &[(&str, &str)])] = &[
+            ("", &[("PROCESSING", 70)], &[("processing", "PROCESSING")]),
+            (
+                "",
+                &[("PROCESSING", 70), ("COMPLETED", 9), ("Failed", 1)],
+                &[
+                    ("processing", "PROCESSING"),
+                    ("completed", "COMPLETED"),
+                    ("failed", "Failed"),
+                ],
+            ),
+            (
+                "",
+                &[("PROCESSING", 7), ("processing", 2)],
+                &[("processing", "PROCESSING")],
+            ),
+            (
+                "processing=PROC",
+                &[("processing", 7), ("completed", 2)],
+                &[("processing", "processing")],
+            ),
+            (
+                "processing=cloning",
+                &[("processing", 7)],
+                &[("processing", "processing")],
+            ),
+            // The pass wrote the wrong value already.
+            (
+                "completed=DONE",
+                &[("DONE", 7), ("completed", 2)],
+                &[("completed", "completed")],
+            ),
+            ("failed=FAILED", &[("failed", 2)], &[("failed", "failed")]),
+        ];
+        let doubts = |values: &str, statuses: &[(&str, u64)]| {
+            let values = StatusValues::parse(values).expect("values");
+            let statuses: Vec<_> = statuses
+                .iter()
+                .map(|(status, rows)| ((*status).to_owned(), *rows))
+                .collect();
+            values.doubts(&statuses)
+        };
+        for (values, statuses) in all_right {
+            assert_eq!(doubts(values, statuses), [], "{values:?} {statuses:?}");
+        }
+        for (values, statuses, expected) in wrong {
+            let doubts = doubts(values, statuses);
+            let found: Vec<_> = doubts
+                .iter()
+                .map(|doubt| (doubt.name, doubt.found.as_str()))
+                .collect();
+            assert_eq!(&found, expected, "{values:?} {statuses:?}");
+        }
     }
 
     #[test]

@@ -351,7 +351,7 @@ impl Tally {
                 }
             };
             // The level must be a constant at each place in the code.
-            if self.counts.completed + self.counts.failed <= TRANSITIONS_LOGGED {
+            if self.counts.finished() <= TRANSITIONS_LOGGED {
                 info!(event, voice.row = %row, voice.provider_id = %provider_id, reason, "voice {verb} {status}");
             } else {
                 debug!(event, voice.row = %row, voice.provider_id = %provider_id, reason, "voice {verb} {status}");

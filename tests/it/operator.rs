@@ -10,6 +10,7 @@ use voice_sync_simulator::Counts;
 
 use crate::support::app::{App, NewVoice, Pool, Variant, row_id};
 use crate::support::binary::{Ended, VoiceSync, end};
+use crate::support::daemon::{Daemon, daemon};
 use crate::support::site::{ALL, Site};
 
 /// The line of the log that has these words.
@@ -221,47 +222,77 @@ async fn a_check_says_in_one_line_what_needs_attention() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn voices_that_wait_under_another_status_are_warned_of() {
-    for variant in [Variant::B, Variant::E32] {
+async fn wrong_status_values_are_noticed_by_the_pass_the_daemon_doctor_and_status() {
+    let site_with = async |variant, statuses: &[&str]| {
         let site = Site::new(variant).await;
-        site.app
-            .insert_processing(&["sim-ready-1", "sim-ready-2"])
-            .await;
-        let wrong = ["--status-values", "processing=PROC"];
-        let command = site.sync_once().env("VOICE_SYNC_LOG_FORMAT", "json");
-        let ended = command.args(&wrong).run().await;
-        ended.expect_code(0);
-        let warning = logged(&ended, "looks like it");
-        assert_eq!(
-            (&warning["status"], &warning["rows"]),
-            (&json!("processing"), &json!(2))
-        );
-        let found = json(site.run(&["doctor"]).args(&wrong)).await;
-        let statuses = |found: &Value| {
-            let found = found["findings"].as_array().expect("findings").iter();
-            found
-                .clone()
-                .find(|found| found["check"] == "statuses")
-                .expect("is checked")
-                .clone()
-        };
-        assert_eq!(statuses(&found)["state"], "warning", "{found}");
+        for (number, status) in statuses.iter().enumerate() {
+            let voice = format!("sim-ready-{number}");
+            site.app.insert_processing(&[&voice]).await;
+            site.app
+                .execute(&format!(
+                    "UPDATE voices SET status = '{status}' WHERE elevenlabs_voice_id = '{voice}'"
+                ))
+                .await;
+        }
+        site
+    };
+    let findings = async |site: &Site, values: &[&str]| {
+        let found = json(site.run(&["doctor"]).args(values)).await;
+        let findings = found["findings"].as_array().expect("findings");
+        let mut findings = findings.iter();
+        let statuses = findings.find(|found| found["check"] == "statuses");
+        statuses.expect("is checked").clone()
+    };
+    for variant in [Variant::B, Variant::E32] {
+        for (values, statuses, doubted, voices) in [
+            ("", &["PROCESSING", "PROCESSING"][..], "PROCESSING", 2),
+            ("processing=PROC", &["processing"], "processing", 1),
+            (
+                "completed=DONE",
+                &["processing", "completed"],
+                "completed",
+                1,
+            ),
+            ("failed=BROKEN", &["processing", "failed"], "failed", 1),
+        ] {
+            let site = site_with(variant, statuses).await;
+            let values: Vec<_> = match values {
+                "" => Vec::new(),
+                values => vec!["--status-values", values],
+            };
+            assert_eq!(findings(&site, &values).await["state"], "warning");
+            let pass = site.sync_once().env("VOICE_SYNC_LOG_FORMAT", "json");
+            let ended = pass.args(&values).run().await;
+            ended.expect_code(0);
+            let warning = logged(&ended, "status_values_doubtful");
+            assert_eq!(
+                (&warning["status"], &warning["rows"]),
+                (&json!(doubted), &json!(voices))
+            );
+            let checked = site.run(&["status", "--check"]).args(&values).run().await;
+            checked.expect_code(75);
+            assert!(
+                checked.stdout.contains("--status-values"),
+                "{}",
+                checked.stdout
+            );
+            let watching = daemon(&site.app.url, &site.provider.url());
+            let mut watching = Daemon::start(watching.args(&values));
+            watching.wait_until_said("status_values_doubtful").await;
+            watching.stop().await;
+        }
 
         // A status of the application's own is no reason to warn.
-        site.app
-            .execute("UPDATE voices SET status = 'archived'")
-            .await;
+        let site = site_with(variant, &["archived", "archived", "completed"]).await;
         let ended = site.sync_once().run().await;
         ended.expect_code(0);
         assert!(!ended.stderr.contains("archived"), "{}", ended.stderr);
-        let found = statuses(&json(site.run(&["doctor"])).await);
+        let found = findings(&site, &[]).await;
         assert_eq!(found["state"], "ok");
-        assert!(
-            found["says"]
-                .as_str()
-                .is_some_and(|says| says.contains("archived (2 rows)")),
-            "{found}"
-        );
+        let says = found["says"].as_str().expect("a text");
+        assert!(says.contains("archived (2 rows)"), "{says}");
+        let checked = site.run(&["status", "--check"]).run().await;
+        checked.expect_code(0);
     }
 }
 
