@@ -1,11 +1,12 @@
 //! The configuration file, and `voice-sync config`. The keys are the long options. The command line and the environment
 //! take precedence over the file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::{env, fs, io};
 
 use anyhow::{Context, anyhow, bail};
+use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, CommandFactory, Subcommand};
 use serde::Serialize;
@@ -13,16 +14,31 @@ use serde_json::json;
 use toml::{Table, Value};
 
 use super::doctor::{self, Configured};
-use super::secrets::{self, API_KEY, CREDENTIALS, DATABASE_URL, REDIS_HOST, REDIS_URL};
-use super::{Cli, Options, Output, print};
+use super::secrets::{self, API_KEY, DATABASE_URL, OTHER_SECRETS, PING_URL, REDIS_HOST, REDIS_URL};
+use super::{Cli, Options, Output, failure, print, variables};
 use crate::core::exit::{Exit, Failed};
 use crate::doctor::check::{Check, State};
 
 const DEFAULT_PATH: &str = "/etc/voice-sync/config.toml";
 const VARIABLE: &str = "VOICE_SYNC_CONFIG";
-/// Options that belong to a single run, not to the setup.
-const NOT_FOR_FILES: [&str; 10] = [
-    "config", "help", "version", "dry-run", "yes", "voice", "limit", "due", "wait", "reason",
+/// Options of single commands that belong to the setup. All others describe one run, and may not be in a file.
+const OF_COMMANDS: [&str; 16] = [
+    "request-budget",
+    "nudge-previews",
+    "nudge-limit",
+    "nudge-text",
+    "nudge-model",
+    "max-runtime",
+    "ping-url",
+    "metrics-file",
+    "interval",
+    "listen",
+    "allowed-hosts",
+    "max-age",
+    "max-backlog",
+    "max-set-aside",
+    "max-silence",
+    "max-event-age",
 ];
 
 /// Check or show the configuration: the command line, the environment and the configuration file.
@@ -111,6 +127,9 @@ impl ConfigFile {
             }
             let known = options(&command);
             if !known.contains(key) {
+                if is_an_option(&command, key) {
+                    bail!("{key} in {place} belongs to a single run: give it on the command line");
+                }
                 let distance = |known: &&String| strsim::levenshtein(known, key);
                 let nearest = known
                     .iter()
@@ -153,12 +172,32 @@ fn texts(value: &Value) -> Option<Vec<String>> {
 
 /// The long options of all commands that a file may set.
 fn options(command: &Command) -> Vec<String> {
-    let own = command.get_arguments().filter_map(Arg::get_long);
-    let own = own
-        .filter(|long| !NOT_FOR_FILES.contains(long))
-        .map(ToOwned::to_owned);
-    own.chain(command.get_subcommands().flat_map(options))
-        .collect()
+    let global = global_options(command).filter_map(Arg::get_long);
+    let global = global.filter(|long| *long != "config");
+    global.chain(OF_COMMANDS).map(ToOwned::to_owned).collect()
+}
+
+fn global_options(command: &Command) -> impl Iterator<Item = &Arg> {
+    command
+        .get_arguments()
+        .filter(|option| option.is_global_set())
+}
+
+fn options_of_setup(command: &Command) -> impl Iterator<Item = &Arg> {
+    command.get_arguments().filter(|option| {
+        option
+            .get_long()
+            .is_some_and(|long| OF_COMMANDS.contains(&long))
+    })
+}
+
+fn is_an_option(command: &Command, long: &str) -> bool {
+    command
+        .get_arguments()
+        .any(|option| option.get_long() == Some(long))
+        || command
+            .get_subcommands()
+            .any(|command| is_an_option(command, long))
 }
 
 fn with_default(command: Command, key: &str, texts: &[String]) -> Command {
@@ -176,6 +215,67 @@ fn with_default(command: Command, key: &str, texts: &[String]) -> Command {
     })
 }
 
+/// What a command with options of the setup reads from the environment and the file.
+struct OfCommand {
+    command: Command,
+    given: ArgMatches,
+    /// The options whose values are wrong. They are not in `given`.
+    wrong: Vec<clap::Error>,
+}
+
+fn of_commands(file: Option<&ConfigFile>) -> Vec<OfCommand> {
+    let applied = file.and_then(|file| file.apply(Cli::command()).ok());
+    let command = applied.unwrap_or_else(Cli::command);
+    let with_setup = command
+        .get_subcommands()
+        .filter(|sub| options_of_setup(sub).next().is_some());
+    with_setup
+        .filter_map(|sub| {
+            let (given, wrong) = read(command.clone(), sub.get_name())?;
+            let command = sub.clone();
+            Some(OfCommand {
+                command,
+                given,
+                wrong,
+            })
+        })
+        .collect()
+}
+
+/// clap stops at the first wrong value. Its option is left out then, to find the next one.
+fn read(mut command: Command, name: &str) -> Option<(ArgMatches, Vec<clap::Error>)> {
+    let mut wrong = Vec::new();
+    loop {
+        let error = match command.clone().try_get_matches_from(["voice-sync", name]) {
+            Ok(given) => return Some((given, wrong)),
+            Err(error) => error,
+        };
+        let ContextValue::String(option) = error.get(ContextKind::InvalidArg)? else {
+            return None;
+        };
+        let long = option.split(' ').next()?.strip_prefix("--")?.to_owned();
+        command = command.mut_subcommand(name, |sub| {
+            sub.mut_args(|option| match option.get_long() == Some(&long) {
+                true => Arg::new(option.get_id().clone()),
+                false => option,
+            })
+        });
+        wrong.push(error);
+    }
+}
+
+/// What is wrong with the values of options that this command itself does not have.
+pub(super) fn wrong_values(file: Option<&ConfigFile>) -> Vec<Failed> {
+    let command = Cli::command();
+    let wrong = of_commands(file).into_iter().flat_map(|sub| sub.wrong);
+    let says: BTreeSet<_> = wrong
+        .map(|error| failure::message(&variables::named(error, &command, file)))
+        .collect();
+    says.into_iter()
+        .map(|says| Failed::usage(anyhow!(says)))
+        .collect()
+}
+
 impl Config {
     pub(super) fn run(
         &self,
@@ -184,8 +284,8 @@ impl Config {
         file: Option<&ConfigFile>,
     ) -> Result<Exit, Failed> {
         let mut checks = Vec::new();
-        let configured = doctor::configured(options, &mut checks);
-        let settings = settings(given, &configured, file);
+        let configured = doctor::configured(options, file, &mut checks);
+        let settings = settings(given, options, &configured, file);
         let exit = crate::doctor::check::exit(&checks);
         let errors = checks
             .iter()
@@ -211,7 +311,8 @@ impl Config {
                 let width = settings.iter().map(|setting| setting.name.len()).max().unwrap_or(0);
                 let lines = settings.iter().map(|setting| {
                     let name = &setting.name;
-                    let value = setting.value.as_deref().unwrap_or("-");
+                    let value = setting.value.as_ref().or(setting.default.as_ref());
+                    let value = value.map_or("-", String::as_str);
                     format!("{name:<width$}  {value}  ({})", setting.source)
                 });
                 lines.collect::<Vec<_>>().join("\n")
@@ -225,12 +326,15 @@ impl Config {
     }
 }
 
-/// An option of every command, with its value and source.
+/// An option of the setup, with its value and source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Setting {
     pub(super) name: String,
     /// The value, without a password.
     pub(super) value: Option<String>,
+    /// What its help says of the default, if that is not a value.
+    #[serde(skip)]
+    default: Option<String>,
     /// The command line, a variable, the configuration file, or `default`.
     pub(super) source: String,
 }
@@ -243,51 +347,108 @@ impl Setting {
     }
 }
 
+/// The options of every command, those of single commands, and the secrets.
 pub(super) fn settings(
     given: &ArgMatches,
+    options: &Options,
     configured: &Configured,
     file: Option<&ConfigFile>,
 ) -> Vec<Setting> {
     let given = last(given);
     let command = Cli::command();
-    let publisher = configured.publisher.as_ref().and_then(Option::as_ref);
-    let provider = configured.provider.as_ref();
-    let global = command
-        .get_arguments()
-        .filter(|option| option.is_global_set());
-    let settings = global.map(|option| {
-        let id = option.get_id().as_str();
-        let words = || {
-            let raw = given.get_raw(id).into_iter().flatten();
-            let values: Vec<_> = raw.map(|value| value.to_string_lossy()).collect();
-            values.join(",")
-        };
-        // The other source of a secret, and the text that is shown instead of it.
-        let (elsewhere, value) = match id {
-            "database_url" => (
-                DATABASE_URL.origin(),
-                configured.database.as_ref().map(ToString::to_string),
-            ),
-            "api_url" => (None, provider.map(|provider| provider.base().to_string())),
-            "redis_url" => (
-                REDIS_URL.origin().or(publisher.map(|_| REDIS_HOST)),
-                publisher.map(|publisher| format!("Redis at {}", publisher.address())),
-            ),
-            "api_key_file" => (
-                API_KEY.origin().or(provider.map(|_| CREDENTIALS)),
-                provider.map(|_| "there is a key".to_owned()),
-            ),
-            _ => (None, Some(words())),
-        };
-        let long = id.replace('_', "-");
-        let source = origin(option, given, file).or(elsewhere.map(ToOwned::to_owned));
+    let mut settings: Vec<_> = global_options(&command)
+        .map(|option| {
+            let shown = shown_otherwise(option.get_id().as_str(), options, configured);
+            setting(option, given, file, shown)
+        })
+        .collect();
+    for OfCommand { command, given, .. } in of_commands(file) {
+        for option in options_of_setup(&command) {
+            let option = setting(option, last(&given), file, None);
+            let is_known = settings.iter().any(|known| known.name == option.name);
+            if !is_known && option.name != PING_URL.name() {
+                settings.push(option);
+            }
+        }
+    }
+    settings.extend(OTHER_SECRETS.iter().map(|secret| {
+        let source = secret.origin();
         Setting {
-            value: value.filter(|value| !value.is_empty()),
-            source: source.unwrap_or(Setting::DEFAULT.to_owned()),
-            name: long,
+            name: secret.name().to_owned(),
+            value: source.as_ref().map(|_| "set".to_owned()),
+            default: None,
+            source: source.unwrap_or_else(|| Setting::DEFAULT.to_owned()),
+        }
+    }));
+    settings
+}
+
+/// A source of an option in addition to those that clap knows, and the text that is shown as its value.
+struct Shown {
+    elsewhere: Option<String>,
+    value: Option<String>,
+}
+
+/// For secrets, for URLs that may hold passwords, and for lists of names.
+fn shown_otherwise(id: &str, options: &Options, configured: &Configured) -> Option<Shown> {
+    let publisher = configured.publisher.as_ref().and_then(Option::as_ref);
+    let names = configured.names.as_ref();
+    let (elsewhere, value) = match id {
+        "database_url" => (
+            DATABASE_URL.origin(),
+            configured.database.as_ref().map(ToString::to_string),
+        ),
+        "api_url" => (
+            None,
+            options.provider_url().ok().map(|base| base.to_string()),
+        ),
+        "redis_url" => (
+            REDIS_URL
+                .origin()
+                .or(publisher.map(|_| REDIS_HOST.to_owned())),
+            publisher.map(|publisher| format!("Redis at {}", publisher.address())),
+        ),
+        "api_key_file" => (
+            API_KEY.origin(),
+            configured.provider.as_ref().map(|_| "set".to_owned()),
+        ),
+        "columns" => (None, names.map(|names| names.columns.to_string())),
+        "status_values" => (None, names.map(|names| names.statuses.to_string())),
+        _ => return None,
+    };
+    Some(Shown { elsewhere, value })
+}
+
+fn setting(
+    option: &Arg,
+    given: &ArgMatches,
+    file: Option<&ConfigFile>,
+    shown: Option<Shown>,
+) -> Setting {
+    let id = option.get_id().as_str();
+    let Shown { elsewhere, value } = shown.unwrap_or_else(|| {
+        let raw = given.get_raw(id).into_iter().flatten();
+        let values: Vec<_> = raw.map(|value| value.to_string_lossy()).collect();
+        Shown {
+            elsewhere: None,
+            value: Some(values.join(",")),
         }
     });
-    settings.collect()
+    Setting {
+        name: id.replace('_', "-"),
+        value: value.filter(|value| !value.is_empty()),
+        default: documented_default(option),
+        source: origin(option, given, file)
+            .or(elsewhere)
+            .unwrap_or_else(|| Setting::DEFAULT.to_owned()),
+    }
+}
+
+/// The text after `[default:` in the help of an option whose default is not a value.
+fn documented_default(option: &Arg) -> Option<String> {
+    let help = option.get_help()?.to_string();
+    let (_, text) = help.split_once("[default: ")?;
+    text.split_once(']').map(|(text, _)| text.to_owned())
 }
 
 /// The arguments of the innermost subcommand.
@@ -358,7 +519,7 @@ mod tests {
         for (text, says) in [
             ("concurency = 4", "did you mean concurrency?"),
             ("whatever-this-may-be = 4", "its keys are the long options"),
-            ("voice = [\"a\"]", "unknown key voice"),
+            ("voice = [\"a\"]", "belongs to a single run"),
             (
                 "database-url = \"postgresql://u:secret@h/d\"",
                 "database-url-file",

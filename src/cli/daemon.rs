@@ -118,7 +118,9 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, Failed> {
     let listener = TcpListener::bind(address).await;
     let listener = listener
         .with_context(|| format!("cannot listen on {address} (--listen)"))
-        .map_err(Failed::config)?;
+        .map_err(|error| {
+            Failed::config(error).with_hint("use a free port and an address of this host")
+        })?;
     info!(address = %listener.local_addr().unwrap_or(address), "listening");
     Ok(listener)
 }
@@ -243,16 +245,13 @@ impl Daemon {
         let ended = tokio::select! {
             // Checked in this order. An idle daemon ends at once when it is stopped.
             biased;
-            () = stopping => Err(Failed {
-                exit: Exit::Temporary,
-                message: anyhow!(UNFINISHED),
-            }),
+            () = stopping => Err(Failed::new(Exit::Temporary, anyhow!(UNFINISHED))),
             ended = working => ended,
             // Without the server, probes could no longer check the daemon.
-            ended = served => Err(Failed {
-                exit: Exit::Io,
-                message: anyhow!("the server on --listen ended: {ended:?}"),
-            }),
+            ended = served => {
+                let message = anyhow!("the server on --listen ended: {ended:?}");
+                Err(Failed::new(Exit::Io, message).with_hint("start the daemon again"))
+            }
             () = supervisor.watchdog(&watch) => Ok(()),
         };
         // Do not wait for clients that keep their connection open.

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::config::{self, ConfigFile, Setting};
+use super::ping::Ping;
 use super::{Events, Options, Output, OwnTables, at, in_time, own_tables, print, secrets};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{number_of, span};
@@ -45,7 +46,11 @@ pub(super) struct Configured {
 }
 
 /// Checks the options, and connects to nothing.
-pub(super) fn configured(options: &Options, checks: &mut Vec<Check>) -> Configured {
+pub(super) fn configured(
+    options: &Options,
+    file: Option<&ConfigFile>,
+    checks: &mut Vec<Check>,
+) -> Configured {
     let configured = Configured {
         database: kept(checks, options.database_url()),
         names: kept(checks, options.names()),
@@ -53,6 +58,13 @@ pub(super) fn configured(options: &Options, checks: &mut Vec<Check>) -> Configur
         publisher: kept(checks, options.publisher()),
         queue: kept(checks, options.queue()),
     };
+    for wrong in config::wrong_values(file) {
+        kept::<()>(checks, Err(wrong));
+    }
+    kept(checks, secrets::listen_token().map_err(Failed::config));
+    if let Some(Some(url)) = kept(checks, secrets::PING_URL.find().map_err(Failed::config)) {
+        kept(checks, Ping::new(&url).map_err(Failed::usage));
+    }
     let hints = kept(checks, secrets::hint_secrets().map_err(Failed::config));
     if let Some((secret, Some(_))) = hints {
         let takes = match secret {
@@ -71,8 +83,13 @@ pub(super) async fn run(
     file: Option<&ConfigFile>,
 ) -> Result<Exit, Failed> {
     let mut checks = Vec::new();
-    let configured = configured(options, &mut checks);
-    checks.extend(configuration(&config::settings(given, &configured, file)));
+    let configured = configured(options, file, &mut checks);
+    checks.extend(configuration(&config::settings(
+        given,
+        options,
+        &configured,
+        file,
+    )));
     let Configured {
         database,
         names,
@@ -129,7 +146,7 @@ pub(super) async fn run(
 fn kept<T>(checks: &mut Vec<Check>, result: Result<T, Failed>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
-        Err(Failed { exit, message }) => {
+        Err(Failed { exit, message, .. }) => {
             let check = match exit {
                 Exit::Database | Exit::Io => "database",
                 Exit::Success
@@ -157,8 +174,12 @@ fn configuration(settings: &[Setting]) -> Vec<Check> {
             Check::fine(CONFIGURATION, format!("{name}: {value} (from {source})"))
         })
         .collect();
+    // Lists of names would hide the rest.
+    let is_short =
+        |setting: &&Setting| !["columns", "status-values"].contains(&setting.name.as_str());
     let defaults = defaults
         .iter()
+        .filter(|(setting, _)| is_short(setting))
         .map(|(setting, value)| format!("{}: {value}", setting.name));
     let defaults = defaults.collect::<Vec<_>>().join(", ");
     checks.push(Check::fine(

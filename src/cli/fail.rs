@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 use tracing::info;
 
-use super::{Options, Output, at, in_time, open, print};
+use super::{Options, Output, UNKNOWN_ID, at, in_time, open, print};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, number_of, printable};
 use crate::core::transition::{Target, Transition};
@@ -99,9 +99,9 @@ impl Fail {
             print(&self.text(&outcome, &run, options.output))?;
         }
         done?;
-        Ok(match outcome.failed.is_empty() {
-            true => Exit::Usage,
-            false => Exit::Success,
+        Ok(match outcome.left.is_empty() {
+            true => Exit::Success,
+            false => Exit::Usage,
         })
     }
 
@@ -117,8 +117,9 @@ impl Fail {
         let voices = store.named(ids, u32::MAX).await.map_err(at(url))?;
         let is_unknown = |id: &&String| !voices.iter().any(|voice| voice.is_named(id));
         let unknown = ids.iter().filter(is_unknown);
-        let why = "no row has this as its id or provider id";
-        outcome.left.extend(unknown.map(|id| (id.clone(), why)));
+        outcome
+            .left
+            .extend(unknown.map(|id| (id.clone(), UNKNOWN_ID)));
         let mut transitions = Vec::new();
         for voice in voices {
             match transition(&voice, &self.reason) {
@@ -162,7 +163,7 @@ impl Fail {
             Output::Json => {
                 let left = left
                     .iter()
-                    .map(|(row, why)| json!({"row_id": row, "reason": why}));
+                    .map(|(row, why)| json!({"id": row, "reason": why}));
                 json!({"run_id": run.run_id, "dry_run": self.dry_run, "failed": failed,
                        "left": left.collect::<Vec<_>>()})
                 .to_string()

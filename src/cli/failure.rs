@@ -3,10 +3,12 @@
 use std::io::{self, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style};
+use clap::error::ErrorKind;
 use serde_json::{Value, json};
 
 use super::options::Output;
 use super::output::show;
+use super::status;
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::in_line;
 use crate::telemetry::logs;
@@ -14,14 +16,13 @@ use crate::telemetry::logs;
 /// Writes an error to stderr: as a log line if the log is JSON, otherwise in clap's format. With `--output json`, it is
 /// also written to stdout.
 pub(super) fn report(failed: &Failed, format: logs::Format, output: Output) {
-    let Failed { exit, message } = failed;
-    write(*exit, &format!("{message:#}"), exit.hint(), format, output);
+    let (says, hint) = (failed.to_string(), failed.hint());
+    write(failed.exit, &says, hint, format, output);
 }
 
 /// As results in JSON have it.
 pub(super) fn json(failed: &Failed) -> Value {
-    let Failed { exit, message } = failed;
-    error(*exit, &format!("{message:#}"), exit.hint())
+    error(failed.exit, &failed.to_string(), failed.hint())
 }
 
 fn error(exit: Exit, says: &str, hint: Option<&str>) -> Value {
@@ -53,6 +54,15 @@ fn write_text(says: &str, hint: Option<&str>) -> io::Result<()> {
     }
 }
 
+/// The first paragraph of clap's own text of an error, in one line.
+pub(super) fn message(error: &clap::Error) -> String {
+    let rendered = error.render().to_string();
+    let says = rendered.trim();
+    let says = says.strip_prefix("error: ").unwrap_or(says).lines();
+    let first = says.map(str::trim).take_while(|line| !line.is_empty());
+    first.collect::<Vec<_>>().join(" ")
+}
+
 /// Writes clap's own errors before the options are parsed. Only the words of the command line are known.
 pub(super) fn usage(error: &clap::Error) -> ! {
     let is_help = !error.use_stderr();
@@ -66,16 +76,11 @@ pub(super) fn usage(error: &clap::Error) -> ! {
     };
     let log = is_json("--log-format", "VOICE_SYNC_LOG_FORMAT");
     let output = is_json("--output", "VOICE_SYNC_OUTPUT");
-    if is_help || !(log || output) {
+    if is_help || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         error.exit();
     }
+    let says = message(error);
     let rendered = error.render().to_string();
-    let says = rendered
-        .trim()
-        .strip_prefix("error: ")
-        .unwrap_or(rendered.trim());
-    let first = says.lines().take_while(|line| !line.is_empty());
-    let says = first.collect::<Vec<_>>().join(" ");
     let tip = rendered
         .lines()
         .find_map(|line| line.trim().strip_prefix("tip: "));
@@ -88,12 +93,14 @@ pub(super) fn usage(error: &clap::Error) -> ! {
         ..logs::LogOptions::default()
     });
     let output = if output { Output::Json } else { Output::Text };
-    write(
-        Exit::Usage,
-        &says,
-        tip.or(Exit::Usage.hint()),
-        format,
-        output,
-    );
-    std::process::exit(Exit::Usage.code().into())
+    let hint = tip.or(Exit::Usage.hint());
+    write(Exit::Usage, &says, hint, format, output);
+    let is_plugin = words.iter().any(|word| word == "--check=nagios");
+    if is_plugin && output == Output::Text {
+        let _unread = show(&status::unknown(&says));
+    }
+    std::process::exit(i32::from(match is_plugin {
+        true => status::NAGIOS_UNKNOWN,
+        false => Exit::Usage.code(),
+    }))
 }

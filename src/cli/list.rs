@@ -81,6 +81,9 @@ impl List {
         let opening = open(&url, &names, options.auto_migrate, Access::ReadOnly);
         let store = in_time(&url, opening).await?;
         let (filter, mut last, mut any) = (self.filter(), None, false);
+        if options.output == Output::Text && !show_part(&header()).map_err(unwritten)? {
+            return Ok(Exit::Success);
+        }
         loop {
             let wanted = Wanted::Listed(filter, last.take());
             let page = store.records(&wanted, PAGE).await.map_err(at(&url))?;
@@ -118,15 +121,23 @@ fn age(voice: &VoiceRecord) -> Option<Duration> {
     voice.age.or_else(created)
 }
 
+fn header() -> String {
+    columns(["ROW ID", "PROVIDER ID", "STATUS", "AGE", "NOTE"]) + "\n"
+}
+
 fn line(voice: &VoiceRecord) -> String {
-    let provider_id = in_line(voice.provider_id.as_deref().unwrap_or("-"));
     let age = age(voice).map_or("-".to_owned(), span);
-    let status = in_line(&voice.status);
-    let line = format!(
-        "{:<36}  {provider_id:<22}  {status:<10}  {age:>12}  {}",
-        in_line(&voice.voice_id),
-        in_line(&remark(voice))
-    );
+    columns([
+        &in_line(&voice.voice_id),
+        &in_line(voice.provider_id.as_deref().unwrap_or("-")),
+        &in_line(&voice.status),
+        &age,
+        &in_line(&remark(voice)),
+    ])
+}
+
+fn columns([row, provider_id, status, age, note]: [&str; 5]) -> String {
+    let line = format!("{row:<36}  {provider_id:<22}  {status:<10}  {age:>12}  {note}");
     line.trim_end().to_owned()
 }
 

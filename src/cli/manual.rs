@@ -61,10 +61,7 @@ impl Manual {
         let place = self.dir.as_deref().unwrap_or(Path::new("stdout"));
         written
             .with_context(|| format!("the manual could not be written to {}", place.display()))
-            .map_err(|message| Failed {
-                exit: Exit::Io,
-                message,
-            })?;
+            .map_err(|message| Failed::new(Exit::Io, message))?;
         Ok(Exit::Success)
     }
 }

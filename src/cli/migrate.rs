@@ -47,7 +47,7 @@ impl Migrate {
                         true => "run it again when no transaction locks the table for more than a few seconds",
                         false => "run it as the owner of the table",
                     };
-                    advise(at(&url)(error), advice)
+                    at(&url)(error).with_hint(advice)
                 })?;
             }
         }
@@ -85,10 +85,9 @@ impl Migrate {
         let migrations = database.pending_migrations().await.map_err(at(url))?;
         if !self.dry_run && !migrations.is_empty() {
             database.migrate().await.map_err(|error| {
-                advise(
-                    at(url)(error),
-                    "migrate as a role that may create a schema, or apply the SQL of \
-                     `voice-sync migrate --dry-run` by hand",
+                at(url)(error).with_hint(
+                    "migrate as a role that may create a schema, or apply the SQL of `voice-sync migrate --dry-run` by \
+                     hand",
                 )
             })?;
         }
@@ -124,13 +123,6 @@ impl Migrate {
                 .collect::<Vec<_>>()
                 .join("\n"),
         }
-    }
-}
-
-fn advise(Failed { exit, message }: Failed, advice: &'static str) -> Failed {
-    Failed {
-        exit,
-        message: message.context(advice),
     }
 }
 

@@ -18,9 +18,9 @@ pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Adds the database's address to a database error.
 pub(super) fn at(url: &DatabaseUrl) -> impl Fn(StoreError) -> Failed + '_ {
-    move |error| Failed {
-        exit: error.exit(),
-        message: anyhow::Error::from(error).context(url.to_string()),
+    move |error| {
+        let exit = error.exit();
+        Failed::new(exit, anyhow::Error::from(error).context(url.to_string()))
     }
 }
 
@@ -31,13 +31,9 @@ pub(super) async fn in_time<T>(
     work: impl Future<Output = Result<T, Failed>>,
 ) -> Result<T, Failed> {
     timeout(COMMAND_TIMEOUT, work).await.unwrap_or_else(|_| {
-        Err(Failed {
-            exit: Exit::Database,
-            message: anyhow!(
-                "the {url} did not answer within {} s",
-                COMMAND_TIMEOUT.as_secs()
-            ),
-        })
+        let seconds = COMMAND_TIMEOUT.as_secs();
+        let message = anyhow!("the {url} did not answer within {seconds} s");
+        Err(Failed::new(Exit::Database, message))
     })
 }
 

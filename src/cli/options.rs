@@ -155,7 +155,7 @@ pub(super) struct Options {
         help_heading = OUTPUT)]
     pub(super) log_format: LogFormat,
 
-    /// Log warnings and errors only.
+    /// Log warnings and errors only, and print no report as text.
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = OUTPUT)]
     pub(super) quiet: bool,
 
@@ -395,11 +395,15 @@ impl Options {
         }
     }
 
-    pub(super) fn provider(&self) -> Result<Provider, Failed> {
+    pub(super) fn provider_url(&self) -> Result<BaseUrl, Failed> {
         let url = self.api_url.as_deref().filter(|url| !url.trim().is_empty());
-        let base = BaseUrl::parse(url.unwrap_or("https://api.elevenlabs.io"))
+        BaseUrl::parse(url.unwrap_or("https://api.elevenlabs.io"))
             .context("the provider's URL (--api-url or ELEVENLABS_BASE_URL) cannot be used")
-            .map_err(Failed::usage)?;
+            .map_err(Failed::usage)
+    }
+
+    pub(super) fn provider(&self) -> Result<Provider, Failed> {
+        let base = self.provider_url()?;
         let key = secrets::api_key(self.api_key_file.clone()).map_err(Failed::config)?;
         Provider::new(base, &key, self.concurrency).map_err(Failed::config)
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 use tracing::info;
 
 use super::outbox_record::Record;
@@ -43,7 +43,7 @@ Examples:
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         since: Option<Duration>,
         /// At most this many.
-        #[arg(long, value_name = "N", default_value_t = 100)]
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
     /// Publish events again, for consumers that lost them. The next pass does it. They keep their ids, so that a consumer
@@ -202,6 +202,7 @@ async fn change(
     let (url, names) = (options.database_url()?, options.names()?);
     let opening = open(&url, &names, options.auto_migrate, Access::ReadWrite);
     let store = in_time(&url, opening).await?;
+    let left = left(&store, &filter, change).await.map_err(at(&url))?;
     let filter = with_rows(&store, filter).await.map_err(at(&url))?;
     // Publishing events again needs no confirmation if the user named them.
     let is_named = matches!(change, Change::Resend) && !filter.names.is_empty();
@@ -225,20 +226,75 @@ async fn change(
     let run_id = run.run_id;
     info!(%run_id, events, "{}", run.command);
     let number = number_of(events, "event", "events");
-    print(&match (options.output, change) {
-        (Output::Json, _) => json!({"run_id": run_id, count: events}).to_string(),
-        (Output::Text, _) if events == 0 => "no events match".to_owned(),
-        (Output::Text, Change::Resend) => format!("{number}: the next pass publishes them again"),
-        (Output::Text, Change::Purge) if filter.published == Some(false) => {
+    let done = match change {
+        _ if events == 0 => "no events match".to_owned(),
+        Change::Resend => format!("{number}: the next pass publishes them again"),
+        Change::Purge if filter.published == Some(false) => {
             format!("{number} removed before they were published")
         }
-        (Output::Text, Change::Purge) => format!("{number} removed"),
+        Change::Purge => format!("{number} removed"),
+    };
+    print(&match options.output {
+        Output::Json => {
+            json!({"run_id": run_id, count: events, "left": left_as_json(&left)}).to_string()
+        }
+        Output::Text => with_left(done, &left),
     })?;
-    Ok(match events == 0 && !filter.names.is_empty() {
-        // None of the named events could be changed.
-        true => Exit::Usage,
-        false => Exit::Success,
+    Ok(match left.is_empty() {
+        true => Exit::Success,
+        // A named event was left as it is.
+        false => Exit::Usage,
     })
+}
+
+/// The named ids without an event that can be changed, each with the reason.
+async fn left(
+    store: &Store,
+    filter: &EventFilter,
+    change: Change,
+) -> Result<Vec<(String, &'static str)>, StoreError> {
+    let mut left = Vec::new();
+    for name in &filter.names {
+        let one = |published| EventFilter {
+            names: vec![name.clone()],
+            published,
+            ..filter.clone()
+        };
+        let count = async |published| {
+            let filter = with_rows(store, one(published)).await?;
+            store.count_events(&filter).await
+        };
+        if count(filter.published).await? > 0 {
+            continue;
+        }
+        let why = match (change, filter.published) {
+            _ if count(None).await? == 0 => {
+                match store.named(std::slice::from_ref(name), 1).await?.is_empty() {
+                    true => "no event, row or provider id is this",
+                    false => "no event is kept for it; `voice-sync outbox record` records one",
+                }
+            }
+            (Change::Resend, _) => "its event is not published yet: the next pass publishes it",
+            (Change::Purge, Some(false)) => "its event is published already, or it is newer",
+            (Change::Purge, _) => "its event is not published yet, or it is newer",
+        };
+        left.push((name.clone(), why));
+    }
+    Ok(left)
+}
+
+pub(super) fn left_as_json(left: &[(String, &'static str)]) -> Vec<Value> {
+    let left = left.iter();
+    left.map(|(id, why)| json!({"id": id, "reason": why}))
+        .collect()
+}
+
+/// The result of a command, and a line for each id that was left as it is.
+pub(super) fn with_left(done: String, left: &[(String, &'static str)]) -> String {
+    let left = left
+        .iter()
+        .map(|(id, why)| format!("\n  {} is unchanged: {why}", in_line(id)));
+    done + &left.collect::<String>()
 }
 
 fn question(change: Change, filter: &EventFilter, events: u64) -> String {

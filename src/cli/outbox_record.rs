@@ -7,7 +7,8 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use serde_json::json;
 
-use super::{Options, Output, at, confirm, in_time, open, print};
+use super::outbox::{left_as_json, with_left};
+use super::{Options, Output, UNKNOWN_ID, at, confirm, in_time, open, print};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::number_of;
 use crate::core::transition::{Target, Transition};
@@ -38,19 +39,23 @@ pub(super) struct Record {
 
 /// Voices that are read at once, and whose events are recorded at once.
 const PAGE: u32 = 500;
+const HAS_ONE: &str =
+    "its event is recorded already; `voice-sync outbox resend` publishes it again";
 
-/// The transition of a finished voice, for its event.
-fn transition(voice: &VoiceRecord) -> Option<Transition> {
+/// The transition of a finished voice, for its event, or the reason why it has none.
+fn transition(voice: &VoiceRecord) -> Result<Transition, &'static str> {
     let target = match voice.state {
         RowState::Completed => Target::Completed { preview_url: None },
         RowState::Failed => Target::Failed {
             reason: String::new(),
         },
-        RowState::Processing | RowState::Other => return None,
+        RowState::Processing => return Err("it is in processing"),
+        RowState::Other => return Err("its status is one of the application's own"),
     };
-    Some(Transition {
+    let provider_id = voice.provider_id.as_deref();
+    Ok(Transition {
         row: voice.row.clone(),
-        provider_id: StoredProviderId::new(voice.provider_id.as_deref()?),
+        provider_id: StoredProviderId::new(provider_id.ok_or("it has no provider id")?),
         target,
     })
 }
@@ -74,11 +79,17 @@ impl Record {
         let opening = open(&url, &names, options.auto_migrate, Access::ReadWrite);
         let store = in_time(&url, opening).await?;
         let run = CommandRun::begin("outbox record");
-        let wanted = self.transitions(&store, &url).await?;
+        let mut left = Vec::new();
+        let wanted = self.transitions(&store, &url, &mut left).await?;
         let mut lacking = Vec::new();
         for page in wanted.chunks(PAGE as usize) {
-            let page = store.without_event(page).await.map_err(at(&url))?;
-            lacking.extend(page);
+            let without = store.without_event(page).await.map_err(at(&url))?;
+            let has_one = |it: &&Transition| !without.iter().any(|other| other.row == it.row);
+            if !self.ids.is_empty() {
+                let others = page.iter().filter(has_one);
+                left.extend(others.map(|it| (it.row.to_string(), HAS_ONE)));
+            }
+            lacking.extend(without);
         }
         if self.since.is_some() && !self.dry_run && !self.yes && !lacking.is_empty() {
             let number = number_of(lacking.len() as u64, "event", "events");
@@ -98,14 +109,18 @@ impl Record {
         let number = number_of(events, "event", "events");
         print(&match (options.output, self.dry_run) {
             (Output::Json, dry_run) => {
-                json!({"run_id": run.run_id, "dry_run": dry_run, "recorded": events}).to_string()
+                json!({"run_id": run.run_id, "dry_run": dry_run, "recorded": events, "left": left_as_json(&left)})
+                    .to_string()
             }
-            (Output::Text, true) => format!("{number} would be recorded"),
-            (Output::Text, false) => format!("{number} recorded: the next pass publishes them"),
+            (Output::Text, true) => with_left(format!("{number} would be recorded"), &left),
+            (Output::Text, false) => {
+                with_left(format!("{number} recorded: the next pass publishes them"), &left)
+            }
         })?;
-        Ok(match events == 0 && !self.ids.is_empty() {
-            true => Exit::Usage,
-            false => Exit::Success,
+        Ok(match left.is_empty() {
+            true => Exit::Success,
+            // A named voice got no event.
+            false => Exit::Usage,
         })
     }
 
@@ -113,11 +128,20 @@ impl Record {
         &self,
         store: &Store,
         url: &DatabaseUrl,
+        left: &mut Vec<(String, &'static str)>,
     ) -> Result<Vec<Transition>, Failed> {
         let mut transitions = Vec::new();
         for ids in self.ids.chunks(PAGE as usize) {
             let voices = store.named(ids, u32::MAX).await.map_err(at(url))?;
-            transitions.extend(voices.iter().filter_map(transition));
+            let is_unknown = |id: &&String| !voices.iter().any(|voice| voice.is_named(id));
+            let unknown = ids.iter().filter(is_unknown);
+            left.extend(unknown.map(|id| (id.clone(), UNKNOWN_ID)));
+            for voice in voices {
+                match transition(&voice) {
+                    Ok(transition) => transitions.push(transition),
+                    Err(why) => left.push((voice.voice_id, why)),
+                }
+            }
         }
         let Some(since) = self.since else {
             return Ok(transitions);
@@ -134,7 +158,7 @@ impl Record {
                 last = Some(voice.row.clone());
                 let recent =
                     |voice: &&VoiceRecord| finished_at(voice).is_some_and(|at| at >= since);
-                transitions.extend(page.iter().filter(recent).filter_map(transition));
+                transitions.extend(page.iter().filter(recent).flat_map(transition));
             }
         }
         Ok(transitions)

@@ -28,10 +28,8 @@ pub(super) fn show_part(text: &str) -> io::Result<bool> {
 }
 
 pub(super) fn unwritten(error: io::Error) -> Failed {
-    Failed {
-        exit: Exit::Io,
-        message: anyhow::Error::from(error).context("the result could not be written to stdout"),
-    }
+    let message = anyhow::Error::from(error).context("the result could not be written to stdout");
+    Failed::new(Exit::Io, message)
 }
 
 /// The width of the terminal in columns; unlimited if stdout is not a terminal.
@@ -46,12 +44,8 @@ pub(super) fn width() -> u16 {
 /// --yes.
 pub(super) fn confirm(question: &str) -> Result<(), Failed> {
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
-        return Err(Failed {
-            exit: Exit::Usage,
-            message: anyhow!(
-                "{question} There is no terminal to ask on, so nothing was done; add --yes to continue"
-            ),
-        });
+        let message = anyhow!("{question} There is no terminal to ask on, so nothing was done");
+        return Err(Failed::usage(message).with_hint("add --yes to continue without a question"));
     }
     let ask = || {
         write!(io::stderr(), "{question} [y/N] ")?;
@@ -63,13 +57,7 @@ pub(super) fn confirm(question: &str) -> Result<(), Failed> {
     let answer = ask().context("the answer could not be read; --yes skips the question");
     match answer {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Failed {
-            exit: Exit::Declined,
-            message: anyhow!("nothing was done"),
-        }),
-        Err(message) => Err(Failed {
-            exit: Exit::Io,
-            message,
-        }),
+        Ok(false) => Err(Failed::new(Exit::Declined, anyhow!("nothing was done"))),
+        Err(message) => Err(Failed::new(Exit::Io, message)),
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{Options, Output, at, confirm, in_time, open, print};
+use super::{Options, Output, UNKNOWN_ID, at, confirm, in_time, open, print};
 use crate::core::bisect::split;
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, number_of};
@@ -115,10 +115,10 @@ impl Retry {
             print(&self.text(&outcome, run.run_id, options.output))?;
         }
         done?;
-        Ok(match changed == 0 && !self.ids.is_empty() {
-            // Nothing could be done for the named voices.
-            true => Exit::Usage,
-            false => Exit::Success,
+        Ok(match outcome.left.is_empty() || self.ids.is_empty() {
+            true => Exit::Success,
+            // A named voice was left as it is.
+            false => Exit::Usage,
         })
     }
 
@@ -171,8 +171,9 @@ impl Retry {
             let voices = store.named(ids, u32::MAX).await.map_err(at(url))?;
             let is_unknown = |id: &&String| !voices.iter().any(|voice| voice.is_named(id));
             let unknown = ids.iter().filter(is_unknown);
-            let why = "no row has this as its id or provider id";
-            outcome.left.extend(unknown.map(|id| (id.clone(), why)));
+            outcome
+                .left
+                .extend(unknown.map(|id| (id.clone(), UNKNOWN_ID)));
             treat(store, url, does, voices, outcome).await?;
         }
         let filter = match (self.all_failed, self.set_aside) {
@@ -205,7 +206,7 @@ impl Retry {
             Output::Json => {
                 let left = left
                     .iter()
-                    .map(|(voice, why)| json!({"row_id": voice, "reason": why}));
+                    .map(|(voice, why)| json!({"id": voice, "reason": why}));
                 json!({"run_id": run_id, "dry_run": self.dry_run, "put_back": put_back, "released": released,
                        "left": left.collect::<Vec<_>>()})
                 .to_string()

@@ -15,7 +15,7 @@ Examples:
   voice-sync runs --limit 1 --output json | jq '.[0].counts'")]
 pub(super) struct Runs {
     /// At most this many, newest first.
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
 }
 

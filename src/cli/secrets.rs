@@ -77,7 +77,7 @@ const HINTS_TOKEN: Source = Source {
 };
 
 /// The URL of a dead man's switch. The URL is secret.
-const PING_URL: Source = Source {
+pub(crate) const PING_URL: Source = Source {
     variable: "VOICE_SYNC_PING_URL",
     file_variable: "VOICE_SYNC_PING_URL_FILE",
     key: "ping-url-file",
@@ -99,6 +99,8 @@ const SOURCES: [Source; 7] = [
     PING_URL,
     LISTEN_TOKEN,
 ];
+/// Secrets without an option of every command.
+pub(crate) const OTHER_SECRETS: [Source; 4] = [PING_URL, LISTEN_TOKEN, WEBHOOK_SECRET, HINTS_TOKEN];
 
 /// The URL of a dead man's switch, if there is one: from the option, or else from the variable.
 pub(crate) fn ping_url(given: Option<String>) -> anyhow::Result<Option<SecretString>> {
@@ -130,12 +132,25 @@ impl Source {
         Ok(())
     }
 
-    /// The variable that is set, or else the key of the configuration file, if any.
-    pub(crate) fn origin(&self) -> Option<&'static str> {
+    /// The variable that is set, or else the key of the configuration file or systemd's credential, if any.
+    pub(crate) fn origin(&self) -> Option<String> {
         let variables = [self.variable, self.file_variable].into_iter();
         let mut set = variables.filter(|name| variable(name).is_some());
         set.next()
             .or(self.file_of_configuration().map(|_| self.key))
+            .map(ToOwned::to_owned)
+            .or_else(|| Some(format!("{CREDENTIALS}/{}", self.name_of_credential()?)))
+    }
+
+    /// The name of the credential, if systemd provides it.
+    fn name_of_credential(&self) -> Option<&'static str> {
+        let (directory, name) = variable(CREDENTIALS).zip(self.credential)?;
+        Path::new(&directory).join(name).exists().then_some(name)
+    }
+
+    /// The name among the options.
+    pub(crate) fn name(&self) -> &'static str {
+        self.key.trim_end_matches("-file")
     }
 
     fn file_of_configuration(&self) -> Option<String> {
@@ -143,21 +158,17 @@ impl Source {
     }
 
     /// The value from the environment, or else from systemd's credentials.
-    fn find(&self) -> anyhow::Result<Option<SecretString>> {
+    pub(crate) fn find(&self) -> anyhow::Result<Option<SecretString>> {
         self.find_unless(variable(self.variable))
     }
 
     /// The given value, or else the one of [`Source::find`].
     fn find_unless(&self, given: Option<String>) -> anyhow::Result<Option<SecretString>> {
         let found = self.resolve(given.map(|value| value.trim().to_owned()))?;
-        let directory = variable(CREDENTIALS).zip(self.credential);
-        match (found, directory) {
-            (None, Some((directory, name))) => {
-                let path = Path::new(&directory).join(name);
-                let is_there = path.exists();
-                is_there
-                    .then(|| read_secret(&path, CREDENTIALS))
-                    .transpose()
+        match (found, self.name_of_credential()) {
+            (None, Some(name)) => {
+                let directory = variable(CREDENTIALS).unwrap_or_default();
+                read_secret(&Path::new(&directory).join(name), CREDENTIALS).map(Some)
             }
             (found, _) => Ok(found),
         }

@@ -14,6 +14,7 @@ use super::{
     Options, Output, at, failure, in_time, interval, open, print, show, status_doubts, unwritten,
     width,
 };
+use crate::core::backlog::BacklogKind;
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, span};
 use crate::core::verdict::AgeFrom;
@@ -87,9 +88,13 @@ impl StatusCommand {
         }
     }
 
-    pub(super) async fn run(self, options: &Options) -> Result<ExitCode, Failed> {
+    pub(super) async fn run(&self, options: &Options) -> Result<ExitCode, Failed> {
         let nagios = self.check == Some(CheckCodes::Nagios);
         let code = self.show(options).await;
+        if let (Some(_), Output::Text, Err(failed)) = (self.check, options.output, &code) {
+            // Monitoring systems show the output of a plugin.
+            print(&unknown(&failed.to_string()))?;
+        }
         match code {
             Err(failed) if nagios => {
                 failure::report(&failed, options.log().format, options.output);
@@ -99,7 +104,7 @@ impl StatusCommand {
         }
     }
 
-    async fn show(self, options: &Options) -> Result<ExitCode, Failed> {
+    async fn show(&self, options: &Options) -> Result<ExitCode, Failed> {
         let (url, names) = (options.database_url()?, options.names()?);
         let mut viewer = Viewer {
             url,
@@ -113,15 +118,7 @@ impl StatusCommand {
             store: None,
         };
         let Some(interval) = self.watch else {
-            let seen = viewer.look().await;
-            if let (Some(_), Output::Text, Err(failed)) = (self.check, options.output, &seen) {
-                // Monitoring systems show the output of a plugin.
-                print(&format!(
-                    "VOICE-SYNC UNKNOWN: {}",
-                    in_line(&failed.to_string())
-                ))?;
-            }
-            let status = seen?;
+            let status = viewer.look().await?;
             print(&self.shown(&status, options.output))?;
             return Ok(self.code(&status).into());
         };
@@ -172,7 +169,7 @@ impl StatusCommand {
     fn shown(&self, status: &Status, output: Output) -> String {
         match (output, self.check) {
             (Output::Json, _) => self.json(status).to_string(),
-            (Output::Text, Some(codes)) => in_one_line(status, codes),
+            (Output::Text, Some(codes)) => in_one_line(status, &self.limits(), codes),
             (Output::Text, None) => text(status, width()).trim_end().to_owned(),
         }
     }
@@ -186,17 +183,26 @@ fn most_severe(status: &Status) -> Option<&Attention> {
 }
 
 /// The exit code of a plugin that could not determine a state.
-const NAGIOS_UNKNOWN: u8 = 3;
+pub(super) const NAGIOS_UNKNOWN: u8 = 3;
+
+/// The output of a plugin that could not determine a state.
+pub(super) fn unknown(says: &str) -> String {
+    format!("VOICE-SYNC UNKNOWN: {}", in_line(says))
+}
 
 /// Terminal codes: move the cursor home and clear everything below.
 const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
 
 /// The output of plugins for Nagios, Icinga and similar systems: a line for people, `|`, and numbers with their units
-/// (<https://www.monitoring-plugins.org/doc/guidelines.html>). The lines below list what needs attention.
-fn in_one_line(status: &Status, codes: CheckCodes) -> String {
+/// and limits (<https://www.monitoring-plugins.org/doc/guidelines.html>). The age has no limit there, as voices in
+/// training do not count for it. The lines below list what needs attention.
+fn in_one_line(status: &Status, limits: &Limits, codes: CheckCodes) -> String {
     let survey = &status.survey;
     let seconds = |span: Option<Duration>| span.unwrap_or_default().as_secs();
     let (processing, oldest) = (survey.backlog.all(), status.oldest_age());
+    let backlog = limits
+        .backlog
+        .map_or(String::new(), |most| most.to_string());
     let verdict = match most_severe(status) {
         None => format!(
             "OK: {processing} in processing{}",
@@ -218,11 +224,14 @@ fn in_one_line(status: &Status, codes: CheckCodes) -> String {
         .iter()
         .map(|item| format!("\n{} → {}", item.says, item.advice));
     format!(
-        "VOICE-SYNC {verdict} | processing={processing} oldest_age={}s pending_events={} \
-         oldest_event_age={}s{}",
+        "VOICE-SYNC {verdict} | processing={processing};{backlog};;0 oldest_age={}s;;;0 pending_events={};;;0 \
+         oldest_event_age={}s;;{};0 set_aside={};{};;0{}",
         seconds(oldest),
         survey.pending_events,
         seconds(survey.oldest_event),
+        limits.event_age.as_secs(),
+        survey.backlog.of(BacklogKind::SetAside),
+        limits.set_aside,
         rest.collect::<String>()
     )
 }

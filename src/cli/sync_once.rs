@@ -13,8 +13,8 @@ use tracing::{error, warn};
 
 use super::ping::Ping;
 use super::{
-    Budget, Nudge, Options, Output, UNFINISHED, at, in_time, open, print, warn_of_statuses,
-    warn_without_events,
+    Budget, FIND_IDS, Nudge, Options, Output, UNFINISHED, at, in_time, open, print,
+    warn_of_statuses, warn_without_events,
 };
 use crate::cli::{secrets, shutdown};
 use crate::core::exit::{Exit, Failed};
@@ -92,7 +92,7 @@ impl SyncOnce {
     pub(super) async fn run(mut self, options: Options) -> Result<Exit, Failed> {
         let metrics = Metrics::default();
         let metrics_file = self.metrics_file.take();
-        let output = options.output;
+        let (output, is_quiet) = (options.output, options.quiet);
         let ping = secrets::ping_url(self.ping_url.take()).map_err(Failed::config)?;
         let ping = ping.as_ref().map(Ping::new).transpose();
         let ping = ping.map_err(Failed::usage)?;
@@ -102,8 +102,8 @@ impl SyncOnce {
             }
         };
         let (mut ended, ()) = join(self.within_its_time(options, &metrics), started).await;
-        if let Err(Failed { exit, .. }) = &ended {
-            metrics.exited(*exit);
+        if let Err(failed) = &ended {
+            metrics.exited(failed.exit);
         }
         if let Some(path) = metrics_file
             && let Err(error) = metrics.write(&path)
@@ -122,7 +122,9 @@ impl SyncOnce {
             ping.end(exit).await;
         }
         let report = ended?;
-        print(&text(&report, output))?;
+        if output == Output::Json || !is_quiet {
+            print(&text(&report, output))?;
+        }
         Ok(report.exit_code)
     }
 
@@ -139,10 +141,7 @@ impl SyncOnce {
         };
         tokio::select! {
             exit = self.sync(options, until, &deadline, metrics) => exit,
-            () = hanging => Err(Failed {
-                exit: Exit::Temporary,
-                message: anyhow!(UNFINISHED),
-            }),
+            () = hanging => Err(Failed::new(Exit::Temporary, anyhow!(UNFINISHED))),
         }
     }
 
@@ -289,10 +288,11 @@ async fn refuse_unknown(names: &[String], store: &Store, url: &DatabaseUrl) -> R
     }
     match unknown.is_empty() {
         true => Ok(()),
-        false => Err(Failed::usage(anyhow!(
-            "no row has this id or provider id (--voice): {}",
-            unknown.join(", ")
-        ))),
+        false => {
+            let unknown = unknown.join(", ");
+            let message = anyhow!("no row has this id or provider id (--voice): {unknown}");
+            Err(Failed::usage(message).with_hint(FIND_IDS))
+        }
     }
 }
 

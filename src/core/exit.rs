@@ -33,7 +33,7 @@ impl Exit {
         }
     }
 
-    /// What to do next, where a message does not say it.
+    /// What to do next after any error with this code.
     pub fn hint(self) -> Option<&'static str> {
         match self {
             Self::Success | Self::Declined => None,
@@ -71,25 +71,41 @@ impl From<Exit> for process::ExitCode {
 #[error("{message:#}")]
 pub struct Failed {
     pub exit: Exit,
-    /// What failed, on what, why, and what to do next.
+    /// What failed, on what, and why.
     pub message: anyhow::Error,
+    hint: Option<&'static str>,
 }
 
 impl Failed {
+    pub fn new(exit: Exit, message: impl Into<anyhow::Error>) -> Self {
+        Self {
+            exit,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
     /// A wrong value.
     pub fn usage(message: impl Into<anyhow::Error>) -> Self {
-        Self {
-            exit: Exit::Usage,
-            message: message.into(),
-        }
+        Self::new(Exit::Usage, message)
     }
 
     /// Wrong configuration, schema or privilege.
     pub fn config(message: impl Into<anyhow::Error>) -> Self {
+        Self::new(Exit::Config, message)
+    }
+
+    /// Replaces the hint of the exit code.
+    pub fn with_hint(self, hint: &'static str) -> Self {
         Self {
-            exit: Exit::Config,
-            message: message.into(),
+            hint: Some(hint),
+            ..self
         }
+    }
+
+    /// What to do next.
+    pub fn hint(&self) -> Option<&'static str> {
+        self.hint.or(self.exit.hint())
     }
 }
 

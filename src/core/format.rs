@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Serialize, Serializer};
 
 /// Makes one line of untrusted text. Names and messages may contain line breaks and terminal codes, which could forge
 /// lines.
@@ -60,6 +61,21 @@ pub fn number_of(number: u64, one: &str, more: &str) -> String {
         1 => format!("1 {one}"),
         _ => format!("{number} {more}"),
     }
+}
+
+/// A URL for output. The query is left out: that of a signed URL gives access to what it names.
+pub fn without_query(url: &str) -> String {
+    match url.split_once('?') {
+        Some((place, _)) => format!("{place}?…"),
+        None => url.to_owned(),
+    }
+}
+
+pub fn url_without_query<S: Serializer>(
+    url: &Option<String>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    url.as_deref().map(without_query).serialize(serializer)
 }
 
 /// Untrusted text, made safe for a log line.

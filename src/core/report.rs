@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::core::exit::Exit;
-use crate::core::format::timestamp;
+use crate::core::format::{number_of, timestamp};
 use crate::core::missing::MassAbsenceGuard;
 
 /// Voices, requests and events of one pass.
@@ -378,13 +378,16 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "  {} requests, {} of them retries",
-            c.requests, c.retries
+            "  {}, {} of them retries",
+            number_of(c.requests, "request", "requests"),
+            c.retries
         )?;
         write!(
             f,
-            "  {} events recorded, {} published, {} pending",
-            c.events_recorded, c.events_published, c.events_pending
+            "  {} recorded, {} published, {} pending",
+            number_of(c.events_recorded, "event", "events"),
+            c.events_published,
+            c.events_pending
         )?;
         match &self.reason {
             Some(reason) => write!(

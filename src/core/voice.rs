@@ -10,6 +10,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::format;
+
 /// The primary key of a row in the application's table, as that database prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RowId(String);
@@ -141,7 +143,11 @@ pub struct Voice {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category: Option<Category>,
     /// Null until the provider has made the preview.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "format::url_without_query"
+    )]
     pub preview_url: Option<String>,
     /// Progress of professional training.
     #[serde(default, skip_serializing_if = "Option::is_none")]

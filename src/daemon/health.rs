@@ -77,7 +77,7 @@ impl Health {
         Some(format!("database: {says}"))
     }
 
-    /// Records a failure, and logs it once.
+    /// Records a failure that the daemon survives, and logs it once.
     pub(super) fn obstructed(&self, part: Part, says: &str) {
         self.obstructed_since(part, Instant::now(), says);
     }
@@ -105,7 +105,8 @@ impl Health {
     }
 
     pub(super) fn passed(&self, report: &Report) {
-        for obstacle in &report.obstacles {
+        let ends = !report.exit_code.is_transient() && !report.key_works;
+        for obstacle in report.obstacles.iter().filter(|_| !ends) {
             self.obstructed(obstacle.part, &obstacle.says);
         }
         let counts = &report.counts;
@@ -145,6 +146,7 @@ impl Health {
                     report.exit_code.code()
                 )
             }
+            Tick::Stopped => "stopping".to_owned(),
             Tick::Unreadable { .. } => "waiting for the database".to_owned(),
         };
         let in_the_way: Vec<_> = self.state().obstacles.keys().map(Part::to_string).collect();

@@ -85,17 +85,18 @@ pub async fn run(
                     supervisor.ready();
                     continue;
                 }
-                Some(Err(Failed { exit, message })) => match exit.is_transient() {
+                Some(Err(failed)) => match failed.exit.is_transient() {
                     true => Tick::Unreadable {
-                        exit,
-                        says: format!("{message:#}"),
+                        exit: failed.exit,
+                        says: failed.to_string(),
                     },
-                    false => return Err(Failed { exit, message }),
+                    false => return Err(failed),
                 },
             },
             Some(database) => turn(&database.store).await,
         };
         match &outcome {
+            Tick::Stopped => return Ok(()),
             Tick::Idle { .. } => watch.works(Part::Database),
             Tick::Unreadable { says, .. } => {
                 watch.obstructed(Part::Database, says);
@@ -118,8 +119,7 @@ pub async fn run(
                 again_in(&mut failures)
             }
             Exit::Declined | Exit::Usage | Exit::Key | Exit::Config => {
-                let message = anyhow::anyhow!(says);
-                return Err(Failed { exit, message });
+                return Err(Failed::new(exit, anyhow::anyhow!(says)));
             }
         };
         supervisor.status(&watch.status(&outcome));
@@ -129,7 +129,7 @@ pub async fn run(
         let heeds_hints = match &outcome {
             Tick::Idle { .. } => true,
             Tick::Passed { report, .. } => report.exit_code == Exit::Success,
-            Tick::Unreadable { .. } => false,
+            Tick::Stopped | Tick::Unreadable { .. } => false,
         };
         let sleeping = async {
             match heeds_hints {
@@ -151,6 +151,7 @@ fn result_of(outcome: &Tick, interval: Duration) -> (Exit, String, Duration) {
             let pause = next_in.map_or(interval, |next| next.min(interval));
             (Exit::Success, String::new(), pause)
         }
+        Tick::Stopped => (Exit::Success, String::new(), Duration::ZERO),
         Tick::Unreadable { exit, says } => (*exit, says.clone(), Duration::ZERO),
         Tick::Passed { report, free_in } => match pause_after(report, *free_in, interval) {
             Some(pause) => (Exit::Success, String::new(), pause),

@@ -34,6 +34,8 @@ pub enum Tick {
         /// The time until the request budget has room for another pass.
         free_in: Duration,
     },
+    /// The process is to stop, and nothing was in progress.
+    Stopped,
     /// The voices that are due could not be read from the database.
     Unreadable {
         /// The exit code that `sync-once` would return.
@@ -88,9 +90,11 @@ pub async fn tick(
     looks: &mut DutyCycles,
 ) -> Tick {
     let room = pass.voices_a_request() * budget.requests_in(MIN_PAUSE);
-    let mut agenda = match agenda(&pass, room, looks).await {
-        Ok(agenda) => agenda,
-        Err(error) => {
+    let reading = pass.stop.run_until_cancelled(agenda(&pass, room, looks));
+    let mut agenda = match reading.await {
+        None => return Tick::Stopped,
+        Some(Ok(agenda)) => agenda,
+        Some(Err(error)) => {
             metrics.exited(error.exit());
             return Tick::Unreadable {
                 exit: error.exit(),

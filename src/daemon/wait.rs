@@ -71,6 +71,7 @@ pub async fn until_nothing_waits(
                     None => again_in(&mut failures),
                 }
             }
+            Tick::Stopped => Duration::ZERO,
             Tick::Unreadable { says, .. } => {
                 watch.obstructed(Part::Database, &says);
                 again_in(&mut failures)

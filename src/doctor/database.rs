@@ -139,8 +139,8 @@ async fn backlog(store: &Store) -> Result<Check, StoreError> {
         .oldest
         .map(|oldest| format!(", the oldest for {}", span(oldest)));
     let says = format!(
-        "{} voices in processing{}",
-        overview.processing,
+        "{} in processing{}",
+        number_of(overview.processing.unsigned_abs(), "voice", "voices"),
         since.unwrap_or_default()
     );
     Ok(Check::fine("backlog", says))

@@ -331,7 +331,7 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         add(
             Severity::Warning,
             format!("{days} has been in processing for {}", span(old)),
-            "`voice-sync inspect ID` shows what it waits for",
+            "`voice-sync list --older-than 2d` lists such voices, and `voice-sync inspect ID` shows what one waits for",
         );
     }
     let aside = survey.backlog.of(BacklogKind::SetAside);
@@ -354,8 +354,8 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
                 if unanswerable == 1 { "it" } else { "them" },
                 span(oldest)
             ),
-            "they stay in processing and are looked up one by one; `voice-sync inspect ID` shows the error, with an \
-             id from the list of the oldest voices; report it to the provider",
+            "they stay in processing and are looked up one by one; `voice-sync list --unanswerable` shows their \
+             errors; report them to the provider",
         );
     }
     if let Some(waits) = survey.oldest_event.filter(|waits| waits > event_age) {

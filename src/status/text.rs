@@ -155,7 +155,8 @@ pub(super) fn waits_for(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
     let waits = match (notes.missing_count, stage) {
         (_, _) if notes.strikes > 0 => "another attempt".to_owned(),
         (missing @ 1.., _) => {
-            format!("confirmation that it is missing (not found {missing} times)")
+            let times = number_of(missing.into(), "time", "times");
+            format!("confirmation that it is missing (not found {times})")
         }
         (0, Some(stage)) => format!("{stage} ({})", in_line(kind)),
         (0, None) => "its first answer".to_owned(),

@@ -63,6 +63,9 @@ impl StoreError {
     }
 }
 
+/// sqlx's message if the server refuses TLS.
+const NO_TLS: &str = "server does not support TLS";
+
 impl From<sqlx::Error> for StoreError {
     #[expect(
         clippy::wildcard_enum_match_arm,
@@ -76,6 +79,9 @@ impl From<sqlx::Error> for StoreError {
             },
             sqlx::Error::PoolTimedOut => Self::Unreachable("no connection in time".to_owned()),
             sqlx::Error::Io(error) => Self::Unreachable(error.to_string()),
+            sqlx::Error::Tls(error) if error.to_string().contains(NO_TLS) => {
+                Self::Config(format!("{NO_TLS}, but the URL requires it (sslmode)"))
+            }
             sqlx::Error::Tls(error) => Self::Unreachable(format!("TLS: {error}")),
             other => Self::Unreachable(other.to_string()),
         }

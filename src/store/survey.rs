@@ -10,7 +10,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::core::backlog::Backlog;
-use crate::core::format::{span, timestamp};
+use crate::core::format::{span, timestamp, url_without_query};
 use crate::core::nudge::Nudge;
 use crate::core::provider_state::ProviderState;
 use crate::core::quantiles::Quantiles;
@@ -126,6 +126,7 @@ pub struct VoiceRecord {
     /// What the status means to voice-sync.
     #[serde(skip)]
     pub state: RowState,
+    #[serde(serialize_with = "url_without_query")]
     pub preview_url: Option<String>,
     /// When the row was created.
     #[serde(serialize_with = "optional_time")]

@@ -147,6 +147,31 @@ impl ColumnNames {
     }
 }
 
+impl fmt::Display for ColumnNames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            id,
+            user_id,
+            elevenlabs_voice_id,
+            status,
+            preview_url,
+            created_at,
+            completed_at,
+        } = self;
+        write!(
+            f,
+            "id={},user_id={},elevenlabs_voice_id={},status={},preview_url={},created_at={},completed_at={}",
+            id.as_str(),
+            user_id.as_str(),
+            elevenlabs_voice_id.as_str(),
+            status.as_str(),
+            preview_url.as_str(),
+            created_at.as_str(),
+            completed_at.as_str()
+        )
+    }
+}
+
 /// The values that the application writes for each status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatusValues {
@@ -213,6 +238,20 @@ impl StatusValues {
     /// All three values.
     pub fn all(&self) -> [&str; 3] {
         [&self.processing, &self.completed, &self.failed]
+    }
+}
+
+impl fmt::Display for StatusValues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            processing,
+            completed,
+            failed,
+        } = self;
+        write!(
+            f,
+            "processing={processing},completed={completed},failed={failed}"
+        )
     }
 }
 
@@ -518,7 +557,9 @@ mod tests {
 
     #[test]
     fn doubts_a_configured_status_if_rows_have_a_similar_one() {
-        let all_right: &[(&str, &[(&str, u64)])] = &[
+        type Statuses<'a> = &'a [(&'a str, u64)];
+        type Found<'a> = &'a [(&'a str, &'a str)];
+        let all_right: &[(&str, Statuses<'_>)] = &[
             ("", &[]),
             ("", &[("completed", 5), ("archived", 9), ("pending", 1)]),
             ("", &[("processing", 1), ("processing_upload", 70)]),
@@ -529,7 +570,7 @@ mod tests {
                 &[("P", 1), ("C", 2), ("F", 1)],
             ),
         ];
-        let wrong: &[(&str, &[(&str, u64)], &[(&str, &str)])] = &[
+        let wrong: &[(&str, Statuses<'_>, Found<'_>)] = &[
             ("", &[("PROCESSING", 70)], &[("processing", "PROCESSING")]),
             (
                 "",
@@ -563,7 +604,7 @@ mod tests {
             ),
             ("failed=FAILED", &[("failed", 2)], &[("failed", "failed")]),
         ];
-        let doubts = |values: &str, statuses: &[(&str, u64)]| {
+        let doubts = |values: &str, statuses: Statuses<'_>| {
             let values = StatusValues::parse(values).expect("values");
             let statuses: Vec<_> = statuses
                 .iter()

@@ -66,6 +66,19 @@ async fn a_database_that_is_away_is_waited_for_at_the_start_and_later() {
     daemon.stop().await;
 }
 
+/// A daemon that only waits for the database has nothing to finish.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_ends_a_daemon_that_waits_for_the_database() {
+    let (app, provider) = (migrated().await, simulator().await);
+    let faults = "store.agenda.before=stall:1h;shutdown.timeout=stall:20s";
+    let command = daemon(&app.url, &provider.url()).env("VOICE_SYNC_FAILPOINTS", faults);
+    let mut daemon = Daemon::start(command);
+    daemon.wait_until_answers("/readyz", 200).await;
+    daemon.signal("-TERM");
+    // It would end with 75 if it used up the time limit for work in progress.
+    assert_eq!(daemon.ended().await, 0, "{}", daemon.log());
+}
+
 /// Statements are repeated for longer here than any probe waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_daemon_says_that_the_database_is_away_while_statements_are_still_repeated() {

@@ -205,6 +205,9 @@ async fn a_configuration_file_is_below_environment_and_command_line() {
             "database-url-file",
         ),
         ("concurrency", "cannot read the configuration file"),
+        ("wait = \"1m\"", "belongs to a single run"),
+        ("pending = true", "belongs to a single run"),
+        ("yes = true", "belongs to a single run"),
     ] {
         fs::write(path("config.toml"), content).expect("writes");
         let ended = command(&["config", "check"]).run().await;
@@ -226,6 +229,71 @@ async fn a_configuration_file_is_below_environment_and_command_line() {
     )
     .expect("writes");
     command(&["config", "check"]).run().await.expect_code(78);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn config_check_and_show_know_the_options_of_all_commands_and_all_secrets() {
+    let directory = TempDir::new().expect("a directory");
+    let file = directory.path().join("config.toml").display().to_string();
+    let command = |action: &str| {
+        VoiceSync::new(&["config", action, "--config", &file])
+            .env("DATABASE_URL", "sqlite:////nowhere/app.db")
+            .env("ELEVENLABS_API_KEY", "key")
+    };
+    let write = |content: &str| fs::write(&file, content).expect("writes");
+    write("interval = \"3s\"\nlisten = 9090\nmax-age = \"1h\"\nallowed-hosts = [\"a\", \"b\"]\n");
+    command("check").run().await.expect_code(0);
+    let shown = command("show")
+        .env("VOICE_SYNC_REQUEST_BUDGET", "2/s")
+        .env("VOICE_SYNC_LISTEN_TOKEN", "secret-token")
+        .run()
+        .await;
+    shown.expect_code(0);
+    assert!(!shown.stdout.contains("secret-token"), "{}", shown.stdout);
+    let options = shown.report()["options"].clone();
+    let option = |name: &str| {
+        let mut options = options.as_array().expect("options").iter();
+        let found = options.find(|option| option["name"] == name).expect(name);
+        [&found["value"], &found["source"]].map(|text| text.as_str().unwrap_or("none").to_owned())
+    };
+    for (name, value, source) in [
+        ("interval", "3s", file.as_str()),
+        ("listen", "9090", &file),
+        ("max-age", "1h", &file),
+        ("allowed-hosts", "a,b", &file),
+        ("request-budget", "2/s", "VOICE_SYNC_REQUEST_BUDGET"),
+        ("listen-token", "set", "VOICE_SYNC_LISTEN_TOKEN"),
+        ("ping-url", "none", "default"),
+        ("api-url", "https://api.elevenlabs.io", "default"),
+        (
+            "status-values",
+            "processing=processing,completed=completed,failed=failed",
+            "default",
+        ),
+    ] {
+        assert_eq!(option(name), [value, source], "{name}");
+    }
+
+    // All of them are reported at once.
+    write("interval = \"3x\"\nmax-age = \"1\"\n");
+    let checked = command("check")
+        .env("VOICE_SYNC_REQUEST_BUDGET", "many")
+        .env("VOICE_SYNC_PING_URL", "ftp://secret-host/secret-path")
+        .env("VOICE_SYNC_LISTEN_TOKEN_FILE", "/nowhere/token")
+        .run()
+        .await;
+    checked.expect_code(2);
+    let errors = checked.report()["errors"].to_string();
+    for part in [
+        "interval in ",
+        "max-age in ",
+        "VOICE_SYNC_REQUEST_BUDGET",
+        "must be https",
+        "/nowhere/token",
+    ] {
+        assert!(errors.contains(part), "{part} is not in {errors}");
+    }
+    assert!(!errors.contains("secret"), "{errors}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -312,7 +380,7 @@ async fn a_check_exits_as_nagios_expects_it_if_told_to() {
         many.stdout
             .lines()
             .next()
-            .is_some_and(|line| line.contains(" | processing=1 ")),
+            .is_some_and(|line| line.contains(" | processing=1;0;;0 oldest_age=")),
         "{}",
         many.stdout
     );
@@ -325,10 +393,62 @@ async fn a_check_exits_as_nagios_expects_it_if_told_to() {
         "{}",
         away.stdout
     );
-    text(VoiceSync::new(&["status", "--check=nagios"]))
-        .run()
-        .await
-        .expect_code(3);
+    // A plugin that cannot tell is neither OK nor CRITICAL, and says why on stdout.
+    for words in [&[][..], &["--max-age=soon"], &["--no-such-option"]] {
+        let unknown = text(VoiceSync::new(&["status", "--check=nagios"]));
+        let unknown = unknown.args(words).run().await;
+        unknown.expect_code(3);
+        assert!(
+            unknown.stdout.starts_with("VOICE-SYNC UNKNOWN: ")
+                && unknown.stdout.lines().count() == 1,
+            "{words:?}: {}",
+            unknown.stdout
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hints_of_errors_fit_the_error() {
+    let site = Site::new(Variant::E36).await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("listens");
+    let address = taken.local_addr().expect("an address").to_string();
+    for (words, code, hint) in [
+        (&["inspect", "nobody"][..], 2, "`voice-sync list`"),
+        (&["sync-once", "--voice", "nobody"], 2, "`voice-sync list`"),
+        (&["daemon", "--listen", &address], 78, "use a free port"),
+        (&["fail", "sim-ready-1"], 2, "`voice-sync help COMMAND`"),
+        (&["sync-onc"], 2, "sync-once"),
+        (&["runs", "--limit=0"], 2, "`voice-sync help COMMAND`"),
+        (
+            &["outbox", "list", "--limit=0"],
+            2,
+            "`voice-sync help COMMAND`",
+        ),
+    ] {
+        let ended = text(site.run(words)).run().await;
+        ended.expect_code(code);
+        let lines: Vec<_> = ended.stderr.lines().collect();
+        let [.., error, shown] = lines.as_slice() else {
+            panic!("{words:?}: {}", ended.stderr)
+        };
+        assert!(
+            error.starts_with("error: ") && shown.starts_with("hint: ") && shown.contains(hint),
+            "{words:?}: {}",
+            ended.stderr
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quiet_pass_prints_nothing_as_text() {
+    let site = Site::new(Variant::E36).await;
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    let quiet = text(site.sync_once()).args(&["-q"]).run().await;
+    quiet.expect_code(0);
+    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+    assert_eq!(site.app.row("sim-ready-1").await.status, "completed");
+    // A program that asks for JSON gets it.
+    assert!(site.sync_once().args(&["-q"]).run().await.report()["due"].is_number());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

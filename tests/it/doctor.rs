@@ -128,7 +128,7 @@ async fn it_tells_where_each_value_came_from_and_no_secret() {
     let all = configuration.join("\n");
     for line in [
         "(from DATABASE_URL)",
-        "there is a key (from ELEVENLABS_API_KEY_FILE)",
+        "api-key-file: set (from ELEVENLABS_API_KEY_FILE)",
         "concurrency: 7 (from VOICE_SYNC_CONCURRENCY)",
         "fail-after: 30m (from the command line)",
         "lookup: auto",

@@ -6,11 +6,12 @@ use std::io::{BufRead, BufReader};
 use serde_json::{Value, json};
 use uuid::Uuid;
 use voice_sync::store::{CommandRun, Selection, VoiceFilter, Wanted};
-use voice_sync_simulator::Counts;
+use voice_sync_simulator::{Counts, Options};
 
 use crate::support::app::{App, NewVoice, Pool, Variant, row_id};
 use crate::support::binary::{Ended, VoiceSync, end};
 use crate::support::daemon::{Daemon, daemon};
+use crate::support::fates::simulator_with;
 use crate::support::site::{ALL, Site};
 
 /// The line of the log that has these words.
@@ -195,7 +196,7 @@ async fn a_check_says_in_one_line_what_needs_attention() {
     assert!(
         never
             .stdout
-            .starts_with("VOICE-SYNC ATTENTION: no pass has run on this database | processing=1 ")
+            .starts_with("VOICE-SYNC ATTENTION: no pass has run on this database | processing=1;")
     );
     site.sync_once().run().await.expect_code(0);
     let well = check(&[]).await;
@@ -558,9 +559,46 @@ async fn a_voice_can_be_inspected_while_the_provider_is_away() {
     let away = site
         .run(&["inspect", "sim-ready-1"])
         .env("ELEVENLABS_BASE_URL", "http://127.0.0.1:9");
-    let away = json(away).await;
+    let away = away.run().await;
+    away.expect_code(75);
+    let away = away.report();
     assert!(away[0]["provider"]["trouble"].is_string(), "{away:#}");
-    assert_eq!(away[0]["verdict"]["says"], "none: there is no answer");
+    assert_eq!(away[0]["verdict"]["outcome"], "none");
+    let strict = simulator_with(Options {
+        key: Some("the right key".into()),
+        ..Options::default()
+    })
+    .await;
+    let refused = site.run(&["inspect", "sim-ready-1"]);
+    let refused = refused.env("ELEVENLABS_BASE_URL", strict.url()).run().await;
+    refused.expect_code(77);
+}
+
+/// The signature in the query of a preview's URL gives access to the preview.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn signatures_of_preview_urls_are_not_shown() {
+    let site = Site::new(Variant::E36).await;
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    site.sync_once().run().await.expect_code(0);
+    site.app
+        .execute("UPDATE voices SET preview_url = 'https://storage/v.mp3?sig=s3cret'")
+        .await;
+    for words in [
+        &["inspect", "sim-ready-1"][..],
+        &["inspect", "sim-ready-1", "--output=text"],
+        &["list", "--status=completed"],
+        &["list", "--status=completed", "--output=text"],
+    ] {
+        let shown = site.run(words).run().await;
+        shown.expect_code(0);
+        assert!(
+            !shown.stdout.contains("s3cret"),
+            "{words:?}: {}",
+            shown.stdout
+        );
+    }
+    let shown = json(site.run(&["inspect", "sim-ready-1"])).await;
+    assert_eq!(shown[0]["row"]["preview_url"], "https://storage/v.mp3?…");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -603,7 +641,9 @@ async fn failed_voices_are_put_back_and_asked_about_again() {
         assert_eq!(failed().await, 3, "{variant:?}");
 
         let one = row_id("sim-banned-1").to_string();
-        let named = json(site.run(&["retry", &one, "sim-ready-1"])).await;
+        let named = site.run(&["retry", &one, "sim-ready-1"]).run().await;
+        named.expect_code(2);
+        let named = named.report();
         assert_eq!(named["put_back"], json!([one]), "{variant:?}: {named}");
         assert_eq!(
             named["left"][0]["reason"], "it is completed",
@@ -829,8 +869,14 @@ async fn events_are_shown_sent_again_and_removed() {
         let resends = commands.filter(|command| *command == "outbox resend");
         assert_eq!(resends.count(), 1, "{variant:?}: {runs}");
         site.run(&["outbox", "resend"]).run().await.expect_code(2);
-        let typo = site.run(&["outbox", "resend", "typo"]).run().await;
+        let typo = site.run(&["outbox", "resend", "typo", &voice]).run().await;
         typo.expect_code(2);
+        assert_eq!(
+            typo.report()["left"],
+            json!([{"id": "typo", "reason": "no event, row or provider id is this"},
+                   {"id": voice, "reason": "no event is kept for it; `voice-sync outbox record` records one"}]),
+            "{variant:?}"
+        );
         assert_eq!(
             json(site.run(&["runs"])).await,
             runs,
@@ -943,7 +989,7 @@ async fn a_row_that_the_application_has_locked_keeps_nobody_waiting() {
     let retried = json(site.run(&["retry", "--all-failed", "--yes"])).await;
     let [locked, free] = ["sim-banned-1", "sim-banned-2"].map(|id| row_id(id).to_string());
     assert_eq!(retried["put_back"], json!([free]));
-    assert_eq!(retried["left"][0]["row_id"], json!(locked));
+    assert_eq!(retried["left"][0]["id"], json!(locked));
     application.rollback().await.expect("ends");
     assert_eq!(site.app.row("sim-banned-1").await.status, "failed");
 }
@@ -1042,9 +1088,11 @@ async fn voices_are_listed_by_status_problem_and_age() {
             .run()
             .await;
         text.expect_code(0);
-        assert_eq!(text.stdout.lines().count(), 1);
+        assert_eq!(text.stdout.lines().count(), 2);
         assert!(
-            text.stdout.contains("sim-banned-1") && text.stdout.ends_with("banned\n"),
+            text.stdout.starts_with("ROW ID ")
+                && text.stdout.contains("sim-banned-1")
+                && text.stdout.ends_with("banned\n"),
             "{}",
             text.stdout
         );
@@ -1072,7 +1120,11 @@ async fn voices_are_failed_by_hand_with_their_event_and_can_be_put_back() {
         assert_eq!(site.app.row(ids[0]).await.status, "processing");
 
         let by_row = row_id(ids[1]).to_string();
-        let failed = json(fail(&[ids[0], &by_row, "sim-ready-1", "nobody"])).await;
+        let failed = fail(&[ids[0], &by_row, "sim-ready-1", "nobody"])
+            .run()
+            .await;
+        failed.expect_code(2);
+        let failed = failed.report();
         assert_eq!(
             failed["failed"].as_array().map(Vec::len),
             Some(2),
@@ -1136,8 +1188,24 @@ async fn events_of_voices_that_were_finished_without_one_can_be_recorded_afterwa
         );
         assert_eq!(json(record(&["sim-ready-1"])).await["recorded"], 1);
         // Once, and of finished voices only.
-        record(&["sim-ready-1"]).run().await.expect_code(2);
-        record(&["sim-nopreview-1"]).run().await.expect_code(2);
+        let left = record(&["sim-ready-1", "sim-nopreview-1", "nobody"])
+            .run()
+            .await;
+        left.expect_code(2);
+        let left = left.report();
+        assert_eq!(left["recorded"], 0, "{left}");
+        let reasons: BTreeSet<_> = left["left"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|left| left["reason"].as_str().expect("a text"))
+            .collect();
+        let expected = [
+            "its event is recorded already; `voice-sync outbox resend` publishes it again",
+            "it is in processing",
+            "no row has this as its id or provider id",
+        ];
+        assert_eq!(reasons, BTreeSet::from(expected), "{variant:?}");
         record(&["--since", "1h"]).run().await.expect_code(2);
         assert_eq!(
             json(record(&["--since", "1h", "--yes"])).await["recorded"],

@@ -52,7 +52,7 @@ async fn a_server_without_tls_is_refused_where_it_is_asked_for() {
     drop(app.store().await);
     for parameters in ["ssl=require", "sslmode=verify-full"] {
         let ended = pass(&format!("{}?{parameters}", app.url), None).await;
-        ended.expect_code(69);
+        ended.expect_code(78);
         assert!(ended.stderr.contains("TLS"), "{}", ended.stderr);
     }
     pass(&format!("{}?ssl=prefer", app.url), None)

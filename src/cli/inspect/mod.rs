@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{COMMAND_TIMEOUT, Options, Output, at, in_time, open, print};
+use super::{COMMAND_TIMEOUT, FIND_IDS, Options, Output, at, in_time, open, print};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, span};
 use crate::core::judge::{Grounds, Judgement, judge};
@@ -47,15 +47,60 @@ enum Answer {
     NotAsked(String),
     Found(Box<Voice>),
     Missing,
-    None(String),
+    None {
+        says: String,
+        /// The exit code of the command.
+        exit: Exit,
+    },
+}
+
+/// What a pass would do with the voice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Completed,
+    Failed,
+    Processing,
+    Missing,
+    SetAside,
+    /// There is no verdict.
+    None,
+}
+
+impl Outcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Processing => "processing",
+            Self::Missing => "missing",
+            Self::SetAside => "set_aside",
+            Self::None => "none",
+        }
+    }
+}
+
+/// A verdict for people, with its rule.
+struct Verdict {
+    outcome: Outcome,
+    says: String,
+    rule: String,
+}
+
+impl Verdict {
+    fn none(says: &str, rule: &str) -> Self {
+        Self {
+            outcome: Outcome::None,
+            says: format!("none: {says}"),
+            rule: rule.to_owned(),
+        }
+    }
 }
 
 /// Everything that is known about one row.
 struct Inspected {
     voice: VoiceRecord,
     answer: Answer,
-    /// The verdict and its reason.
-    verdict: [String; 2],
+    verdict: Verdict,
     events: Vec<EventRecord>,
 }
 
@@ -69,10 +114,7 @@ impl Inspect {
         if voices.is_empty() {
             let (id, table) = (in_line(&self.id), table.table.quoted());
             let message = anyhow!("no row of {table} has {id} as its id or provider id");
-            return Err(Failed {
-                exit: Exit::Usage,
-                message,
-            });
+            return Err(Failed::usage(message).with_hint(FIND_IDS));
         }
         let provider = (!self.offline).then(|| options.provider());
         let mut all = Vec::new();
@@ -109,7 +151,11 @@ impl Inspect {
                 .join("\n\n"),
         };
         print(&shown)?;
-        Ok(Exit::Success)
+        let exits = all.iter().map(|inspected| match &inspected.answer {
+            Answer::None { exit, .. } => *exit,
+            Answer::NotAsked(_) | Answer::Found(_) | Answer::Missing => Exit::Success,
+        });
+        Ok(exits.max().unwrap_or(Exit::Success))
     }
 }
 
@@ -154,18 +200,24 @@ async fn look_up(provider: &Provider, id: ProviderVoiceId) -> Answer {
     let mut lookups = provider
         .look_up(std::slice::from_ref(&id), true, deadline)
         .await;
+    let no_answer = |exit, says| Answer::None { says, exit };
     if let Some(reason) = provider.key_refused() {
-        return Answer::None(format!("the key is refused: {reason}"));
+        return no_answer(Exit::Key, format!("the key is refused: {reason}"));
     }
     match lookups.remove(&id) {
         Some(Lookup::Found { voice, listed: _ }) => Answer::Found(Box::new(voice)),
         Some(Lookup::Missing) => Answer::Missing,
-        Some(Lookup::Rejected(reason)) => Answer::None(format!("it rejects the id: {reason}")),
-        Some(Lookup::Unanswerable(trouble)) => Answer::None(format!(
-            "{trouble}; the provider answers other requests, so the reason is probably this voice"
-        )),
-        Some(Lookup::Unavailable(trouble)) => Answer::None(trouble.to_string()),
-        None => Answer::None("not asked".to_owned()),
+        Some(Lookup::Rejected(reason)) => {
+            no_answer(Exit::Success, format!("it rejects the id: {reason}"))
+        }
+        Some(Lookup::Unanswerable(trouble)) => no_answer(
+            Exit::Success,
+            format!(
+                "{trouble}; the provider answers other requests, so the reason is probably this voice"
+            ),
+        ),
+        Some(Lookup::Unavailable(trouble)) => no_answer(Exit::Temporary, trouble.to_string()),
+        None => no_answer(Exit::Temporary, "not asked".to_owned()),
     }
 }
 
@@ -176,20 +228,17 @@ fn verdict(
     rules: &Rules,
     missing_after: Duration,
     preview_room: Option<usize>,
-) -> [String; 2] {
+) -> Verdict {
     match voice.state {
         RowState::Processing => {}
         RowState::Completed | RowState::Failed => {
             let status = in_line(&voice.status);
             let why = "voice-sync never touches rows that are not in processing; `voice-sync retry` puts failed ones back";
-            return [format!("none: the row is {status}"), why.to_owned()];
+            return Verdict::none(&format!("the row is {status}"), why);
         }
         RowState::Other => {
             let why = "voice-sync never touches rows that are not in processing; --status-values sets which value means it";
-            return [
-                "none: the status is one of the application's own".to_owned(),
-                why.to_owned(),
-            ];
+            return Verdict::none("the status is one of the application's own", why);
         }
     }
     let lookup = match answer {
@@ -198,9 +247,8 @@ fn verdict(
             listed: false,
         },
         Answer::Missing => Lookup::Missing,
-        Answer::NotAsked(_) | Answer::None(_) => {
-            let why = "an error is never a verdict";
-            return ["none: there is no answer".to_owned(), why.to_owned()];
+        Answer::NotAsked(_) | Answer::None { .. } => {
+            return Verdict::none("there is no answer", "an error is never a verdict");
         }
     };
     let grounds = Grounds {
@@ -215,48 +263,61 @@ fn verdict(
 }
 
 /// A judgement as text, and its rule.
-fn in_words(judgement: Judgement, voice: &VoiceRecord, missing_after: Duration) -> [String; 2] {
+fn in_words(judgement: Judgement, voice: &VoiceRecord, missing_after: Duration) -> Verdict {
     let rule = match &judgement {
         Judgement::Moves(_, rule) => Some(rule),
         Judgement::Stays(_, rule) => rule.as_ref(),
     };
-    let rule = rule.map(ToString::to_string);
-    let says = match judgement {
-        Judgement::Moves(
-            Target::Completed {
-                preview_url: Some(_),
+    let rule = rule.map(ToString::to_string).unwrap_or_default();
+    let (outcome, says) = match judgement {
+        Judgement::Moves(Target::Completed { preview_url }, _) => (
+            Outcome::Completed,
+            match preview_url {
+                Some(_) => "completed".to_owned(),
+                None => "completed, without a preview".to_owned(),
             },
-            _,
-        ) => "completed".to_owned(),
-        Judgement::Moves(Target::Completed { preview_url: None }, _) => {
-            "completed, without a preview".to_owned()
+        ),
+        Judgement::Moves(Target::Failed { reason }, _) => {
+            (Outcome::Failed, format!("failed: {}", in_line(&reason)))
         }
-        Judgement::Moves(Target::Failed { reason }, _) => format!("failed: {}", in_line(&reason)),
-        Judgement::Stays(Seen::Processing { stage, kind: _ }, _) => match stage {
-            Stage::Preparing => "still processing: the provider is preparing it".to_owned(),
-            Stage::Training => "still processing: in training".to_owned(),
-            Stage::WaitingForOwner => {
-                "still processing: its owner must verify it or start its training".to_owned()
+        Judgement::Stays(Seen::Processing { stage, kind: _ }, _) => (
+            Outcome::Processing,
+            match stage {
+                Stage::Preparing => "still processing: the provider is preparing it",
+                Stage::Training => "still processing: in training",
+                Stage::WaitingForOwner => {
+                    "still processing: its owner must verify it or start its training"
+                }
             }
-        },
+            .to_owned(),
+        ),
         Judgement::Stays(Seen::Missing, _) => {
-            let times = voice
-                .notes_about_it()
-                .map_or(0, |notes| notes.missing_count);
-            let why = format!(
+            let notes = voice.notes_about_it();
+            let times = notes.map_or(0, |notes| notes.missing_count);
+            let rule = format!(
                 "it fails after {CONFIRMATIONS} lookups over {} that do not find it, if other voices were found in between; so far: {times}",
                 span(missing_after)
             );
-            return ["still processing: missing".to_owned(), why];
+            return Verdict {
+                outcome: Outcome::Missing,
+                says: "still processing: missing".to_owned(),
+                rule,
+            };
         }
-        Judgement::Stays(Seen::SetAside(why), _) => format!("set aside: {why}"),
+        Judgement::Stays(Seen::SetAside(why), _) => {
+            (Outcome::SetAside, format!("set aside: {why}"))
+        }
         Judgement::Stays(
             Seen::Unanswerable { .. }
             | Seen::Suspected(_)
             | Seen::Unavailable(_)
             | Seen::Superseded,
             _,
-        ) => "still processing".to_owned(),
+        ) => (Outcome::Processing, "still processing".to_owned()),
     };
-    [says, rule.unwrap_or_default()]
+    Verdict {
+        outcome,
+        says,
+        rule,
+    }
 }

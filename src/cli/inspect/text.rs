@@ -3,28 +3,29 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use super::{Answer, Inspected};
+use super::{Answer, Inspected, Verdict};
 use crate::cli::outbox::publication;
-use crate::core::format::{ago, in_line, moment, span};
+use crate::core::format::{ago, in_line, moment, number_of, span, timestamp, without_query};
 use crate::status::HEADING;
 use crate::store::{EventRecord, RowState, VoiceRecord};
 
-/// The time of the next lookup, if there will be one.
-fn next_lookup(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
+/// The time of the next lookup, if there will be one, and the same for people.
+fn next_lookup(voice: &VoiceRecord, now: DateTime<Utc>) -> (Option<DateTime<Utc>>, String) {
     match voice.state {
         RowState::Processing => {}
         RowState::Completed | RowState::Failed | RowState::Other => {
-            return "none: it is not in processing".to_owned();
+            return (None, "none: it is not in processing".to_owned());
         }
     }
     if let Some(until) = voice.set_aside_until(now) {
-        return format!("{}: until then it is set aside", ago(until, now));
+        let says = format!("{}: until then it is set aside", ago(until, now));
+        return (Some(until), says);
     }
     let later = |time: Option<DateTime<Utc>>| time.filter(|time| *time > now);
     let notes = voice.notes_about_it();
     let lease = later(voice.lease_until);
     let due = later(notes.and_then(|notes| notes.next_due));
-    match (lease, due) {
+    let says = match (lease, due) {
         (Some(lease), _) => format!("under way; its lease ends {}", ago(lease, now)),
         (None, Some(due)) if notes.is_some_and(|notes| notes.unanswered > 1) => {
             format!(
@@ -34,7 +35,8 @@ fn next_lookup(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
         }
         (None, Some(due)) => format!("{} by a daemon, or by the next `sync-once`", ago(due, now)),
         (None, None) => "now, by the next pass".to_owned(),
-    }
+    };
+    (lease.or(due).or(Some(now)), says)
 }
 
 impl Inspected {
@@ -42,24 +44,31 @@ impl Inspected {
         let Self {
             voice,
             answer,
-            verdict: [says, why],
+            verdict:
+                Verdict {
+                    outcome,
+                    says,
+                    rule,
+                },
             events,
         } = self;
         let provider = match answer {
             Answer::NotAsked(reason) => json!({"not_asked": reason}),
             Answer::Found(found) => json!({"found": found}),
             Answer::Missing => json!({"missing": true}),
-            Answer::None(trouble) => json!({"trouble": trouble}),
+            Answer::None { says, .. } => json!({"trouble": says}),
         };
-        json!({"row": voice, "provider": provider, "verdict": {"says": says, "rule": why},
-               "next_lookup": next_lookup(voice, Utc::now()), "events": events})
+        let (next, when) = next_lookup(voice, Utc::now());
+        json!({"row": voice, "provider": provider,
+               "verdict": {"outcome": outcome.as_str(), "says": says, "rule": rule},
+               "next_lookup": {"at": next.map(timestamp), "says": when}, "events": events})
     }
 
     pub(super) fn text(&self) -> String {
         let Self {
             voice,
             answer,
-            verdict: [says, why],
+            verdict: Verdict { says, rule, .. },
             events,
         } = self;
         let now = Utc::now();
@@ -69,7 +78,7 @@ impl Inspected {
         sheet.answer(answer);
         sheet.heading("verdict");
         sheet.line(says);
-        sheet.line(why);
+        sheet.line(rule);
         sheet.heading("events");
         for event in events {
             sheet.event(event);
@@ -126,14 +135,19 @@ impl Sheet {
             "completed",
             voice.completed_at.map(|time| at_and_ago(time, now)),
         );
-        self.may_say("preview", voice.preview_url.as_ref());
+        self.may_say("preview", voice.preview_url.as_deref().map(without_query));
     }
 
     fn notes(&mut self, voice: &VoiceRecord, now: DateTime<Utc>) {
         let time = |time: DateTime<Utc>| at_and_ago(time, now);
         self.heading("voice-sync's notes");
         match &voice.notes {
-            None => self.say("none", "voice-sync never saw it, or completed it"),
+            None => self.say("none", match voice.state {
+                RowState::Processing => "no pass has looked it up yet",
+                RowState::Completed | RowState::Failed | RowState::Other => {
+                    "voice-sync keeps notes only about voices in processing and those that it failed"
+                }
+            }),
             Some(notes) => {
                 let before = notes
                     .provider_id
@@ -158,14 +172,14 @@ impl Sheet {
                     let since = notes.missing_since.map(time).unwrap_or_default();
                     self.say(
                         "not found",
-                        format!("{} times, since {since}", notes.missing_count),
+                        format!("{}, since {since}", times(notes.missing_count)),
                     );
                 }
                 if notes.unanswered > 0 {
                     let since = notes.unanswered_since.map(time).unwrap_or_default();
                     self.say(
                         "unanswerable",
-                        format!("{} times, since {since}", notes.unanswered),
+                        format!("{}, since {since}", times(notes.unanswered)),
                     );
                 }
                 if notes.strikes > 0 {
@@ -184,7 +198,7 @@ impl Sheet {
             self.say("nudged", time(nudge.nudged_at));
             self.say("answer to that", format!("{}{says}", nudge.answer));
         }
-        self.say("next lookup", next_lookup(voice, now));
+        self.say("next lookup", next_lookup(voice, now).1);
     }
 
     fn answer(&mut self, answer: &Answer) {
@@ -192,7 +206,7 @@ impl Sheet {
         match answer {
             Answer::NotAsked(reason) => self.say("not asked", reason),
             Answer::Missing => self.say("answer", "voice not found"),
-            Answer::None(trouble) => self.say("no answer", trouble),
+            Answer::None { says, .. } => self.say("no answer", says),
             Answer::Found(found) => {
                 let fields = json!(found);
                 let fields = fields.as_object().into_iter().flatten();
@@ -211,6 +225,10 @@ impl Sheet {
         let (kind, id, time) = (&event.event_type, event.event_id, moment(event.occurred_at));
         self.line(&format!("{kind} {id} of {time} UTC: {published}"));
     }
+}
+
+fn times(number: u32) -> String {
+    number_of(number.into(), "time", "times")
 }
 
 fn at_and_ago(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
