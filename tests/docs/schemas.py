@@ -337,11 +337,11 @@ def changes(site: Site):
     waiting, unknown = row_id("sim-pvctraining-1"), "no-such-id"
     failed, set_aside = row_id("sim-banned-1"), row_id("not/sent")
     for dry in ("--dry-run", ""):
-        site.prints(f"fail {waiting} {failed} sim-ready-1 {unknown} --reason deleted {dry}")
+        site.prints(f"fail {waiting} {failed} sim-ready-1 {unknown} --reason deleted {dry}", 2)
     site.prints(f"fail {waiting} --reason deleted", 2)
     site.shows_all([waiting])
     for dry in ("--dry-run", ""):
-        site.prints(f"retry {waiting} {failed} {set_aside} {row_id('sim-malformed-1')} sim-ready-1 {unknown} {dry}")
+        site.prints(f"retry {waiting} {failed} {set_aside} {row_id('sim-malformed-1')} sim-ready-1 {unknown} {dry}", 2)
     site.shows_all([waiting, failed, set_aside])
     site.fails("retry --all-failed", 2)
     site.prints("retry --all-failed --dry-run")
@@ -349,6 +349,7 @@ def changes(site: Site):
     site.prints("retry --set-aside --yes")
     site.fails("outbox purge --pending", 2)
     site.prints(f"outbox resend {row_id('sim-ready-1')}")
+    site.prints(f"outbox resend {row_id('sim-ready-1')} {unknown}", 2)
     site.prints("outbox list")
     site.prints("sync-once --limit 1", PASSED)
     site.prints("outbox resend --since 1h --yes")
