@@ -135,7 +135,7 @@ impl Daemon {
         metrics.press(provider.pressure());
         let mut without_events = options.publisher()?.is_none() && !options.wants_no_events();
         let (publisher, queue) = (options.publisher()?, options.queue()?);
-        let (watch, supervisor) = (Arc::new(Health::default()), Supervisor::default());
+        let (health, supervisor) = (Arc::new(Health::default()), Supervisor::default());
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
         let deadline = Deadline::never();
         shutdown::on_signal(stop.clone(), deadline.clone());
@@ -159,7 +159,7 @@ impl Daemon {
                 }
                 let cache = status_cache(url.clone(), names.clone(), &rules, provider.account());
                 let hosts = AllowedHosts::new(self.allowed_hosts);
-                let router = daemon::router(watch.clone(), metrics.clone(), cache, hosts, token)
+                let router = daemon::router(health.clone(), metrics.clone(), cache, hosts, token)
                     .merge(secrets.router(&inbox, &metrics));
                 let serving = daemon::serve(listener, router, stopped.clone());
                 Some(tokio::spawn(serving))
@@ -178,17 +178,17 @@ impl Daemon {
             continuous: true,
             ..Scope::default()
         };
-        let beside = |store: Arc<Store>| {
+        let background = |store: Arc<Store>| {
             let (inbox, metrics) = (Arc::clone(&inbox), metrics.hints.clone());
             let (nudger, provider) = (nudger.clone(), Arc::clone(&provider));
-            let watch = Arc::clone(&watch);
+            let health = Arc::clone(&health);
             async move {
                 let nudging = async {
                     if let Some(nudger) = nudger {
                         nudger.run(&store, &provider).await;
                     }
                 };
-                let watching = daemon::watch_database(&store, &watch);
+                let watching = daemon::watch_database(&store, &health);
                 join3(inbox.deliver(&store, &metrics), nudging, watching).await;
             }
         };
@@ -197,7 +197,7 @@ impl Daemon {
             let store = in_time(&url, opening).await?.until(deadline.clone());
             warn_of_statuses(&store, &names.statuses).await;
             let store = Arc::new(store);
-            Ok(Opened::new(Arc::clone(&store), beside(store)))
+            Ok(Opened::new(Arc::clone(&store), background(store)))
         };
         let mut looks = DutyCycles::default();
         let turn = async |store: &_| {
@@ -213,7 +213,7 @@ impl Daemon {
                 scope: &scope,
                 stop: &stop,
                 metrics: &metrics.pass,
-                observe: &|_| watch.moves(),
+                observe: &|_| health.moves(),
             };
             let tick = daemon::tick(pass, self.budget.request_budget, &metrics, &mut looks).await;
             // Once for a process: it may complete voices every second.
@@ -228,7 +228,7 @@ impl Daemon {
             self.interval,
             &inbox,
             &stop,
-            &watch,
+            &health,
             &supervisor,
         );
         let stopping = async {
@@ -252,7 +252,7 @@ impl Daemon {
                 let message = anyhow!("the server on --listen ended: {ended:?}");
                 Err(Failed::new(Exit::Io, message).with_hint("start the daemon again"))
             }
-            () = supervisor.watchdog(&watch) => Ok(()),
+            () = supervisor.watchdog(&health) => Ok(()),
         };
         // Do not wait for clients that keep their connection open.
         stopped.cancel();

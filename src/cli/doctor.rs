@@ -116,8 +116,9 @@ pub(super) async fn run(
             until: tokio::time::Instant::now() + super::COMMAND_TIMEOUT,
             stop: &stop,
         };
-        let checkup = doctor::provider::provider(provider, &known.sample, options.lookup, deadline);
-        checks.extend(checkup.await);
+        let checking =
+            doctor::provider::provider(provider, &known.sample, options.lookup, deadline);
+        checks.extend(checking.await);
     }
     match publisher {
         Some(Some(publisher)) => checks.extend(doctor::events::bus(&publisher).await),

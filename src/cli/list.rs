@@ -146,7 +146,7 @@ fn remark(voice: &VoiceRecord) -> String {
     let Some(notes) = voice.notes_about_it() else {
         return String::new();
     };
-    let problem = notes.trouble.as_deref().unwrap_or_default();
+    let problem = notes.last_error.as_deref().unwrap_or_default();
     let times = |count: u32| number_of(count.into(), "time", "times");
     match voice.state {
         RowState::Failed => notes.failure.clone().unwrap_or_default(),

@@ -86,7 +86,7 @@ struct Outcome {
     put_back: Vec<String>,
     released: Vec<String>,
     /// The row and the earlier problem of each of these voices.
-    troubles: Vec<(String, String)>,
+    problems: Vec<(String, String)>,
     left: Vec<(String, &'static str)>,
     /// The number of failed voices by their earlier reason.
     reasons: BTreeMap<String, u64>,
@@ -197,7 +197,7 @@ impl Retry {
         let Outcome {
             put_back,
             released,
-            troubles,
+            problems,
             left,
             reasons: _,
         } = outcome;
@@ -225,10 +225,10 @@ impl Retry {
                 }
                 let mut lines = vec![did.join(", ")];
                 if self.dry_run {
-                    let shown = troubles.iter().take(NAMED);
+                    let shown = problems.iter().take(NAMED);
                     lines.extend(shown.map(|(voice, why)| format!("  {}: {why}", in_line(voice))));
-                    if troubles.len() > NAMED {
-                        lines.push(format!("  and {} others", troubles.len() - NAMED));
+                    if problems.len() > NAMED {
+                        lines.push(format!("  and {} others", problems.len() - NAMED));
                     }
                 }
                 let named = left.iter().take(NAMED);
@@ -266,7 +266,7 @@ async fn treat(
         let reason = notes.and_then(|notes| notes.failure.as_deref());
         let reason = in_line(reason.unwrap_or("of unknown reason"));
         *outcome.reasons.entry(reason.clone()).or_default() += 1;
-        outcome.troubles.push((voice.voice_id.clone(), reason));
+        outcome.problems.push((voice.voice_id.clone(), reason));
     }
     const OVERTAKEN: &str = "it was changed in the meantime, or is locked";
     const REFUSED: &str = "the database refuses the change; see the log";
@@ -295,11 +295,11 @@ async fn treat(
         }
     }
     for voice in &set_aside {
-        let trouble = voice
+        let problem = voice
             .notes_about_it()
-            .and_then(|notes| notes.trouble.as_deref());
-        let trouble = in_line(trouble.unwrap_or_default());
-        outcome.troubles.push((voice.voice_id.clone(), trouble));
+            .and_then(|notes| notes.last_error.as_deref());
+        let problem = in_line(problem.unwrap_or_default());
+        outcome.problems.push((voice.voice_id.clone(), problem));
     }
     let rows: Vec<&str> = set_aside.iter().map(|voice| voice.row.as_str()).collect();
     let released = match does.filter(|_| !rows.is_empty()) {

@@ -27,12 +27,12 @@ pub(crate) fn on_signal(stop: CancellationToken, deadline: Deadline) {
         return;
     };
     tokio::spawn(async move {
-        for told in 1.. {
+        for signals in 1.. {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if told > 1 {
+            if signals > 1 {
                 process::exit(Exit::Temporary.code().into());
             }
             info!(

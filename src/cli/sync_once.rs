@@ -214,7 +214,7 @@ impl SyncOnce {
         let without_events = publisher.is_none() && !options.wants_no_events();
         let mut report = pass.run().await;
         metrics.passed(&report);
-        go_on_while_many_are_due(pass, &url, metrics, &mut report).await?;
+        continue_while_many_are_due(pass, &url, metrics, &mut report).await?;
         if let (Which::Named(names), 0) = (&scope.which, report.counts.due) {
             warn!(
                 voices = names.join(", "),
@@ -257,7 +257,7 @@ impl SyncOnce {
 }
 
 /// Repeats passes over the voices that are due until all of them fit into one agenda.
-async fn go_on_while_many_are_due(
+async fn continue_while_many_are_due(
     pass: Pass<'_>,
     url: &DatabaseUrl,
     metrics: &Metrics,

@@ -163,31 +163,31 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_does_not_move_is_not_alive() {
-        let watch = Health::default();
-        assert!(watch.is_alive());
-        watch.sleeps(Duration::from_secs(3600));
+        let health = Health::default();
+        assert!(health.is_alive());
+        health.sleeps(Duration::from_secs(3600));
         tokio::time::advance(Duration::from_secs(3600)).await;
-        assert!(watch.is_alive(), "it slept as it said");
-        watch.moves();
+        assert!(health.is_alive(), "it slept as it said");
+        health.moves();
         tokio::time::advance(STALLED).await;
-        assert!(watch.is_alive());
+        assert!(health.is_alive());
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(!watch.is_alive());
-        watch.moves();
-        assert!(watch.is_alive());
+        assert!(!health.is_alive());
+        health.moves();
+        assert!(health.is_alive());
     }
 
     #[tokio::test]
     async fn only_the_database_makes_it_unready() {
-        let watch = Health::default();
-        assert_eq!(watch.not_ready_reason().as_deref(), Some("starting"));
-        watch.ready();
-        watch.obstructed(Part::Provider, "away");
-        assert_eq!(watch.not_ready_reason(), None);
-        watch.obstructed(Part::Database, "away");
-        assert_eq!(watch.not_ready_reason().as_deref(), Some("database: away"));
-        assert!(watch.is_alive());
-        watch.works(Part::Database);
-        assert_eq!(watch.not_ready_reason(), None);
+        let health = Health::default();
+        assert_eq!(health.not_ready_reason().as_deref(), Some("starting"));
+        health.ready();
+        health.obstructed(Part::Provider, "away");
+        assert_eq!(health.not_ready_reason(), None);
+        health.obstructed(Part::Database, "away");
+        assert_eq!(health.not_ready_reason().as_deref(), Some("database: away"));
+        assert!(health.is_alive());
+        health.works(Part::Database);
+        assert_eq!(health.not_ready_reason(), None);
     }
 }

@@ -25,7 +25,7 @@ const NOT_THIS_HOST: &str = "this host name is not allowed; allow it with --allo
 /// Routes of `/` (the status, for people), `/livez` (the loop runs), `/readyz` (database and schema) and `/metrics`.
 /// All of them are read-only. With a token, `/` and `/metrics` require it.
 pub fn router(
-    watch: Arc<Health>,
+    health: Arc<Health>,
     metrics: Arc<Metrics>,
     cache: Arc<StatusCache>,
     hosts: AllowedHosts,
@@ -34,7 +34,7 @@ pub fn router(
     let page = Router::new().route("/", get(status)).with_state((
         cache,
         Arc::new(hosts),
-        Arc::clone(&watch),
+        Arc::clone(&health),
     ));
     let metrics = Router::new()
         .route("/metrics", get(show))
@@ -55,7 +55,7 @@ pub fn router(
     Router::new()
         .route("/livez", get(alive))
         .route("/readyz", get(ready))
-        .with_state(watch)
+        .with_state(health)
         .merge(closed)
 }
 
@@ -93,8 +93,8 @@ fn unauthorized() -> Response {
     (StatusCode::UNAUTHORIZED, AppendHeaders(challenges), body).into_response()
 }
 
-async fn alive(State(watch): State<Arc<Health>>) -> impl IntoResponse {
-    match watch.is_alive() {
+async fn alive(State(health): State<Arc<Health>>) -> impl IntoResponse {
+    match health.is_alive() {
         true => (StatusCode::OK, "alive\n"),
         false => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -103,8 +103,8 @@ async fn alive(State(watch): State<Arc<Health>>) -> impl IntoResponse {
     }
 }
 
-async fn ready(State(watch): State<Arc<Health>>) -> impl IntoResponse {
-    match watch.not_ready_reason() {
+async fn ready(State(health): State<Arc<Health>>) -> impl IntoResponse {
+    match health.not_ready_reason() {
         None => (StatusCode::OK, "ready\n".to_owned()),
         Some(says) => (StatusCode::SERVICE_UNAVAILABLE, format!("{says}\n")),
     }
@@ -121,7 +121,7 @@ async fn show(State(metrics): State<Arc<Metrics>>, headers: HeaderMap) -> impl I
 }
 
 async fn status(
-    State((cache, hosts, watch)): State<(Arc<StatusCache>, Arc<AllowedHosts>, Arc<Health>)>,
+    State((cache, hosts, health)): State<(Arc<StatusCache>, Arc<AllowedHosts>, Arc<Health>)>,
     headers: HeaderMap,
 ) -> Response {
     let host = headers.get(header::HOST).map(HeaderValue::to_str);
@@ -131,7 +131,7 @@ async fn status(
         return (StatusCode::MISDIRECTED_REQUEST, NOT_THIS_HOST).into_response();
     }
     // If the database is known to be unavailable, a query would only delay the page.
-    let seen = match watch.database_failure() {
+    let seen = match health.database_failure() {
         Some(says) => Arc::new(Err(says)),
         None => cache.status().await,
     };

@@ -48,13 +48,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// An open database, with a background task that runs as long as it is open.
 pub struct Opened {
     store: Arc<Store>,
-    _beside: AbortOnDropHandle<()>,
+    _background: AbortOnDropHandle<()>,
 }
 
 impl Opened {
-    pub fn new(store: Arc<Store>, beside: impl Future<Output = ()> + Send + 'static) -> Self {
-        let _beside = AbortOnDropHandle::new(tokio::spawn(beside));
-        Self { store, _beside }
+    pub fn new(store: Arc<Store>, background: impl Future<Output = ()> + Send + 'static) -> Self {
+        let _background = AbortOnDropHandle::new(tokio::spawn(background));
+        Self { store, _background }
     }
 }
 
@@ -66,7 +66,7 @@ pub async fn run(
     interval: Duration,
     inbox: &Inbox,
     stop: &CancellationToken,
-    watch: &Health,
+    health: &Health,
     supervisor: &Supervisor,
 ) -> Result<(), Failed> {
     let mut failures = 0;
@@ -74,14 +74,14 @@ pub async fn run(
     // Whether the database was opened again since the last successful tick.
     let mut reopened = false;
     while !stop.is_cancelled() {
-        watch.moves();
+        health.moves();
         failpoint::visit("daemon.turn").await;
         let outcome = match &opened {
             None => match stop.run_until_cancelled(open()).await {
                 None => return Ok(()),
                 Some(Ok(database)) => {
                     opened = Some(database);
-                    watch.ready();
+                    health.ready();
                     supervisor.ready();
                     continue;
                 }
@@ -97,12 +97,12 @@ pub async fn run(
         };
         match &outcome {
             Tick::Stopped => return Ok(()),
-            Tick::Idle { .. } => watch.works(Part::Database),
+            Tick::Idle { .. } => health.works(Part::Database),
             Tick::Unreadable { says, .. } => {
-                watch.obstructed(Part::Database, says);
+                health.obstructed(Part::Database, says);
                 supervisor.waits();
             }
-            Tick::Passed { report, .. } => watch.passed(report),
+            Tick::Passed { report, .. } => health.passed(report),
         }
         let (exit, says, pause) = result_of(&outcome, interval);
         let pause = match exit {
@@ -122,17 +122,17 @@ pub async fn run(
                 return Err(Failed::new(exit, anyhow::anyhow!(says)));
             }
         };
-        supervisor.status(&watch.status(&outcome));
+        supervisor.status(&health.status(&outcome));
         let pause = pause.max(MIN_PAUSE);
-        watch.sleeps(pause);
+        health.sleeps(pause);
         // After a failure, a hint does not shorten the pause.
-        let heeds_hints = match &outcome {
+        let wakes_on_hints = match &outcome {
             Tick::Idle { .. } => true,
             Tick::Passed { report, .. } => report.exit_code == Exit::Success,
             Tick::Stopped | Tick::Unreadable { .. } => false,
         };
         let sleeping = async {
-            match heeds_hints {
+            match wakes_on_hints {
                 // A repeated hint does not end the pause: a hint counts here only if it made a voice due that was not
                 // due before.
                 true => drop(timeout(pause, inbox.delivered()).await),

@@ -43,14 +43,14 @@ impl Supervisor {
     }
 
     /// Notifies the watchdog as long as the daemon's loop runs, if the supervisor expects this. Never returns.
-    pub async fn watchdog(&self, watch: &Health) {
+    pub async fn watchdog(&self, health: &Health) {
         let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) else {
             return std::future::pending().await;
         };
         let mut ticks = interval((limit / 2).max(Duration::from_millis(1)));
         loop {
             ticks.tick().await;
-            if watch.is_alive() {
+            if health.is_alive() {
                 tell(&[NotifyState::Watchdog]);
             }
         }

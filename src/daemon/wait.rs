@@ -23,7 +23,7 @@ pub async fn until_nothing_waits(
     mut report: Report,
     deadline: Option<Instant>,
 ) -> Report {
-    let watch = Health::default();
+    let health = Health::default();
     let (mut failures, mut looks) = (0, DutyCycles::default());
     loop {
         if report.exit_code != Exit::Success && !report.exit_code.is_transient() {
@@ -60,7 +60,7 @@ pub async fn until_nothing_waits(
                 report: later,
                 free_in,
             } => {
-                watch.passed(&later);
+                health.passed(&later);
                 let pause = pause_after(&later, free_in, INTERVAL);
                 report.merge(*later);
                 match pause {
@@ -73,7 +73,7 @@ pub async fn until_nothing_waits(
             }
             Tick::Stopped => Duration::ZERO,
             Tick::Unreadable { says, .. } => {
-                watch.obstructed(Part::Database, &says);
+                health.obstructed(Part::Database, &says);
                 again_in(&mut failures)
             }
         };

@@ -140,7 +140,7 @@ pub(super) fn waits_for(voice: &VoiceRecord, now: DateTime<Utc>) -> String {
     let Some(notes) = voice.notes_about_it() else {
         return "its first lookup".to_owned();
     };
-    let error = notes.trouble.as_deref().map(in_line);
+    let error = notes.last_error.as_deref().map(in_line);
     if let Some(until) = voice.set_aside_until(now) {
         let error = error.unwrap_or_default();
         return format!("set aside, next lookup {}: {error}", ago(until, now));

@@ -38,7 +38,7 @@ impl Store {
             .real("again_in", |row| row.note.again_in.as_secs_f64())
             .text("kind", |row| row.kind)
             .text("stage", |row| row.stage)
-            .text("trouble", |row| row.trouble.as_deref())
+            .text("trouble", |row| row.last_error.as_deref())
             .boolean("answered", |row| row.is_answered)
             .boolean("isolated", |row| row.is_isolated)
             .boolean("missing", |row| row.note.seen == Seen::Missing)
@@ -242,7 +242,7 @@ struct NoteRow<'a> {
     note: &'a Note,
     kind: Option<&'a str>,
     stage: Option<&'static str>,
-    trouble: Option<Cow<'a, str>>,
+    last_error: Option<Cow<'a, str>>,
     /// Whether the provider said something about the voice, or the voice cannot be looked up.
     is_answered: bool,
     is_isolated: bool,
@@ -254,7 +254,7 @@ impl<'a> NoteRow<'a> {
             note,
             kind: None,
             stage: None,
-            trouble: None,
+            last_error: None,
             is_answered: true,
             is_isolated: false,
         };
@@ -266,17 +266,17 @@ impl<'a> NoteRow<'a> {
             },
             Seen::Missing | Seen::Superseded => row,
             Seen::SetAside(reason) => Self {
-                trouble: Some(reason.to_string().into()),
+                last_error: Some(reason.to_string().into()),
                 ..row
             },
             Seen::Unanswerable { reason, times: _ } | Seen::Suspected(reason) => Self {
-                trouble: Some(reason.into()),
+                last_error: Some(reason.into()),
                 is_answered: false,
                 is_isolated: true,
                 ..row
             },
             Seen::Unavailable(reason) => Self {
-                trouble: Some(reason.into()),
+                last_error: Some(reason.into()),
                 is_answered: false,
                 ..row
             },

@@ -297,7 +297,8 @@ pub struct Notes {
     #[serde(serialize_with = "optional_time")]
     pub set_aside_until: Option<DateTime<Utc>>,
     /// The last error.
-    pub trouble: Option<String>,
+    #[serde(rename = "trouble")]
+    pub last_error: Option<String>,
     /// When voice-sync failed it.
     #[serde(serialize_with = "optional_time")]
     pub failed_at: Option<DateTime<Utc>>,

@@ -409,7 +409,7 @@ fn notes(row: &Row, lease_until: Option<DateTime<Utc>>) -> Result<Notes, StoreEr
         missing_since: row.get_optional("missing_since")?,
         strikes: row.times("strikes")?,
         set_aside_until: row.get_optional("set_aside_until")?,
-        trouble: row.get_optional("trouble")?,
+        last_error: row.get_optional("trouble")?,
         failed_at: row.get_optional("failed_at")?,
         failure: row.get_optional("failure")?,
         unanswered: row.times("unanswered")?,

@@ -163,7 +163,9 @@ impl Pass<'_> {
             all: isolated.rows.len(),
             new: isolated.new,
         };
-        claims.segments.go_on_with(isolated.rows, isolated.read_at);
+        claims
+            .segments
+            .continue_with(isolated.rows, isolated.read_at);
         Ok(true)
     }
 }

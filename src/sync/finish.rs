@@ -239,7 +239,7 @@ impl Pass<'_> {
         tally.log_unanswerable();
         // A continuous process logs failures once, and not in each pass.
         if !self.scope.continuous {
-            tally.log_troubles();
+            tally.log_errors();
         }
         if let Some(stop_reason) = tally
             .stop_reason

@@ -55,7 +55,7 @@ impl Pass<'_> {
                         let unknown = tally.found(voice, *listed, asked_list);
                         self.metrics.unknown.inc_by(unknown);
                     }
-                    Lookup::Unavailable(trouble) => tally.unavailable(trouble, id),
+                    Lookup::Unavailable(error) => tally.unavailable(error, id),
                     Lookup::Missing | Lookup::Rejected(_) => tally.any_answered = true,
                     Lookup::Unanswerable(_) => {}
                 }

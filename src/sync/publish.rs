@@ -68,7 +68,7 @@ impl Pass<'_> {
                 events, %reason,
                 "the event bus refuses these events; they stay in the outbox, and other events are published"
             );
-            tally.bus_trouble.get_or_insert(reason);
+            tally.bus_error.get_or_insert(reason);
         }
         Ok(published.len() as u64)
     }
@@ -128,7 +128,7 @@ impl Pass<'_> {
         if !self.scope.continuous {
             error!(%reason, "events cannot be published; they stay in the outbox, and the next pass tries again");
         }
-        progress.tally().bus_trouble = Some(reason);
+        progress.tally().bus_error = Some(reason);
     }
 
     async fn bus_turn(

@@ -28,7 +28,7 @@ pub(super) struct Segments {
     hints: Vec<String>,
     /// The number of voices that may still be claimed.
     left: Option<u64>,
-    /// The part of the limit that is reserved for the rows of `go_on_with`.
+    /// The part of the limit that is reserved for the rows of `continue_with`.
     reserved: u64,
     /// The number of claimed voices.
     claimed: u64,
@@ -128,7 +128,7 @@ impl Segments {
         self.hints = hints;
     }
 
-    /// Reserves a part of the limit for the rows of `go_on_with`.
+    /// Reserves a part of the limit for the rows of `continue_with`.
     pub(super) fn reserve(&mut self, voices: u64) {
         if let Some(left) = &mut self.left {
             self.reserved = voices.min(*left);
@@ -144,7 +144,7 @@ impl Segments {
     }
 
     /// Continues with these rows only: the others are claimed, or the limit has no room for them.
-    pub(super) fn go_on_with(&mut self, rows: Vec<RowId>, read_at: DateTime<Utc>) {
+    pub(super) fn continue_with(&mut self, rows: Vec<RowId>, read_at: DateTime<Utc>) {
         self.release();
         self.queue = due(rows.iter().map(RowId::to_string).collect(), read_at)
             .into_iter()

@@ -40,7 +40,7 @@ pub(super) struct Tally {
     /// The same by kind, for a limited number of kinds.
     pub(super) completion_times_by_kind: BTreeMap<String, Quantiles>,
     /// Why events could not be published.
-    pub(super) bus_trouble: Option<String>,
+    pub(super) bus_error: Option<String>,
     /// Whether there was an answer about any voice.
     pub(super) any_answered: bool,
     /// Notes about voices that could not be looked up before there was any answer: it may be an outage.
@@ -55,7 +55,7 @@ pub(super) struct Tally {
     refused: (usize, Option<(Exit, String)>),
     /// Voices that are newly unanswerable, by kind of error, with one example each.
     unanswerable: HashMap<UnavailableKind, (u64, String)>,
-    troubles: HashMap<UnavailableKind, (u64, String)>,
+    errors: HashMap<UnavailableKind, (u64, String)>,
     /// Voices that were set aside, by kind of reason, with one example each and its reason.
     set_aside: BTreeMap<&'static str, (u64, RowId, String)>,
     set_aside_before: u64,
@@ -158,7 +158,7 @@ impl Tally {
         &mut self,
         note: Note,
         lease: Option<Arc<LeaseId>>,
-        trouble: &Unavailable,
+        error: &Unavailable,
         id: &ProviderVoiceId,
         new: bool,
     ) -> Option<Note> {
@@ -166,8 +166,8 @@ impl Tally {
             self.counts.unanswerable += 1;
             return Some(note);
         }
-        let entry = self.unanswerable.entry(trouble.kind);
-        let example = || (0, format!("{id}: {}", trouble.detail));
+        let entry = self.unanswerable.entry(error.kind);
+        let example = || (0, format!("{id}: {}", error.detail));
         entry.or_insert_with(example).0 += 1;
         if self.any_answered {
             return Some(note);
@@ -177,7 +177,7 @@ impl Tally {
             self.undecided_leases.extend(lease);
             return None;
         }
-        let seen = Seen::Unavailable(trouble.to_string());
+        let seen = Seen::Unavailable(error.to_string());
         Some(Note { seen, ..note })
     }
 
@@ -237,10 +237,10 @@ impl Tally {
         notes.map(decide).collect()
     }
 
-    pub(super) fn unavailable(&mut self, trouble: &Unavailable, id: &ProviderVoiceId) {
-        let entry = self.troubles.entry(trouble.kind);
+    pub(super) fn unavailable(&mut self, error: &Unavailable, id: &ProviderVoiceId) {
+        let entry = self.errors.entry(error.kind);
         entry
-            .or_insert_with(|| (0, format!("{id}: {}", trouble.detail)))
+            .or_insert_with(|| (0, format!("{id}: {}", error.detail)))
             .0 += 1;
     }
 
@@ -262,19 +262,19 @@ impl Tally {
 
     /// Failures that affected voices and events, one of each kind.
     pub(super) fn obstacles(&self) -> Vec<Obstacle> {
-        let troubles = self
-            .troubles
+        let errors = self
+            .errors
             .iter()
             .map(|(kind, (voices, example))| Obstacle {
                 part: Part::Provider,
                 says: format!("{voices} voices not checked ({kind}), such as {example}"),
             });
-        let bus = self.bus_trouble.iter().map(|says| Obstacle {
+        let bus = self.bus_error.iter().map(|says| Obstacle {
             part: Part::EventBus,
             says: says.clone(),
         });
         let stop_reason = self.stop_reason.as_ref().and_then(StopReason::obstacle);
-        stop_reason.into_iter().chain(troubles).chain(bus).collect()
+        stop_reason.into_iter().chain(errors).chain(bus).collect()
     }
 
     /// Logs one line for each kind of reason for setting voices aside.
@@ -288,7 +288,7 @@ impl Tally {
     }
 
     /// Logs one line for each kind of failure.
-    pub(super) fn log_troubles(&self) {
+    pub(super) fn log_errors(&self) {
         if self.set_aside_before > 0 {
             let voices = self.set_aside_before;
             info!(
@@ -296,7 +296,7 @@ impl Tally {
                 "these voices were set aside and are skipped for up to a day; `voice-sync retry --set-aside` looks them up again"
             );
         }
-        for (kind, (voices, example)) in &self.troubles {
+        for (kind, (voices, example)) in &self.errors {
             warn!(%kind, voices, %example, "voices not checked; they stay in processing and will be retried");
         }
         if self.counts.unanswerable > 0 {

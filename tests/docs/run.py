@@ -29,8 +29,6 @@ HOME_MADE = [
     r"goes on", r"go on", r"made trouble", r"in trouble", r"trouble", r"refusals?", r"absent", r"how things stand", r"never is",
     r"whoever", r"is told", r"was told",
 ]  # fmt: skip
-# Folders whose messages use the terms of the field as well. Add further folders here.
-WORDED = [ROOT / "src" / folder for folder in ("core", "doctor", "events", "provider", "status", "store")]
 # A string literal of Rust, raw or not. A quote as a character is none.
 LITERAL = re.compile(r"""'"'|\br#"(.*?)"#|"((?:[^"\\]|\\.)*)\"""", re.S)
 # Statements have the names of columns, which stay as they are.
@@ -222,7 +220,7 @@ def home_made(text: str) -> Iterator[str]:
 def in_literals(source: Path) -> Iterator[str]:
     """What is wrong with the words of its string literals, in which a line that ends in a backslash continues."""
     for raw, plain in re.findall(LITERAL, re.sub(r"^\s*//.*$", "", source.read_text(), flags=re.M)):
-        text = re.sub(r"\\\n\s*", "", plain or raw)
+        text = re.sub(r"\{\w*(:[^}]*)?\}", "…", re.sub(r"\\\n\s*", "", plain or raw))
         if " " in text and not SQL.search(text):
             yield from home_made(text)
 
@@ -366,7 +364,10 @@ def main():
     wrong += tutorial(site)
     site.simulator.kill()
     wrong += [f"{page.relative_to(ROOT)}: {error}" for page in [*PAGES, *TRANSLATIONS] for error in in_words(page)]
-    sources = sorted(source for folder in WORDED for source in folder.rglob("*.rs"))
+    # It consists of blocks.
+    reference = ROOT / "docs/reference/commands.md"
+    wrong += [f"docs/reference/commands.md: {error}" for error in home_made(reference.read_text())]
+    sources = sorted((ROOT / "src").rglob("*.rs"))
     wrong += [f"{source.relative_to(ROOT)}: {error}" for source in sources for error in in_literals(source)]
     wrong += [error for translation, original in TRANSLATIONS.items() for error in in_translation(translation, original)]
     print(f"{count} commands of the documentation, and {len(PAGES)} pages: {len(wrong)} wrong")

@@ -11,6 +11,7 @@ mod command_line;
 mod corpus;
 mod daemon;
 mod doctor;
+mod error_messages;
 mod events;
 mod fastapi;
 mod frugal;

@@ -210,10 +210,10 @@ async fn look_up(provider: &Provider, id: ProviderVoiceId) -> Answer {
         Some(Lookup::Rejected(reason)) => {
             no_answer(Exit::Success, format!("it rejects the id: {reason}"))
         }
-        Some(Lookup::Unanswerable(trouble)) => no_answer(
+        Some(Lookup::Unanswerable(error)) => no_answer(
             Exit::Success,
             format!(
-                "{trouble}; the provider answers other requests, so the reason is probably this voice"
+                "{error}; the provider answers other requests, so the reason is probably this voice"
             ),
         ),
         Some(Lookup::Unavailable(trouble)) => no_answer(Exit::Temporary, trouble.to_string()),

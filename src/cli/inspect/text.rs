@@ -186,7 +186,7 @@ impl Sheet {
                     self.say("strikes", notes.strikes.to_string());
                 }
                 self.may_say("set aside until", notes.set_aside_until.map(time));
-                self.may_say("trouble", notes.trouble.as_ref());
+                self.may_say("last error", notes.last_error.as_ref());
                 self.may_say("failed", notes.failed_at.map(time));
                 self.may_say("failure", notes.failure.as_ref());
                 self.say("last pass", notes.run_id.to_string());
