@@ -85,12 +85,13 @@ ELSEWHERE = [
     (r"cd examples/kubernetes/overlays/production", "examples/kubernetes/overlays/production/kustomization.yaml", "resources"),
     (r"sudo apt install \./voice-sync\.deb", "tests/deployment/test_package.py", '"--install"'),
     (r"sudo (install|cp) .*", "tests/deployment/test_systemd.py", "systemd"),
-    (r"sudo (useradd --system --user-group|userdel) app", "systemd/sqlite.conf", "User=app"),
-    (r"sudo -u app sqlite3 /srv/app/data/app\.db .*", "systemd/sqlite.conf", "ReadWritePaths=/srv/app/data"),
+    (r"sudo (useradd --system --user-group|userdel) voice-sync-demo", "systemd/sqlite.conf", "User=app\n"),
+    (r"sudo -u voice-sync-demo sqlite3 /srv/voice-sync-demo/app\.db .*", "systemd/sqlite.conf", "ReadWritePaths=/srv/app/data\n"),
+    (r"sudo sed -i 's\|=app\$\|=voice-sync-demo\|; s\|=/srv/app/data\$\|=/srv/voice-sync-demo\|' .*/sqlite\.conf", "systemd/sqlite.conf", "User=app\nReadWritePaths=/srv/app/data\n"),
     (r"sudo journalctl -u voice-sync\.service -n 20 -o cat", "systemd/voice-sync.service", "ExecStart=voice-sync sync-once"),
-    (r"sudo rm (-r )?(/etc/(voice-sync|systemd/system/voice-sync\S*)|/srv/app|/var/lib/voice-sync| )+", "systemd/voice-syncd.service", "/etc/voice-sync"),
+    (r"sudo rm (-r )?(/etc/(voice-sync|systemd/system/voice-sync\S*)|/srv/voice-sync-demo|/var/lib/voice-sync| )+", "systemd/voice-syncd.service", "/etc/voice-sync"),
     (r"sudo sh -c 'umask 077; echo any >/etc/voice-sync/elevenlabs-api-key'", "systemd/voice-sync.service", "/etc/voice-sync/elevenlabs-api-key"),
-    (r"sudo sh -c 'umask 077; echo sqlite:////srv/app/data/app\.db >/etc/voice-sync/database-url'", "systemd/voice-sync.service", "/etc/voice-sync/database-url"),
+    (r"sudo sh -c 'umask 077; echo sqlite:////srv/voice-sync-demo/app\.db >/etc/voice-sync/database-url'", "systemd/voice-sync.service", "/etc/voice-sync/database-url"),
     (r"sudo sh -c 'echo ELEVENLABS_BASE_URL=\S+ >/etc/voice-sync/voice-sync\.env'", "systemd/voice-sync.service", "EnvironmentFile=-/etc/voice-sync/voice-sync.env"),
     (r"sudo systemctl (daemon-reload|(enable|disable) --now voice-sync\.timer)", "systemd/voice-sync.timer", "[Install]"),
     (r"sudo sh -c 'umask 077; cat >/etc/voice-sync/(elevenlabs-api-key|database-url|redis-url|elevenlabs-webhook-secret)'", "systemd/voice-sync.service", "LoadCredential="),
@@ -172,7 +173,7 @@ def tutorial(site: "Site") -> list[str]:
                 script += [f"echo @@{len(expectations)}", block]
                 expectations.append((block, ""))
             else:
-                found = [(command, elsewhere(command)) for command in lines_of(block)]
+                found = [(command, elsewhere(command)) for command in lines_of(block.replace("\\\n", " "))]
                 wrong += [f"{command}\n    {error}" for command, error in found if error]
         elif runs:
             expectations[-1] = (expectations[-1][0], block)
