@@ -83,6 +83,7 @@ ELSEWHERE = [
     (r"kubectl apply -k \.|kubectl apply -f namespace\.yaml", "tests/deployment/test_kubernetes.py", "kustomize"),
     (r"kubectl -n voice-sync create secret generic voice-sync(-migrator)? (--from-file=\S+ ?)+", "examples/kubernetes/base/cronjob.yaml", "voice-sync"),
     (r"cd examples/kubernetes/overlays/production", "examples/kubernetes/overlays/production/kustomization.yaml", "resources"),
+    (r"cd target/debian", "scripts/package", "--output target/debian/voice-sync.deb"),
     (r"sudo apt install \./voice-sync\.deb", "tests/deployment/test_package.py", '"--install"'),
     (r"sudo (install|cp) .*", "tests/deployment/test_systemd.py", "systemd"),
     (r"sudo (useradd --system --user-group|userdel) voice-sync-demo", "systemd/sqlite.conf", "User=app\n"),
