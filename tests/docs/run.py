@@ -50,7 +50,7 @@ ELSEWHERE = [
     (r"cargo build --release --locked --bin voice-sync --example simulator", "scripts/build", '--locked --profile "$profile"'),
     (r"cargo run --release --locked --example simulator", "scripts/check-deployment", "--example simulator"),
     (r"cargo run --example demo", ".ci/run", "cargo run --quiet --locked --example demo"),
-    (r"cargo run --example simulator -- --help", "scripts/check-deployment", "--example simulator"),
+    (r"cargo run --example simulator( -- --help)?", "scripts/check-deployment", "--example simulator"),
     (r"cargo install --locked --path \.", "scripts/check-deployment", "cargo install --quiet --locked --debug --force --path ."),
     (r"cargo build( --release --locked && sudo install target/release/voice-sync /usr/local/bin/)?", "scripts/build", '--locked --profile "$profile"'),
     (r"cargo build --release", "scripts/package", "--profile"),
@@ -106,6 +106,10 @@ ELSEWHERE = [
     (r'psql "\$OWNER_URL" .*', "tests/it/migrate.rs", "examples/sql/roles.sql"),
     (r"DATABASE_URL=postgresql://voice_sync_(migrator|runtime):PASSWORD@HOST/DATABASE voice-sync (migrate|doctor)", "tests/it/migrate.rs", "ALTER ROLE voice_sync_migrator PASSWORD"),
     (r"alembic check", "tests/it/fastapi.rs", "alembic"),
+    (r"export VOICE_SYNC_HINTS_TOKEN=\$\(openssl rand -hex 32\)", "src/cli/secrets.rs", '"VOICE_SYNC_HINTS_TOKEN"'),
+    (r"""grep -v '\^CREATE ROLE\\\|\^ALTER ROLE' examples/sql/roles\.sql \| psql "\$OWNER_URL\"""", "examples/sql/roles.sql", "\nALTER ROLE voice_sync_migrator SET"),
+    (r"kubectl -n voice-sync delete job voice-sync-migrate --ignore-not-found", "examples/kubernetes/base/migrate.yaml", "name: voice-sync-migrate"),
+    (r"sudo systemctl restart voice-syncd\.service", "systemd/voice-syncd.service", "[Install]"),
     (r"export \w+=\S+", "tests/docs/run.py", "DATABASE_URL"),
 ]  # fmt: skip
 
