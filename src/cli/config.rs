@@ -2,7 +2,7 @@
 //! take precedence over the file.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 use anyhow::{Context, anyhow, bail};
@@ -94,6 +94,9 @@ impl ConfigFile {
         match fs::read_to_string(&path) {
             Ok(text) => Self::parse(path, &text).map(Some),
             Err(error) if given.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // Whoever may not enter the directory has no configuration there: it may hold only secrets of root's, which
+            // systemd passes on as credentials.
+            Err(_) if given.is_none() && is_out_of_reach(&path) => Ok(None),
             Err(error) => Err(error)
                 .with_context(|| format!("cannot read the configuration file {}", path.display())),
         }
@@ -150,6 +153,11 @@ impl ConfigFile {
     pub(super) fn has(&self, long: &str) -> bool {
         self.values.contains_key(long)
     }
+}
+
+/// Whether the directory denies access, so that it is unknown whether the file exists.
+fn is_out_of_reach(path: &Path) -> bool {
+    fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 fn texts(value: &Value) -> Option<Vec<String>> {
@@ -225,7 +233,7 @@ struct OfCommand {
 
 fn of_commands(file: Option<&ConfigFile>) -> Vec<OfCommand> {
     let applied = file.and_then(|file| file.apply(Cli::command()).ok());
-    let command = applied.unwrap_or_else(Cli::command);
+    let command = variables::without_blank(applied.unwrap_or_else(Cli::command));
     let with_setup = command
         .get_subcommands()
         .filter(|sub| options_of_setup(sub).next().is_some());

@@ -129,6 +129,7 @@ impl Cli {
             let message = format!("{error:#}");
             failure::usage(&Self::command().error(ErrorKind::ValueValidation, message))
         });
+        command = variables::without_blank(command);
         command.build();
         hide_global_options(&mut command);
         let given = command.try_get_matches_from_mut(std::env::args_os());

@@ -2,15 +2,19 @@
 
 use std::env;
 
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, Command};
+use clap::{Arg, Command, CommandFactory};
 
+use super::Cli;
 use super::config::ConfigFile;
 use super::secrets;
 
 const PREFIX: &str = "VOICE_SYNC_";
 /// Variables that Kubernetes sets for a Service with the name voice-sync, and those of this repository's tests.
 const OTHERS: [&str; 3] = ["VOICE_SYNC_SERVICE_", "VOICE_SYNC_PORT", "VOICE_SYNC_TEST_"];
+/// Streams may be named without a prefix.
+const MAY_BE_BLANK: &str = "event-prefix";
 /// The maximum number of wrong letters in a misspelt name.
 const MISSPELT: usize = 4;
 
@@ -19,10 +23,30 @@ fn all_arguments(command: &Command) -> Vec<&Arg> {
     command.get_arguments().chain(below).collect()
 }
 
+/// Makes blank variables count as unset, as an `EnvironmentFile` or Compose sets them for lack of a value.
+pub(super) fn without_blank(command: Command) -> Command {
+    let names: Vec<_> = command
+        .get_subcommands()
+        .map(|sub| sub.get_name().to_owned())
+        .collect();
+    let is_blank = |option: &Arg| {
+        let value = option.get_env().and_then(env::var_os);
+        let is_blank = value.is_some_and(|value| value.to_string_lossy().trim().is_empty());
+        is_blank && option.get_long() != Some(MAY_BE_BLANK)
+    };
+    let command = command.mut_args(|option| match is_blank(&option) {
+        true => option.env(Resettable::Reset),
+        false => option,
+    });
+    names.iter().fold(command, |command, name| {
+        command.mut_subcommand(name, without_blank)
+    })
+}
+
 /// An error that lists the unknown variables with voice-sync's prefix: they may be misspelt.
 pub(super) fn unknown(command: &mut Command) -> Option<clap::Error> {
     let variables = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    let says = unknown_among(variables, &known(command));
+    let says = unknown_among(variables, &known(&Cli::command()));
     let message = (!says.is_empty()).then(|| says.join("\n"))?;
     Some(command.error(ErrorKind::UnknownArgument, message))
 }
@@ -93,10 +117,7 @@ pub(super) fn named(
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
-    use crate::cli::Cli;
 
     #[test]
     fn misspelt_variables_are_told_and_those_of_others_are_not() {

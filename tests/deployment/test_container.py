@@ -113,9 +113,9 @@ class InTheImage(unittest.TestCase):
         cls.addClassCleanup(simulator.terminate)
         cls.port = simulator.stdout.readline().strip().rpartition(":")[2]
 
-    def run_inside(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
+    def run_inside(self, *command: str, by: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            ["unshare", f"--root={self.root}", "--wd=/data", *command],
+            [*by, "unshare", f"--root={self.root}", "--wd=/data", *command],
             env={"PATH": os.environ["PATH"], **environment}, text=True, capture_output=True, timeout=60,
         )  # fmt: skip
 
@@ -137,6 +137,21 @@ class InTheImage(unittest.TestCase):
         with sqlite3.connect(path) as application:
             self.assertEqual(application.execute("SELECT DISTINCT status FROM voices").fetchall(), [("completed",)])
         self.assertIn("simulator.localhost", self.names.asked)
+
+    def test_a_directory_that_it_may_not_enter_contains_no_configuration(self):
+        directory = self.root / "etc/voice-sync"
+        directory.mkdir()
+        (directory / "config.toml").write_text("concurrency = 7\n")
+        # Root's own permission bits count as well without these capabilities.
+        mortal = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+        check = ("/voice-sync", "config", "check", "--output=json")
+        settings = {"DATABASE_URL": "sqlite://voices.db", "ELEVENLABS_API_KEY": "any"}
+        for mode, file in ((0o700, "/etc/voice-sync/config.toml"), (0o000, None)):
+            directory.chmod(mode)
+            done = self.run_inside(*check, by=mortal, **settings)
+            self.assertEqual((done.returncode, json.loads(done.stdout)["file"]), (0, file), done.stderr)
+        directory.chmod(0o700)
+        shutil.rmtree(directory)
 
     def connects_to(self, name: str):
         """Fails if there is no connection to a database of that name, which here hangs up at once."""

@@ -407,6 +407,33 @@ async fn a_check_exits_as_nagios_expects_it_if_told_to() {
     }
 }
 
+/// An `EnvironmentFile` with `NAME=`, and Compose with `${NAME:-}`, set blank variables.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blank_variables_count_as_unset() {
+    let page = include_str!("../../docs/reference/commands.md");
+    let names = page.split("[env: ").skip(1).filter_map(|rest| {
+        let end = rest.find(|c: char| c != '_' && !c.is_ascii_alphanumeric())?;
+        Some(&rest[..end])
+    });
+    let names: std::collections::BTreeSet<_> = names.collect();
+    assert!(names.len() > 25, "{names:?}");
+    let site = Site::new(Variant::E36).await;
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    let is_set = [
+        "VOICE_SYNC_EVENT_PREFIX",
+        "DATABASE_URL",
+        "ELEVENLABS_BASE_URL",
+        "REDIS_URL",
+        "VOICE_SYNC_OUTPUT",
+    ];
+    for command in [&["sync-once"][..], &["status"], &["config", "check"]] {
+        let blank = names.iter().filter(|name| !is_set.contains(*name));
+        let command = blank.fold(site.run(command), |command, name| command.env(name, " "));
+        command.run().await.expect_code(0);
+    }
+    assert_eq!(site.app.row("sim-ready-1").await.status, "completed");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hints_of_errors_fit_the_error() {
     let site = Site::new(Variant::E36).await;

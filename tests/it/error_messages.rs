@@ -14,6 +14,7 @@ const INTRODUCTION: &str = "\
 
 The messages with which a command can end, by exit code, and the hint that follows if there is no
 better one. `…` is a value. A message may be the end of a longer one, which names what it is about.
+Messages about the command line itself, such as \"unexpected argument\", are not listed: they are 2.
 This page is generated: `UPDATE=1 scripts/test --test it reference_of_error_messages`.
 See also: [exit codes](exit-codes.md), and [what to do](../how-to/alerts.md#by-exit-code).
 ";
@@ -46,7 +47,11 @@ fn exit_of(name: &str, variant: &str) -> Option<Exit> {
             .exit(),
         ),
         "SchemaError" | "UnusableKey" => Some(Exit::Config),
-        "InvalidName" | "InvalidZone" | "InvalidBaseUrl" | "InvalidRedisUrl" | "InvalidDatabaseUrl"
+        "InvalidName"
+        | "InvalidZone"
+        | "InvalidBaseUrl"
+        | "InvalidRedisUrl"
+        | "InvalidDatabaseUrl"
         | "InvalidRequestBudget" => Some(Exit::Usage),
         // About one request, one voice or one webhook.
         "ProviderError" | "Unavailable" | "InvalidProviderId" | "Unstorable" | "SetAside"
@@ -91,9 +96,12 @@ fn template(text: &str) -> String {
 /// The word after one of these, at the start of a line.
 fn name_after<'a>(line: &'a str, words: &[&str]) -> Option<&'a str> {
     let line = line.trim_start().trim_start_matches("pub(super) ");
-    let line = line.trim_start_matches("pub(crate) ").trim_start_matches("pub ");
+    let line = line
+        .trim_start_matches("pub(crate) ")
+        .trim_start_matches("pub ");
     let rest = words.iter().find_map(|word| line.strip_prefix(word))?;
-    rest.split(|c: char| !c.is_alphanumeric() && c != '_').next()
+    rest.split(|c: char| !c.is_alphanumeric() && c != '_')
+        .next()
 }
 
 /// The messages of derived errors, with the name of their variant or struct.
@@ -107,7 +115,10 @@ fn derived(source: &str) -> Vec<(String, String, String)> {
             let line = line.trim_start();
             line.starts_with(|c: char| c.is_alphabetic()) && !line.starts_with("max =")
         };
-        let end = source[at..].find("\n)]\n").into_iter().chain(source[at..].find(")]\n"));
+        let end = source[at..]
+            .find("\n)]\n")
+            .into_iter()
+            .chain(source[at..].find(")]\n"));
         let behind = &source[at + end.min().expect("an end")..];
         let item = behind.lines().skip(1).find(is_attribute).expect("an item");
         let is_struct = name_after(item, &["struct ", "enum "]);
@@ -127,17 +138,23 @@ fn derived(source: &str) -> Vec<(String, String, String)> {
 fn made(file: &str, source: &str) -> Vec<(Exit, String)> {
     let source = source.split("#[cfg(test)]").next().expect("a part");
     let mut found = Vec::new();
-    for marker in ["anyhow!(", "bail!(", ".context(", "with_context(|| format!("] {
+    for marker in [
+        "anyhow!(",
+        "bail!(",
+        ".context(",
+        "with_context(|| format!(",
+    ] {
         for (at, _) in source.match_indices(marker) {
             let Some(text) = literal(&source[at + marker.len()..]) else {
                 continue;
             };
-            let start = source[..at].rfind(";\n").map_or(0, |end| end + 1);
-            let statement = &source[start..];
-            let statements = match statement.trim_start().starts_with("let message") {
-                true => 2,
-                false => 1,
+            // `let message = anyhow!(…);` is used by the next statement.
+            let message = source[..at].ends_with("let message = ");
+            let (start, statements) = match message {
+                true => (at, 2),
+                false => (source[..at].rfind(";\n").map_or(0, |end| end + 1), 1),
             };
+            let statement = &source[start..];
             let end = statement.match_indices(";\n").nth(statements - 1);
             let statement = &statement[..end.map_or(statement.len(), |(end, _)| end)];
             let named = [
@@ -148,8 +165,7 @@ fn made(file: &str, source: &str) -> Vec<(Exit, String)> {
                 ("Exit::Io", Exit::Io),
                 ("Exit::Temporary", Exit::Temporary),
             ];
-            let after = &statement[at - start.min(at)..];
-            let before = &statement[..at - start.min(at)];
+            let (before, after) = statement.split_at(at - start);
             let nearest = named
                 .iter()
                 .filter_map(|(word, exit)| before.rfind(word).map(|place| (place, *exit)))
@@ -170,6 +186,13 @@ fn made(file: &str, source: &str) -> Vec<(Exit, String)> {
             });
             found.push((exit, text));
         }
+    }
+    for (marker, exit) in [
+        ("const UNFINISHED: &str = ", Exit::Temporary),
+        ("const UNUSABLE_REDIS: &str = ", Exit::Usage),
+    ] {
+        let texts = source.split(marker).skip(1).filter_map(literal);
+        found.extend(texts.map(|text| (exit, text)));
     }
     found
 }
@@ -218,8 +241,8 @@ fn page() -> String {
     let mut messages: BTreeMap<Exit, BTreeSet<String>> = BTreeMap::new();
     let mut add = |exit, text: &str| {
         let text = template(text);
-        // A message that is only a value has its text elsewhere.
-        if text.chars().any(char::is_alphabetic) {
+        // The rest of a message that is one word, or only a value, is listed by itself.
+        if text.contains(' ') {
             messages.entry(exit).or_default().insert(text);
         }
     };
@@ -258,7 +281,10 @@ fn page() -> String {
 
 #[test]
 fn the_reference_of_error_messages_is_up_to_date() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/error-messages.md");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/docs/reference/error-messages.md"
+    );
     let page = page();
     if std::env::var_os("UPDATE").is_some() {
         fs::write(path, &page).expect("writes");
