@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tempfile::TempDir;
 
+use futures_util::{StreamExt, stream};
 use uuid::Uuid;
 use voice_sync::store::Selection;
 use voice_sync_simulator::{Answer, Request};
@@ -64,56 +65,68 @@ async fn a_clock_that_jumps_moves_nothing() {
 
 /// Whatever waits for a moment, by the database's clock: leases, a pause that the provider asked for, an open
 /// breaker, its probe, a bus that is left alone, events that are leased, and schedules.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_database_clock_that_is_set_back_holds_nothing_up() {
     const HOUR: i64 = 60 * 60;
+    let mut cases = Vec::new();
     for variant in [Variant::A, Variant::E32] {
         for (set_back, failure) in [(HOUR, 503), (HOUR, 429), (400 * 24 * HOUR, 503)] {
             for due in [false, true] {
-                let mut scene = Scene::new(variant, DECIDED, 10).await;
-                let proxy = Proxy::to(&scene.bus.url, 6379).await;
-                let redis = proxy.through(&scene.bus.url);
-                let command = |scene: &Scene| {
-                    let command = scene.command().env("REDIS_URL", &redis);
-                    match due {
-                        true => command.arg("--due"),
-                        false => command,
-                    }
-                };
-                proxy.set(Weather::Cut);
-                command(&scene).run().await.expect_code(75);
-                assert_eq!(scene.undecided().await, 0);
-                // A publisher that crashed.
-                let store = scene.app.store().await;
-                let leased = store.lease_events(3).await.expect("leases");
-                assert!(!leased.events.is_empty());
-                scene.add(DECIDED, 20).await;
-                scene.provider.script(move |_: &Request| {
-                    Some(Answer::html(failure, "Trouble").with_header("retry-after", "250"))
-                });
-                command(&scene).run().await.expect_code(75);
-                scene.provider.script(|_: &Request| None);
-                // A lookup that crashed.
-                scene.add(DECIDED, 20).await;
-                let everyone = Selection::Range {
-                    after: None,
-                    up_to: None,
-                    except: Vec::new(),
-                };
-                let claimed = store.claim(Uuid::new_v4(), &everyone, 30).await;
-                assert!(!claimed.expect("claims").voices.is_empty());
-                proxy.set(Weather::Fair);
-                let held_up = command(&scene).run().await;
-                held_up.expect_code(75);
-                assert_eq!(held_up.count("looked_up"), 0, "the control");
-
-                scene.app.age_own_tables(-set_back).await;
-                let label = format!("{variant:?} {set_back} s, HTTP {failure}, --due: {due}");
-                let run = command(&scene).run().await;
-                assert_eq!(run.code, 0, "{label}: {}\n{}", run.stdout, run.stderr);
-                assert_eq!(scene.undecided().await, 0, "{label}");
-                scene.check().await;
+                cases.push(is_set_back(variant, set_back, failure, due));
             }
         }
     }
+    // They mostly wait.
+    const AT_ONCE: usize = 4;
+    let cases = stream::iter(cases).map(tokio::spawn);
+    let cases = cases.buffer_unordered(AT_ONCE);
+    for case in cases.collect::<Vec<_>>().await {
+        case.expect("holds");
+    }
+}
+
+async fn is_set_back(variant: Variant, set_back: i64, failure: u16, due: bool) {
+    let mut scene = Scene::new(variant, DECIDED, 10).await;
+    let proxy = Proxy::to(&scene.bus.url, 6379).await;
+    let redis = proxy.through(&scene.bus.url);
+    let command = |scene: &Scene| {
+        let command = scene.command().env("REDIS_URL", &redis);
+        match due {
+            true => command.arg("--due"),
+            false => command,
+        }
+    };
+    proxy.set(Weather::Cut);
+    command(&scene).run().await.expect_code(75);
+    assert_eq!(scene.undecided().await, 0);
+    // A publisher that crashed.
+    let store = scene.app.store().await;
+    let leased = store.lease_events(3).await.expect("leases");
+    assert!(!leased.events.is_empty());
+    scene.add(DECIDED, 20).await;
+    scene.provider.script(move |_: &Request| {
+        Some(Answer::html(failure, "Trouble").with_header("retry-after", "250"))
+    });
+    command(&scene).run().await.expect_code(75);
+    scene.provider.script(|_: &Request| None);
+    // A lookup that crashed.
+    scene.add(DECIDED, 20).await;
+    let everyone = Selection::Range {
+        after: None,
+        up_to: None,
+        except: Vec::new(),
+    };
+    let claimed = store.claim(Uuid::new_v4(), &everyone, 30).await;
+    assert!(!claimed.expect("claims").voices.is_empty());
+    proxy.set(Weather::Fair);
+    let held_up = command(&scene).run().await;
+    held_up.expect_code(75);
+    assert_eq!(held_up.count("looked_up"), 0, "the control");
+
+    scene.app.age_own_tables(-set_back).await;
+    let label = format!("{variant:?} {set_back} s, HTTP {failure}, --due: {due}");
+    let run = command(&scene).run().await;
+    assert_eq!(run.code, 0, "{label}: {}\n{}", run.stdout, run.stderr);
+    assert_eq!(scene.undecided().await, 0, "{label}");
+    scene.check().await;
 }
