@@ -65,7 +65,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn it_moves_nearer_and_never_back() {
+    async fn deadline_can_only_be_brought_forward() {
         let deadline = Deadline::never();
         assert_eq!((deadline.left(), deadline.is_over()), (None, false));
         let waiting = tokio::spawn({

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_second_has_more_requests_than_the_rate() {
+    async fn rate_limit_holds_in_every_second() {
         let faults = faults(&Options {
             rate_limit: Some(2),
             ..Options::default()
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_free_again_when_it_is_dropped() {
+    fn dropping_a_permit_frees_its_slot() {
         let faults = faults(&Options {
             max_concurrent: Some(1),
             ..Options::default()
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_seed_decides_which_requests_fail() {
+    fn same_seed_fails_the_same_requests() {
         let run = |seed| {
             let faults = faults(&Options {
                 error_rate: 0.3,
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_only_adds() {
+    fn jitter_only_adds_latency() {
         let faults = faults(&Options {
             latency: Duration::from_millis(50),
             jitter: Duration::from_millis(10),

@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outage_is_read_and_holds_for_its_length() {
+    fn parses_an_outage_and_knows_when_it_is_active() {
         let outage: Outage = "10s+1m 30s".parse().unwrap();
         let seconds = Duration::from_secs;
         assert_eq!(
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_outage_is_refused() {
+    fn rejects_malformed_outages() {
         assert!(matches!(
             "10s".parse::<Outage>(),
             Err(OutageError::NoLength)

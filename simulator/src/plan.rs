@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_fate_is_read_back_from_its_word() {
+    fn every_fate_and_plan_round_trips_through_text() {
         for fate in Fate::ALL {
             assert_eq!(fate.word().parse::<Fate>().unwrap(), fate);
             for after in [
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_may_touch_the_word() {
+    fn space_between_fate_and_time_is_optional() {
         let five = Plan {
             fate: Fate::PvcReady,
             after: Duration::from_secs(5),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_fate_is_refused() {
+    fn rejects_unknown_fates_and_invalid_times() {
         for text in ["", "redy", "READY", "ready-5s", "5s"] {
             assert!(
                 matches!(text.parse::<Plan>(), Err(FateError::Unknown(_))),
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_ids_tell_a_plan_only_in_their_own_notation() {
+    fn reads_plans_only_from_marked_names_and_synthetic_ids() {
         let minute = Plan {
             fate: Fate::Banned,
             after: Duration::from_secs(60),

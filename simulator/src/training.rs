@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_training_goes_through_its_states() {
+    fn training_passes_through_its_states_in_order() {
         assert_eq!(states(0), r#""not_started" "not_started""#);
         assert_eq!(states(11), r#""queued" "not_started""#);
         assert_eq!(states(31), r#""fine_tuning" "queued""#);
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_trained_has_empty_maps() {
+    fn untrained_voice_has_empty_state_and_progress() {
         let json = serde_json::to_value(FineTuning::none()).unwrap();
         assert_eq!(json["state"], serde_json::json!({}));
         assert_eq!(json["progress"], serde_json::json!({}));

@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_sets_what_the_command_line_does_not() {
+    fn command_line_overrides_the_configuration_file() {
         let text = "concurrency = 7\nfail-after = \"6h\"\ninterval = \"3s\"\nmodels = [\"a\", \"b\"]\nauto-migrate = true\n";
         let command = applied(text).expect("is valid");
         let parsed = |words: &[&str]| command.clone().try_get_matches_from(words).expect("parses");
@@ -523,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_files_are_refused_with_the_reason() {
+    fn rejects_invalid_configuration_files_with_the_reason() {
         for (text, says) in [
             ("concurency = 4", "did you mean concurrency?"),
             ("whatever-this-may-be = 4", "its keys are the long options"),

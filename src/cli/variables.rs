@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn misspelt_variables_are_told_and_those_of_others_are_not() {
+    fn warns_of_unknown_variables_except_those_of_kubernetes() {
         let known = known(&Cli::command());
         let says = |names: &[&str]| {
             let names = names.iter().map(|name| (*name).to_owned());

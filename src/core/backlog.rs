@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_and_band_is_counted_by_itself() {
+    fn counts_each_kind_and_age_band_separately() {
         let mut backlog = Backlog::default();
         for (voices, kind) in (1..).zip(BacklogKind::ALL) {
             assert_eq!(BacklogKind::parse(kind.as_str()), Some(kind));

@@ -14,7 +14,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn doubles_from_the_first_pause_to_the_longest() {
+    fn pause_doubles_from_the_first_to_the_longest() {
         let (first, longest) = (Duration::from_secs(1), Duration::from_secs(60));
         let pauses = [0, 1, 2, 3, 6, 7, 8, u32::MAX];
         let pauses = pauses.map(|failures| exponential(first, failures, longest).as_secs());

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_differ_in_size_by_one_at_most() {
+    fn split_parts_differ_in_size_by_at_most_one() {
         for (voices, sizes) in [
             (100, vec![20, 20, 20, 20, 20]),
             (20, vec![4, 4, 4, 4, 4]),
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn one_bad_voice_of_a_hundred_costs_fifteen_requests_wherever_it_is() {
+    fn isolating_one_bad_voice_of_100_takes_15_more_requests() {
         for bad in 0..100 {
             let search = search(100, &HashSet::from([bad]), &HashSet::new());
             assert_eq!(search.requests - 1, 15, "{bad}");
@@ -125,7 +125,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_good_voice_is_answered_and_every_bad_one_is_alone(
+        fn bisect_answers_good_voices_and_isolates_bad_ones(
             batch in 1..=100usize, bad in prop::collection::hash_set(0..100usize, 0..=100)
         ) {
             let bad: HashSet<_> = bad.into_iter().filter(|voice| *voice < batch).collect();
@@ -138,7 +138,7 @@ mod tests {
         }
 
         #[test]
-        fn a_batch_that_fails_by_accident_makes_no_good_voice_bad(
+        fn random_batch_failures_mark_no_good_voice_as_bad(
             batch in 1..=100usize, bad in prop::collection::hash_set(0..100usize, 0..=20),
             accidents in prop::collection::hash_set(1..30usize, 0..=30)
         ) {

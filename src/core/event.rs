@@ -117,7 +117,7 @@ mod tests {
     use crate::core::voice::ProviderVoiceId;
 
     #[test]
-    fn the_body_is_what_the_applications_consumers_parse() {
+    fn body_matches_the_application_event_format() {
         let event = OutboxEvent {
             id: 7,
             batch: BatchId(Uuid::nil()),
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn an_events_id_depends_on_row_provider_id_and_type_and_on_nothing_else() {
+    fn event_id_depends_only_on_row_provider_id_and_type() {
         let id = |row: &str, provider: &str, event_type| {
             let provider = ProviderVoiceId::parse(provider).expect("an id");
             event_id(&RowId::new(row), &provider, event_type)

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_numbers_are_those_that_supervisors_know() {
+    fn exit_codes_follow_sysexits() {
         let codes = [
             Exit::Success,
             Exit::Declined,

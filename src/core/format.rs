@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_span_has_two_units_at_most() {
+    fn formats_a_duration_in_at_most_two_units() {
         for (millis, words) in [
             (0, "0 ms"),
             (999, "999 ms"),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_before_or_after_another() {
+    fn formats_times_in_the_past_and_in_the_future() {
         let now = DateTime::UNIX_EPOCH + Duration::from_secs(100);
         assert_eq!(ago(DateTime::UNIX_EPOCH, now), "1 min 40 s ago");
         assert_eq!(ago(now, DateTime::UNIX_EPOCH), "in 1 min 40 s");

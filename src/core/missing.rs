@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absence_is_believed_after_three_times_in_fifteen_minutes() {
+    fn absence_is_confirmed_after_three_lookups_over_15_minutes() {
         assert!(!confirmed(1, DAY, Others::FoundSince));
         assert!(!confirmed(2, DAY, Others::FoundSince));
         assert!(!confirmed(3, 14 * MINUTE, Others::FoundSince));
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lonely_voice_takes_the_full_time_allowed() {
+    fn confirms_absence_only_after_fail_after_if_no_other_was_found_since() {
         assert!(!confirmed(100, 23 * 60 * MINUTE, Others::FoundBefore));
         assert!(confirmed(100, DAY, Others::FoundBefore));
         let absence = Absence {
@@ -201,12 +201,12 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_never_found_anything_fails_nobody() {
+    fn key_that_never_found_a_voice_confirms_no_absence() {
         assert!(!confirmed(u32::MAX, 1000 * DAY, Others::NeverFound));
     }
 
     #[test]
-    fn zero_believes_the_first() {
+    fn missing_after_zero_confirms_the_first_absence() {
         let first = Absence {
             times: 1,
             lasting: Duration::ZERO,
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fuse_needs_ten_and_more_than_a_fifth() {
+    fn mass_absence_guard_trips_at_ten_and_more_than_a_fifth() {
         for (answered, missing, blown) in [
             (0, 0, false),
             (9, 9, false),
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mass_absence_adds_up_over_passes_and_lasts_until_few_are_missing() {
+    fn mass_absence_accumulates_over_passes_until_few_are_missing() {
         let absence = |missing, failed, found, lasts| MassAbsence {
             missing,
             failed,
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_pass_that_finds_nothing_is_hopeless() {
+    fn mass_absence_guard_detects_that_nothing_was_found() {
         let mut guard = MassAbsenceGuard::default();
         guard.count(99, 99);
         assert!(!guard.finds_nothing());

@@ -166,7 +166,7 @@ mod tests {
     use crate::core::voice::{Position, RowId};
 
     #[test]
-    fn a_voice_is_nudged_once_and_not_before_its_time() {
+    fn voice_is_nudged_once_after_the_configured_time() {
         let rules = NudgeRules {
             after: Duration::from_secs(60),
             limit: 1,
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_lie_in_one_voice_stops_nothing_where_others_speak() {
+    fn rejected_nudge_pauses_nudging_only_if_no_other_voice_speaks() {
         let says = || "no".to_owned();
         let outcome = |answer: NudgeAnswer, others| {
             let NudgeOutcome { nudge, pause } = answer.outcome(others);

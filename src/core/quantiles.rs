@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_has_no_quantile() {
+    fn empty_sketch_has_no_quantile() {
         assert_eq!(Quantiles::default().quantile(0.5), None);
         let mut one = Quantiles::default();
         one.add(Duration::ZERO);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_far_out_is_no_panic() {
+    fn out_of_range_bucket_saturates_without_panic() {
         let far: Quantiles =
             serde_json::from_str(r#"{"2147483647":18446744073709551615,"1":2}"#).expect("a sketch");
         assert_eq!(far.quantile(1.0), Some(Duration::MAX));
@@ -99,7 +99,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn quantiles_are_right_to_within_5_percent(
+        fn quantiles_are_accurate_to_5_percent(
             mut millis in prop::collection::vec(100u64..1_000_000_000, 1..200), part in 0.0f64..=1.0, cut in 0usize..200,
         ) {
             // The sum of two sketches, one of which was stored.

@@ -406,7 +406,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_exit_code_follows_from_what_was_left_undone() {
+    fn exit_code_reflects_unfinished_work() {
         let clean = Counts {
             due: 3,
             looked_up: 3,
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_has_the_documented_fields_in_their_order() {
+    fn json_has_the_documented_fields_in_order() {
         let report = Report {
             run_id: Uuid::nil(),
             started_at: DateTime::UNIX_EPOCH,

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_budget_is_a_number_of_requests_in_a_time() {
+    fn parses_a_request_budget_and_rejects_invalid_ones() {
         let spacing = |text: &str| text.parse::<RequestBudget>().map(|budget| budget.spacing);
         for (text, seconds) in [
             ("60/min", 1.0),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn pressure_shrinks_it_and_debt_is_bounded() {
+    fn pressure_slows_the_request_budget_and_debt_is_bounded() {
         let budget: RequestBudget = "60/min".parse().expect("a budget");
         assert_eq!(budget.taken_by(0, 1.0), Duration::ZERO);
         assert_eq!(budget.taken_by(3, 1.0), Duration::from_secs(3));
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_reads_as_it_was_given() {
+    fn request_budget_round_trips_through_text() {
         for text in [
             "60/min",
             "1/min",
@@ -209,7 +209,7 @@ mod tests {
     proptest! {
         /// Whatever a daemon does, sequential requests never exceed the budget by more than one.
         #[test]
-        fn a_budget_is_never_exceeded(number in 1u32..10_000, waits in prop::collection::vec(0u64..5_000, 0..200)) {
+        fn sequential_requests_never_exceed_the_request_budget(number in 1u32..10_000, waits in prop::collection::vec(0u64..5_000, 0..200)) {
             let budget: RequestBudget = format!("{number}/min").parse().expect("a budget");
             let (mut now, mut free_at, mut sent) = (Duration::ZERO, Duration::ZERO, 0u64);
             for wait in waits {

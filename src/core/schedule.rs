@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_a_voice_the_longer_it_is_left_alone() {
+    fn pause_between_lookups_grows_with_age() {
         let young = seen(Stage::Preparing);
         let ages = [0, 50, 60, 600, 3000, 86_400];
         assert_eq!(
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_voice_that_cannot_be_looked_up_is_asked_about_less_and_less() {
+    fn pause_doubles_for_an_unanswerable_voice() {
         let unanswerable = |times| Seen::Unanswerable {
             reason: "HTTP 500".into(),
             times,
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_not_full_is_topped_up() {
+    fn partial_request_is_filled_up_to_the_batch_size() {
         assert_eq!(
             [0, 1, 99, 100, 101].map(|due| topped_up(due, 100)),
             [0, 100, 100, 100, 200]
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_asks_about_new_voices_then_about_those_that_are_likely_to_be_finished() {
+    fn request_prefers_new_voices_then_those_likely_to_be_finished() {
         use Candidate::{New, Seldom, Soon};
         let likely = [Soon(later(0.1)), Soon(later(0.3)), New, Soon(later(0.2))];
         assert_eq!(choose(&likely, 3), [2, 1, 3]);
@@ -252,7 +252,7 @@ mod tests {
         /// or more likely to be finished. With room for two of them per turn, they wait at most half as many turns as
         /// there are voices of this kind.
         #[test]
-        fn no_voice_is_forgotten_over_others(
+        fn seldom_looked_up_voices_are_never_starved(
             seldom in 1usize..300, soon in 0usize..100, fresh in 0usize..20, seed in any::<u64>(),
         ) {
             const ROOM: usize = 8;
@@ -288,7 +288,7 @@ mod tests {
     proptest! {
         /// No voice is selected twice, no more than there is room for, and no room is unused while there are voices.
         #[test]
-        fn a_choice_fills_the_room(
+        fn choice_fills_the_room_without_duplicates(
             kinds in prop::collection::vec((0u8..4, 0.0f64..0.1, any::<bool>()), 0..60), room in 0usize..40,
         ) {
             let candidates: Vec<_> = kinds
@@ -316,7 +316,7 @@ mod tests {
         }
 
         #[test]
-        fn jitter_stays_within_a_tenth(age in 0u64..10_000_000, random in 0.0f64..1.0) {
+        fn jitter_stays_within_10_percent(age in 0u64..10_000_000, random in 0.0f64..1.0) {
             let pause = again_in(Duration::from_secs(age), &seen(Stage::Preparing), random).as_secs_f64();
             let middle = seconds(age, &seen(Stage::Preparing));
             prop_assert!((0.9 * middle - 1e-6..=1.1 * middle + 1e-6).contains(&pause));

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_seen_is_what_was_assumed() {
+    fn likelihood_without_observations_uses_the_prior() {
         let none = Survival::default();
         assert_eq!(likelihood(&none, "cloned", 0.0, 0.0), 0.0);
         assert_eq!(
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn voices_are_likeliest_to_be_finished_when_others_were() {
+    fn likelihood_peaks_at_ages_at_which_others_finished() {
         // Half of them take 20 s, the others an hour.
         let times: Vec<f64> = (0..1000)
             .map(|n| f64::from(n % 2).mul_add(3580.0, 20.0) * (0.95 + f64::from(n) / 10_000.0))
@@ -110,7 +110,7 @@ mod tests {
     proptest! {
         /// The likelihood is between 0 and 1, and grows with the time since the last lookup, whatever was learned.
         #[test]
-        fn the_longer_nobody_asked_the_likelier(
+        fn likelihood_grows_with_time_since_the_last_lookup(
             times in prop::collection::vec(0.1f64..100_000.0, 0..300), age in 0.0f64..100_000.0,
             unasked_for in 0.0f64..1000.0,
         ) {

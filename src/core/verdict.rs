@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn named_models_alone_decide() {
+    fn only_the_configured_models_decide() {
         let only_a = Rules {
             models: Some(BTreeSet::from(["a".to_owned()])),
             ..rules()
@@ -520,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_completes_or_never_comes_where_the_user_says_so() {
+    fn timeout_can_complete_a_voice_or_be_disabled() {
         let complete = Rules {
             age_from: AgeFrom::default(),
             on_timeout: OnTimeout::Complete,
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preview_is_stored_whole_or_not_at_all() {
+    fn preview_that_cannot_be_stored_whole_is_rejected() {
         let long = format!("https://x/{}", "p".repeat(1014));
         assert_eq!(storable(&long, Some(1024)), Ok(()));
         assert_eq!(
@@ -603,7 +603,7 @@ mod tests {
     proptest! {
         /// A higher age only decides what was undecided, and never a professional voice.
         #[test]
-        fn age_never_overturns_a_decision(voice in any_voice(), young in 0u64..86_400, extra in 0u64..1_000_000) {
+        fn age_decides_only_undecided_voices(voice in any_voice(), young in 0u64..86_400, extra in 0u64..1_000_000) {
             let before = judge(&voice, Duration::from_secs(young), &rules());
             let after = judge(&voice, Duration::from_secs(young + extra), &rules());
             if before != after {
@@ -615,14 +615,14 @@ mod tests {
 
         /// A preview is stored exactly as the provider sent it.
         #[test]
-        fn a_preview_is_never_altered(voice in any_voice()) {
+        fn preview_is_stored_unchanged(voice in any_voice()) {
             if let Verdict::Completed { preview_url } = judge(&voice, YOUNG, &rules()) {
                 prop_assert_eq!(preview_url.as_deref(), voice.preview());
             }
         }
 
         #[test]
-        fn any_text_is_storable_or_refused_without_panic(text in any::<String>(), room in prop::option::of(0usize..64)) {
+        fn checking_any_preview_text_never_panics(text in any::<String>(), room in prop::option::of(0usize..64)) {
             if storable(&text, room).is_ok() {
                 prop_assert!(text.to_ascii_lowercase().starts_with("http"));
             }

@@ -337,7 +337,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_that_could_leave_its_place_in_a_url_is_refused() {
+    fn rejects_provider_ids_that_are_unsafe_in_a_url() {
         for (text, error) in [
             ("", InvalidProviderId::Absent),
             ("../user", InvalidProviderId::Character('.')),
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_but_the_id_may_be_absent_or_null() {
+    fn every_field_except_the_id_may_be_absent_or_null() {
         let bare: Voice = serde_json::from_str(r#"{"voice_id":"v"}"#).expect("parses");
         let nulls: Voice = serde_json::from_str(
             r#"{"voice_id":"v","status":null,"category":null,"preview_url":null,
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_values_are_kept_and_told() {
+    fn unknown_values_are_kept_and_reported() {
         let voice: Voice = serde_json::from_str(
             r#"{"voice_id":"v","category":"holographic","safety_control":"SHRUG","status":"odd",
                 "fine_tuning":{"state":{"m":"pondering"}},"new_field":{"a":[1]}}"#,

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_takes_its_share_at_the_most() {
+    fn duty_cycle_takes_at_most_its_share() {
         let mut share = DutyCycle::one_of(20);
         let begin = Instant::now();
         assert!(share.is_due(begin));

@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_move_is_not_alive() {
+    async fn stalled_loop_is_not_alive() {
         let health = Health::default();
         assert!(health.is_alive());
         health.sleeps(Duration::from_secs(3600));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_database_makes_it_unready() {
+    async fn only_the_database_affects_readiness() {
         let health = Health::default();
         assert_eq!(health.not_ready_reason().as_deref(), Some("starting"));
         health.ready();

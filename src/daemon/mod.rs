@@ -196,7 +196,7 @@ mod tests {
     use crate::core::report::Counts;
 
     #[test]
-    fn what_fails_in_part_keeps_nobody_waiting() {
+    fn partial_failure_causes_no_long_pause() {
         const INTERVAL: Duration = Duration::from_secs(5);
         let pause = |exit_code, due, looked_up, key_works| {
             let report = Report {

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_looks_no_more_often_than_it_may() {
+    async fn status_is_cached_for_20_times_its_cost() {
         let looks = Arc::new(AtomicU32::new(0));
         let counted = looks.clone();
         let cache = Arc::new(StatusCache::new(move || {
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_looks_does_not_wait_for_ever() {
+    async fn status_request_times_out() {
         let cache = Arc::new(StatusCache::new(|| Box::pin(pending())));
         assert!(cache.status().await.is_err());
         let quick = Arc::new(StatusCache::new(|| Box::pin(ready(Err(String::new())))));

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_that_is_broken_decides() {
+    fn first_error_decides_the_exit_code() {
         let fine = Check::fine("database", "there");
         let doubtful = Check::doubtful("index", "none", "make one");
         assert_eq!(exit(&[fine.clone(), doubtful.clone()]), Exit::Success);

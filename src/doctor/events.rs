@@ -205,7 +205,7 @@ mod tests {
     use crate::doctor::check::State;
 
     #[test]
-    fn what_could_lose_events_is_told_from_what_redis_says() {
+    fn reports_redis_settings_that_could_lose_events() {
         let info = |text: &str| {
             let text = format!("# Memory\r\nredis_version:7.0.15\r\n{text}");
             about("here", &fields(&text))

@@ -274,7 +274,7 @@ mod tests {
     use crate::store::{ColumnNames, NaiveZone, StatusValues, TableName};
 
     #[test]
-    fn only_a_list_of_values_is_excused() {
+    fn accepts_only_check_constraints_that_list_the_status_values() {
         let names = Names {
             table: TableName::parse("voices").expect("a name"),
             columns: ColumnNames::parse("").expect("names"),

@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_from_a_second_to_a_minute() {
+    fn event_bus_backoff_doubles_from_1_s_to_60_s() {
         let longest = [1, 2, 3, 4, 5, 6, 7, 8, u32::MAX].map(|n| pause(n, 1.0).as_secs());
         assert_eq!(longest, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
         let shortest = [1, 2, 3, 4, 5, 6, 7, u32::MAX].map(|n| pause(n, 0.0).as_secs());

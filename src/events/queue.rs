@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_names_its_row_or_else_its_provider_id() {
+    fn job_is_identified_by_row_id_or_else_by_provider_id() {
         for (job, named) in [
             (r#"{"voice_id":"r","elevenlabs_voice_id":"p"}"#, Some("r")),
             (r#"{"voice_id":null,"elevenlabs_voice_id":"p"}"#, Some("p")),

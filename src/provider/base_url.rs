@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_key_travels_encrypted_or_not_at_all() {
+    fn rejects_unencrypted_base_urls_except_loopback() {
         for text in [
             "https://api.elevenlabs.io",
             "https://api.eu.residency.elevenlabs.io/",
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_can_follow() {
+    fn base_url_may_have_a_path() {
         let url = BaseUrl::parse("https://gateway.example/eleven/").expect("parses");
         assert_eq!(url.to_string(), "https://gateway.example/eleven");
     }

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn each_status_says_what_to_do_in_each_form_of_the_body() {
+    fn classifies_each_status_in_each_form_of_the_body() {
         use ProviderError::*;
 
         let retry_after = Some(Duration::from_secs(3));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_detail_may_be_a_text_or_a_list() {
+    fn error_detail_may_be_a_string_or_a_list() {
         use ProviderError::*;
 
         let list = br#"{"detail":[{"loc":["query"],"msg":"m","type":"t"}]}"#;
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_between_says_nothing_about_voices_endpoints_or_keys() {
+    fn answer_without_detail_counts_as_unavailable() {
         for body in [
             &b"<html>"[..],
             b"",
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_id_of_a_refused_request_is_told() {
+    fn error_message_contains_the_request_id() {
         let body = br#"{"detail":{"code":"invalid_api_key","message":"no","request_id":"r1"}}"#;
         assert_eq!(
             read_error(401, body, None).to_string(),
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn the_providers_words_are_made_fit_for_a_log_line() {
+    fn provider_messages_are_sanitized_and_shortened() {
         assert_eq!(printable("a\nb\u{1b}[31m"), "a b [31m");
         assert_eq!(printable(&"x".repeat(1000)).len(), 200);
     }

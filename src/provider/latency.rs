@@ -43,7 +43,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn the_limit_follows_the_slowest_of_the_last_hundred_answers() {
+    fn time_limit_follows_the_slowest_of_the_last_100_answers() {
         let mut latencies = Latencies::default();
         let limit = |latencies: &Latencies| latencies.limit(2 * SECOND, 30 * SECOND);
         assert_eq!(limit(&latencies), None);
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mean_is_of_the_newest_answers() {
+    fn mean_latency_covers_only_the_newest_answers() {
         let mut latencies = Latencies::default();
         assert_eq!(latencies.mean(), None);
         latencies.add(SECOND);

@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_said_of_the_voice_makes_it_silent() {
+    fn only_errors_about_the_voice_count_as_silent() {
         let detail = |code: &str| format!(r#"{{"detail":{{"code":"{code}","message":"x"}}}}"#);
         for (status, code, expected) in [
             (401, "quota_exceeded", "refused"),

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_malformed_voice_does_not_spoil_the_page() {
+    fn malformed_voices_in_a_page_are_skipped() {
         let page = list_page(
             br#"{"voices":[{"voice_id":"a"},{"voice_id":"b","preview_url":7},{"voice_id":"c","preview_url":"x"},3],
                  "has_more":true,"next_page_token":"t","total_count":"many"}"#,
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_read_so_far_and_no_further() {
+    fn page_is_cut_at_the_maximum_number_of_voices() {
         let voices = r#"{"voice_id":"a"},"#.repeat(2 * MOST_VOICES);
         let body = format!(r#"{{"voices":[{voices}7],"has_more":true,"next_page_token":"t"}}"#);
         let page = list_page(body.as_bytes()).expect("reads");
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_counts_only_where_there_is_more() {
+    fn page_token_is_ignored_without_has_more() {
         let token = |tail: &str| {
             list_page(format!(r#"{{"voices":[]{tail}}}"#).as_bytes())
                 .expect("reads")
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_page_is_an_error() {
+    fn rejects_bodies_that_are_not_a_page_or_a_voice() {
         for body in [
             "",
             "<html>",
@@ -154,7 +154,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn parsing_any_bytes_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = list_page(&bytes);
             let _ = voice(&bytes);
         }

@@ -60,7 +60,7 @@ fn found(survey: Survey) -> Vec<String> {
 }
 
 #[test]
-fn each_trouble_needs_attention_and_nothing_else_does() {
+fn only_problems_need_attention() {
     let well = || survey(BacklogKind::Young, HOUR);
     let command = LedgerEntry {
         command: Some("retry".to_owned()),
@@ -221,7 +221,7 @@ fn each_trouble_needs_attention_and_nothing_else_does() {
 }
 
 #[test]
-fn limits_are_those_that_were_given() {
+fn attention_uses_the_configured_limits() {
     let limits = Limits {
         backlog: Some(0),
         age: Duration::ZERO,
@@ -268,7 +268,7 @@ fn full() -> Status {
 }
 
 #[test]
-fn the_status_says_which_request_budget_would_be_enough() {
+fn status_names_a_sufficient_request_budget() {
     let with = |voices: u64| {
         let mut survey = Survey {
             accounts: account(ProviderState::default()),
@@ -293,7 +293,7 @@ fn the_status_says_which_request_budget_would_be_enough() {
 }
 
 #[test]
-fn the_text_keeps_within_its_width_and_shows_no_control_characters_of_others() {
+fn text_fits_its_width_and_contains_no_control_characters() {
     for width in [40, 80, 120] {
         let text = anstream::adapter::strip_str(&text(&full(), width)).to_string();
         let widest = text
@@ -318,7 +318,7 @@ fn the_text_keeps_within_its_width_and_shows_no_control_characters_of_others() {
 }
 
 #[test]
-fn the_page_escapes_what_others_wrote_and_needs_nothing_else() {
+fn page_escapes_foreign_text_and_loads_no_other_resource() {
     let nonce = Nonce::random();
     let page = page(Ok(&full()), nonce);
     assert!(page.contains("&lt;script&gt;alert(1)"), "{page}");

@@ -306,7 +306,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_indexs_name_has_room_in_a_catalog() {
+    fn index_name_fits_the_length_limit_of_postgresql() {
         assert_eq!(index_name("voices"), "ix_voices_processing");
         assert!(index_name(&"ü".repeat(64)).len() <= 63);
     }

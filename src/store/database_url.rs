@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_of_every_driver_name_the_same_server() {
+    fn urls_of_all_drivers_give_the_same_server() {
         for driver in ["", "+asyncpg", "+psycopg", "+psycopg2"] {
             let options = postgres_options(&format!(
                 "postgresql{driver}://us%40er:p%2Fw@db.example:6543/app"
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_an_error() {
+    fn rejects_unsupported_and_malformed_database_urls() {
         assert_eq!(
             error("postgresql://h/d?sslmod=require"),
             Invalid::Parameter("sslmod".into())
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn sqlite_paths_mean_what_they_mean_to_sqlalchemy() {
+    fn sqlite_paths_are_read_like_sqlalchemy_reads_them() {
         assert_eq!(path("sqlite:///relative.db"), PathBuf::from("relative.db"));
         assert_eq!(path("sqlite://relative.db"), PathBuf::from("relative.db"));
         assert_eq!(
@@ -417,7 +417,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics_and_no_error_tells_a_password(password in "[a-zA-Z0-9]{12}", tail in ".{0,40}") {
+        fn parsing_any_url_never_panics_or_reveals_the_password(password in "[a-zA-Z0-9]{12}", tail in ".{0,40}") {
             for text in [
                 format!("postgresql://user:{password}@{tail}"),
                 format!("postgresql://user:{password}@host/db?{tail}"),

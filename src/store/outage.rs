@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn failing_and_silent_statements_are_suspicious_until_one_is_answered() {
+    async fn outage_is_suspected_until_a_statement_is_answered() {
         let outage = Outage::default();
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(outage.suspicion(), None, "no operation is in flight");

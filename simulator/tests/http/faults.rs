@@ -10,7 +10,7 @@ use super::{Api, send};
 const ANNA: &str = "/v1/voices/sim-ready-anna";
 
 #[tokio::test]
-async fn a_key_is_needed() {
+async fn rejects_requests_without_a_valid_key() {
     for (key, accepts_any) in [(None, true), (Some("right".to_owned()), false)] {
         let api = Api::start(Options {
             key,
@@ -38,7 +38,7 @@ async fn a_key_is_needed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn beyond_the_rate_the_system_is_busy() {
+async fn answers_system_busy_above_the_rate_limit() {
     let options = Options {
         rate_limit: Some(2),
         ..Options::default()
@@ -54,7 +54,7 @@ async fn beyond_the_rate_the_system_is_busy() {
 }
 
 #[tokio::test]
-async fn beyond_the_plan_there_are_too_many_concurrent_requests() {
+async fn answers_too_many_concurrent_requests_above_the_limit() {
     let options = Options {
         max_concurrent: Some(2),
         latency: Duration::from_secs(3600),
@@ -87,7 +87,7 @@ async fn beyond_the_plan_there_are_too_many_concurrent_requests() {
 }
 
 #[tokio::test]
-async fn concurrency_is_told_if_it_is_limited() {
+async fn sends_concurrency_headers_only_if_concurrency_is_limited() {
     let limited = Api::start(Options {
         max_concurrent: Some(3),
         ..Options::default()
@@ -101,7 +101,7 @@ async fn concurrency_is_told_if_it_is_limited() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_ends() {
+async fn answers_503_only_during_an_outage() {
     let outage: Outage = "10s+5s".parse().unwrap();
     let api = Api::start(Options {
         outages: vec![outage],
@@ -117,7 +117,7 @@ async fn an_outage_ends() {
 }
 
 #[tokio::test]
-async fn the_seed_decides_which_requests_fail() {
+async fn same_seed_fails_the_same_requests() {
     async fn statuses(seed: u64) -> Vec<u16> {
         let options = Options {
             error_rate: 0.5,
@@ -138,7 +138,7 @@ async fn the_seed_decides_which_requests_fail() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_takes_its_latency() {
+async fn answers_after_the_configured_latency() {
     let options = Options {
         latency: Duration::from_secs(30),
         jitter: Duration::from_secs(5),
@@ -151,7 +151,7 @@ async fn an_answer_takes_its_latency() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_script_answers_instead_until_the_next_one() {
+async fn script_overrides_answers_until_it_is_replaced() {
     let api = Api::plain().await;
     api.simulator.script(|request| {
         assert_eq!(request.status, None);

@@ -11,7 +11,7 @@ fn query(ids: &[String]) -> String {
 }
 
 #[tokio::test]
-async fn asked_for_by_id_only_those_come_that_are_there() {
+async fn list_by_id_returns_only_existing_listed_voices() {
     let api = Api::plain().await;
     api.simulator.add_voice("anna", "Anna");
     api.simulator.add_voice("bert", "Bert [missing]");
@@ -37,7 +37,7 @@ async fn asked_for_by_id_only_those_come_that_are_there() {
 }
 
 #[tokio::test]
-async fn premade_voices_come_unasked_but_once() {
+async fn premade_voices_are_listed_exactly_once() {
     let options = Options {
         default_voices: 3,
         ..Options::default()
@@ -56,7 +56,7 @@ async fn premade_voices_come_unasked_but_once() {
 }
 
 #[tokio::test]
-async fn pages_hold_every_voice_once() {
+async fn pages_contain_every_voice_once() {
     let api = Api::plain().await;
     let ids: Vec<_> = (0..25).map(|number| format!("voice{number:02}")).collect();
     for id in &ids {
@@ -84,7 +84,7 @@ async fn pages_hold_every_voice_once() {
 }
 
 #[tokio::test]
-async fn a_deletion_between_two_pages_hides_no_other_voice() {
+async fn deletion_between_two_pages_hides_no_other_voice() {
     let api = Api::plain().await;
     for id in ["a", "b", "c", "d"] {
         api.simulator.add_voice(id, id);
@@ -101,7 +101,7 @@ async fn a_deletion_between_two_pages_hides_no_other_voice() {
 }
 
 #[tokio::test]
-async fn the_total_is_counted_on_demand_only() {
+async fn total_count_is_zero_if_not_requested() {
     let api = Api::plain().await;
     api.simulator.add_voice("anna", "Anna");
     let reply = api.get("/v2/voices?include_total_count=false").await;
@@ -111,7 +111,7 @@ async fn the_total_is_counted_on_demand_only() {
 }
 
 #[tokio::test]
-async fn arguments_that_do_not_fit_are_refused() {
+async fn rejects_invalid_query_parameters() {
     let api = Api::plain().await;
     let hundred: Vec<_> = (0..100)
         .map(|number| format!("sim-ready-{number}"))
@@ -142,7 +142,7 @@ async fn arguments_that_do_not_fit_are_refused() {
 }
 
 #[tokio::test]
-async fn gateways_may_have_the_old_list_only() {
+async fn disabled_v2_list_leaves_the_v1_list() {
     let options = Options {
         list_enabled: false,
         ..Options::default()

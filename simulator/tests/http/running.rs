@@ -10,7 +10,7 @@ use voice_sync_simulator::{Answer, Counts, Options, Request};
 use super::Api;
 
 #[tokio::test]
-async fn requests_are_counted_and_noted() {
+async fn requests_are_counted_and_recorded() {
     let api = Api::plain().await;
     api.get("/v2/voices?voice_ids=a&voice_ids=b%20c&page_size=5")
         .await;
@@ -67,7 +67,7 @@ async fn requests_are_counted_and_noted() {
 }
 
 #[tokio::test]
-async fn requests_are_counted_without_being_kept() {
+async fn requests_are_counted_without_being_recorded() {
     let options = Options {
         record_requests: false,
         ..Options::default()
@@ -79,7 +79,7 @@ async fn requests_are_counted_without_being_kept() {
 }
 
 #[tokio::test]
-async fn a_request_whose_sender_hangs_up_is_noted_without_a_status() {
+async fn disconnected_request_is_recorded_without_a_status() {
     let api = Api::plain().await;
     api.simulator.script(|request| {
         let slow = request.path.ends_with("slow");
@@ -99,7 +99,7 @@ async fn a_request_whose_sender_hangs_up_is_noted_without_a_status() {
 }
 
 #[tokio::test]
-async fn both_versions_of_http_are_spoken() {
+async fn supports_http_2_besides_http_1() {
     let api = Api::plain().await;
     let client = crate::client_builder()
         .no_proxy()
@@ -121,7 +121,7 @@ async fn both_versions_of_http_are_spoken() {
 }
 
 #[tokio::test]
-async fn stopping_answers_what_is_under_way_and_closes_what_is_idle() {
+async fn stopping_answers_open_requests_and_closes_idle_connections() {
     let options = Options {
         latency: Duration::from_secs(3600),
         ..Options::default()
@@ -143,7 +143,7 @@ async fn stopping_answers_what_is_under_way_and_closes_what_is_idle() {
 }
 
 #[tokio::test]
-async fn dropping_stops_too() {
+async fn dropping_the_simulator_stops_it() {
     let api = Api::plain().await;
     let address = api.simulator.url().replace("http://", "");
     drop(api);
@@ -153,7 +153,7 @@ async fn dropping_stops_too() {
 }
 
 #[tokio::test]
-async fn an_address_in_use_is_refused() {
+async fn address_in_use_is_an_error() {
     let api = Api::plain().await;
     let address = api.simulator.url().replace("http://", "").parse().unwrap();
     let second = voice_sync_simulator::Simulator::start(address, Options::default()).await;

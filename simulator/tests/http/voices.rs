@@ -14,7 +14,7 @@ fn preview(voice_id: &str) -> Value {
 }
 
 #[tokio::test]
-async fn every_voice_has_what_the_description_requires() {
+async fn every_voice_has_the_fields_that_the_schema_requires() {
     let api = Api::plain().await;
     for fate in Fate::ALL {
         if fate == Fate::Missing {
@@ -85,7 +85,7 @@ fn course(fate: Fate, url: Value) -> Option<[Value; 2]> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fates_are_fulfilled_at_their_time() {
+async fn fates_take_effect_at_their_time() {
     let api = Api::plain().await;
     let voices: Vec<_> = Fate::ALL
         .into_iter()
@@ -114,7 +114,7 @@ async fn fates_are_fulfilled_at_their_time() {
 }
 
 #[tokio::test]
-async fn some_answers_break_the_rules() {
+async fn some_fates_produce_invalid_or_unknown_values() {
     let api = Api::plain().await;
     let long = api.voice("sim-longpreview-1").await;
     assert_eq!(long["preview_url"].as_str().unwrap().len(), 3_000);
@@ -151,7 +151,7 @@ async fn some_answers_break_the_rules() {
 }
 
 #[tokio::test]
-async fn what_does_not_exist_is_not_found() {
+async fn unknown_voices_and_endpoints_are_not_found() {
     let api = Api::plain().await;
     for id in ["nobody", "sim-missing-1", "sim-redy-1", "a%20b%2Fc"] {
         for reply in [
@@ -175,7 +175,7 @@ async fn what_does_not_exist_is_not_found() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn voices_come_and_go() {
+async fn voices_can_be_added_and_deleted() {
     let api = Api::plain().await;
     tokio::time::advance(Duration::from_secs(60)).await;
     let created = api.add(&[
@@ -211,7 +211,7 @@ async fn voices_come_and_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_voice_gets_its_preview_at_its_time_once_it_was_spoken_with() {
+async fn silent_voice_gets_its_preview_only_after_speech() {
     let api = Api::plain().await;
     api.simulator.add_voice("anna", "Anna [silent 5s]");
     api.simulator.add_voice("bert", "Bert [silent 5s]");
@@ -234,7 +234,7 @@ async fn a_silent_voice_gets_its_preview_at_its_time_once_it_was_spoken_with() {
 }
 
 #[tokio::test]
-async fn a_form_needs_a_name_and_a_file() {
+async fn adding_a_voice_requires_a_name_and_a_file() {
     let api = Api::plain().await;
     for (parts, missing) in [
         (&[("files", "ID3")], "name"),
@@ -247,7 +247,7 @@ async fn a_form_needs_a_name_and_a_file() {
 }
 
 #[tokio::test]
-async fn ids_depend_on_the_seed_only() {
+async fn generated_ids_depend_only_on_the_seed() {
     async fn id(seed: u64, lookups: usize) -> Value {
         let options = Options {
             seed,
@@ -282,7 +282,7 @@ async fn synthetic_voices_can_be_removed_and_replaced() {
 }
 
 #[tokio::test]
-async fn a_seed_file_adds_all_its_voices_or_none() {
+async fn seed_file_adds_all_of_its_voices_or_none() {
     let api = Api::plain().await;
     let seed = json!([
         {"voice_id": "a", "name": "Anna", "fate": "banned"},

@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_flood_takes_no_more_memory_than_there_is_room_for() {
+    async fn full_inbox_rejects_new_hints() {
         let inbox = Inbox::default();
         let id = |n: usize| vec![n.to_string()];
         for n in 0..MOST {
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hint_that_comes_while_an_earlier_one_is_written_waits() {
+    async fn hint_repeated_during_a_write_is_kept_for_later() {
         let inbox = Inbox::default();
         let put = |id: &str| inbox.put(vec![id.to_owned()]).expect("there is room");
         put("a");
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_id_is_written_once_in_five_seconds_however_often_it_comes() {
+    async fn repeated_hint_is_written_once_in_five_seconds() {
         let inbox = Inbox::default();
         let mut written = 0;
         for _ in 0..1000 {

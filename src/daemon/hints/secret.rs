@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_holds_for_half_an_hour() {
+    fn signature_is_valid_for_30_minutes() {
         for (time, expected) in [
             (NOW.as_secs(), Ok(())),
             (NOW.as_secs() + 86_400, Ok(())),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_a_signature() {
+    fn rejects_wrong_and_malformed_signatures() {
         let right = signed("1800000000", b"{}");
         assert_eq!(verify(&right, b"{} "), Err(InvalidSignature::Mismatch));
         let other = Secret::new(b"Secret").verify(right.as_bytes(), b"{}", NOW);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_the_secret_or_it_is_not() {
+    fn token_must_equal_the_secret() {
         let secret = Secret::new(b"secret");
         assert!(secret.is(b"secret"));
         for other in [b"".as_slice(), b"secre", b"secret ", b"Secret"] {

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_retry_after_is_read() {
+    fn parses_every_form_of_retry_after() {
         let seconds = |s| Some(Duration::from_secs(s));
         for (name, value, wait) in [
             ("retry-after", "7", seconds(7)),
@@ -125,7 +125,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_wait_is_never_shorter_than_told_nor_longer_than_the_limits(
+        fn retry_pause_respects_retry_after_and_the_upper_limit(
             tried in 0u32..100, throttled: bool, retry_after in prop::option::of(0u64..1_000), jitter in 0.0f64..1.0
         ) {
             let cause = if throttled { Cause::Throttled } else { Cause::Unavailable };
@@ -137,7 +137,7 @@ mod tests {
         }
 
         #[test]
-        fn any_header_is_read_or_passed_over(value in any::<String>()) {
+        fn any_retry_after_value_is_parsed_or_ignored(value in any::<String>()) {
             if let Some(wait) = retry_after(&[("retry-after", &value)]) {
                 prop_assert!(wait <= MAX_RETRY_AFTER);
             }

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn five_failures_in_a_row_open_it() {
+    fn breaker_opens_after_five_failures_in_a_row() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         for _ in 0..4 {
             assert_eq!(breaker.failed(now), None);
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_ten_within_the_window_open_it() {
+    fn breaker_opens_if_half_of_ten_requests_fail_in_the_window() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         for _ in 0..4 {
             breaker.answered(now);
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_that_only_failed_opens_it() {
+    fn breaker_opens_after_a_pass_without_an_answer() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         assert_eq!(breaker.passed(), None, "it sent no request");
         assert_eq!(breaker.failed(now), None);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pause_doubles_up_to_five_minutes_and_an_answer_ends_it() {
+    fn breaker_pause_doubles_up_to_5_min_and_an_answer_closes_it() {
         let (mut breaker, now) = (Breaker::resumed(1), Instant::now());
         let pauses: Vec<_> = (0..6)
             .map(|_| breaker.failed(now).expect("a probe that fails").as_secs())
@@ -169,7 +169,7 @@ mod tests {
     proptest! {
         /// It never opens while fewer than half of the tries fail and no five in a row do.
         #[test]
-        fn an_answering_provider_is_never_cut_off(pattern in prop::collection::vec(any::<bool>(), 0..200)) {
+        fn breaker_stays_closed_while_most_requests_are_answered(pattern in prop::collection::vec(any::<bool>(), 0..200)) {
             let (mut breaker, mut now) = (Breaker::default(), Instant::now());
             let mut failures = 0usize;
             for (number, failed) in pattern.into_iter().enumerate() {

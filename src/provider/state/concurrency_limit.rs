@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_halves_once_for_requests_begun_together() {
+    fn concurrency_limit_halves_once_for_simultaneous_requests() {
         let mut limit = ConcurrencyLimit::new(16, None);
         let together: Vec<Begun> = (0..16).map(|_| limit.begin()).collect();
         for begun in together {
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn it_eases_on_trouble_and_grows_back_on_calm() {
+    fn concurrency_limit_drops_on_errors_and_recovers_on_success() {
         let mut limit = ConcurrencyLimit::new(10, None);
         limit.ease();
         assert_eq!(limit.get(), 9);
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn it_leaves_one_for_the_application() {
+    fn concurrency_limit_leaves_one_request_for_the_application() {
         let mut limit = ConcurrencyLimit::new(10, None);
         limit.apply_plan(
             Plan {
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_on_where_an_earlier_process_stopped() {
+    fn concurrency_limit_resumes_from_the_stored_value() {
         assert_eq!(ConcurrencyLimit::new(10, Some(3.7)).get(), 3);
         let mut kept = Some(2.0);
         for _ in 0..5 {
@@ -205,7 +205,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_stays_between_one_and_the_most(most in 1u32..1000, steps in prop::collection::vec((0u8..4, any::<u32>(), any::<u32>()), 0..300)) {
+        fn concurrency_limit_stays_between_one_and_the_maximum(most in 1u32..1000, steps in prop::collection::vec((0u8..4, any::<u32>(), any::<u32>()), 0..300)) {
             let mut limit = ConcurrencyLimit::new(most, None);
             for (step, current, maximum) in steps {
                 let begun = limit.begin();

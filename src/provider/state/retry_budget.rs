@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ten_are_free_and_more_must_be_earned() {
+    fn retry_budget_allows_ten_or_a_tenth_of_first_tries() {
         let (mut budget, now) = (RetryBudget::default(), Instant::now());
         let taken = |budget: &mut RetryBudget| (0..1000).filter(|_| budget.take(now)).count();
         assert_eq!(taken(&mut budget), 10);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_spent_is_spent() {
+    fn retry_budget_includes_retries_of_other_passes() {
         let (mut budget, now) = (RetryBudget::default(), Instant::now());
         let spent = Spent {
             first_tries: 120,
@@ -121,7 +121,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn retries_stay_within_the_budget(steps in prop::collection::vec((any::<bool>(), 0u64..100), 0..2000)) {
+        fn retries_never_exceed_the_retry_budget(steps in prop::collection::vec((any::<bool>(), 0u64..100), 0..2000)) {
             let (mut budget, mut now) = (RetryBudget::default(), Instant::now());
             let (mut first_tries, mut retries) = (0u32, 0u32);
             for (retry, millis) in steps {
