@@ -534,7 +534,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_quoted_whatever_they_contain() {
+    fn table_names_and_literals_are_quoted() {
         let name = TableName::parse(r#"app.voices"; DROP TABLE users; --"#).expect("a name");
         assert_eq!(name.quoted(), r#""app"."voices""; DROP TABLE users; --""#);
         assert_eq!(literal("it's"), "'it''s'");
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_renamed_keeps_its_name() {
+    fn columns_and_statuses_without_a_mapping_keep_their_names() {
         let columns = ColumnNames::parse("id=pk, status = state").expect("names");
         assert_eq!(columns.id.as_str(), "pk");
         assert_eq!(columns.status.as_str(), "state");
@@ -626,7 +626,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_word_is_named() {
+    fn rejects_invalid_column_and_status_mappings() {
         assert_eq!(
             ColumnNames::parse("id"),
             Err(InvalidName::Pair("id".into()))

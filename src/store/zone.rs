@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_zone_has_a_name_and_is_no_offset() {
+    fn accepts_time_zone_names_but_not_offsets() {
         for zone in [
             "UTC",
             "Asia/Tokyo",

@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bulks_grow_while_they_are_full_and_quick_and_shrink_when_they_are_slow() {
+    fn bulk_size_grows_when_quick_and_full_and_shrinks_when_slow() {
         let (quick, slow) = (Duration::from_millis(20), Duration::from_secs(2));
         assert_eq!(next_bulk(1, 1, quick), 2);
         assert_eq!(next_bulk(8, 8, quick), BATCHES_AT_ONCE);

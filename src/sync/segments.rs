@@ -343,7 +343,7 @@ mod tests {
     proptest! {
         /// From any start and with any hints, a pass sees every row once, and the rows of hints first.
         #[test]
-        fn every_row_is_seen_once(n in 0u32..40, hints in hints(), start in place(), size in 1usize..12) {
+        fn pass_sees_every_row_once_and_hinted_rows_first(n in 0u32..40, hints in hints(), start in place(), size in 1usize..12) {
             let rows: Vec<u32> = (10..10 + n).collect();
             let mut seen = walk(&mut segments(&hints, None, start), &rows, size, 1000);
             let hinted = rows.iter().filter(|row| hints.contains(row)).count();
@@ -354,7 +354,7 @@ mod tests {
 
         /// Passes that stop early see everything together, with any hints in the first one.
         #[test]
-        fn short_passes_get_around(n in 1u32..40, mut hints in hints(), size in 1usize..12, limit in 1u64..8) {
+        fn short_passes_together_see_every_row(n in 1u32..40, mut hints in hints(), size in 1usize..12, limit in 1u64..8) {
             let rows: Vec<u32> = (10..10 + n).collect();
             let mut seen = std::collections::BTreeSet::new();
             let mut resume = None;
@@ -368,7 +368,7 @@ mod tests {
 
         /// The rest is exactly what was not seen.
         #[test]
-        fn the_rest_is_what_was_not_seen(n in 0u32..40, hints in hints(), start in place(), size in 1usize..12, pages in 0usize..5) {
+        fn rest_contains_exactly_the_unseen_rows(n in 0u32..40, hints in hints(), start in place(), size in 1usize..12, pages in 0usize..5) {
             let rows: Vec<u32> = (10..10 + n).collect();
             let mut segments = segments(&hints, None, start);
             let mut seen = walk(&mut segments, &rows, size, pages);
@@ -381,7 +381,7 @@ mod tests {
 
         /// If only voices of hints were claimed, the next pass begins where this one would have begun.
         #[test]
-        fn hints_move_nothing(n in 1u32..40, hints in hints(), start in place(), size in 1usize..12) {
+        fn hints_do_not_move_the_start_of_the_next_pass(n in 1u32..40, hints in hints(), start in place(), size in 1usize..12) {
             let rows: Vec<u32> = (10..10 + n).collect();
             let mut segments = segments(&hints, None, start.clone());
             while let Some((selection @ Selection::Hinted { .. }, limit)) = segments.next(size) {
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_taken_in_portions() {
+    fn named_voices_are_claimed_in_portions() {
         let names: Vec<String> = (0..2400).map(|n| n.to_string()).collect();
         let mut segments = Segments::over_names(None, names);
         let mut portions = Vec::new();
@@ -406,7 +406,7 @@ mod tests {
 
     /// A hint may contain the provider id of a voice, a schedule its row id.
     #[test]
-    fn a_voice_with_two_names_is_claimed_once_unless_it_is_cloned_anew() {
+    fn voice_with_two_names_is_claimed_once_unless_cloned_again() {
         let due = ["1", "2", "3"].map(|row| RowId::new(row.to_owned()));
         let mut segments = Segments::over_due(Some(5), due.to_vec(), Utc::now());
         segments.begin_with(vec!["first".to_owned(), "second".to_owned()]);

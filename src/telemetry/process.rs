@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_is_read() {
+    fn reads_metrics_of_this_process() {
         let readings = read().expect("/proc is there");
         assert!(readings.resident_bytes > 1e6 && readings.resident_bytes <= readings.virtual_bytes);
         assert!(readings.open_files >= 3.0 && readings.open_files <= readings.max_files);

@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_is_logged_is_one_line() {
+    fn log_output_is_escaped_to_one_line() {
         assert_eq!(
             one_line("a \u{1b}[1;31mb\u{1b}[0m c\n"),
             "a \u{1b}[1;31mb\u{1b}[0m c\n"

@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metadata_is_as_the_text_format_has_it() {
+    fn converts_openmetrics_metadata_to_the_text_format() {
         let openmetrics = "\
 # HELP passes Passes by exit code.
 # TYPE passes counter
@@ -112,7 +112,7 @@ odd 1
     }
 
     #[test]
-    fn counters_and_histograms_go_on_and_gauges_do_not() {
+    fn counters_and_histograms_accumulate_but_gauges_do_not() {
         let file = |passes: u64, lag: f64, age: f64| {
             format!(
                 "# TYPE passes_total counter\npasses_total{{exit=\"0\"}} {passes}\n\
@@ -129,7 +129,7 @@ odd 1
     }
 
     #[test]
-    fn what_an_earlier_file_lacks_or_garbles_begins_at_zero() {
+    fn missing_or_malformed_earlier_samples_count_as_zero() {
         let text = "# TYPE a_total counter\na_total 1\nb_total{x=\"a b\"} 2\n";
         for earlier in [
             "",

@@ -102,7 +102,7 @@ ELSEWHERE = [
     (r"sudo systemctl (daemon-reload|(enable|disable) --now voice-sync\.timer)", "systemd/voice-sync.timer", "[Install]"),
     (r"sudo sh -c 'umask 077; cat >/etc/voice-sync/(elevenlabs-api-key|database-url|redis-url|elevenlabs-webhook-secret)'", "systemd/voice-sync.service", "LoadCredential="),
     (r"kubectl -n voice-sync exec deploy/voice-syncd -- /voice-sync status", "Dockerfile", 'ENTRYPOINT ["/voice-sync"]'),
-    (r"sudo env DATABASE_URL_FILE=\S+ ELEVENLABS_API_KEY_FILE=\S+ voice-sync (status|doctor)", "tests/it/bad_input.rs", "secrets_may_stand_in_files"),
+    (r"sudo env DATABASE_URL_FILE=\S+ ELEVENLABS_API_KEY_FILE=\S+ voice-sync (status|doctor)", "tests/it/bad_input.rs", "secrets_can_be_read_from_files"),
     (r'psql "\$OWNER_URL" .*', "tests/it/migrate.rs", "examples/sql/roles.sql"),
     (r"DATABASE_URL=postgresql://voice_sync_(migrator|runtime):PASSWORD@HOST/DATABASE voice-sync (migrate|doctor)", "tests/it/migrate.rs", "ALTER ROLE voice_sync_migrator PASSWORD"),
     (r"alembic check", "tests/it/fastapi.rs", "alembic"),

@@ -28,7 +28,7 @@ async fn rounds(scene: &mut Scene, redis: &str, count: u64, seconds: u32) -> Vec
     runs
 }
 
-async fn a_bus_that_is_away_is_left_alone(weather: Weather, minutes: u64) {
+async fn backs_off_from_an_unavailable_bus(weather: Weather, minutes: u64) {
     const EVERY: u32 = 10;
     let mut scene = Scene::new(Variant::A, DECIDED, 0).await;
     let proxy = Proxy::to(&scene.bus.url, 6379).await;
@@ -58,14 +58,14 @@ async fn a_bus_that_is_away_is_left_alone(weather: Weather, minutes: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bus_that_cuts_connections_is_left_alone() {
-    a_bus_that_is_away_is_left_alone(Weather::Cut, budget(5, 60)).await;
+async fn backs_off_from_a_bus_that_cuts_connections() {
+    backs_off_from_an_unavailable_bus(Weather::Cut, budget(5, 60)).await;
 }
 
 /// Each try takes as long as its time limits say, so that this hour is shorter.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bus_that_hangs_is_left_alone() {
-    a_bus_that_is_away_is_left_alone(Weather::HalfOpen, budget(1, 10)).await;
+async fn backs_off_from_a_bus_that_hangs() {
+    backs_off_from_an_unavailable_bus(Weather::HalfOpen, budget(1, 10)).await;
 }
 
 /// Has a Redis do as told.
@@ -83,7 +83,7 @@ async fn tell(server: &OwnServers, command: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_must_not_write_gets_its_events_later() {
+async fn events_are_published_after_redis_becomes_writable_again() {
     let server = OwnServers::redis();
     let cases: [(&[&str], &[&str], &str); 2] = [
         (
@@ -114,7 +114,7 @@ async fn a_redis_that_must_not_write_gets_its_events_later() {
 /// Whoever dies before it takes the voices out of the application's set that it finished leaves them
 /// to the next.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_set_is_cleared_by_whoever_comes_after_a_crash() {
+async fn next_pass_clears_the_queue_set_after_a_crash() {
     for variant in [Variant::A, Variant::E32] {
         let scene = Scene::new(variant, MIXED, 32).await;
         let key = format!("{}queue", scene.bus.prefix);
@@ -161,7 +161,7 @@ async fn loading(listener: TcpListener) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_loading_gets_its_events_later() {
+async fn events_are_published_after_redis_has_finished_loading() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("listens");
     let address = listener.local_addr().expect("an address");
     let serving = tokio::spawn(loading(listener));

@@ -18,7 +18,7 @@ use crate::support::binary::end;
 use crate::support::from_scripts;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_clock_that_jumps_moves_nothing() {
+async fn jump_of_the_local_clock_does_not_affect_leases() {
     for (before, after) in [("+0", "+1h"), ("+0", "-1h"), ("+1h", "-1h")] {
         let app = App::new(Variant::A).await;
         let scene = Scene::within(app, DECIDED, 2000, Duration::from_millis(50)).await;
@@ -66,7 +66,7 @@ async fn a_clock_that_jumps_moves_nothing() {
 /// Whatever waits for a moment, by the database's clock: leases, a pause that the provider asked for, an open
 /// breaker, its probe, a bus that is left alone, events that are leased, and schedules.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_database_clock_that_is_set_back_holds_nothing_up() {
+async fn a_database_clock_that_is_set_back_delays_nothing() {
     const HOUR: i64 = 60 * 60;
     let mut cases = Vec::new();
     for variant in [Variant::A, Variant::E32] {

@@ -92,7 +92,10 @@ async fn dies_at(scene: &Scene, circumstances: Circumstances, point: &str) {
 
 /// Somebody dies at each point, and another instance finishes what was begun, once the leases of the
 /// dead ran out.
-async fn whoever_dies_is_succeeded(variant: Variant, points: &[(Circumstances, &[&str])]) {
+async fn another_instance_recovers_from_a_crash(
+    variant: Variant,
+    points: &[(Circumstances, &[&str])],
+) {
     for (circumstances, points) in points {
         for point in *points {
             let mut scene = Scene::new(variant, MIXED, 160).await;
@@ -115,13 +118,13 @@ async fn whoever_dies_is_succeeded(variant: Variant, points: &[(Circumstances, &
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_dies_anywhere_on_postgresql_is_succeeded() {
-    whoever_dies_is_succeeded(Variant::A, POINTS).await;
+async fn another_instance_recovers_from_a_crash_at_any_point_on_postgresql() {
+    another_instance_recovers_from_a_crash(Variant::A, POINTS).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_dies_anywhere_on_sqlite_is_succeeded() {
-    whoever_dies_is_succeeded(Variant::E32, POINTS).await;
+async fn another_instance_recovers_from_a_crash_at_any_point_on_sqlite() {
+    another_instance_recovers_from_a_crash(Variant::E32, POINTS).await;
 }
 
 /// Five instances; one after the other is killed and followed by a new one.
@@ -178,7 +181,7 @@ async fn killed_instances_lose_nothing_on_sqlite() {
 }
 
 /// A fifth of all that commits is reported as an error.
-async fn a_commit_that_seems_to_fail_is_no_second_transition(variant: Variant) {
+async fn a_commit_reported_as_failed_is_not_repeated(variant: Variant) {
     let faults = [
         "claim",
         "apply",
@@ -223,17 +226,17 @@ async fn a_commit_that_seems_to_fail_is_no_second_transition(variant: Variant) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_that_seems_to_fail_is_no_second_transition_on_postgresql() {
-    a_commit_that_seems_to_fail_is_no_second_transition(Variant::A).await;
+async fn a_commit_reported_as_failed_is_not_repeated_on_postgresql() {
+    a_commit_reported_as_failed_is_not_repeated(Variant::A).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_that_seems_to_fail_is_no_second_transition_on_sqlite() {
-    a_commit_that_seems_to_fail_is_no_second_transition(Variant::E32).await;
+async fn a_commit_reported_as_failed_is_not_repeated_on_sqlite() {
+    a_commit_reported_as_failed_is_not_repeated(Variant::E32).await;
 }
 
 /// Dead before it could note that events are out, again and again.
-async fn whoever_dies_between_publishing_and_marking_publishes_again(variant: Variant) {
+async fn an_event_is_republished_unchanged_after_a_crash(variant: Variant) {
     let mut scene = Scene::new(variant, DECIDED, 8).await;
     let deaths = budget(10, 500);
     for death in 0..deaths {
@@ -251,13 +254,13 @@ async fn whoever_dies_between_publishing_and_marking_publishes_again(variant: Va
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_is_published_again_and_the_same_on_postgresql() {
-    whoever_dies_between_publishing_and_marking_publishes_again(Variant::A).await;
+async fn an_event_is_republished_unchanged_after_a_crash_on_postgresql() {
+    an_event_is_republished_unchanged_after_a_crash(Variant::A).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_is_published_again_and_the_same_on_sqlite() {
-    whoever_dies_between_publishing_and_marking_publishes_again(Variant::E32).await;
+async fn an_event_is_republished_unchanged_after_a_crash_on_sqlite() {
+    an_event_is_republished_unchanged_after_a_crash(Variant::E32).await;
 }
 
 pub(crate) fn signal(child: &Child, signal: &str) {
@@ -269,7 +272,7 @@ pub(crate) fn signal(child: &Child, signal: &str) {
 
 /// A process that sleeps through its leases while another does its work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_comes_after_the_lease_changes_nothing() {
+async fn an_answer_after_the_end_of_the_lease_is_dropped() {
     for variant in [Variant::A, Variant::E32] {
         let scene = Scene::new(variant, DECIDED, 300).await;
         let sleeper = scene

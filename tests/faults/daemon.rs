@@ -33,7 +33,7 @@ fn turns(daemon: &Daemon, part: &str) -> [Vec<Value>; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_is_away_is_waited_for_at_the_start_and_later() {
+async fn waits_for_an_unavailable_database_at_start_and_later() {
     let (app, provider) = (migrated().await, simulator().await);
     let proxy = Proxy::to(&app.url, 5432).await;
     // Shortened from 30 s.
@@ -68,7 +68,7 @@ async fn a_database_that_is_away_is_waited_for_at_the_start_and_later() {
 
 /// A daemon that only waits for the database has nothing to finish.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_signal_ends_a_daemon_that_waits_for_the_database() {
+async fn signal_stops_a_daemon_that_waits_for_the_database() {
     let (app, provider) = (migrated().await, simulator().await);
     let faults = "store.agenda.before=stall:1h;shutdown.timeout=stall:20s";
     let command = daemon(&app.url, &provider.url()).env("VOICE_SYNC_FAILPOINTS", faults);
@@ -81,7 +81,7 @@ async fn a_signal_ends_a_daemon_that_waits_for_the_database() {
 
 /// Statements are repeated for longer here than any probe waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_daemon_says_that_the_database_is_away_while_statements_are_still_repeated() {
+async fn reports_an_unavailable_database_while_it_retries_statements() {
     for weather in [Weather::Cut, Weather::HalfOpen] {
         let (app, provider) = (migrated().await, simulator().await);
         let proxy = Proxy::to(&app.url, 5432).await;
@@ -105,7 +105,7 @@ async fn the_daemon_says_that_the_database_is_away_while_statements_are_still_re
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_provider_that_is_away_is_told_of_once() {
+async fn unavailable_provider_is_logged_once() {
     let (app, bus, provider) = (migrated().await, Bus::new().await, simulator().await);
     provider.script(|_: &Request| Some(Answer::html(503, "Service Unavailable")));
     app.insert_processing(&["sim-ready-1", "sim-ready-2"]).await;
@@ -132,7 +132,7 @@ async fn a_provider_that_is_away_is_told_of_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_bus_that_is_away_keeps_no_voice_waiting() {
+async fn unavailable_event_bus_delays_no_voice() {
     let (app, bus, provider) = (migrated().await, Bus::new().await, simulator().await);
     let proxy = Proxy::to(&bus.url, 6379).await;
     proxy.set(Weather::Cut);
@@ -157,7 +157,7 @@ async fn an_event_bus_that_is_away_keeps_no_voice_waiting() {
 
 /// The limit is shortened from 90 s, a slow answer from 30 s: the proportions stay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_loop_that_hangs_is_noticed_and_one_that_waits_is_not() {
+async fn liveness_detects_a_hung_loop_but_not_a_waiting_one() {
     const LIMIT: &str = "daemon.stalled=stall:9s";
     let app = migrated().await;
     let slow = simulator_with(Options {
@@ -254,7 +254,7 @@ async fn size(daemon: &Daemon, app: &App) -> Size {
 /// database, Redis or the provider is away. Nothing of the daemon's own may grow.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_grows_however_long_it_runs() {
+async fn memory_files_and_own_tables_do_not_grow_over_time() {
     let rounds = budget(60, 1200);
     let mut rng = crate::rng();
     let (app, bus, provider) = (migrated().await, Bus::new().await, simulator().await);
@@ -326,7 +326,7 @@ async fn nothing_grows_however_long_it_runs() {
 /// Connections that hang, in each way that a client can, and more of them than the daemon may open files: it
 /// goes on, and a health check is answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_hang_keep_nobody_out() {
+async fn hung_clients_do_not_block_the_daemon_or_its_health_checks() {
     const FILES: u64 = 256;
     for variant in [Variant::A, Variant::E32] {
         let (app, provider) = (App::new(variant).await, simulator().await);
@@ -383,7 +383,7 @@ async fn clients_that_hang_keep_nobody_out() {
 
 /// A site that gives its own name this address reads nothing (DNS rebinding).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_page_is_shown_under_known_names_only() {
+async fn the_page_is_served_only_for_allowed_hosts() {
     let (app, provider) = (migrated().await, simulator().await);
     let command =
         daemon(&app.url, &provider.url()).arg("--allowed-hosts=voices.example,other.example");

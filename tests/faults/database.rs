@@ -38,7 +38,7 @@ async fn slow_scene(app: App, requests: usize) -> Scene {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_loses_its_connections_makes_new_ones() {
+async fn terminated_connections_are_replaced() {
     let requests = budget(20, 600) as usize;
     let every = Duration::from_millis(budget(200, 1000));
     let calm = slow_scene(App::new(Variant::A).await, requests).await;
@@ -72,7 +72,7 @@ async fn whoever_loses_its_connections_makes_new_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_loses_its_server_waits_for_it() {
+async fn pass_waits_for_a_restarting_server() {
     let server = OwnServers::postgres();
     let restarts = budget(3, 20);
     let app = App::on_server(server.database_url().to_owned()).await;
@@ -105,7 +105,7 @@ async fn between(scene: &mut Scene) -> Proxy {
     proxy
 }
 
-async fn lost_answers_are_no_second_transition(variant: Variant) {
+async fn lost_replies_cause_no_second_transition(variant: Variant) {
     let mut scene = Scene::new(variant, MIXED, budget(1600, 16_000) as usize).await;
     let proxy = between(&mut scene).await;
     proxy.set(Weather::AnswersLost(5));
@@ -123,18 +123,18 @@ async fn lost_answers_are_no_second_transition(variant: Variant) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lost_answers_are_no_second_transition_on_postgresql() {
-    lost_answers_are_no_second_transition(Variant::A).await;
+async fn lost_replies_cause_no_second_transition_on_postgresql() {
+    lost_replies_cause_no_second_transition(Variant::A).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lost_answers_are_no_second_transition_behind_pgbouncer() {
-    lost_answers_are_no_second_transition(Variant::Pooled).await;
+async fn lost_replies_cause_no_second_transition_behind_pgbouncer() {
+    lost_replies_cause_no_second_transition(Variant::Pooled).await;
 }
 
 /// What a network does to a pass that has begun, and the time after which it should have ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_is_gone_is_said_to_be() {
+async fn a_database_lost_during_a_pass_is_reported() {
     let mut weathers = vec![
         Weather::Cut,
         Weather::CutAfter(50_000),
@@ -169,7 +169,7 @@ async fn a_database_that_is_gone_is_said_to_be() {
 
 /// Connections are what costs most in a pass that finds nothing to do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_to_do_takes_one_connection() {
+async fn pass_with_nothing_to_do_opens_one_connection() {
     let mut scene = Scene::new(Variant::A, DECIDED, 0).await;
     let proxy = between(&mut scene).await;
     scene.command().run().await.expect_code(0);
@@ -178,7 +178,7 @@ async fn nothing_to_do_takes_one_connection() {
 
 /// A server that takes connections and says nothing, from the start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_never_answers_is_said_to_be_gone() {
+async fn a_database_that_never_answers_is_reported_as_unavailable() {
     let mut scene = Scene::new(Variant::A, DECIDED, 10).await;
     let proxy = between(&mut scene).await;
     proxy.set(Weather::HalfOpen);
@@ -207,7 +207,7 @@ async fn under(setting: &str) -> (Scene, Ended) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_standby_is_told_from_the_primary() {
+async fn a_standby_is_reported_before_any_request() {
     let (scene, ended) = under("ALTER DATABASE SET default_transaction_read_only = on").await;
     ended.expect_code(69);
     assert!(
@@ -219,7 +219,7 @@ async fn a_standby_is_told_from_the_primary() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_without_a_free_place_is_said_to_be_full() {
+async fn a_server_without_free_connections_is_reported() {
     let mut scene = Scene::new(Variant::A, DECIDED, 10).await;
     let role = format!("guest_{}", uuid::Uuid::new_v4().simple());
     scene
@@ -243,7 +243,7 @@ async fn a_server_without_a_free_place_is_said_to_be_full() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_short_statement_timeout_costs_the_locked_rows_only() {
+async fn a_short_statement_timeout_affects_only_locked_rows() {
     let scene = Scene::new(Variant::A, DECIDED, 10).await;
     let Pool::Postgres(pool) = &scene.app.pool else {
         panic!("variant A is on PostgreSQL");
@@ -268,7 +268,7 @@ async fn a_short_statement_timeout_costs_the_locked_rows_only() {
 
 /// PostgreSQL says so by its error code, which a trigger raises here in its place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_of_the_server_is_said_to_be_full() {
+async fn a_full_disk_of_the_server_is_reported() {
     let scene = Scene::new(Variant::A, DECIDED, 10).await;
     scene
         .app
@@ -330,7 +330,7 @@ async fn a_full_disk_leaves_an_sqlite_file_intact() {
 
 /// A note that is written again after a lost reply counts an absence once, and the next pass counts the next one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_absence_whose_reply_is_lost_counts_once() {
+async fn an_absence_whose_reply_is_lost_is_counted_once() {
     for variant in [Variant::A, Variant::Pooled, Variant::E32] {
         let scene = Scene::new(variant, &["missing"], 2).await;
         let counts = format!(

@@ -76,18 +76,18 @@ async fn dies_at_each_point(variant: Variant) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_dies_while_nudging_is_succeeded_by_nobody_on_postgresql() {
+async fn crash_during_a_nudge_causes_no_second_nudge_on_postgresql() {
     dies_at_each_point(Variant::A).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_dies_while_nudging_is_succeeded_by_nobody_on_sqlite() {
+async fn crash_during_a_nudge_causes_no_second_nudge_on_sqlite() {
     dies_at_each_point(Variant::E32).await;
 }
 
 /// Replies of the database get lost, and processes die, at random.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_voice_is_nudged_twice_whatever_happens() {
+async fn no_voice_is_nudged_twice_under_random_faults() {
     let mut rng = rng();
     for variant in [Variant::A, Variant::E32] {
         let voices = usize::try_from(budget(20, 200)).expect("a number");

@@ -47,7 +47,7 @@ async fn backlog(variant: Variant, voices: usize) -> App {
 /// A daemon that can look up 40 voices a second, and has 3,000 that are always due. One new voice, two, one in a
 /// hundred: all are looked up within one poll, and so are those of the next round, and after a restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn new_voices_come_before_thousands_that_are_overdue() {
+async fn new_voices_are_looked_up_before_thousands_of_overdue_ones() {
     const LATENCY: Duration = Duration::from_millis(100);
     const RATE: u64 = 10 * CONCURRENCY;
     for variant in BOTH {
@@ -117,7 +117,7 @@ async fn pending(app: &App) -> i64 {
 /// A bus that takes its time, and an outbox that takes a minute with it: voices are looked up meanwhile, the loop
 /// is alive, and in the end every event is out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_large_outbox_keeps_no_voice_waiting() {
+async fn large_outbox_delays_no_lookup() {
     const EVENTS: u32 = 12_000;
     for variant in BOTH {
         let (app, bus, provider) = (App::new(variant).await, Bus::new().await, simulator().await);
@@ -161,7 +161,7 @@ async fn a_large_outbox_keeps_no_voice_waiting() {
 
 /// One limit for all passes of a run: it is over before all voices were asked about, however many passes that takes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_time_limit_is_for_the_whole_run() {
+async fn max_runtime_limits_the_whole_run() {
     const LATENCY: Duration = Duration::from_millis(200);
     for variant in BOTH {
         let app = backlog(variant, 20_000).await;
@@ -186,7 +186,7 @@ async fn a_time_limit_is_for_the_whole_run() {
 /// A database that says nothing any more, in the middle of a run: its limit holds, and so does a signal's, and the
 /// run says what it did.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_hangs_does_not_outlast_the_limit() {
+async fn hung_database_does_not_outlast_the_time_limit_or_a_signal() {
     // Half of what an operation may take by itself.
     const PATIENCE: Duration = Duration::from_secs(15);
     for is_signalled in [false, true] {
@@ -227,7 +227,7 @@ async fn a_database_that_hangs_does_not_outlast_the_limit() {
 
 /// Statements that wait for a lock when their operation is given up do not stay behind on the server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_statement_outlives_its_operation() {
+async fn abandoned_statements_are_cancelled_on_the_server() {
     for variant in [Variant::A, Variant::Pooled] {
         let mut scene = Scene::new(variant, DECIDED, 0).await;
         scene.add(DECIDED, 10).await;

@@ -37,30 +37,30 @@ async fn each_voice_is_asked_about_by_one_process(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_processes_on_postgresql_share_the_work() {
+async fn many_processes_share_the_work_on_postgresql() {
     let (processes, voices) = (budget(6, 10) as usize, budget(3000, 20_000) as usize);
     each_voice_is_asked_about_by_one_process(Variant::A, processes, voices).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_processes_behind_pgbouncer_share_the_work() {
+async fn many_processes_share_the_work_behind_pgbouncer() {
     let (processes, voices) = (budget(6, 10) as usize, budget(3000, 20_000) as usize);
     each_voice_is_asked_about_by_one_process(Variant::Pooled, processes, voices).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_few_processes_on_sqlite_share_the_work() {
+async fn a_few_processes_share_the_work_on_sqlite() {
     each_voice_is_asked_about_by_one_process(Variant::E32, 3, 1000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_processes_ask_about_one_voice_once() {
+async fn twenty_processes_look_up_one_voice_once() {
     each_voice_is_asked_about_by_one_process(Variant::D, 20, 1).await;
 }
 
 /// As one that is suspended does. Others wait for it while it claims, and its locks end by themselves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_that_stops_in_a_transaction_holds_up_nobody_for_long() {
+async fn a_process_that_stops_in_a_transaction_blocks_others_only_briefly() {
     for variant in [Variant::A, Variant::Pooled] {
         for (point, is_there) in [
             (

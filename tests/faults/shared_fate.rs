@@ -59,7 +59,7 @@ async fn rows_that_are_refused(variant: Variant, how: &str, voices: usize, bad: 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rows_that_the_database_refuses_do_not_hold_up_the_others() {
+async fn rows_refused_by_the_database_do_not_block_the_others() {
     let voices = budget(200, 2000) as usize;
     let counts = [1, 2, voices / 100, voices / 10, voices / 2];
     let codes = [
@@ -85,7 +85,7 @@ async fn rows_that_the_database_refuses_do_not_hold_up_the_others() {
 
 /// Then it is no row's fault: nobody is blamed, and somebody is told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_the_database_refuses_every_row_none_is_set_aside() {
+async fn no_row_is_set_aside_if_the_database_refuses_all() {
     for (variant, how) in [
         (Variant::A, "VS001"),
         (Variant::A, "42501"),
@@ -163,14 +163,14 @@ async fn events_that_are_refused(refused: usize, others: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_that_the_bus_refuses_do_not_hold_up_the_others() {
+async fn events_refused_by_the_bus_do_not_block_the_others() {
     for (refused, others) in [(0, 10), (1, 99), (2, 98), (10, 90), (50, 50), (1200, 100)] {
         events_that_are_refused(refused, others).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rows_that_cannot_be_put_back_do_not_hold_up_the_others() {
+async fn rows_that_cannot_be_retried_do_not_block_the_others() {
     for (variant, how) in [(Variant::A, "VS001"), (Variant::E32, "RAISE(ABORT, 'odd')")] {
         for bad in [1, 2, 10, 50, 100] {
             let scene = Scene::new(variant, &["banned"], 100).await;
@@ -203,7 +203,7 @@ async fn rows_that_cannot_be_put_back_do_not_hold_up_the_others() {
 /// Rows that the database refuses and events that the bus refuses, beside a daemon, which goes on with all others, those
 /// that come later included.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_daemon_goes_on_beside_refused_rows_and_events() {
+async fn daemon_continues_despite_refused_rows_and_events() {
     const VOICES: usize = 200;
     for (variant, how) in [(Variant::A, "VS001"), (Variant::E32, "RAISE(ABORT, 'odd')")] {
         for bad in [1, VOICES / 100, VOICES / 10] {

@@ -451,7 +451,7 @@ async fn weeks(variant: Variant, steps: u64, rng: &mut Rng) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn healthy_voices_are_not_failed_in_weeks_of_trouble_on_sqlite() {
+async fn weeks_of_random_faults_fail_no_healthy_voice_on_sqlite() {
     let mut rng = crate::rng();
     for _ in 0..budget(1, 500) {
         weeks(Variant::E32, 60, &mut rng).await;
@@ -459,7 +459,7 @@ async fn healthy_voices_are_not_failed_in_weeks_of_trouble_on_sqlite() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn healthy_voices_are_not_failed_in_weeks_of_trouble_on_postgresql() {
+async fn weeks_of_random_faults_fail_no_healthy_voice_on_postgresql() {
     let mut rng = crate::rng();
     for variant in [Variant::A, Variant::D] {
         for _ in 0..budget(1, 100) {
@@ -509,7 +509,7 @@ async fn voices_arrive_in_sixes(variant: Variant, minutes: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn voices_that_arrive_in_small_numbers_do_not_escape_the_guard_of_the_key() {
+async fn mass_absence_guard_covers_voices_that_arrive_in_small_groups() {
     let all = [(Variant::A, 1), (Variant::A, 20), (Variant::E32, 6)];
     for (variant, minutes) in all {
         voices_arrive_in_sixes(variant, minutes).await;
@@ -519,7 +519,7 @@ async fn voices_that_arrive_in_small_numbers_do_not_escape_the_guard_of_the_key(
 /// Many voices that are missing hold up no others: the daemon fails none of them, says so, and goes on, while its key
 /// finds voices. A key that finds none ends it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_daemon_goes_on_beside_a_mass_absence() {
+async fn a_daemon_continues_during_a_mass_absence() {
     for (variant, missing) in [(Variant::A, 12), (Variant::E32, 12), (Variant::A, 150)] {
         let app = App::new(variant).await;
         drop(app.store().await);
@@ -552,7 +552,7 @@ async fn a_daemon_goes_on_beside_a_mass_absence() {
 
 /// What `sync-once` refused, no other kind of pass does, until there is evidence.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mass_absence_lasts_for_every_kind_of_pass_until_voices_are_found_again() {
+async fn mass_absence_holds_for_every_kind_of_pass_until_voices_are_found() {
     for variant in [Variant::A, Variant::E32] {
         let app = App::new(variant).await;
         drop(app.store().await);

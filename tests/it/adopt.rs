@@ -50,7 +50,7 @@ fn outcome(ended: &Ended) -> [u64; 3] {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_without_any_is_refused_until_it_is_adopted() {
+async fn table_without_the_status_columns_is_refused_until_adopted() {
     for variant in ALL {
         let (app, bus) = (app(variant, "").await, Bus::new().await);
         let refused = pass(&app, &bus, &[]).await;
@@ -89,7 +89,7 @@ async fn a_table_without_any_is_refused_until_it_is_adopted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_what_is_missing_is_added() {
+async fn adopt_adds_only_what_is_missing() {
     for variant in ALL {
         let app = app(
             variant,
@@ -117,7 +117,7 @@ async fn only_what_is_missing_is_added() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_sql_of_a_dry_run_adopts_by_hand() {
+async fn adopt_dry_run_prints_sql_that_can_be_run_by_hand() {
     let app = app(Variant::B, "").await;
     let dry = adopt(&app)
         .args(&["--dry-run", "--output", "text"])
@@ -145,7 +145,7 @@ async fn the_sql_of_a_dry_run_adopts_by_hand() {
 
 /// A statement that waits for a table keeps all others waiting behind it: it must give up in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_in_use_is_adopted_when_it_is_free() {
+async fn adopt_waits_for_a_locked_table_without_blocking_others() {
     let app = app(Variant::B, "").await;
     let Pool::Postgres(pool) = &app.pool else {
         unreachable!("it is a PostgreSQL");
@@ -175,7 +175,7 @@ async fn a_table_in_use_is_adopted_when_it_is_free() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_index_that_was_left_behind_is_made_anew() {
+async fn adopt_rebuilds_an_invalid_index() {
     let app = app(Variant::B, "").await;
     adopt(&app).run().await.expect_code(0);
     app.execute(
@@ -190,7 +190,7 @@ async fn an_index_that_was_left_behind_is_made_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_has_no_column_is_kept_in_a_table_of_our_own() {
+async fn values_without_a_column_are_kept_in_an_own_table() {
     for variant in ALL {
         let (app, bus) = (
             app(variant, ", status varchar(20) DEFAULT 'processing'").await,
@@ -231,7 +231,7 @@ async fn what_has_no_column_is_kept_in_a_table_of_our_own() {
 
 /// What was kept while the columns were missing is what they hold once they are there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn adopting_later_brings_what_was_kept() {
+async fn adopt_copies_values_kept_before_into_the_new_columns() {
     for variant in ALL {
         let (app, bus) = (
             app(variant, ", status varchar(20) DEFAULT 'processing'").await,
@@ -270,7 +270,7 @@ async fn adopting_later_brings_what_was_kept() {
 
 /// Nothing is removed because it cannot be seen: it may only be hidden.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_kept_stays_while_rows_are_hidden() {
+async fn kept_values_survive_while_their_rows_are_hidden() {
     let (app, bus) = (
         app(Variant::B, ", status varchar(20) DEFAULT 'processing'").await,
         Bus::new().await,
@@ -294,7 +294,7 @@ async fn what_is_kept_stays_while_rows_are_hidden() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_is_the_same_however_it_is_written() {
+async fn spelling_of_the_table_name_does_not_matter() {
     for (variant, written) in [(Variant::B, "public.voices"), (Variant::E36, "main.VOICES")] {
         let (app, bus) = (app(variant, "").await, Bus::new().await);
         adopt(&app)
@@ -330,7 +330,7 @@ async fn a_table_is_the_same_however_it_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn several_may_adopt_at_the_same_time() {
+async fn concurrent_adoptions_succeed() {
     for variant in ALL {
         let app = app(variant, "").await;
         VoiceSync::new(&["migrate"])
@@ -352,7 +352,7 @@ async fn several_may_adopt_at_the_same_time() {
 
 /// One of two that make the index loses its connection, and leaves half an index behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_goes_on_where_another_was_interrupted() {
+async fn adoption_continues_after_another_was_interrupted() {
     let app = app(Variant::B, ", status varchar(20) DEFAULT 'processing'").await;
     adopt(&app).run().await.expect_code(0);
     app.execute("DROP INDEX ix_voices_processing").await;
@@ -394,7 +394,7 @@ async fn one_goes_on_where_another_was_interrupted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_strict_table_gets_types_that_it_knows() {
+async fn adopt_adds_valid_types_to_a_strict_sqlite_table() {
     let app = App::sqlite(
         Variant::E36,
         "CREATE TABLE voices (id TEXT PRIMARY KEY, elevenlabs_voice_id TEXT) STRICT;
@@ -407,7 +407,7 @@ async fn a_strict_table_gets_types_that_it_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backslash_is_a_backslash_whatever_the_server_is_set_to() {
+async fn backslashes_are_quoted_without_standard_conforming_strings() {
     let app = app(Variant::B, "").await;
     app.execute("CREATE TABLE victim (x int)").await;
     let database = app.url.rsplit_once('/').expect("a URL").1;
@@ -429,7 +429,7 @@ async fn a_backslash_is_a_backslash_whatever_the_server_is_set_to() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_column_that_was_named_must_be_there() {
+async fn explicitly_named_column_must_exist() {
     for variant in ALL {
         let app = app(variant, ", status varchar(20) DEFAULT 'processing'").await;
         let named = ["--columns", "preview_url=demo"];
@@ -446,7 +446,7 @@ async fn a_column_that_was_named_must_be_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_and_values_are_quoted() {
+async fn table_column_and_status_names_are_quoted() {
     const TABLE: &str = "voices\"; drop table users; --";
     let quoted = TABLE.replace('"', "\"\"");
     for variant in [Variant::B, Variant::E36] {

@@ -209,7 +209,7 @@ const CASES: &[Case] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_mistake_is_named_and_nothing_happens() {
+async fn each_invalid_input_is_reported_without_side_effects() {
     let app = App::new(Variant::E32).await;
     app.insert_processing(&["sim-ready-1"]).await;
     let before = app.rows().await;
@@ -245,7 +245,7 @@ async fn each_mistake_is_named_and_nothing_happens() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_status_that_the_enum_lacks_is_named() {
+async fn reports_a_status_that_is_missing_from_the_enum() {
     let app = App::new(Variant::A).await;
     app.insert_processing(&["sim-ready-1"]).await;
     let provider = simulator().await;
@@ -270,7 +270,7 @@ async fn a_status_that_the_enum_lacks_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_is_no_database_is_named() {
+async fn reports_a_file_that_is_not_a_database() {
     let directory = TempDir::new().expect("a directory");
     let path = directory.path().join("notes.db");
     std::fs::write(
@@ -287,7 +287,7 @@ async fn a_file_that_is_no_database_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_is_away_is_worth_another_try() {
+async fn unavailable_database_exits_with_code_69() {
     let provider = simulator().await;
     let ended = sync_once("postgresql://u:hidden@127.0.0.1:1/d", &provider.url())
         .run()
@@ -298,7 +298,7 @@ async fn a_database_that_is_away_is_worth_another_try() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wrong_password_is_not() {
+async fn wrong_database_password_exits_with_code_78() {
     let app = App::new(Variant::A).await;
     let (_, host) = app.url.rsplit_once('@').expect("a login");
     let provider = simulator().await;
@@ -314,7 +314,7 @@ async fn a_wrong_password_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn secrets_may_stand_in_files() {
+async fn secrets_can_be_read_from_files() {
     let app = App::new(Variant::E32).await;
     app.insert_processing(&["sim-ready-1"]).await;
     let provider = simulator().await;

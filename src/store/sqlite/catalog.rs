@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn reads_every_form_of_a_stored_time() {
+    async fn parses_every_form_of_a_stored_time() {
         let pool = SqlitePool::connect("sqlite::memory:").await.expect("opens");
         let read = async |text: &str| {
             let sql = AssertSqlSafe(format!("SELECT {}", moment("$1")));
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_column_of_32_characters_holds_a_uuid_without_dashes() {
+    fn key_of_32_characters_is_read_as_a_uuid_without_dashes() {
         assert_eq!(length("CHAR(32)"), Some(32));
         assert_eq!(length("VARCHAR( 1024 )"), Some(1024));
         assert_eq!(length("TEXT"), None);

@@ -336,19 +336,19 @@ fn is_found(program: Program, promises: &[Promise]) {
 }
 
 #[test]
-fn the_store_keeps_its_promises_whatever_happens_in_between() {
+fn store_keeps_its_promises_under_random_interleavings() {
     keeps_its_promises(Program::Sound, budget(50_000, 1_000_000));
 }
 
 /// What the broken programs differ from: they are found for their mistake, and not for being
 /// written by hand.
 #[test]
-fn the_same_by_hand_keeps_them_as_well() {
+fn sound_program_written_by_hand_keeps_the_promises() {
     keeps_its_promises(Program::ByHand, 5000);
 }
 
 #[test]
-fn a_rescue_that_overwrites_a_finished_row_is_found() {
+fn detects_a_rescue_that_overwrites_a_finished_row() {
     // Where the application had failed the row itself, the event of failing it again has no transition behind it.
     is_found(
         Program::OverwritesFinishedRows,
@@ -361,12 +361,12 @@ fn a_rescue_that_overwrites_a_finished_row_is_found() {
 }
 
 #[test]
-fn a_guard_without_the_provider_id_is_found() {
+fn detects_a_transition_that_ignores_the_provider_id() {
     is_found(Program::ForgetsTheProviderId, &[Promise::AsReported]);
 }
 
 #[test]
-fn an_event_before_its_commit_is_found() {
+fn detects_an_event_published_before_its_commit() {
     is_found(
         Program::PublishesBeforeTheCommit,
         &[Promise::EventIsCommitted],
@@ -374,7 +374,7 @@ fn an_event_before_its_commit_is_found() {
 }
 
 #[test]
-fn an_event_in_a_transaction_of_its_own_is_found() {
+fn detects_an_event_recorded_in_a_separate_transaction() {
     is_found(
         Program::RecordsInASecondTransaction,
         &[Promise::EventIsCommitted],
@@ -382,16 +382,16 @@ fn an_event_in_a_transaction_of_its_own_is_found() {
 }
 
 #[test]
-fn a_mark_before_the_publication_is_found() {
+fn detects_an_event_marked_before_it_is_published() {
     is_found(Program::MarksBeforePublishing, &[Promise::NothingIsLost]);
 }
 
 #[test]
-fn a_mark_of_a_batch_before_all_its_events_are_out_is_found() {
+fn detects_a_batch_marked_before_all_events_are_published() {
     is_found(Program::MarksPartOfABatch, &[Promise::NothingIsLost]);
 }
 
 #[test]
-fn a_claim_that_does_not_look_at_leases_is_found() {
+fn detects_a_claim_that_ignores_leases() {
     is_found(Program::IgnoresLeases, &[Promise::LeasesHold]);
 }

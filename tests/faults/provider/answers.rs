@@ -90,7 +90,7 @@ const LIES: &[Lie] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_voice_is_judged_rightly_however_the_list_lies() {
+async fn verdicts_are_correct_even_if_the_list_is_wrong() {
     let voices = budget(100, 5000) as usize;
     for Lie {
         name,
@@ -146,7 +146,7 @@ async fn end_with_peak(child: Child) -> (Ended, u64) {
 const MOST_KIB: u64 = 64 * 1024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bodies_that_are_none_harm_only_the_voices_they_are_about() {
+async fn malformed_bodies_affect_only_their_own_voices() {
     let elsewhere = simulator().await;
     let provider = Rogue::start(List::Fair, elsewhere.url()).await;
     let app = App::new(Variant::E32).await;
@@ -190,7 +190,7 @@ async fn bodies_that_are_none_harm_only_the_voices_they_are_about() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_list_crowded_with_strangers_does_not_fill_the_memory() {
+async fn list_of_unrelated_voices_does_not_exhaust_memory() {
     let provider = Rogue::start(List::Crowded, String::new()).await;
     let app = App::new(Variant::E32).await;
     let voices = (0..400).map(|n| NewVoice::processing(format!("good-{n}")));
@@ -205,7 +205,7 @@ async fn a_list_crowded_with_strangers_does_not_fill_the_memory() {
 
 /// Error bodies of 8 MiB, plain and as a bomb, four at once: they are not kept, and mean what they would without.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_error_bodies_take_no_memory() {
+async fn large_error_bodies_do_not_exhaust_memory() {
     const LARGE: usize = 8 << 20;
     const MOST_KIB: u64 = 60 * 1024;
     const MEASURED: &str = "import resource, subprocess, sys

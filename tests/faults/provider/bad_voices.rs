@@ -208,7 +208,7 @@ fn quick() -> impl Iterator<Item = Fault> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_and_two_bad_voices_do_not_stop_the_others_of_their_batch() {
+async fn one_or_two_bad_voices_do_not_block_the_rest_of_their_batch() {
     for fault in quick() {
         good_ones_are_done(Variant::E32, 100, 1, 1, |_| fault).await;
         good_ones_are_done(Variant::E32, 100, 2, 1, |_| fault).await;
@@ -216,7 +216,7 @@ async fn one_and_two_bad_voices_do_not_stop_the_others_of_their_batch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_percent_of_bad_voices_does_not_stop_the_others() {
+async fn one_percent_of_bad_voices_does_not_block_the_others() {
     let voices = budget(300, 2000) as usize;
     for fault in quick() {
         good_ones_are_done(Variant::E32, voices, voices / 100, 1, |_| fault).await;
@@ -224,7 +224,7 @@ async fn one_percent_of_bad_voices_does_not_stop_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_percent_of_bad_voices_do_not_stop_the_others() {
+async fn ten_percent_of_bad_voices_do_not_block_the_others() {
     let voices = budget(200, 1000) as usize;
     for fault in quick() {
         good_ones_are_done(Variant::E32, voices, voices / 10, 1, |_| fault).await;
@@ -232,7 +232,7 @@ async fn ten_percent_of_bad_voices_do_not_stop_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn half_of_all_voices_may_be_bad() {
+async fn fifty_percent_of_bad_voices_do_not_block_the_others() {
     let voices = budget(100, 1000) as usize;
     for fault in quick() {
         good_ones_are_done(Variant::E32, voices, voices / 2, 3, |_| fault).await;
@@ -240,7 +240,7 @@ async fn half_of_all_voices_may_be_bad() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn voices_that_hang_do_not_stop_the_others() {
+async fn voices_whose_lookup_hangs_do_not_block_the_others() {
     let voices = budget(100, 1000) as usize;
     let [hangs, drips] = [Fault::Hangs, Fault::OneByteASecond];
     let mut all = vec![
@@ -262,7 +262,7 @@ async fn voices_that_hang_do_not_stop_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_voices_of_all_kinds_at_once_do_not_stop_the_others() {
+async fn all_kinds_of_bad_voices_at_once_do_not_block_the_others() {
     let kinds = Fault::ALL.len();
     let each = budget(2, 10) as usize;
     let bad = kinds * each;
@@ -278,7 +278,7 @@ async fn bad_voices_of_all_kinds_at_once_do_not_stop_the_others() {
 
 /// Where nothing at all is answered about a voice, it is no voice's fault.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_all_voices_fail_it_is_an_outage() {
+async fn failure_of_all_voices_counts_as_an_outage() {
     let voices = budget(300, 3000) as usize;
     for fault in quick() {
         let (scene, _) = scene(Variant::E32, voices, voices, |_| fault).await;
@@ -305,7 +305,7 @@ async fn where_all_voices_fail_it_is_an_outage() {
 
 /// Each killed pass leaves enough behind for the next one to go on from there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn passes_that_are_killed_while_they_isolate_bad_voices_make_progress() {
+async fn killed_passes_make_progress_in_isolating_bad_voices() {
     let voices = 400;
     let (scene, bad) = scene(Variant::E32, voices, 20, |_| Fault::InternalError).await;
     let mut kills = 0;
@@ -331,7 +331,7 @@ async fn passes_that_are_killed_while_they_isolate_bad_voices_make_progress() {
 
 /// The same for passes that stop by themselves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn passes_whose_time_is_over_while_they_isolate_bad_voices_make_progress() {
+async fn timed_out_passes_make_progress_in_isolating_bad_voices() {
     let (scene, bad) = scene(Variant::A, 200, 20, |_| Fault::Hangs).await;
     let mut passes = 0;
     while scene.undecided().await > bad.len() as i64 {
@@ -352,7 +352,7 @@ async fn passes_whose_time_is_over_while_they_isolate_bad_voices_make_progress()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_daemon_finishes_good_voices_beside_bad_ones() {
+async fn daemon_finishes_good_voices_despite_bad_ones() {
     for (variant, fault) in [
         (Variant::E32, Fault::InternalError),
         (Variant::A, Fault::Html),
@@ -376,7 +376,7 @@ async fn a_daemon_finishes_good_voices_beside_bad_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unanswerable_voices_are_shown_to_operators_and_can_be_retried() {
+async fn unanswerable_voices_are_reported_and_can_be_retried() {
     let (scene, bad) = scene(Variant::A, 30, 2, |_| Fault::InternalError).await;
     let run = async |arguments: &[&str]| {
         VoiceSync::new(arguments)
@@ -415,7 +415,7 @@ async fn unanswerable_voices_are_shown_to_operators_and_can_be_retried() {
 
 /// A `--limit` that is always used up leaves some of it to voices that were isolated: they may work again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_limit_leaves_room_for_isolated_voices() {
+async fn limit_leaves_room_for_isolated_voices() {
     for (variant, bad, limit) in [
         (Variant::A, 1, "5"),
         (Variant::E32, 2, "5"),

@@ -52,7 +52,7 @@ async fn a_refusal_stops_the_run(status: u16, code: &'static str, lookup: &str, 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_key_stops_the_run_within_the_calls_in_flight() {
+async fn refused_key_stops_the_run_after_the_requests_in_flight() {
     // Later than that, nothing is left to ask: 700 voices take seven lists.
     let steps = |most| (0..=most).step_by(budget(4, 1) as usize);
     for (status, code) in [
@@ -71,7 +71,7 @@ async fn a_refused_key_stops_the_run_within_the_calls_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_that_knows_none_of_the_voices_fails_none_of_them_however_often_it_asks() {
+async fn key_that_finds_no_voice_never_fails_any() {
     // The same key found voices yesterday, or it never did.
     for found_before in [false, true] {
         let voices = 150;

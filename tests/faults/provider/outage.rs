@@ -21,7 +21,7 @@ async fn round(scene: &Scene, pause_s: u64) -> Vec<Ended> {
     ended
 }
 
-async fn an_outage_is_sat_out(answer: Answer, voices: usize) {
+async fn recovers_from_a_ten_minute_outage(answer: Answer, voices: usize) {
     // Five processes are as many as a small machine connects to PostgreSQL in time.
     static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _turn = TURN.lock().await;
@@ -63,19 +63,19 @@ async fn an_outage_is_sat_out(answer: Answer, voices: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_of_ten_minutes_is_sat_out_with_a_long_backlog() {
-    an_outage_is_sat_out(Answer::html(503, "down"), 2000).await;
+async fn recovers_from_a_ten_minute_outage_with_a_long_backlog() {
+    recovers_from_a_ten_minute_outage(Answer::html(503, "down"), 2000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_of_ten_minutes_is_sat_out_with_a_few_voices() {
-    an_outage_is_sat_out(Answer::error(500, "internal", "oops"), 7).await;
+async fn recovers_from_a_ten_minute_outage_with_a_few_voices() {
+    recovers_from_a_ten_minute_outage(Answer::error(500, "internal", "oops"), 7).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_that_names_its_end_is_sat_out_too() {
+async fn recovers_from_a_ten_minute_outage_with_retry_after() {
     let answer = Answer::html(503, "down").with_header("retry-after-ms", "20");
-    an_outage_is_sat_out(answer, 350).await;
+    recovers_from_a_ten_minute_outage(answer, 350).await;
 }
 
 /// What half of all requests are answered with, each in its turn.
@@ -156,14 +156,14 @@ async fn half_of_all_answers(fails: impl Fn() -> bool + Send + Sync + 'static, v
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_other_answer_may_be_an_error() {
+async fn completes_all_voices_if_every_second_answer_is_an_error() {
     let number = AtomicU64::new(0);
     let fails = move || number.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
     half_of_all_answers(fails, budget(2000, 20_000) as usize).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn half_of_all_answers_may_be_errors() {
+async fn completes_all_voices_if_a_random_half_of_answers_are_errors() {
     let rng = Mutex::new(rng());
     let fails = move || rng.lock().expect("nobody panics with it").bool();
     half_of_all_answers(fails, budget(2000, 20_000) as usize).await;

@@ -46,7 +46,7 @@ async fn others_are_finished(answer: Answer, alone_first: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bad_voice_does_not_stop_the_others() {
+async fn bad_voice_does_not_block_the_others() {
     for answer in [Answer::error(500, "internal", "oops"), Answer::empty(503)] {
         others_are_finished(answer, false).await;
     }
@@ -54,7 +54,7 @@ async fn a_bad_voice_does_not_stop_the_others() {
 
 /// The breaker is open because of it when the others come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bad_voice_that_was_alone_does_not_stop_those_that_come_later() {
+async fn breaker_opened_by_a_lone_bad_voice_does_not_block_later_voices() {
     for answer in [Answer::error(500, "internal", "oops"), Answer::empty(503)] {
         others_are_finished(answer, true).await;
     }
@@ -62,7 +62,7 @@ async fn a_bad_voice_that_was_alone_does_not_stop_those_that_come_later() {
 
 /// It sees an outage, where the other one gets answer after answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pass_about_one_voice_does_not_stop_one_about_many() {
+async fn failing_pass_over_one_voice_does_not_stop_a_larger_pass() {
     let scene = Scene::new(Variant::E32, DECIDED, 1500).await;
     scene
         .provider
@@ -82,7 +82,7 @@ async fn a_pass_about_one_voice_does_not_stop_one_about_many() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pass_that_is_cut_short_says_nothing_of_the_provider() {
+async fn pass_that_runs_out_of_time_does_not_open_the_breaker() {
     let scene = Scene::new(Variant::E32, DECIDED, 50).await;
     let number = AtomicU64::new(0);
     scene.provider.script(move |_| {

@@ -53,7 +53,7 @@ fn too_early(requests: &[Request], told: Duration) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_asks_earlier_than_told() {
+async fn no_request_is_sent_before_retry_after() {
     const CONCURRENCY: u32 = 4;
     for code in CODES {
         for (header, value, told_ms) in [
@@ -79,7 +79,7 @@ async fn nobody_asks_earlier_than_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_instance_that_starts_meanwhile_waits_as_well() {
+async fn new_instance_also_waits_for_retry_after() {
     for code in CODES {
         let told = Duration::from_secs(budget(2, 9));
         let app = app_with(Variant::A, 150).await;
@@ -115,7 +115,7 @@ fn under_way(requests: &[Request], latency: Duration) -> Vec<usize> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_limit_halves_within_a_round_trip_and_grows_back_over_the_runs() {
+async fn concurrency_halves_within_a_round_trip_and_recovers_over_runs() {
     const FULL: u32 = 8;
     let latency = Duration::from_millis(60);
     let app = app_with(Variant::A, 100).await;
