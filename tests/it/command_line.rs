@@ -73,7 +73,7 @@ const COMMANDS: [&str; 14] = [
 ];
 
 #[tokio::test]
-async fn short_help_fits_on_a_screen_and_describes_global_options_once() {
+async fn short_help_fits_on_a_screen_and_global_options_are_listed_once() {
     const SCREEN: usize = 50;
     let all = VoiceSync::new(&["-h"]).run().await;
     assert!(all.stdout.lines().count() <= SCREEN, "{}", all.stdout);
@@ -98,7 +98,7 @@ async fn short_help_fits_on_a_screen_and_describes_global_options_once() {
 }
 
 #[tokio::test]
-async fn errors_have_the_format_of_where_they_go() {
+async fn errors_follow_the_output_format() {
     // Of clap, of a value, and of the database.
     let unknown = VoiceSync::new(&["status", "--no-such-option"]);
     let no_database = VoiceSync::new(&["status"]);
@@ -127,7 +127,7 @@ async fn errors_have_the_format_of_where_they_go() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn transitions_are_logged_one_by_one_up_to_twenty() {
+async fn logs_at_most_20_transitions_per_pass_unless_verbose() {
     let site = Site::new(Variant::E36).await;
     let logged = async |many: usize, words: &[&str]| {
         let ids: Vec<_> = (0..many)
@@ -150,7 +150,7 @@ async fn transitions_are_logged_one_by_one_up_to_twenty() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_configuration_file_is_below_environment_and_command_line() {
+async fn environment_and_command_line_override_the_configuration_file() {
     let site = Site::new(Variant::E36).await;
     let directory = TempDir::new().expect("a directory");
     let path = |name: &str| directory.path().join(name).display().to_string();
@@ -232,7 +232,7 @@ async fn a_configuration_file_is_below_environment_and_command_line() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn config_check_and_show_know_the_options_of_all_commands_and_all_secrets() {
+async fn config_check_and_show_cover_all_options_and_hide_secrets() {
     let directory = TempDir::new().expect("a directory");
     let file = directory.path().join("config.toml").display().to_string();
     let command = |action: &str| {
@@ -297,7 +297,7 @@ async fn config_check_and_show_know_the_options_of_all_commands_and_all_secrets(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_may_be_given_by_its_parts_and_its_absence_is_warned_of() {
+async fn accepts_redis_host_and_port_and_warns_without_redis() {
     let site = Site::new(Variant::E36).await;
     let url = url::Url::parse(&site.bus.url).expect("a URL");
     let parts = |command: VoiceSync| {
@@ -328,7 +328,7 @@ async fn redis_may_be_given_by_its_parts_and_its_absence_is_warned_of() {
 }
 
 #[tokio::test]
-async fn a_variable_that_was_not_expanded_is_named_and_no_password_is() {
+async fn rejects_unexpanded_variables_without_revealing_the_password() {
     for (variable, value) in [
         (
             "DATABASE_URL",
@@ -351,7 +351,7 @@ async fn a_variable_that_was_not_expanded_is_named_and_no_password_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_check_exits_as_nagios_expects_it_if_told_to() {
+async fn nagios_check_uses_nagios_exit_codes() {
     let site = Site::new(Variant::E32).await;
     let check = |words: &[&str]| {
         text(site.run(&["status", "--check=nagios"]))
@@ -435,7 +435,7 @@ async fn blank_variables_count_as_unset() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hints_of_errors_fit_the_error() {
+async fn error_hints_match_the_error() {
     let site = Site::new(Variant::E36).await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("listens");
     let address = taken.local_addr().expect("an address").to_string();
@@ -467,7 +467,7 @@ async fn hints_of_errors_fit_the_error() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_quiet_pass_prints_nothing_as_text() {
+async fn quiet_pass_prints_no_text_report() {
     let site = Site::new(Variant::E36).await;
     site.app.insert_processing(&["sim-ready-1"]).await;
     let quiet = text(site.sync_once()).args(&["-q"]).run().await;
@@ -479,7 +479,7 @@ async fn a_quiet_pass_prints_nothing_as_text() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_mans_switch_is_pinged_at_the_start_and_at_the_end() {
+async fn ping_url_is_called_at_the_start_and_at_the_end() {
     let site = Site::new(Variant::E36).await;
     let switch = Recorder::start(200).await;
     let url = format!("{}/ping/9d2c", switch.url());
@@ -526,7 +526,7 @@ async fn a_dead_mans_switch_is_pinged_at_the_start_and_at_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_a_token_page_and_metrics_need_it_and_probes_do_not() {
+async fn listen_token_protects_page_and_metrics_but_not_probes() {
     let site = Site::new(Variant::E36).await;
     let command = site
         .run(&["daemon", "--listen", "127.0.0.1:0"])
@@ -555,7 +555,7 @@ async fn with_a_token_page_and_metrics_need_it_and_probes_do_not() {
     daemon.stop().await;
 }
 
-/// The reference of all commands, from their help. `UPDATE=1 scripts/test --test it commands_are` writes it.
+/// The reference of all commands, from their help. `UPDATE=1 scripts/test --test it reference_of_commands` writes it.
 #[tokio::test]
 async fn the_reference_of_commands_is_up_to_date() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/commands.md");

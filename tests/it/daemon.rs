@@ -36,7 +36,7 @@ async fn leases(app: &App) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_finishes_voices_as_they_come_and_stops_when_told_to() {
+async fn daemon_finishes_new_voices_and_stops_on_a_signal() {
     for variant in BOTH {
         let (app, bus, provider) = (migrated(variant).await, Bus::new().await, simulator().await);
         app.insert_processing(&["sim-ready-1", "sim-banned-1", "sim-nopreview-1"])
@@ -63,7 +63,7 @@ async fn it_finishes_voices_as_they_come_and_stops_when_told_to() {
 
 /// A voice that may be finished at any moment is asked about as often as the budget allows, whoever asks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_daemons_together_keep_to_the_request_budget() {
+async fn two_daemons_share_the_request_budget() {
     const REQUESTS: u64 = 8;
     for variant in BOTH {
         let (app, provider) = (migrated(variant).await, simulator().await);
@@ -96,7 +96,7 @@ async fn two_daemons_together_keep_to_the_request_budget() {
 
 /// What a pass writes down is what the pure schedule says; the daemon asks no earlier.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn voices_are_asked_about_when_they_are_due() {
+async fn voices_are_looked_up_when_they_are_due() {
     for variant in BOTH {
         let (app, provider) = (migrated(variant).await, simulator().await);
         app.insert_processing(&["sim-nopreview-1", "sim-unverified-1", "sim-missing-1"])
@@ -164,7 +164,7 @@ async fn voices_are_asked_about_when_they_are_due() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_that_are_due_are_all_asked_about() {
+async fn more_than_10000_due_voices_are_looked_up_in_one_run() {
     let (app, provider) = (migrated(Variant::E32).await, simulator().await);
     let ids: Vec<String> = (0..10_200).map(|n| format!("sim-nopreview-{n}")).collect();
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
@@ -185,7 +185,7 @@ async fn many_that_are_due_are_all_asked_about() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_daemons_do_not_ask_twice() {
+async fn two_daemons_do_not_repeat_lookups() {
     const VOICES: usize = 350;
     const ROUNDS: i64 = 2;
     let requests = async |daemons: usize| {
@@ -216,7 +216,7 @@ async fn two_daemons_do_not_ask_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_in_flight_is_finished_and_another_goes_on() {
+async fn daemon_finishes_requests_in_flight_and_another_continues() {
     const VOICES: usize = 300;
     for variant in BOTH {
         let app = migrated(variant).await;
@@ -251,7 +251,7 @@ async fn what_is_in_flight_is_finished_and_another_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_listens_on_this_host_alone_unless_told_otherwise() {
+async fn daemon_listens_on_loopback_by_default() {
     let (app, provider) = (migrated(Variant::E32).await, simulator().await);
     for (given, address) in [
         ("0", "127.0.0.1:"),
@@ -271,7 +271,7 @@ async fn it_listens_on_this_host_alone_unless_told_otherwise() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_signal_ends_it_at_once() {
+async fn second_signal_stops_the_daemon_at_once() {
     let app = migrated(Variant::A).await;
     app.insert_processing(&["sim-ready-1"]).await;
     let slow = simulator_with(Options {
@@ -289,7 +289,7 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_person_must_mend_ends_it() {
+async fn errors_that_need_an_operator_stop_the_daemon() {
     let (app, provider) = (migrated(Variant::A).await, simulator().await);
     let new = App::new(Variant::A).await;
     let command = |app: &App| daemon(&app.url, &provider.url());
@@ -322,7 +322,7 @@ async fn what_a_person_must_mend_ends_it() {
 
 /// The application's migrations do not stop for the daemon.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_that_changes_under_it_is_looked_at_anew() {
+async fn daemon_adapts_to_a_changed_table() {
     let (app, provider) = (migrated(Variant::A).await, simulator().await);
     let mut daemon = Daemon::start(daemon(&app.url, &provider.url()));
     app.insert_processing(&["sim-ready-1"]).await;
@@ -345,7 +345,7 @@ async fn a_table_that_changes_under_it_is_looked_at_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn systemd_is_told() {
+async fn daemon_notifies_systemd() {
     let (app, provider) = (migrated(Variant::E32).await, simulator().await);
     app.insert_processing(&["sim-ready-1"]).await;
     let directory = TempDir::new().expect("a directory");
@@ -396,7 +396,7 @@ async fn systemd_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn its_page_shows_the_status_and_says_when_there_is_none() {
+async fn daemon_page_shows_the_status_or_why_it_is_unavailable() {
     for variant in [Variant::A, Variant::E32] {
         let (app, provider) = (migrated(variant).await, simulator().await);
         app.insert_processing(&["sim-ready-1", "sim-nopreview-1", "sim-pvctraining-1"])
@@ -438,7 +438,7 @@ async fn its_page_shows_the_status_and_says_when_there_is_none() {
 
 /// Every metric is there from the beginning: an alert on what never happened must find a zero.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_begin_at_zero_and_count() {
+async fn metrics_start_at_zero_and_count() {
     let (app, bus, provider) = (
         migrated(Variant::A).await,
         Bus::new().await,
@@ -512,7 +512,7 @@ const METRICS: &[&str] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_writes_the_same_metrics_to_a_file() {
+async fn sync_once_writes_the_same_metrics_to_a_file() {
     let (app, provider) = (migrated(Variant::E32).await, simulator().await);
     app.insert_processing(&["sim-ready-1"]).await;
     let directory = TempDir::new().expect("a directory");
@@ -560,7 +560,7 @@ fn sample(path: &Path, name: &str) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_metrics_file_goes_on_from_run_to_run_and_is_written_on_every_exit() {
+async fn metrics_file_accumulates_over_runs_and_is_written_on_every_exit() {
     for variant in BOTH {
         let (app, provider) = (migrated(variant).await, simulator().await);
         let directory = TempDir::new().expect("a directory");
@@ -626,7 +626,7 @@ async fn the_metrics_file_goes_on_from_run_to_run_and_is_written_on_every_exit()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn runs_that_end_together_lose_no_count_of_a_shared_metrics_file() {
+async fn concurrent_runs_lose_no_count_in_a_shared_metrics_file() {
     let (app, provider) = (migrated(Variant::E32).await, simulator().await);
     let directory = TempDir::new().expect("a directory");
     let path = directory.path().join("voice_sync.prom");
@@ -644,7 +644,7 @@ async fn runs_that_end_together_lose_no_count_of_a_shared_metrics_file() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn waiting_ends_when_nothing_is_in_processing_or_time_is_over() {
+async fn wait_ends_when_no_voice_is_in_processing_or_on_timeout() {
     for variant in BOTH {
         let (app, provider) = (migrated(variant).await, simulator().await);
         app.insert_processing(&["sim-ready-1", "sim-ready2s-2", "sim-banned-1"])

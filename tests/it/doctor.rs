@@ -46,7 +46,7 @@ fn states<'a>(findings: &'a [Value], state: &str) -> Vec<&'a Value> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_healthy_site_is_found_healthy() {
+async fn healthy_site_has_no_errors() {
     for variant in ALL {
         let site = Site::new(variant).await;
         site.app
@@ -105,7 +105,7 @@ async fn a_healthy_site_is_found_healthy() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_tells_where_each_value_came_from_and_no_secret() {
+async fn shows_the_source_of_each_value_but_no_secret() {
     let site = Site::new(Variant::E36).await;
     let directory = tempfile::TempDir::new().expect("a directory");
     let secrets = ["key-in-a-file", "bus-word-4711", "database-word-4711"];
@@ -179,7 +179,7 @@ async fn it_tells_where_each_value_came_from_and_no_secret() {
 
 /// Each way in which a pass would fail, by what is done to a healthy site.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn its_exit_code_is_that_of_a_pass() {
+async fn doctor_exits_with_the_code_of_a_pass() {
     type Wrong = fn(VoiceSync) -> VoiceSync;
     let cases: [(&str, Wrong, i32); 9] = [
         (
@@ -242,7 +242,7 @@ async fn its_exit_code_is_that_of_a_pass() {
 
 /// Tables that look as they should, and that no pass could write to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_that_takes_no_update_is_found_before_a_pass_finds_it() {
+async fn detects_a_table_that_cannot_be_updated() {
     const POSTGRES: [(&str, &str); 6] = [
         (
             "a view of a join",
@@ -298,7 +298,7 @@ async fn a_table_that_takes_no_update_is_found_before_a_pass_finds_it() {
 
 /// Types and names with which a word would not go where it should.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn columns_that_cannot_hold_what_is_written_are_refused() {
+async fn rejects_columns_that_cannot_hold_the_written_values() {
     for sql_type in ["smallint", "boolean", "text[]"] {
         let site = Site::new(Variant::B).await;
         site.app
@@ -330,7 +330,7 @@ async fn columns_that_cannot_hold_what_is_written_are_refused() {
 
 /// What the role may not read is named with the rest, and what is found before an error is shown.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_privilege_that_is_missing_is_named() {
+async fn names_each_missing_privilege() {
     let site = Site::new(Variant::A).await;
     site.app.insert_processing(&["sim-ready-1"]).await;
     site.sync_once().run().await.expect_code(0);
@@ -367,7 +367,7 @@ async fn each_privilege_that_is_missing_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_count_that_takes_too_long_is_no_error() {
+async fn slow_count_is_a_warning_and_not_an_error() {
     let site = Site::new(Variant::B).await;
     site.app.insert_processing(&["sim-ready-1"]).await;
     site.sync_once().run().await.expect_code(0);
@@ -393,7 +393,7 @@ async fn a_count_that_takes_too_long_is_no_error() {
 /// A user who may do everything may write to it all the same: so without what makes root special.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_cannot_be_written_is_found() {
+async fn detects_an_sqlite_file_that_is_not_writable() {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
     let site = Site::new(Variant::E36).await;
@@ -418,7 +418,7 @@ async fn a_file_that_cannot_be_written_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tables_of_our_own_that_are_missing_or_old_are_told() {
+async fn reports_own_tables_that_are_missing_or_outdated() {
     let app = App::new(Variant::A).await;
     let provider = simulator().await;
     let doctor = || {
@@ -449,7 +449,7 @@ async fn tables_of_our_own_that_are_missing_or_old_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_from_before_is_refused_with_the_remedy() {
+async fn suggests_adoption_for_a_table_without_status_columns() {
     let ddl = "CREATE TABLE voices (id char(36) PRIMARY KEY, user_id char(36),
                                     elevenlabs_voice_id varchar(100), created_at timestamp)";
     for app in [
@@ -470,7 +470,7 @@ async fn a_table_from_before_is_refused_with_the_remedy() {
 
 /// From a role that may only log in to one that may do all that is needed, by its own advice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_grants_that_it_names_are_those_that_are_missing() {
+async fn suggested_grants_are_sufficient() {
     for (table, schema) in [("voices", "public"), ("\"Other One\".voices", "Other One")] {
         let site = Site::new(Variant::A).await;
         if schema != "public" {
@@ -515,7 +515,7 @@ async fn the_grants_that_it_names_are_those_that_are_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_could_refuse_or_hide_on_postgresql_is_told() {
+async fn warns_of_triggers_constraints_and_row_security_on_postgresql() {
     let site = Site::new(Variant::B).await;
     says(&site, "obstacles", "ok").await;
     site.app
@@ -571,7 +571,7 @@ async fn what_could_refuse_or_hide_on_postgresql_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_could_refuse_on_sqlite_is_told() {
+async fn warns_of_triggers_checks_and_journal_mode_on_sqlite() {
     let site = Site::new(Variant::E36).await;
     site.app
         .execute(
@@ -597,7 +597,7 @@ async fn what_could_refuse_on_sqlite_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_large_table_wants_an_index_and_its_statement_makes_it() {
+async fn suggests_a_working_index_statement_for_a_large_table() {
     for variant in [Variant::D, Variant::E36] {
         let site = Site::new(variant).await;
         site.app
@@ -627,7 +627,7 @@ async fn a_large_table_wants_an_index_and_its_statement_makes_it() {
 
 /// Indexes that look as if they led to the voices in processing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_index_of_other_rows_does_not_count() {
+async fn ignores_indexes_that_do_not_cover_voices_in_processing() {
     for variant in [Variant::B, Variant::D, Variant::E36] {
         let site = Site::new(variant).await;
         let many = match site.app.pool {
@@ -667,7 +667,7 @@ async fn an_index_of_other_rows_does_not_count() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn partitions_and_remnants_have_statements_of_their_own() {
+async fn suggests_index_statements_for_partitions_and_invalid_indexes() {
     let ddl = "
         CREATE TABLE voices (id uuid, user_id uuid, elevenlabs_voice_id varchar(100), status varchar(20),
                              preview_url text, completed_at timestamp) PARTITION BY HASH (id);
@@ -705,7 +705,7 @@ async fn partitions_and_remnants_have_statements_of_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn somebody_else_who_completes_voices_leaves_a_trace() {
+async fn detects_a_second_poller() {
     for variant in [Variant::A, Variant::B, Variant::E32, Variant::E36] {
         let site = Site::new(variant).await;
         site.app.insert_processing(&["sim-ready-1"]).await;
@@ -728,7 +728,7 @@ async fn somebody_else_who_completes_voices_leaves_a_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_odd_about_the_provider_is_told() {
+async fn reports_provider_problems() {
     let mut site = Site::new(Variant::A).await;
     says(&site, "provider", "ok").await;
     site.app
@@ -752,7 +752,7 @@ async fn what_is_odd_about_the_provider_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_of_another_workspace_is_told() {
+async fn reports_a_key_of_another_workspace() {
     let site = Site::new(Variant::A).await;
     let ids: Vec<_> = (0..12).map(|n| format!("sim-missing-{n}")).collect();
     let ids: Vec<_> = ids.iter().map(String::as_str).collect();
@@ -764,7 +764,7 @@ async fn a_key_of_another_workspace_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_provider_that_is_left_in_peace_is_not_asked() {
+async fn sends_no_request_while_the_breaker_is_open() {
     for variant in [Variant::A, Variant::E36] {
         let site = Site::new(variant).await;
         site.app.insert_processing(&["sim-ready-1"]).await;
@@ -778,7 +778,7 @@ async fn a_provider_that_is_left_in_peace_is_not_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tables_of_our_own_that_are_old_have_a_remedy_that_works() {
+async fn dry_run_suggests_migrate_for_outdated_own_tables() {
     let site = Site::new(Variant::E36).await;
     site.app
         .execute("DELETE FROM voice_sync_migrations WHERE version > 1")
@@ -790,7 +790,7 @@ async fn tables_of_our_own_that_are_old_have_a_remedy_that_works() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_odd_about_the_event_bus_is_told() {
+async fn reports_event_bus_problems() {
     let site = Site::new(Variant::A).await;
     let none = site.doctor().without("REDIS_URL");
     said(&none.run().await, "event bus", "warning");
@@ -837,7 +837,7 @@ async fn what_is_odd_about_the_event_bus_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_of_the_bus_who_may_not_publish_is_told() {
+async fn reports_a_redis_user_that_may_not_publish() {
     let site = Site::new(Variant::A).await;
     site.app.insert_processing(&["sim-ready-1"]).await;
     let user = format!("reader-{}", Uuid::new_v4().simple());
@@ -865,7 +865,7 @@ async fn a_user_of_the_bus_who_may_not_publish_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_changes_nothing() {
+async fn doctor_changes_nothing() {
     for variant in [Variant::A, Variant::E32] {
         let app = App::new(variant).await;
         app.insert_processing(&["sim-ready-1", "sim-banned-1"])
@@ -898,7 +898,7 @@ async fn it_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_without_users_is_told() {
+async fn warns_of_missing_optional_columns() {
     let ddl =
         "CREATE TABLE voices (id char(36) PRIMARY KEY, elevenlabs_voice_id text, status text)";
     for app in [
@@ -920,7 +920,7 @@ async fn a_table_without_users_is_told() {
 /// An application whose naive times are the present of another zone: `doctor` notices it by the default, by rows of
 /// the future, or by when rows were first seen, and is content with the zone's name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn naive_times_of_another_zone_are_noticed() {
+async fn detects_naive_times_of_another_time_zone() {
     for (zone, hours) in [("America/Los_Angeles", -8), ("Asia/Tokyo", 9)] {
         let site = Site::new(Variant::A).await;
         site.sync_once().run().await.expect_code(0);
@@ -998,7 +998,7 @@ async fn naive_times_of_another_zone_are_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn times_of_the_future_are_noticed_on_sqlite() {
+async fn detects_times_in_the_future_on_sqlite() {
     let site = Site::new(Variant::E32).await;
     site.app.insert_processing(&["sim-pvctraining-1"]).await;
     site.sync_once().run().await.expect_code(0);

@@ -46,7 +46,7 @@ async fn app_with(ids: &[&str]) -> App {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_applications_pydantic_model_accepts_them() {
+async fn pydantic_model_of_the_application_accepts_events() {
     let app = app_with(&["sim-ready-1", "sim-banned-1"]).await;
     let (provider, bus) = (simulator().await, Bus::new().await);
     sync_once(&app.url, &provider.url())
@@ -77,7 +77,7 @@ async fn the_applications_pydantic_model_accepts_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_channel_gets_the_same_body() {
+async fn pubsub_channel_receives_the_same_body() {
     let app = app_with(&["sim-ready-1"]).await;
     let (provider, bus) = (simulator().await, Bus::new().await);
     let client = Client::open(bus.url.as_str()).expect("a URL");
@@ -109,7 +109,7 @@ async fn a_channel_gets_the_same_body() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_published_waits_for_the_next_run() {
+async fn unpublished_events_wait_for_the_next_run() {
     let ids: Vec<String> = (0..250).map(|n| format!("sim-ready-{n}")).collect();
     let app = App::new(Variant::A).await;
     app.insert(&ids.iter().map(NewVoice::processing).collect::<Vec<_>>())
@@ -158,7 +158,7 @@ async fn what_cannot_be_published_waits_for_the_next_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_that_redis_refuses_waits_and_the_others_get_out() {
+async fn event_refused_by_redis_waits_and_others_are_published() {
     let app = app_with(&["sim-ready-1", "sim-banned-1"]).await;
     let (provider, bus) = (simulator().await, Bus::new().await);
     let mut connection = bus.connection.clone();
@@ -191,7 +191,7 @@ async fn an_event_that_redis_refuses_waits_and_the_others_get_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_bus_nothing_is_recorded() {
+async fn no_event_is_recorded_without_a_bus() {
     let app = app_with(&["sim-ready-1"]).await;
     let provider = simulator().await;
     let ended = sync_once(&app.url, &provider.url()).run().await;

@@ -139,7 +139,7 @@ fn provider_id(voice: &Value) -> &str {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_application_that_knows_nothing_of_voice_sync_sees_its_voices_finished() {
+async fn unmodified_application_sees_its_voices_finished() {
     let site = Site::new().await;
     let (early, late) = (Uuid::new_v4(), Uuid::new_v4());
     let ready = site.web.create(early, "Anna [ready]").await;
@@ -210,7 +210,7 @@ async fn an_application_that_knows_nothing_of_voice_sync_sees_its_voices_finishe
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn its_cached_lists_are_dropped_by_events_and_by_each_event_once() {
+async fn each_event_invalidates_cached_lists_once() {
     let site = Site::new().await;
     site.migrate().await;
     let user = Uuid::new_v4();
@@ -269,7 +269,7 @@ async fn upgrade(app: &App) -> Alembic {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_example_of_a_revision_adds_what_a_table_from_before_lacks() {
+async fn example_revision_adds_the_missing_columns() {
     for there in ["", ", status varchar(20) NOT NULL DEFAULT 'processing'"] {
         let ddl = format!(
             "CREATE TABLE voices (

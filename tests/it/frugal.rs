@@ -10,7 +10,7 @@ use crate::support::from_scripts;
 
 /// Each statement of a pass is a transaction, and so is the preparation of each that is new to a session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_voices_take_a_request_and_at_most_six_statements() {
+async fn batch_of_100_voices_takes_one_request_and_at_most_6_statements() {
     const BATCHES: i64 = 30;
     let app = App::new(Variant::A).await;
     let voices: Vec<_> = (0..BATCHES * 100)

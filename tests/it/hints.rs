@@ -63,7 +63,7 @@ async fn metric(daemon: &mut Daemon, name: &str) -> u64 {
 
 /// What the hint says of the voice is ignored: the provider is asked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hint_has_a_voice_looked_up_at_once() {
+async fn hint_triggers_an_immediate_lookup() {
     const LIES: &str = r#""status":"failed","preview_url":"https://evil.example/x.mp3""#;
     for variant in BOTH {
         let (app, provider) = (migrated(variant).await, simulator().await);
@@ -133,7 +133,7 @@ async fn a_hint_has_a_voice_looked_up_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_those_who_know_the_secret_are_heard() {
+async fn rejects_hints_without_a_valid_signature_or_token() {
     let (app, provider) = (App::new(Variant::E32).await, simulator().await);
     let mut daemon = Daemon::start(patient(&app, &provider));
     let now = chrono::Utc::now().timestamp();
@@ -204,7 +204,7 @@ async fn only_those_who_know_the_secret_are_heard() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_secret_there_is_nowhere_to_send_hints_to() {
+async fn hint_endpoints_do_not_exist_without_a_secret() {
     let (app, provider) = (App::new(Variant::E32).await, simulator().await);
     let none = patient(&app, &provider).without("ELEVENLABS_WEBHOOK_SECRET");
     let mut daemon = Daemon::start(none);
@@ -225,7 +225,7 @@ async fn without_a_secret_there_is_nowhere_to_send_hints_to() {
 
 /// As orchestrators and systemd hand secrets over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_secret_may_be_in_a_file() {
+async fn webhook_secret_can_be_read_from_a_file() {
     let (app, provider) = (App::new(Variant::E32).await, simulator().await);
     let directory = tempfile::TempDir::new().expect("a directory");
     let file = |name: &str, text: &str| {
@@ -264,7 +264,7 @@ async fn the_secret_may_be_in_a_file() {
 
 /// What was hinted at while the database was away is looked up when it is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hint_outlives_a_database_that_fails() {
+async fn hint_survives_a_database_error() {
     let (app, provider) = (migrated(Variant::A).await, simulator().await);
     provider.add_voice("late", "Anna [unverified]");
     app.insert(&[NewVoice::processing("late")]).await;
@@ -289,7 +289,7 @@ async fn a_hint_outlives_a_database_that_fails() {
 
 /// What waits for a database that hangs is bounded, and whoever sends more is told to come back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hints_that_find_no_room_are_told_to_come_back() {
+async fn full_hint_inbox_answers_429() {
     let (app, provider) = (migrated(Variant::E32).await, simulator().await);
     let hangs = patient(&app, &provider).env("VOICE_SYNC_FAILPOINTS", "store.hint.before=stall:1h");
     let mut daemon = Daemon::start(hangs);
@@ -310,7 +310,7 @@ async fn hints_that_find_no_room_are_told_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_daemon_accepts_the_webhooks_that_the_official_sdk_accepts() {
+async fn daemon_accepts_the_same_webhooks_as_the_official_sdk() {
     let (app, provider) = (App::new(Variant::E32).await, simulator().await);
     let mut daemon = Daemon::start(patient(&app, &provider));
     let url = format!("http://{}", daemon.address().await);

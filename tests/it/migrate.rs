@@ -23,7 +23,7 @@ async fn own_tables(app: &App) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn migrating_twice_or_at_the_same_time_is_harmless() {
+async fn repeated_and_concurrent_migrations_are_harmless() {
     for variant in [Variant::A, Variant::E32] {
         let app = App::new(variant).await;
         let runs = futures_util::future::join_all((0..4).map(|_| migrate(&app).run())).await;
@@ -38,7 +38,7 @@ async fn migrating_twice_or_at_the_same_time_is_harmless() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_sql_of_a_dry_run_can_be_applied_by_hand() {
+async fn migrate_dry_run_prints_sql_that_can_be_run_by_hand() {
     for variant in [Variant::A, Variant::E32] {
         let app = App::new(variant).await;
         let dry = migrate(&app)
@@ -61,7 +61,7 @@ async fn the_sql_of_a_dry_run_can_be_applied_by_hand() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_postgresql_a_person_migrates_unless_told_otherwise() {
+async fn postgresql_is_migrated_automatically_only_with_auto_migrate() {
     let app = App::new(Variant::A).await;
     app.insert_processing(&["sim-ready-1"]).await;
     let provider = simulator().await;
@@ -83,7 +83,7 @@ async fn on_postgresql_a_person_migrates_unless_told_otherwise() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tables_of_a_newer_version_are_left_alone() {
+async fn refuses_own_tables_of_a_newer_version() {
     for variant in [Variant::A, Variant::E32] {
         let app = App::new(variant).await;
         migrate(&app).run().await.expect_code(0);
@@ -108,7 +108,7 @@ async fn tables_of_a_newer_version_are_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn least_privileges_suffice_after_migrating() {
+async fn least_privileges_suffice_after_migration() {
     let app = App::new(Variant::A).await;
     app.insert_processing(&["sim-ready-1", "sim-banned-1", "sim-pvctraining-1"])
         .await;
@@ -169,7 +169,7 @@ async fn least_privileges_suffice_after_migrating() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_roles_of_the_example_suffice_and_may_no_more() {
+async fn example_roles_have_exactly_the_required_privileges() {
     let app = App::new(Variant::A).await;
     app.insert_processing(&["sim-ready-1", "sim-banned-1", "sim-pvctraining-1"])
         .await;

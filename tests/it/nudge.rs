@@ -44,7 +44,7 @@ async fn inspect(app: &App, provider: &Simulator, id: &str) -> Value {
 
 /// Whoever asked for it gets it, and each voice once, whatever becomes of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_silent_voice_is_spoken_with_once_and_completes() {
+async fn each_silent_voice_is_nudged_once_and_completes() {
     for variant in BOTH {
         let (app, provider) = (migrated(variant).await, simulator().await);
         let ids = [
@@ -113,7 +113,7 @@ async fn each_silent_voice_is_spoken_with_once_and_completes() {
 
 /// What the provider says of its own limits stops nudging, and nothing else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_stops_nudging_and_never_looks_like_a_refused_key() {
+async fn refused_speech_stops_nudging_but_not_the_pass() {
     for (status, code) in [
         (401, "quota_exceeded"),
         (401, "missing_permissions"),
@@ -181,7 +181,7 @@ async fn a_refusal_stops_nudging_and_never_looks_like_a_refused_key() {
 
 /// With `--on-timeout complete`, voices that speak complete without a preview, and those that do not fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_voice_that_speaks_completes_after_its_time_and_one_that_does_not_fails() {
+async fn on_timeout_voices_that_speak_complete_and_others_fail() {
     for variant in BOTH {
         let (app, provider) = (migrated(variant).await, simulator().await);
         let ids = [
@@ -233,7 +233,7 @@ async fn a_voice_that_speaks_completes_after_its_time_and_one_that_does_not_fail
 
 /// Speech that hangs holds up no lookup.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_daemon_nudges_beside_its_lookups() {
+async fn hung_nudge_does_not_block_lookups_of_the_daemon() {
     for variant in BOTH {
         let (app, provider) = (migrated(variant).await, simulator().await);
         provider.script(|request| {
@@ -256,7 +256,7 @@ async fn a_daemon_nudges_beside_its_lookups() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_for_all_voices_nudges_those_that_are_silent() {
+async fn sync_once_with_wait_nudges_silent_voices() {
     for variant in BOTH {
         let (app, provider) = (migrated(variant).await, simulator().await);
         app.insert_processing(&["sim-silent-1", "sim-silent-2", "sim-ready-1"])
@@ -292,7 +292,7 @@ async fn two_daemons_nudge_each_voice_once() {
 
 /// A wrong model must not use up the only nudges of all voices; and what is wrong with one voice stops no others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rejected_request_stops_nudging_unless_other_voices_speak() {
+async fn rejected_request_stops_nudging_unless_other_voices_speak() {
     for variant in BOTH {
         let (app, provider) = (migrated(variant).await, simulator().await);
         let ids = [
@@ -342,7 +342,7 @@ async fn a_rejected_request_stops_nudging_unless_other_voices_speak() {
 
 /// A provider that is away uses up no voice's only nudge.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_nudge_that_was_never_sent_is_sent_later() {
+async fn unsent_nudge_is_retried_later() {
     let app = App::new(Variant::A).await;
     app.insert_processing(&["a"]).await;
     let store = app.store().await;
@@ -380,7 +380,7 @@ async fn permit(store: &Store, claim: &NudgeClaim) -> NudgePermit {
 
 /// One at a time, at most so many in a day, and never the same voice twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_processes_share_the_limit_of_a_day() {
+async fn all_processes_share_the_daily_nudge_limit() {
     for variant in [Variant::A, Variant::B, Variant::E32] {
         let app = App::new(variant).await;
         let ids = ["a", "b", "c", "d", "e"];
@@ -442,7 +442,7 @@ async fn all_processes_share_the_limit_of_a_day() {
 }
 
 #[tokio::test]
-async fn what_a_voice_is_to_say_is_short() {
+async fn rejects_nudge_text_that_is_empty_or_too_long() {
     for text in ["", "  ", &"x".repeat(101)] {
         let ended = VoiceSync::new(&["sync-once", "--nudge-text", text])
             .run()

@@ -32,7 +32,7 @@ async fn json(command: VoiceSync) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_status_tells_kinds_ages_passes_and_times() {
+async fn status_shows_kinds_ages_passes_and_completion_times() {
     for variant in ALL {
         let site = Site::new(variant).await;
         site.app
@@ -109,7 +109,7 @@ async fn the_status_tells_kinds_ages_passes_and_times() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ages_count_from_where_a_pass_counts_them() {
+async fn status_counts_ages_like_a_pass() {
     for (variant, past) in [
         (Variant::A, "now() AT TIME ZONE 'UTC' - interval '2 days'"),
         (Variant::D, "now() - interval '2 days'"),
@@ -164,7 +164,7 @@ async fn ages_count_from_where_a_pass_counts_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_voice_sync_has_never_seen_has_a_status() {
+async fn status_works_on_a_database_without_own_tables() {
     for variant in ALL {
         let app = App::new(variant).await;
         app.insert_processing(&["sim-ready-1"]).await;
@@ -184,7 +184,7 @@ async fn a_database_that_voice_sync_has_never_seen_has_a_status() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_check_says_in_one_line_what_needs_attention() {
+async fn status_check_reports_problems_in_one_line() {
     let site = Site::new(Variant::A).await;
     site.app.insert_processing(&["sim-nopreview-1"]).await;
     let check = |more: &[&str]| {
@@ -223,7 +223,7 @@ async fn a_check_says_in_one_line_what_needs_attention() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn wrong_status_values_are_noticed_by_the_pass_the_daemon_doctor_and_status() {
+async fn wrong_status_values_are_reported_by_pass_daemon_doctor_and_status() {
     let site_with = async |variant, statuses: &[&str]| {
         let site = Site::new(variant).await;
         for (number, status) in statuses.iter().enumerate() {
@@ -298,7 +298,7 @@ async fn wrong_status_values_are_noticed_by_the_pass_the_daemon_doctor_and_statu
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_that_no_row_has_is_wrong_usage_and_nothing_is_done() {
+async fn unknown_voice_name_is_a_usage_error_without_side_effects() {
     for variant in [Variant::A, Variant::E36] {
         let site = Site::new(variant).await;
         site.app.insert_processing(&["sim-ready-1"]).await;
@@ -312,7 +312,7 @@ async fn a_name_that_no_row_has_is_wrong_usage_and_nothing_is_done() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pass_over_named_voices_says_nothing_of_the_others() {
+async fn pass_over_named_voices_does_not_count_as_a_full_pass() {
     let site = Site::new(Variant::A).await;
     site.app
         .insert_processing(&["sim-nopreview-1", "sim-nopreview-2"])
@@ -331,7 +331,7 @@ async fn a_pass_over_named_voices_says_nothing_of_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn passes_that_only_met_the_leases_of_others_are_no_passes() {
+async fn pass_that_finds_only_leased_voices_is_not_recorded() {
     for variant in [Variant::A, Variant::E32] {
         let site = Site::new(variant).await;
         site.app
@@ -348,7 +348,7 @@ async fn passes_that_only_met_the_leases_of_others_are_no_passes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_status_shows_passes_that_did_something() {
+async fn status_shows_only_passes_with_an_effect() {
     let site = Site::new(Variant::E32).await;
     site.app.insert_processing(&["sim-ready-1"]).await;
     for _ in 0..3 {
@@ -362,7 +362,7 @@ async fn the_status_shows_passes_that_did_something() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_with_a_wrong_key_does_not_hide_what_is_known_of_the_right_one() {
+async fn wrong_key_does_not_hide_the_state_of_the_right_key() {
     for variant in [Variant::A, Variant::E32] {
         let site = Site::new(variant).await;
         site.app.insert_processing(&["sim-nopreview-1"]).await;
@@ -382,7 +382,7 @@ async fn a_run_with_a_wrong_key_does_not_hide_what_is_known_of_the_right_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_that_were_purged_are_not_blamed_on_a_second_poller() {
+async fn purged_events_are_not_reported_as_a_second_poller() {
     for variant in [Variant::A, Variant::E36] {
         let site = Site::new(variant).await;
         site.app
@@ -418,7 +418,7 @@ async fn events_that_were_purged_are_not_blamed_on_a_second_poller() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn voices_are_set_aside_in_one_line_for_each_kind_of_reason() {
+async fn set_aside_voices_are_logged_in_one_line_per_kind_of_reason() {
     let site = Site::new(Variant::A).await;
     let ids = [
         "no id at all",
@@ -451,7 +451,7 @@ async fn inspected(site: &Site, id: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_voice_is_shown_with_its_verdict_and_its_rule() {
+async fn inspect_shows_the_verdict_and_its_rule() {
     for variant in [Variant::A, Variant::B, Variant::E32] {
         let site = Site::new(variant).await;
         let ids = [
@@ -540,7 +540,7 @@ async fn a_voice_is_shown_with_its_verdict_and_its_rule() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_voice_can_be_inspected_while_the_provider_is_away() {
+async fn inspect_works_without_the_provider() {
     let site = Site::new(Variant::E36).await;
     site.app.insert_processing(&["sim-ready-1"]).await;
     let asked = site.provider.counts();
@@ -576,7 +576,7 @@ async fn a_voice_can_be_inspected_while_the_provider_is_away() {
 
 /// The signature in the query of a preview's URL gives access to the preview.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn signatures_of_preview_urls_are_not_shown() {
+async fn signatures_of_preview_urls_are_hidden() {
     let site = Site::new(Variant::E36).await;
     site.app.insert_processing(&["sim-ready-1"]).await;
     site.sync_once().run().await.expect_code(0);
@@ -602,7 +602,7 @@ async fn signatures_of_preview_urls_are_not_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failed_voices_are_put_back_and_asked_about_again() {
+async fn retry_puts_failed_voices_back_to_processing() {
     for variant in ALL {
         let site = Site::new(variant).await;
         site.app
@@ -677,7 +677,7 @@ async fn failed_voices_are_put_back_and_asked_about_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failed_voice_that_the_application_changes_meanwhile_is_its_own() {
+async fn retry_skips_a_voice_that_the_application_changed_meanwhile() {
     let site = Site::new(Variant::A).await;
     let store = site.app.store().await;
     site.app
@@ -710,7 +710,7 @@ async fn a_failed_voice_that_the_application_changes_meanwhile_is_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn voices_that_are_set_aside_are_asked_about_again_when_told_so() {
+async fn retry_releases_voices_that_were_set_aside() {
     for variant in ALL {
         let site = Site::new(variant).await;
         site.app
@@ -755,7 +755,7 @@ async fn voices_that_are_set_aside_are_asked_about_again_when_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn more_failed_voices_than_a_page_are_all_put_back() {
+async fn retry_handles_more_voices_than_a_page() {
     for variant in [Variant::A, Variant::E32] {
         let site = Site::new(variant).await;
         let voices: Vec<_> = (0..1201)
@@ -794,7 +794,7 @@ fn ids(events: &Value) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_are_shown_sent_again_and_removed() {
+async fn outbox_events_can_be_listed_resent_and_purged() {
     for variant in ALL {
         let site = Site::new(variant).await;
         site.app
@@ -886,7 +886,7 @@ async fn events_are_shown_sent_again_and_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_that_a_process_is_publishing_is_not_removed() {
+async fn purge_keeps_an_event_that_is_being_published() {
     let site = Site::new(Variant::A).await;
     site.app.insert_processing(&["sim-ready-1"]).await;
     site.sync_once()
@@ -914,7 +914,7 @@ async fn an_event_that_a_process_is_publishing_is_not_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn runs_are_told_as_text_in_one_line_each() {
+async fn runs_are_printed_in_one_line_each() {
     let site = Site::new(Variant::E36).await;
     let runs = |site: &Site| site.run(&["runs"]).env("VOICE_SYNC_OUTPUT", "text").run();
     assert_eq!(runs(&site).await.stdout, "no pass was made yet\n");
@@ -933,7 +933,7 @@ async fn runs_are_told_as_text_in_one_line_each() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn however_many_ids_are_given_each_is_looked_up() {
+async fn retry_handles_more_than_600_ids() {
     for variant in [Variant::A, Variant::E36] {
         let site = Site::new(variant).await;
         let ids: Vec<_> = (0..601)
@@ -972,7 +972,7 @@ async fn however_many_ids_are_given_each_is_looked_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_row_that_the_application_has_locked_keeps_nobody_waiting() {
+async fn retry_skips_a_locked_row() {
     let site = Site::new(Variant::A).await;
     site.app
         .insert_processing(&["sim-banned-1", "sim-banned-2"])
@@ -995,7 +995,7 @@ async fn a_row_that_the_application_has_locked_keeps_nobody_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rows_that_are_odd_do_not_hide_the_others() {
+async fn unusual_rows_do_not_hide_the_others() {
     const ODD: &str = "
         CREATE TABLE voices (id uuid, user_id uuid, elevenlabs_voice_id text, name text, status text,
                              preview_url text, created_at timestamptz, completed_at timestamptz);
@@ -1014,7 +1014,7 @@ async fn rows_that_are_odd_do_not_hide_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_watches_learns_that_tables_were_made() {
+async fn status_watch_detects_newly_created_own_tables() {
     let app = App::new(Variant::E36).await;
     app.insert_processing(&["sim-nopreview-1"]).await;
     let watch = VoiceSync::new(&["status", "--watch=100ms"]).env("DATABASE_URL", &app.url);
@@ -1038,7 +1038,7 @@ async fn who_watches_learns_that_tables_were_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn voices_are_listed_by_status_problem_and_age() {
+async fn list_filters_by_status_problem_and_age() {
     for variant in [Variant::A, Variant::D, Variant::E36] {
         let site = Site::new(variant).await;
         let many: Vec<_> = (0..1_001).map(|n| format!("sim-nopreview-{n}")).collect();
@@ -1100,7 +1100,7 @@ async fn voices_are_listed_by_status_problem_and_age() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn voices_are_failed_by_hand_with_their_event_and_can_be_put_back() {
+async fn fail_records_an_event_and_can_be_undone_by_retry() {
     for variant in [Variant::A, Variant::B, Variant::E36] {
         let site = Site::new(variant).await;
         let ids = [
@@ -1166,7 +1166,7 @@ async fn voices_are_failed_by_hand_with_their_event_and_can_be_put_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_of_voices_that_were_finished_without_one_can_be_recorded_afterwards() {
+async fn missing_events_can_be_recorded_afterwards() {
     for variant in [Variant::A, Variant::B, Variant::E36] {
         let site = Site::new(variant).await;
         let ids = [

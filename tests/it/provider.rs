@@ -84,7 +84,7 @@ fn gzip_bomb() -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_cannot_be_read_is_no_answer() {
+async fn unreadable_answers_count_as_unavailable() {
     let huge = vec![b' '; 9 * 1024 * 1024];
     let bomb = Answer {
         body: gzip_bomb(),
@@ -128,7 +128,7 @@ async fn an_answer_that_cannot_be_read_is_no_answer() {
 
 /// What a proxy says is forgotten when it is gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_proxy_that_refuses_for_a_while_changes_nothing_for_later() {
+async fn a_proxy_error_does_not_affect_later_passes() {
     for status in [401, 403, 404, 405, 407] {
         let simulator = always(Answer::html(status, "Blocked")).await;
         let provider = client(&simulator.url());
@@ -154,7 +154,7 @@ async fn a_proxy_that_refuses_for_a_while_changes_nothing_for_later() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redirect_is_not_followed() {
+async fn redirects_are_not_followed() {
     let elsewhere = simulator().await;
     for status in [301, 302, 303, 307, 308] {
         let answer = Answer::empty(status).with_header(
@@ -172,7 +172,7 @@ async fn a_redirect_is_not_followed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_breaks_off_or_is_not_there_is_no_answer() {
+async fn broken_and_refused_connections_count_as_unavailable() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
     let address = listener.local_addr().expect("an address");
     let cutting = tokio::spawn(async move {
@@ -191,7 +191,7 @@ async fn a_connection_that_breaks_off_or_is_not_there_is_no_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_provider_that_never_answers_is_given_up_in_time() {
+async fn lookup_ends_at_its_deadline_without_an_answer() {
     let simulator = simulator_with(Options {
         latency: Duration::from_secs(3600),
         ..Options::default()
@@ -208,7 +208,7 @@ async fn a_provider_that_never_answers_is_given_up_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_is_told_to_stop_begins_no_request() {
+async fn no_request_is_sent_after_cancellation() {
     let simulator = simulator().await;
     let provider = client(&simulator.url());
     let stop = CancellationToken::new();
@@ -225,7 +225,7 @@ async fn whoever_is_told_to_stop_begins_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn trouble_that_passes_is_waited_out() {
+async fn transient_errors_are_retried() {
     let simulator = simulator().await;
     let seen = AtomicU64::new(0);
     simulator.script(move |_| match seen.fetch_add(1, Ordering::Relaxed) {
@@ -241,7 +241,7 @@ async fn trouble_that_passes_is_waited_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_is_asked_before_the_time_that_the_provider_told() {
+async fn no_request_is_sent_before_the_end_of_retry_after() {
     let simulator = simulator().await;
     simulator.script(|_| {
         Some(Answer::error(429, "system_busy", "wait").with_header("retry-after", "120"))
@@ -278,7 +278,7 @@ async fn listing(pages: Vec<Answer>) -> Simulator {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn voices_are_matched_by_id_however_the_list_shows_them() {
+async fn list_results_are_matched_by_id_in_any_order_or_paging() {
     let asked = ["sim-ready-1", "sim-ready-2", "sim-ready-3"];
     for (what, pages, lists) in [
         (
@@ -323,7 +323,7 @@ async fn voices_are_matched_by_id_however_the_list_shows_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_later_page_would_have_shown_is_not_missing() {
+async fn voices_on_an_unreadable_page_are_not_missing() {
     let (first, second) = ("sim-ready-1", "sim-ready-2");
     let unreadable = listing(vec![page(&[first], Some("t")), Answer::json(200, "{")]).await;
     let lookups = look_up(&client(&unreadable.url()), &[first, second], false).await;
@@ -341,7 +341,7 @@ async fn what_a_later_page_would_have_shown_is_not_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_more_requests_are_under_way_than_allowed() {
+async fn concurrent_requests_never_exceed_the_limit() {
     let latency = Duration::from_millis(20);
     let simulator = simulator_with(Options {
         latency,

@@ -101,7 +101,7 @@ fn voices(fate: &str, n: usize) -> Vec<String> {
     ids
 }
 
-async fn finished_voices_leave_the_set(variant: Variant) {
+async fn finished_voices_are_removed_from_the_set(variant: Variant) {
     let mut ids = voices("ready", 3);
     ids.extend(["sim-banned-1", "sim-pvctraining-1"].map(str::to_owned));
     let waiting = Waiting::new(variant, &ids).await;
@@ -148,17 +148,17 @@ async fn finished_voices_leave_the_set(variant: Variant) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn finished_voices_leave_the_set_on_postgresql() {
-    finished_voices_leave_the_set(Variant::A).await;
+async fn finished_voices_are_removed_from_the_set_on_postgresql() {
+    finished_voices_are_removed_from_the_set(Variant::A).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn finished_voices_leave_the_set_on_sqlite() {
-    finished_voices_leave_the_set(Variant::E32).await;
+async fn finished_voices_are_removed_from_the_set_on_sqlite() {
+    finished_voices_are_removed_from_the_set(Variant::E32).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_set_of_many_pages_is_walked_to_its_end() {
+async fn set_of_many_pages_is_read_completely() {
     let waiting = Waiting::new(Variant::A, &voices("ready", 1)).await;
     let rows: Vec<_> = (0..1500).map(|n| row_id(&n.to_string())).collect();
     let finished: Vec<_> = (0..750)
@@ -177,7 +177,7 @@ async fn a_set_of_many_pages_is_walked_to_its_end() {
     assert_eq!(waiting.members().await.len(), 750);
 }
 
-async fn jobs_say_whom_to_ask_about_first(variant: Variant) {
+async fn queued_voices_are_looked_up_first(variant: Variant) {
     let ids = voices("ready", 20);
     let waiting = Waiting::new(variant, &ids).await;
     // The last rows of the table, by each kind of id, and one by both.
@@ -198,16 +198,16 @@ async fn jobs_say_whom_to_ask_about_first(variant: Variant) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn jobs_say_whom_to_ask_about_first_on_postgresql() {
-    jobs_say_whom_to_ask_about_first(Variant::A).await;
+async fn queued_voices_are_looked_up_first_on_postgresql() {
+    queued_voices_are_looked_up_first(Variant::A).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn jobs_say_whom_to_ask_about_first_on_sqlite() {
-    jobs_say_whom_to_ask_about_first(Variant::E32).await;
+async fn queued_voices_are_looked_up_first_on_sqlite() {
+    queued_voices_are_looked_up_first(Variant::E32).await;
 }
 
-async fn everybody_is_asked_about_once(variant: Variant, arguments: &[&str]) {
+async fn each_voice_is_looked_up_once_with_a_queue(variant: Variant, arguments: &[&str]) {
     let mut ids = voices("ready", 130);
     ids.extend(voices("pvctraining", 130));
     let mut waiting = Waiting::new(variant, &ids).await;
@@ -236,22 +236,22 @@ async fn everybody_is_asked_about_once(variant: Variant, arguments: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everybody_is_asked_about_once_on_postgresql() {
-    everybody_is_asked_about_once(Variant::A, &[]).await;
+async fn each_voice_is_looked_up_once_with_a_queue_on_postgresql() {
+    each_voice_is_looked_up_once_with_a_queue(Variant::A, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everybody_is_asked_about_once_on_sqlite() {
-    everybody_is_asked_about_once(Variant::E32, &[]).await;
+async fn each_voice_is_looked_up_once_with_a_queue_on_sqlite() {
+    each_voice_is_looked_up_once_with_a_queue(Variant::E32, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dry_run_reads_jobs_and_leaves_them() {
-    everybody_is_asked_about_once(Variant::E36, &["--dry-run"]).await;
+async fn dry_run_reads_jobs_without_removing_them() {
+    each_voice_is_looked_up_once_with_a_queue(Variant::E36, &["--dry-run"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pass_with_a_limit_leaves_jobs_to_the_next() {
+async fn pass_with_a_limit_leaves_jobs_for_the_next_pass() {
     let ids = voices("ready", 20);
     let waiting = Waiting::new(Variant::E36, &ids).await;
     // The oldest first, as the application pushes them.
@@ -267,7 +267,7 @@ async fn a_pass_with_a_limit_leaves_jobs_to_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_job_that_cannot_be_read_is_dropped_and_counted() {
+async fn malformed_jobs_are_dropped_and_counted() {
     let ids = voices("ready", 2);
     let waiting = Waiting::new(Variant::A, &ids).await;
     let mut jobs = ["top-secret", "{\"voice_id\":\"a\\u0000\"}", "[]"].map(str::to_owned);
@@ -287,7 +287,7 @@ async fn a_job_that_cannot_be_read_is_dropped_and_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_voice_that_was_set_aside_stays_alone_whoever_queues_it() {
+async fn queueing_a_set_aside_voice_triggers_no_lookup() {
     let id = "sim-longpreview-1".to_owned();
     let waiting = Waiting::new(Variant::A, std::slice::from_ref(&id)).await;
     for _ in 0..3 {
@@ -302,7 +302,7 @@ async fn a_voice_that_was_set_aside_stays_alone_whoever_queues_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn jobs_are_left_where_nobody_may_ask() {
+async fn jobs_are_kept_while_the_breaker_is_open() {
     let ids = voices("ready", 6);
     let waiting = Waiting::new(Variant::E32, &ids).await;
     waiting.provider.script(|_| {
@@ -319,7 +319,7 @@ async fn jobs_are_left_where_nobody_may_ask() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_of_another_type_is_left_alone() {
+async fn redis_key_of_another_type_is_not_modified() {
     let waiting = Waiting::new(Variant::E32, &voices("ready", 1)).await;
     let mut connection = waiting.bus.connection.clone();
     connection.set(&waiting.key, "text").await.expect("is set");
@@ -333,7 +333,7 @@ async fn a_key_of_another_type_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_the_queue_the_table_has_every_voice() {
+async fn unavailable_queue_does_not_affect_the_pass() {
     // One that is away, and one that never says a word.
     let silent = TcpListener::bind(("127.0.0.1", 0)).expect("listens");
     let address = silent.local_addr().expect("an address").to_string();
@@ -357,7 +357,7 @@ async fn without_the_queue_the_table_has_every_voice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_need_not_go_where_the_queue_is() {
+async fn queue_works_without_events() {
     let ids = voices("ready", 1);
     let waiting = Waiting::new(Variant::E32, &ids).await;
     waiting.add(&[row_id(&ids[0]).to_string()]).await;
@@ -368,7 +368,7 @@ async fn events_need_not_go_where_the_queue_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_queue_needs_a_redis() {
+async fn queue_requires_a_redis_url() {
     let waiting = Waiting::new(Variant::E32, &voices("ready", 1)).await;
     let ended = waiting.command().without("REDIS_URL").run().await;
     ended.expect_code(2);
@@ -383,7 +383,7 @@ async fn a_queue_needs_a_redis() {
 }
 
 /// The application may add a member before it commits the row.
-async fn members_without_a_row_leave_the_set_after_an_hour(variant: Variant) {
+async fn members_without_a_row_are_removed_after_an_hour(variant: Variant) {
     let waiting = Waiting::new(variant, &voices("nopreview", 2)).await;
     let gone = [row_id("gone-1"), row_id("gone-2")].map(|row| row.to_string().into_bytes());
     let late = row_id("late").to_string();
@@ -416,11 +416,11 @@ async fn members_without_a_row_leave_the_set_after_an_hour(variant: Variant) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_without_a_row_leave_the_set_after_an_hour_on_postgresql() {
-    members_without_a_row_leave_the_set_after_an_hour(Variant::A).await;
+async fn members_without_a_row_are_removed_after_an_hour_on_postgresql() {
+    members_without_a_row_are_removed_after_an_hour(Variant::A).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_without_a_row_leave_the_set_after_an_hour_on_sqlite() {
-    members_without_a_row_leave_the_set_after_an_hour(Variant::E36).await;
+async fn members_without_a_row_are_removed_after_an_hour_on_sqlite() {
+    members_without_a_row_are_removed_after_an_hour(Variant::E36).await;
 }

@@ -8,7 +8,7 @@ use crate::support::fates::simulator_with;
 use crate::support::from_scripts;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_official_sdk_lists_gets_adds_and_deletes_voices() {
+async fn official_sdk_can_list_get_add_and_delete_voices() {
     for errors in [ErrorFormat::Legacy, ErrorFormat::Current, ErrorFormat::Both] {
         the_official_sdk_works(errors).await;
     }

@@ -24,7 +24,7 @@ fn no_canary(what: &str, ended: &Ended) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_secret_is_printed_at_the_finest_log_level() {
+async fn no_secret_is_printed_at_trace_log_level() {
     let ids: Vec<String> = FATES
         .iter()
         .map(|(word, ..)| format!("sim-{word}-1"))
@@ -133,7 +133,7 @@ async fn no_secret_is_printed_at_the_finest_log_level() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_database_holds_no_key() {
+async fn database_contains_no_api_key() {
     let app = App::new(Variant::E32).await;
     app.insert_processing(&["sim-ready-1", "sim-unlisted-1", "sim-pvctraining-1"])
         .await;

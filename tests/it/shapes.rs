@@ -85,7 +85,7 @@ async fn fits(shape: Shape) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_may_be_numbers() {
+async fn row_ids_may_be_numbers() {
     let payloads = fits(Shape {
         variants: BOTH,
         ddl: "CREATE TABLE voices (
@@ -113,7 +113,7 @@ async fn keys_may_be_numbers() {
 
 /// A walk over them cannot go by the numbers that SQLite gives to rows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rows_may_have_no_numbers_of_their_own() {
+async fn sqlite_table_may_have_no_rowid() {
     let columns = "id text PRIMARY KEY NOT NULL, user_id text, elevenlabs_voice_id text,
                    status text NOT NULL, preview_url text, completed_at text";
     for (columns, options) in [
@@ -139,7 +139,7 @@ async fn rows_may_have_no_numbers_of_their_own() {
 
 /// Of a type whose texts voice-sync does not know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_may_be_of_other_types() {
+async fn row_ids_may_be_of_other_types() {
     for key in ["numeric", "public_key"] {
         let ddl = format!(
             "CREATE DOMAIN public_key AS bigint CHECK (VALUE > 0);
@@ -161,7 +161,7 @@ async fn keys_may_be_of_other_types() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_may_be_any_text() {
+async fn row_ids_may_be_any_text() {
     let payloads = fits(Shape {
         variants: BOTH,
         ddl: "CREATE TABLE voices (
@@ -186,7 +186,7 @@ async fn keys_may_be_any_text() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_enum_may_hold_the_names_of_its_members() {
+async fn status_enum_may_have_uppercase_labels() {
     fits(Shape {
         variants: POSTGRES,
         ddl: "CREATE TYPE voicestatus AS ENUM ('PENDING', 'PROCESSING', 'COMPLETED', 'FAILED');
@@ -213,7 +213,7 @@ const RENAMED: &[&str] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn names_may_be_others_and_need_quotes() {
+async fn table_and_columns_may_have_names_that_need_quotes() {
     const COLUMNS: &str = "\"Voice Key\" char(36) PRIMARY KEY, owner char(36), \"order\" text,
         \"\"\"state\"\"\" text, \"url;--\" text, \"done ünï\" timestamp";
     const ROWS: &str =
@@ -256,7 +256,7 @@ async fn names_may_be_others_and_need_quotes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_that_no_table_has_touches_nothing() {
+async fn unknown_table_and_column_names_are_rejected() {
     for variant in [Variant::B, Variant::E36] {
         let app = App::new(variant).await;
         app.insert_processing(&["sim-ready-1"]).await;
@@ -289,7 +289,7 @@ async fn a_name_that_no_table_has_touches_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_table_without_users_has_events_without_one() {
+async fn table_without_user_ids_has_events_without_user_ids() {
     let payloads = fits(Shape {
         variants: BOTH,
         ddl: "CREATE TABLE voices (
@@ -308,7 +308,7 @@ async fn a_table_without_users_has_events_without_one() {
 
 /// Rows that share a voice are each moved; those that name none are set aside.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn provider_ids_may_be_shared_absent_or_empty() {
+async fn provider_ids_may_be_shared_null_or_empty() {
     for variant in [Variant::B, Variant::E36] {
         let ddl = "CREATE TABLE voices (
                 id char(36) PRIMARY KEY, user_id char(36), elevenlabs_voice_id text, status text,
@@ -343,7 +343,7 @@ async fn provider_ids_may_be_shared_absent_or_empty() {
 /// Rows that were looked up are found again when they are due, at the ends of each type of key, and beside what is
 /// known of the rows of another table.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn voices_with_any_key_are_due_again() {
+async fn voices_with_any_type_of_row_id_become_due_again() {
     const OLDEST: &str = "00000000-0000-0000-0000-000000000000";
     for (sqlite, key, ids) in [
         (false, "smallint", ["-32768", "32767"]),

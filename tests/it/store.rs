@@ -139,7 +139,7 @@ async fn every_processing_voice_is_claimed_once_page_by_page(variant: Variant) {
 }
 
 /// The application may delete a row while a pass stands on it: the pass goes on behind it.
-async fn a_walk_goes_on_from_a_row_that_is_gone(variant: Variant) {
+async fn walk_continues_after_a_deleted_row(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["r1", "r2", "r3", "r4"]).await;
     let (store, run_id) = (app.store().await, Uuid::new_v4());
@@ -160,7 +160,7 @@ async fn a_walk_goes_on_from_a_row_that_is_gone(variant: Variant) {
     assert_eq!(rows.len(), 4);
 }
 
-async fn a_leased_voice_is_nobody_elses_until_the_lease_ends(variant: Variant) {
+async fn leased_voice_belongs_to_one_pass_until_the_lease_ends(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a", "b"]).await;
     let store = app.store().await;
@@ -200,7 +200,7 @@ async fn a_leased_voice_is_nobody_elses_until_the_lease_ends(variant: Variant) {
     assert_eq!(claim(&store, first).await.len(), 2, "it is free at once");
 }
 
-async fn a_completion_writes_three_columns_and_its_event(variant: Variant) {
+async fn completion_writes_three_columns_and_one_event(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a", "b"]).await;
     let store = app.store().await;
@@ -246,7 +246,7 @@ async fn a_completion_writes_three_columns_and_its_event(variant: Variant) {
     );
 }
 
-async fn a_failure_writes_the_status_alone(variant: Variant) {
+async fn failure_writes_only_the_status_column(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a"]).await;
     let store = app.store().await;
@@ -274,7 +274,7 @@ async fn a_failure_writes_the_status_alone(variant: Variant) {
     );
 }
 
-async fn the_applications_own_change_wins(variant: Variant) {
+async fn application_changes_win_over_a_transition(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["recloned", "failed", "completed", "deleted", "kept"])
         .await;
@@ -330,7 +330,7 @@ async fn the_applications_own_change_wins(variant: Variant) {
     assert_eq!(app.number(&events).await, 1);
 }
 
-async fn one_process_tries_a_bus_that_failed(variant: Variant) {
+async fn only_one_process_retries_a_failed_bus(variant: Variant) {
     let app = App::new(variant).await;
     let store = app.store().await;
     let bus = Uuid::new_v4();
@@ -374,7 +374,7 @@ async fn one_process_tries_a_bus_that_failed(variant: Variant) {
     assert_eq!(turn().await, BusPermit::Works);
 }
 
-async fn a_refused_row_takes_its_events_with_it(variant: Variant) {
+async fn refused_transition_records_no_event(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["good", "bad"]).await;
     let constraint = "elevenlabs_voice_id <> 'bad' OR status <> 'completed'";
@@ -417,7 +417,7 @@ async fn a_refused_row_takes_its_events_with_it(variant: Variant) {
 }
 
 /// A pass may come by a voice twice, where a row that it stood on is deleted.
-async fn a_transition_that_is_given_twice_happens_once(variant: Variant) {
+async fn duplicate_transition_is_applied_once(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["twice", "never"]).await;
     let (store, run_id) = (app.store().await, Uuid::new_v4());
@@ -451,7 +451,7 @@ async fn a_transition_that_is_given_twice_happens_once(variant: Variant) {
     assert_eq!(said, [EventType::VoiceCreated]);
 }
 
-async fn what_was_seen_is_remembered(variant: Variant) {
+async fn notes_of_a_pass_are_remembered(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["waits", "gone", "away"]).await;
     let store = app.store().await;
@@ -540,7 +540,7 @@ async fn what_was_seen_is_remembered(variant: Variant) {
     assert_eq!(other[0].last_found, None, "but with another key");
 }
 
-async fn absences_are_counted_for_each_key(variant: Variant) {
+async fn absences_are_counted_per_key(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["gone"]).await;
     let store = app.store().await;
@@ -561,7 +561,7 @@ async fn absences_are_counted_for_each_key(variant: Variant) {
     }
 }
 
-async fn the_absence_of_a_voice_that_is_cloned_anew_begins_anew(variant: Variant) {
+async fn cloning_again_resets_the_absence(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["gone"]).await;
     let store = app.store().await;
@@ -593,7 +593,7 @@ async fn the_absence_of_a_voice_that_is_cloned_anew_begins_anew(variant: Variant
     }
 }
 
-async fn voices_without_an_answer_are_isolated_and_then_quarantined(variant: Variant) {
+async fn unanswerable_voices_are_isolated_and_then_quarantined(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["good", "bad", "suspect"]).await;
     let store = app.store().await;
@@ -691,7 +691,7 @@ async fn voices_without_an_answer_are_isolated_and_then_quarantined(variant: Var
     );
 }
 
-async fn events_that_the_bus_refuses_come_last(variant: Variant) {
+async fn events_refused_by_the_bus_come_last(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a", "b", "c", "d"]).await;
     let store = app.store().await;
@@ -729,7 +729,7 @@ async fn events_that_the_bus_refuses_come_last(variant: Variant) {
 
 /// What a daemon makes a pass for: events that can be published now, and voices that are due, those first that were
 /// never asked about.
-async fn what_waits_is_what_can_be_done_now(variant: Variant) {
+async fn agenda_contains_only_what_can_be_done_now(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a", "b", "c"]).await;
     let store = app.store().await;
@@ -879,7 +879,7 @@ async fn all_processes_share_the_request_budget(variant: Variant) {
 
 /// A hint is honoured at once, and the next one of the same voice five seconds later, however many there are: what came
 /// while the voice was being looked up may be newer than the answer.
-async fn a_hint_makes_a_voice_due_and_a_flood_costs_one_lookup_in_five_seconds(variant: Variant) {
+async fn hint_makes_a_voice_due_at_most_once_in_five_seconds(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["known", "new", "odd", "other"])
         .await;
@@ -1026,7 +1026,7 @@ async fn a_hint_makes_a_voice_due_and_a_flood_costs_one_lookup_in_five_seconds(v
 }
 
 /// However many seldom ones are overdue, an agenda has voices that are looked up often, and both kinds of others.
-async fn a_backlog_that_is_overdue_hides_no_young_voices(variant: Variant) {
+async fn overdue_backlog_does_not_hide_young_voices(variant: Variant) {
     let app = App::new(variant).await;
     let ids: Vec<String> = (0..10).map(|n| format!("old-{n}")).collect();
     let mut ids: Vec<&str> = ids.iter().map(String::as_str).collect();
@@ -1071,7 +1071,7 @@ async fn a_backlog_that_is_overdue_hides_no_young_voices(variant: Variant) {
     }
 }
 
-async fn completion_times_are_added_up_by_kind(variant: Variant) {
+async fn completion_times_are_summed_by_kind(variant: Variant) {
     let app = App::new(variant).await;
     let store = app.store().await;
     let none = store.completion_times_by_kind().await.expect("reads");
@@ -1105,7 +1105,7 @@ async fn completion_times_are_added_up_by_kind(variant: Variant) {
 }
 
 /// A daemon that knows of a moment without new voices looks only at rows that were written since.
-async fn new_voices_are_found_among_the_rows_that_were_written_since(variant: Variant) {
+async fn new_voices_are_found_among_recently_written_rows(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["before"]).await;
     let store = app.store().await;
@@ -1151,7 +1151,7 @@ async fn new_voices_are_found_among_the_rows_that_were_written_since(variant: Va
     assert!(agenda().await.any_lease_expired);
 }
 
-async fn a_row_that_is_cloned_anew_is_young_again(variant: Variant) {
+async fn cloning_again_resets_the_age(variant: Variant) {
     if variant == Variant::B {
         return; // has no created_at that could make it old
     }
@@ -1193,7 +1193,7 @@ async fn a_row_that_is_cloned_anew_is_young_again(variant: Variant) {
     }
 }
 
-async fn one_process_probes_for_all(variant: Variant) {
+async fn only_one_process_sends_the_half_open_probe(variant: Variant) {
     let app = App::new(variant).await;
     let store = app.store().await;
     let standing = async || store.provider_state(ACCOUNT).await.expect("reads");
@@ -1275,7 +1275,7 @@ async fn one_process_probes_for_all(variant: Variant) {
     );
 }
 
-async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Variant) {
+async fn voice_set_aside_repeatedly_is_skipped_for_a_day(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["odd"]).await;
     let store = app.store().await;
@@ -1328,7 +1328,7 @@ async fn a_voice_that_keeps_making_trouble_is_left_alone_for_a_day(variant: Vari
     );
 }
 
-async fn voices_are_found_by_row_and_by_provider_id(variant: Variant) {
+async fn voices_are_found_by_row_id_and_by_provider_id(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a", "b", "c"]).await;
     app.insert(&[NewVoice {
@@ -1355,7 +1355,7 @@ async fn voices_are_found_by_row_and_by_provider_id(variant: Variant) {
     assert_eq!(found, BTreeSet::from(["a".into(), "b".into()]));
 }
 
-async fn hinted_voices_and_all_others_are_the_whole_table(variant: Variant) {
+async fn hinted_and_remaining_voices_cover_the_whole_table(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a", "b", "c", "odd"]).await;
     app.insert(&[NewVoice {
@@ -1416,7 +1416,7 @@ async fn hinted_voices_and_all_others_are_the_whole_table(variant: Variant) {
     assert_eq!(ids(page.voices), ["b"]);
 }
 
-async fn finished_voices_are_found_by_whatever_form_their_row_is_given_in(variant: Variant) {
+async fn finished_voices_are_found_by_any_form_of_their_row_id(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a"]).await;
     for (id, status) in [("b", "completed"), ("c", "failed")] {
@@ -1443,7 +1443,7 @@ async fn finished_voices_are_found_by_whatever_form_their_row_is_given_in(varian
     assert_eq!(finished, expected);
 }
 
-async fn age_counts_from_creation_or_first_sight_or_restart(variant: Variant) {
+async fn age_counts_from_creation_first_sight_or_new_clone(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a"]).await;
     let store = app.store().await;
@@ -1508,7 +1508,7 @@ async fn age_counts_from_creation_or_first_sight_or_restart(variant: Variant) {
 }
 
 /// The metric of the oldest age, and the alert on it, are of the same voices as `voice-sync status`.
-async fn every_view_counts_the_age_of_the_oldest_voice_alike(variant: Variant) {
+async fn metric_status_and_claim_agree_on_the_age_of_the_oldest_voice(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a", "b"]).await;
     match &app.pool {
@@ -1551,7 +1551,7 @@ async fn every_view_counts_the_age_of_the_oldest_voice_alike(variant: Variant) {
     assert!(oldest().await < Duration::from_secs(60), "it begins anew");
 }
 
-async fn events_are_published_by_one_process_and_by_another_after_a_crash(variant: Variant) {
+async fn another_process_publishes_leased_events_after_a_crash(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a", "b", "c"]).await;
     let store = app.store().await;
@@ -1606,7 +1606,7 @@ async fn events_are_published_by_one_process_and_by_another_after_a_crash(varian
 }
 
 /// A batch of which not all events got out is not marked, whatever the caller says of those that it knows.
-async fn a_batch_is_marked_when_all_its_events_are_out(variant: Variant) {
+async fn a_batch_is_marked_once_all_its_events_are_published(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a", "b", "c"]).await;
     let store = app.store().await;
@@ -1665,7 +1665,7 @@ async fn claims_of_many_processes_never_overlap(variant: Variant) {
 }
 
 /// A pass may come by a row twice: by its own id and by the provider's. It has seen it once, and the last answer counts.
-async fn notes_of_one_voice_that_come_twice_count_once(variant: Variant) {
+async fn repeated_notes_of_one_voice_count_once(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["twice", "other"]).await;
     let store = app.store().await;
@@ -1689,7 +1689,7 @@ async fn notes_of_one_voice_that_come_twice_count_once(variant: Variant) {
 }
 
 /// A pass that had no reply to its commit finds the row failed, and takes it for the application's doing.
-async fn a_superseded_answer_leaves_the_reason_of_a_failure(variant: Variant) {
+async fn superseded_answer_keeps_the_failure_reason(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["failed", "waits"]).await;
     let store = app.store().await;
@@ -1712,7 +1712,7 @@ async fn a_superseded_answer_leaves_the_reason_of_a_failure(variant: Variant) {
 }
 
 /// An older version leases voices in its own way, and may still be at work.
-async fn a_voice_that_an_older_version_has_leased_is_left_to_it(variant: Variant) {
+async fn voice_leased_by_an_older_version_is_not_claimed(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["older", "free"]).await;
     let store = app.store().await;
@@ -1757,7 +1757,7 @@ async fn a_voice_that_an_older_version_has_leased_is_left_to_it(variant: Variant
 }
 
 /// Events that an older version, which may still be at work, records without a batch.
-async fn events_of_an_older_version_are_published_once_it_does_not(variant: Variant) {
+async fn events_of_an_older_version_are_published_after_its_lease_ends(variant: Variant) {
     let app = App::new(variant).await;
     let store = app.store().await;
     let now = match app.pool {
@@ -1822,7 +1822,7 @@ async fn events_of_an_older_version_are_published_once_it_does_not(variant: Vari
 }
 
 /// Whoever removes events by hand leaves batches that claim to have more.
-async fn a_batch_that_lost_events_is_published_once(variant: Variant) {
+async fn batch_with_deleted_events_is_published_once(variant: Variant) {
     for left in [3, 2, 1, 0] {
         let app = App::new(variant).await;
         app.insert_processing(&["a", "b", "c"]).await;
@@ -1855,7 +1855,7 @@ async fn a_batch_that_lost_events_is_published_once(variant: Variant) {
 }
 
 /// Resending and purging go through the outbox in portions, and leave what a process may be publishing.
-async fn many_events_are_sent_again_and_removed_in_portions(variant: Variant) {
+async fn resend_and_purge_work_in_portions(variant: Variant) {
     const EVENTS: usize = 1201;
     let app = App::new(variant).await;
     let ids: Vec<String> = (0..EVENTS).map(|n| format!("v{n}")).collect();
@@ -1903,7 +1903,7 @@ fn ledger_entry() -> Run {
     }
 }
 
-async fn the_ledger_tells_the_next_pass_where_to_begin(variant: Variant) {
+async fn ledger_stores_where_the_next_pass_begins(variant: Variant) {
     let app = App::new(variant).await;
     let store = app.store().await;
     let account = Uuid::new_v4();
@@ -1966,7 +1966,7 @@ async fn the_ledger_tells_the_next_pass_where_to_begin(variant: Variant) {
     );
 }
 
-async fn tidying_removes_what_is_of_no_more_use(variant: Variant) {
+async fn tidying_removes_obsolete_rows(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["done", "bad", "left", "waits"])
         .await;
@@ -2057,7 +2057,7 @@ async fn tidying_removes_what_is_of_no_more_use(variant: Variant) {
     );
 }
 
-async fn peeking_leaves_no_trace(variant: Variant) {
+async fn peek_writes_nothing(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a"]).await;
     let store = app.store().await;
@@ -2095,7 +2095,7 @@ async fn provider_ids_may_be_stored_as_numbers_on_sqlite() {
 
 /// SQLite reads no more than a page for one where an index has the rows in the order of the walk.
 #[tokio::test]
-async fn an_index_sets_the_order_of_a_walk_on_sqlite() {
+async fn index_determines_the_order_of_a_walk_on_sqlite() {
     for (index, first) in [("(status)", "c"), ("(id) WHERE status = 'processing'", "a")] {
         let ddl = format!(
             "CREATE TABLE voices (id text PRIMARY KEY NOT NULL, user_id text, elevenlabs_voice_id text,
@@ -2113,7 +2113,7 @@ async fn an_index_sets_the_order_of_a_walk_on_sqlite() {
 
 /// `character` without a length is a single one: keys and values must not be cut to it.
 #[tokio::test]
-async fn keys_and_statuses_of_fixed_length_are_compared_whole() {
+async fn fixed_length_keys_and_statuses_are_not_truncated() {
     let ddl = "
         CREATE TABLE voices (
             id char(36) PRIMARY KEY,
@@ -2191,43 +2191,43 @@ macro_rules! contract {
 
 contract!(
     every_processing_voice_is_claimed_once_page_by_page,
-    a_walk_goes_on_from_a_row_that_is_gone,
-    a_leased_voice_is_nobody_elses_until_the_lease_ends,
-    a_completion_writes_three_columns_and_its_event,
-    a_failure_writes_the_status_alone,
-    the_applications_own_change_wins,
-    a_refused_row_takes_its_events_with_it,
-    a_transition_that_is_given_twice_happens_once,
-    what_was_seen_is_remembered,
-    absences_are_counted_for_each_key,
-    the_absence_of_a_voice_that_is_cloned_anew_begins_anew,
-    voices_without_an_answer_are_isolated_and_then_quarantined,
-    events_that_the_bus_refuses_come_last,
-    what_waits_is_what_can_be_done_now,
+    walk_continues_after_a_deleted_row,
+    leased_voice_belongs_to_one_pass_until_the_lease_ends,
+    completion_writes_three_columns_and_one_event,
+    failure_writes_only_the_status_column,
+    application_changes_win_over_a_transition,
+    refused_transition_records_no_event,
+    duplicate_transition_is_applied_once,
+    notes_of_a_pass_are_remembered,
+    absences_are_counted_per_key,
+    cloning_again_resets_the_absence,
+    unanswerable_voices_are_isolated_and_then_quarantined,
+    events_refused_by_the_bus_come_last,
+    agenda_contains_only_what_can_be_done_now,
     all_processes_share_the_request_budget,
-    a_hint_makes_a_voice_due_and_a_flood_costs_one_lookup_in_five_seconds,
-    new_voices_are_found_among_the_rows_that_were_written_since,
-    completion_times_are_added_up_by_kind,
-    a_backlog_that_is_overdue_hides_no_young_voices,
-    a_row_that_is_cloned_anew_is_young_again,
-    one_process_probes_for_all,
-    a_voice_that_keeps_making_trouble_is_left_alone_for_a_day,
-    voices_are_found_by_row_and_by_provider_id,
-    hinted_voices_and_all_others_are_the_whole_table,
-    finished_voices_are_found_by_whatever_form_their_row_is_given_in,
-    age_counts_from_creation_or_first_sight_or_restart,
-    every_view_counts_the_age_of_the_oldest_voice_alike,
-    events_are_published_by_one_process_and_by_another_after_a_crash,
-    a_batch_is_marked_when_all_its_events_are_out,
+    hint_makes_a_voice_due_at_most_once_in_five_seconds,
+    new_voices_are_found_among_recently_written_rows,
+    completion_times_are_summed_by_kind,
+    overdue_backlog_does_not_hide_young_voices,
+    cloning_again_resets_the_age,
+    only_one_process_sends_the_half_open_probe,
+    voice_set_aside_repeatedly_is_skipped_for_a_day,
+    voices_are_found_by_row_id_and_by_provider_id,
+    hinted_and_remaining_voices_cover_the_whole_table,
+    finished_voices_are_found_by_any_form_of_their_row_id,
+    age_counts_from_creation_first_sight_or_new_clone,
+    metric_status_and_claim_agree_on_the_age_of_the_oldest_voice,
+    another_process_publishes_leased_events_after_a_crash,
+    a_batch_is_marked_once_all_its_events_are_published,
     claims_of_many_processes_never_overlap,
-    notes_of_one_voice_that_come_twice_count_once,
-    a_superseded_answer_leaves_the_reason_of_a_failure,
-    a_voice_that_an_older_version_has_leased_is_left_to_it,
-    events_of_an_older_version_are_published_once_it_does_not,
-    a_batch_that_lost_events_is_published_once,
-    many_events_are_sent_again_and_removed_in_portions,
-    one_process_tries_a_bus_that_failed,
-    the_ledger_tells_the_next_pass_where_to_begin,
-    tidying_removes_what_is_of_no_more_use,
-    peeking_leaves_no_trace,
+    repeated_notes_of_one_voice_count_once,
+    superseded_answer_keeps_the_failure_reason,
+    voice_leased_by_an_older_version_is_not_claimed,
+    events_of_an_older_version_are_published_after_its_lease_ends,
+    batch_with_deleted_events_is_published_once,
+    resend_and_purge_work_in_portions,
+    only_one_process_retries_a_failed_bus,
+    ledger_stores_where_the_next_pass_begins,
+    tidying_removes_obsolete_rows,
+    peek_writes_nothing,
 );

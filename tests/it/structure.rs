@@ -48,7 +48,7 @@ fn core_imports_nothing_from_outside_core() {
 }
 
 #[test]
-fn only_sync_cli_and_doctor_see_both_store_and_provider() {
+fn only_sync_cli_and_doctor_import_both_store_and_provider() {
     for (folder, imports) in folders() {
         let sees = |module: &str| imports.iter().any(|(_, import)| import == module);
         let sees_both = sees("store") && (sees("provider") || folder == "provider");

@@ -184,17 +184,17 @@ on_variants!(
 );
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_voices_on_postgresql() {
+async fn pass_over_10000_voices_of_all_fates_on_postgresql() {
     every_voice_gets_what_its_fate_says(Variant::A, 10_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_voices_on_sqlite() {
+async fn pass_over_10000_voices_of_all_fates_on_sqlite() {
     every_voice_gets_what_its_fate_says(Variant::E32, 10_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dry_run_leaves_every_byte_as_it_was() {
+async fn dry_run_on_sqlite_changes_no_byte() {
     let ids = mixed(150, &["malformed"]);
     let app = app_with(Variant::E32, &ids).await;
     let Pool::Sqlite(pool) = &app.pool else {
@@ -236,7 +236,7 @@ async fn a_dry_run_leaves_every_byte_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dry_run_on_postgresql_needs_no_tables_of_its_own_and_writes_nothing() {
+async fn dry_run_on_postgresql_needs_no_own_tables_and_writes_nothing() {
     let ids = mixed(150, &["malformed"]);
     let app = app_with(Variant::A, &ids).await;
     let before = app.rows().await;
@@ -258,7 +258,7 @@ async fn a_dry_run_on_postgresql_needs_no_tables_of_its_own_and_writes_nothing()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn passes_with_a_limit_take_turns() {
+async fn passes_with_a_limit_cover_all_voices_in_turn() {
     let ids: Vec<String> = (0..25).map(|n| format!("sim-pvctraining-{n}")).collect();
     let app = app_with(Variant::E36, &ids).await;
     let provider = simulator().await;
@@ -279,7 +279,7 @@ async fn passes_with_a_limit_take_turns() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_the_voices_that_are_named_are_asked_about() {
+async fn only_named_voices_are_looked_up() {
     let ids: Vec<String> = (0..5).map(|n| format!("sim-ready-{n}")).collect();
     let app = app_with(Variant::E32, &ids).await;
     let provider = simulator().await;
@@ -300,7 +300,7 @@ async fn only_the_voices_that_are_named_are_asked_about() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_voice_that_is_named_by_row_and_by_provider_id_is_asked_about_once() {
+async fn voice_named_by_row_and_provider_id_is_looked_up_once() {
     for variant in [Variant::A, Variant::E32] {
         // So many names that they take two statements.
         let ids: Vec<String> = (0..600).map(|n| format!("sim-pvctraining-{n}")).collect();
@@ -322,7 +322,7 @@ async fn a_voice_that_is_named_by_row_and_by_provider_id_is_asked_about_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn completion_times_are_kept_for_each_kind_of_voice() {
+async fn completion_times_are_recorded_by_kind_of_voice() {
     let ids = ["sim-ready-1", "sim-ready-2", "sim-pvcready-1"].map(str::to_owned);
     let app = app_with(Variant::E32, &ids).await;
     let provider = simulator().await;
@@ -339,7 +339,7 @@ async fn completion_times_are_kept_for_each_kind_of_voice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_time_is_over_the_next_run_goes_on() {
+async fn next_run_continues_after_the_time_limit() {
     let ids: Vec<String> = (0..60).map(|n| format!("sim-pvctraining-{n}")).collect();
     let app = app_with(Variant::E36, &ids).await;
     let provider = simulator_with(Options {
@@ -379,7 +379,7 @@ async fn when_time_is_over_the_next_run_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_key_changes_nothing() {
+async fn refused_key_changes_no_row() {
     let ids = mixed(300, &[]);
     let app = app_with(Variant::E32, &ids).await;
     let provider = simulator_with(Options {
@@ -402,7 +402,7 @@ async fn a_refused_key_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_of_another_workspace_changes_nothing() {
+async fn key_of_another_workspace_changes_no_row() {
     let ids: Vec<String> = (0..500).map(|n| format!("unknown{n}")).collect();
     let app = app_with(Variant::E32, &ids).await;
     let provider = simulator().await;
@@ -421,7 +421,7 @@ async fn a_key_of_another_workspace_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_missing_voice_fails_when_that_is_confirmed() {
+async fn missing_voice_fails_once_its_absence_is_confirmed() {
     let mut ids: Vec<String> = (0..60).map(|n| format!("sim-pvctraining-{n}")).collect();
     ids.push("gone".into());
     let app = app_with(Variant::E32, &ids).await;
@@ -445,7 +445,7 @@ async fn a_missing_voice_fails_when_that_is_confirmed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_missing_voice_may_fail_at_once_where_the_user_says_so() {
+async fn missing_voice_fails_at_once_with_missing_after_zero() {
     let app = app_with(Variant::D, &["sim-ready-1".to_owned(), "gone".to_owned()]).await;
     migrate(&app).await;
     let provider = simulator().await;
@@ -470,7 +470,7 @@ async fn a_missing_voice_may_fail_at_once_where_the_user_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_fails_nobody_however_old() {
+async fn outage_fails_no_voice_of_any_age() {
     let ids: Vec<String> = (0..3000).map(|n| format!("sim-ready-{n}")).collect();
     let app = app_with(Variant::E32, &ids).await;
     app.execute("UPDATE voices SET created_at = '2020-01-01 00:00:00.000000'")
@@ -497,7 +497,7 @@ async fn an_outage_fails_nobody_however_old() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_voice_that_takes_too_long_fails_by_a_fresh_answer_only() {
+async fn voice_times_out_only_with_a_fresh_answer() {
     let ids = [
         "sim-nopreview-1",
         "sim-pvctraining-1",
@@ -531,7 +531,7 @@ async fn a_voice_that_takes_too_long_fails_by_a_fresh_answer_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_list_single_lookups_do_the_whole_job() {
+async fn falls_back_to_single_lookups_without_a_list_endpoint() {
     let of_the_api = |status| Answer::error(status, "not_here", "There is no such endpoint.");
     let of_a_proxy = |status| Answer::html(status, "no");
     // What stands in between says nothing about the endpoint; one more request shows that the provider works.
@@ -558,7 +558,7 @@ async fn without_a_list_single_lookups_do_the_whole_job() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn single_lookups_use_no_list() {
+async fn single_lookup_mode_never_uses_the_list() {
     let ids = mixed(48, &["malformed"]);
     let app = app_with(Variant::E36, &ids).await;
     let provider = simulator().await;
@@ -571,7 +571,7 @@ async fn single_lookups_use_no_list() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kinds_that_the_list_leaves_out_are_asked_for_singly_next_time() {
+async fn kinds_missing_from_the_list_are_looked_up_singly_next_time() {
     // `unlisted` voices are clones; the list shows professional ones only.
     let mut ids: Vec<String> = (0..5).map(|n| format!("sim-pvctraining-{n}")).collect();
     ids.extend((0..5).map(|n| format!("sim-unlisted1h-{n}")));
@@ -602,7 +602,7 @@ async fn kinds_that_the_list_leaves_out_are_asked_for_singly_next_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_that_the_provider_chokes_on_is_halved_until_one_is_left() {
+async fn rejected_batch_is_bisected_until_the_bad_voice_is_isolated() {
     let ids: Vec<String> = (0..100).map(|n| format!("sim-ready-{n}")).collect();
     let app = app_with(Variant::E32, &ids).await;
     let provider = simulator().await;
@@ -629,7 +629,7 @@ async fn a_batch_that_the_provider_chokes_on_is_halved_until_one_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_that_only_fails_with_one_voice_in_it_is_halved_too() {
+async fn failing_batch_is_bisected_for_errors_other_than_4xx() {
     let huge = vec![b' '; 9 * 1024 * 1024];
     for answer in [
         Answer::error(500, "internal", "oops"),
@@ -652,7 +652,7 @@ async fn a_batch_that_only_fails_with_one_voice_in_it_is_halved_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_provider_that_rejects_everything_is_in_trouble_and_no_voice_is() {
+async fn provider_that_rejects_everything_sets_no_voice_aside() {
     let ids: Vec<String> = (0..30).map(|n| format!("sim-ready-{n}")).collect();
     for answer in [
         Answer::html(400, "bad request"),
@@ -678,7 +678,7 @@ async fn a_provider_that_rejects_everything_is_in_trouble_and_no_voice_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_list_that_rejects_everything_is_given_up() {
+async fn list_endpoint_that_rejects_everything_is_abandoned() {
     let ids: Vec<String> = (0..200).map(|n| format!("sim-ready-{n}")).collect();
     let app = app_with(Variant::E32, &ids).await;
     let provider = simulator().await;
@@ -702,7 +702,7 @@ async fn a_list_that_rejects_everything_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_voice_that_the_key_may_not_see_does_not_condemn_the_key() {
+async fn forbidden_voice_does_not_count_as_a_refused_key() {
     let ids: Vec<String> = (0..50)
         .map(|n| format!("sim-ready-{n}"))
         .chain(["sim-unlisted-7".into()])
@@ -722,7 +722,7 @@ async fn a_voice_that_the_key_may_not_see_does_not_condemn_the_key() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nul_in_what_the_provider_says_harms_nobody() {
+async fn nul_characters_in_answers_are_handled() {
     let ids: Vec<String> = (0..120).map(|n| format!("sim-ready-{n:03}")).collect();
     let app = app_with(Variant::A, &ids).await;
     migrate(&app).await;
@@ -754,7 +754,7 @@ async fn nul_in_what_the_provider_says_harms_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_run_learns_of_an_outage_the_next_ones_know() {
+async fn open_breaker_is_shared_with_the_next_runs() {
     let ids: Vec<String> = (0..500).map(|n| format!("sim-ready-{n}")).collect();
     let app = app_with(Variant::A, &ids).await;
     migrate(&app).await;
@@ -789,7 +789,7 @@ async fn what_one_run_learns_of_an_outage_the_next_ones_know() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pause_that_the_provider_asks_for_binds_the_next_run_too() {
+async fn retry_after_also_applies_to_the_next_run() {
     let ids: Vec<String> = (0..3000).map(|n| format!("sim-ready-{n}")).collect();
     let app = app_with(Variant::E32, &ids).await;
     let provider = simulator().await;
@@ -817,7 +817,7 @@ async fn a_pause_that_the_provider_asks_for_binds_the_next_run_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn too_many_at_once_halves_what_the_next_run_begins_with() {
+async fn throttling_halves_the_concurrency_of_the_next_run() {
     let ids: Vec<String> = (0..20).map(|n| format!("sim-pvctraining-{n}")).collect();
     let app = app_with(Variant::A, &ids).await;
     migrate(&app).await;
@@ -843,7 +843,7 @@ async fn too_many_at_once_halves_what_the_next_run_begins_with() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn named_runs_do_not_disturb_the_turns_of_others() {
+async fn runs_over_named_voices_do_not_move_the_resume_position() {
     let ids: Vec<String> = (0..25).map(|n| format!("sim-pvctraining-{n}")).collect();
     let app = app_with(Variant::E36, &ids).await;
     let provider = simulator().await;
@@ -868,7 +868,7 @@ async fn named_runs_do_not_disturb_the_turns_of_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_row_that_the_database_refuses_is_alone_in_being_set_aside() {
+async fn only_the_row_that_the_database_refuses_is_set_aside() {
     let ids: Vec<String> = (0..100).map(|n| format!("sim-ready-{n}")).collect();
     let app = app_with(Variant::A, &ids).await;
     migrate(&app).await;
@@ -888,7 +888,7 @@ async fn a_row_that_the_database_refuses_is_alone_in_being_set_aside() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_row_that_the_application_has_locked_is_skipped_and_the_others_proceed() {
+async fn locked_row_is_skipped_and_the_others_proceed() {
     let ids: Vec<String> = (0..100).map(|n| format!("sim-ready-{n}")).collect();
     let app = app_with(Variant::A, &ids).await;
     migrate(&app).await;
@@ -923,7 +923,7 @@ async fn a_row_that_the_application_has_locked_is_skipped_and_the_others_proceed
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_application_wins_while_a_call_is_in_flight() {
+async fn application_changes_win_over_a_lookup_in_flight() {
     let ids = ["sim-ready-1", "sim-ready-2", "sim-ready-3", "sim-ready-4"].map(str::to_owned);
     let app = app_with(Variant::A, &ids).await;
     migrate(&app).await;
@@ -968,7 +968,7 @@ async fn the_application_wins_while_a_call_is_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_ids_never_reach_the_network_and_hinder_nobody() {
+async fn invalid_provider_ids_are_set_aside_without_a_request() {
     let ids = ["../user", "", "a b", "sim-ready-1", "x%2f..", "línea"].map(str::to_owned);
     let app = app_with(Variant::E32, &ids).await;
     let provider = simulator().await;
@@ -987,7 +987,7 @@ async fn bad_ids_never_reach_the_network_and_hinder_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn voices_leased_by_another_process_are_left_to_it() {
+async fn voices_leased_by_another_process_are_skipped() {
     let ids: Vec<String> = (0..5).map(|n| format!("sim-ready-{n}")).collect();
     let app = app_with(Variant::E32, &ids).await;
     let store = app.store().await;
@@ -1015,7 +1015,7 @@ async fn voices_leased_by_another_process_are_left_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn told_to_stop_it_writes_down_what_it_knows_and_gives_its_leases_back() {
+async fn signal_makes_a_pass_save_its_answers_and_release_its_leases() {
     let ids: Vec<String> = (0..60).map(|n| format!("sim-ready-{n:02}")).collect();
     let app = app_with(Variant::A, &ids).await;
     migrate(&app).await;
@@ -1064,7 +1064,7 @@ async fn told_to_stop_it_writes_down_what_it_knows_and_gives_its_leases_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_to_do_asks_nobody() {
+async fn pass_with_nothing_to_do_sends_no_request() {
     let app = App::new(Variant::A).await;
     migrate(&app).await;
     let provider = simulator().await;
@@ -1078,7 +1078,7 @@ async fn nothing_to_do_asks_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_text_report_says_the_same_to_people() {
+async fn text_report_shows_the_counts() {
     let app = app_with(Variant::E32, &["sim-ready-1".to_owned()]).await;
     let provider = simulator().await;
     let ended = sync_once(&app.url, &provider.url())
@@ -1101,7 +1101,7 @@ async fn the_text_report_says_the_same_to_people() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_request_carries_the_key_and_says_who_asks() {
+async fn every_request_has_the_key_and_a_user_agent() {
     let app = app_with(
         Variant::E32,
         &["sim-ready-1".to_owned(), "sim-unlisted-1".to_owned()],

@@ -30,7 +30,7 @@ async fn site() -> Site {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pass_on_a_terminal_shows_a_bar_and_leaves_a_summary() {
+async fn pass_on_a_terminal_shows_a_progress_bar_and_a_summary() {
     let site = site().await;
     let seen: Ended = on_a_terminal(site.sync_once(), "").run().await;
     seen.expect_code(0);
@@ -51,7 +51,7 @@ async fn a_pass_on_a_terminal_shows_a_bar_and_leaves_a_summary() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_a_pipe_there_are_no_control_characters() {
+async fn piped_output_has_no_control_characters() {
     let site = site().await;
     for command in [
         ["sync-once"].as_slice(),
@@ -84,7 +84,7 @@ async fn in_a_pipe_there_are_no_control_characters() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn colours_are_for_terminals_that_want_them() {
+async fn colours_are_disabled_by_no_color_and_dumb_terminals() {
     let site = site().await;
     const BOLD: &str = "\x1b[1m";
     let status = || site.run(&["status"]);
@@ -103,7 +103,7 @@ async fn colours_are_for_terminals_that_want_them() {
 
 /// Nothing is put back, published again or removed in bulk unless somebody said so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_terminal_commands_that_ask_do_nothing_unless_told_yes() {
+async fn bulk_commands_require_yes_without_a_terminal() {
     let site = site().await;
     site.sync_once().run().await.expect_code(0);
     let events = format!("SELECT count(*) FROM {}", site.app.own("outbox"));
@@ -165,7 +165,7 @@ async fn without_a_terminal_commands_that_ask_do_nothing_unless_told_yes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_asked_may_say_no() {
+async fn confirmation_prompt_can_be_declined() {
     let site = site().await;
     site.sync_once().run().await.expect_code(0);
     let retry = || site.run(&["retry", "--all-failed"]);
@@ -188,7 +188,7 @@ async fn who_is_asked_may_say_no() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_watched_status_is_drawn_again_until_it_is_interrupted() {
+async fn status_watch_repeats_until_interrupted() {
     let site = site().await;
     let watch = site.run(&["status", "--watch=100ms"]);
     let mut child = watch.start();
@@ -218,7 +218,7 @@ async fn a_watched_status_is_drawn_again_until_it_is_interrupted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_journal_has_a_time_of_its_own() {
+async fn log_lines_have_no_timestamp_in_the_journal() {
     let site = site().await;
     let path = std::env::var("PATH").unwrap_or_default();
     // As systemd sets it where standard error is the journal, and where it once was.
@@ -247,7 +247,7 @@ async fn the_journal_has_a_time_of_its_own() {
 
 /// A line a pass, a line a transition, and a line for each kind of trouble, however many voices it met.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_log_has_a_line_for_each_kind_of_thing() {
+async fn log_has_one_line_per_kind_of_event() {
     let site = Site::new(Variant::E36).await;
     let ids = (0..20).flat_map(|n| {
         [
@@ -286,7 +286,7 @@ async fn the_log_has_a_line_for_each_kind_of_thing() {
 
 /// Ids of the application's own rows, with line ends and terminal codes, in every place of a log.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ids_forge_no_line_of_the_log() {
+async fn ids_cannot_forge_log_lines() {
     const FORGED: &str = "x\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{1b}]0;title\u{7}\u{9b}31m\u{202e}\u{2028}y";
     for variant in [Variant::B, Variant::E36] {
         let (app, provider) = (App::new(variant).await, simulator().await);

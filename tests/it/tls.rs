@@ -18,7 +18,7 @@ async fn pass(database_url: &str, redis: Option<(&str, &str)>) -> Ended {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_is_checked_as_the_url_asks() {
+async fn certificate_is_verified_as_the_url_requires() {
     let servers = OwnServers::with_tls();
     let app = App::on_server(servers.database_url().to_owned()).await;
     app.insert_processing(&["sim-ready-1"]).await;
@@ -47,7 +47,7 @@ async fn a_certificate_is_checked_as_the_url_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_without_tls_is_refused_where_it_is_asked_for() {
+async fn rejects_a_server_without_tls_if_the_url_requires_it() {
     let app = App::on_server(from_scripts("VOICE_SYNC_TEST_DATABASE_URL")).await;
     drop(app.store().await);
     for parameters in ["ssl=require", "sslmode=verify-full"] {
@@ -61,7 +61,7 @@ async fn a_server_without_tls_is_refused_where_it_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_go_over_tls_to_whom_the_authority_vouches_for() {
+async fn events_are_sent_over_tls_only_to_a_verified_redis() {
     let servers = OwnServers::with_tls();
     let app = App::on_server(servers.database_url().to_owned()).await;
     app.insert_processing(&["sim-ready-1"]).await;

@@ -114,7 +114,7 @@ async fn contents(app: &App, table: &str, columns: &[(String, String, bool)]) ->
 /// Each migration only adds: a program of the version before, which is still running, neither misses
 /// what it reads nor fails at what it writes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_migration_keeps_what_is_there_and_only_adds() {
+async fn migrations_keep_existing_data_and_only_add() {
     for variant in BOTH {
         let app = App::new(variant).await;
         let migrations = migrations(&app).await;
@@ -163,7 +163,7 @@ async fn each_migration_keeps_what_is_there_and_only_adds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_newer_program_migrates_only_if_it_may_and_goes_on_with_what_it_finds() {
+async fn newer_version_migrates_only_if_allowed_and_keeps_the_state() {
     for variant in BOTH {
         let (app, bus, provider) = (App::new(variant).await, Bus::new().await, simulator().await);
         app.execute(&migrations(&app).await[0]).await;
@@ -189,7 +189,7 @@ async fn a_newer_program_migrates_only_if_it_may_and_goes_on_with_what_it_finds(
 
 /// An older program that is publishing an event while the tables are migrated is the only one to do so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_that_wait_are_published_once_however_far_the_tables_were_migrated() {
+async fn pending_events_are_published_once_from_any_schema_version() {
     for (variant, batched, is_published) in [
         (Variant::A, false, false),
         (Variant::A, true, false),
@@ -243,7 +243,7 @@ async fn events_that_wait_are_published_once_however_far_the_tables_were_migrate
 /// `scripts/test-upgrade` builds the older program and runs this.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs an older voice-sync: run scripts/test-upgrade REVISION"]
-async fn an_older_program_that_is_running_is_not_disturbed() {
+async fn migration_does_not_disturb_a_running_older_version() {
     const VOICES: usize = 1500;
     let older = from_scripts("VOICE_SYNC_TEST_OLDER");
     for variant in BOTH {
