@@ -184,12 +184,12 @@ on_variants!(
 );
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pass_over_10000_voices_of_all_fates_on_postgresql() {
+async fn handles_10000_voices_of_all_fates_on_postgresql() {
     every_voice_gets_what_its_fate_says(Variant::A, 10_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pass_over_10000_voices_of_all_fates_on_sqlite() {
+async fn handles_10000_voices_of_all_fates_on_sqlite() {
     every_voice_gets_what_its_fate_says(Variant::E32, 10_000).await;
 }
 
