@@ -207,7 +207,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a daemon does, sequential requests never exceed the budget by more than one.
+        /// At any sequence of waits, sequential requests exceed the budget by at most one.
         #[test]
         fn sequential_requests_never_exceed_the_request_budget(number in 1u32..10_000, waits in prop::collection::vec(0u64..5_000, 0..200)) {
             let budget: RequestBudget = format!("{number}/min").parse().expect("a budget");

@@ -286,7 +286,8 @@ mod tests {
     }
 
     proptest! {
-        /// No voice is selected twice, no more than there is room for, and no room is unused while there are voices.
+        /// No voice is chosen twice, never more than there is room for, and no room is left unused while there are
+        /// voices.
         #[test]
         fn choice_fills_the_room_without_duplicates(
             kinds in prop::collection::vec((0u8..4, 0.0f64..0.1, any::<bool>()), 0..60), room in 0usize..40,

@@ -108,7 +108,7 @@ mod tests {
     }
 
     proptest! {
-        /// The likelihood is between 0 and 1, and grows with the time since the last lookup, whatever was learned.
+        /// The likelihood is between 0 and 1 and grows with the time since the last lookup, for any observations.
         #[test]
         fn likelihood_grows_with_time_since_the_last_lookup(
             times in prop::collection::vec(0.1f64..100_000.0, 0..300), age in 0.0f64..100_000.0,

@@ -601,7 +601,8 @@ mod tests {
     }
 
     proptest! {
-        /// A higher age only decides what was undecided, and never a professional voice.
+        /// A higher age changes the verdict only of a voice that was still undecided, and never of a professional
+        /// voice.
         #[test]
         fn age_decides_only_undecided_voices(voice in any_voice(), young in 0u64..86_400, extra in 0u64..1_000_000) {
             let before = judge(&voice, Duration::from_secs(young), &rules());

@@ -341,7 +341,7 @@ mod tests {
     }
 
     proptest! {
-        /// From any start and with any hints, a pass sees every row once, and the rows of hints first.
+        /// From any start position and with any hints, a pass sees every row once, and the hinted rows first.
         #[test]
         fn pass_sees_every_row_once_and_hinted_rows_first(n in 0u32..40, hints in hints(), start in place(), size in 1usize..12) {
             let rows: Vec<u32> = (10..10 + n).collect();
@@ -352,7 +352,7 @@ mod tests {
             prop_assert_eq!(seen, rows);
         }
 
-        /// Passes that stop early see everything together, with any hints in the first one.
+        /// Passes that stop early together see every row, with any hints in the first one.
         #[test]
         fn short_passes_together_see_every_row(n in 1u32..40, mut hints in hints(), size in 1usize..12, limit in 1u64..8) {
             let rows: Vec<u32> = (10..10 + n).collect();
@@ -366,7 +366,6 @@ mod tests {
             prop_assert_eq!(seen.len(), rows.len());
         }
 
-        /// The rest is exactly what was not seen.
         #[test]
         fn rest_contains_exactly_the_unseen_rows(n in 0u32..40, hints in hints(), start in place(), size in 1usize..12, pages in 0usize..5) {
             let rows: Vec<u32> = (10..10 + n).collect();
@@ -379,7 +378,7 @@ mod tests {
             prop_assert_eq!(seen, rows);
         }
 
-        /// If only voices of hints were claimed, the next pass begins where this one would have begun.
+        /// If only hinted voices were claimed, the next pass begins where this one would have begun.
         #[test]
         fn hints_do_not_move_the_start_of_the_next_pass(n in 1u32..40, hints in hints(), start in place(), size in 1usize..12) {
             let rows: Vec<u32> = (10..10 + n).collect();
@@ -404,7 +403,7 @@ mod tests {
         assert_eq!(portions, [1000, 1000, 400]);
     }
 
-    /// A hint may contain the provider id of a voice, a schedule its row id.
+    /// A hint may contain the provider id of a voice, and a schedule its row id.
     #[test]
     fn voice_with_two_names_is_claimed_once_unless_cloned_again() {
         let due = ["1", "2", "3"].map(|row| RowId::new(row.to_owned()));

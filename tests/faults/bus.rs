@@ -62,7 +62,7 @@ async fn backs_off_from_a_bus_that_cuts_connections() {
     backs_off_from_an_unavailable_bus(Weather::Cut, budget(5, 60)).await;
 }
 
-/// Each try takes as long as its time limits say, so that this hour is shorter.
+/// Each try lasts until its time limit, so the simulated hour is shorter here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn backs_off_from_a_bus_that_hangs() {
     backs_off_from_an_unavailable_bus(Weather::HalfOpen, budget(1, 10)).await;
@@ -111,8 +111,7 @@ async fn events_are_published_after_redis_becomes_writable_again() {
     }
 }
 
-/// Whoever dies before it takes the voices out of the application's set that it finished leaves them
-/// to the next.
+/// If a process crashes before it removes the finished voices from the application's set, the next pass removes them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn next_pass_clears_the_queue_set_after_a_crash() {
     for variant in [Variant::A, Variant::E32] {

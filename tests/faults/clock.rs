@@ -63,8 +63,8 @@ async fn jump_of_the_local_clock_does_not_affect_leases() {
     }
 }
 
-/// Whatever waits for a moment, by the database's clock: leases, a pause that the provider asked for, an open
-/// breaker, its probe, a bus that is left alone, events that are leased, and schedules.
+/// Checks everything that waits for a time by the database's clock: leases, cooldown, an open breaker, its half-open
+/// probe, event bus backoff, leased events and schedules.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_database_clock_that_is_set_back_delays_nothing() {
     const HOUR: i64 = 60 * 60;

@@ -270,7 +270,7 @@ pub(crate) fn signal(child: &Child, signal: &str) {
     assert!(sent.expect("there is a kill").success());
 }
 
-/// A process that sleeps through its leases while another does its work.
+/// A process is suspended until its leases have expired and another has done its work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_after_the_end_of_the_lease_is_dropped() {
     for variant in [Variant::A, Variant::E32] {

@@ -79,7 +79,7 @@ async fn signal_stops_a_daemon_that_waits_for_the_database() {
     assert_eq!(daemon.ended().await, 0, "{}", daemon.log());
 }
 
-/// Statements are repeated for longer here than any probe waits.
+/// Statements are retried here for longer than any health check waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reports_an_unavailable_database_while_it_retries_statements() {
     for weather in [Weather::Cut, Weather::HalfOpen] {
@@ -155,7 +155,7 @@ async fn unavailable_event_bus_delays_no_voice() {
     daemon.stop().await;
 }
 
-/// The limit is shortened from 90 s, a slow answer from 30 s: the proportions stay.
+/// The limit is shortened from 90 s to 9 s, and a slow answer from 30 s to 3 s.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn liveness_detects_a_hung_loop_but_not_a_waiting_one() {
     const LIMIT: &str = "daemon.stalled=stall:9s";
@@ -250,8 +250,8 @@ async fn size(daemon: &Daemon, app: &App) -> Size {
     }
 }
 
-/// Each round, some voices come and an hour passes for voice-sync's own tables; now and then the
-/// database, Redis or the provider is away. Nothing of the daemon's own may grow.
+/// In each round, some voices are added and an hour passes for voice-sync's own tables; in some rounds the database,
+/// Redis or the provider is unavailable. Memory, open files and own tables must not grow.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_files_and_own_tables_do_not_grow_over_time() {
@@ -323,8 +323,8 @@ async fn memory_files_and_own_tables_do_not_grow_over_time() {
     daemon.stop().await;
 }
 
-/// Connections that hang, in each way that a client can, and more of them than the daemon may open files: it
-/// goes on, and a health check is answered.
+/// Clients hang in every possible way, on more connections than the daemon may open files: it continues and answers
+/// health checks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hung_clients_do_not_block_the_daemon_or_its_health_checks() {
     const FILES: u64 = 256;
@@ -381,7 +381,7 @@ async fn hung_clients_do_not_block_the_daemon_or_its_health_checks() {
     }
 }
 
-/// A site that gives its own name this address reads nothing (DNS rebinding).
+/// A website whose name resolves to the daemon's address must not read the page (DNS rebinding).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_page_is_served_only_for_allowed_hosts() {
     let (app, provider) = (migrated().await, simulator().await);

@@ -132,7 +132,7 @@ async fn lost_replies_cause_no_second_transition_behind_pgbouncer() {
     lost_replies_cause_no_second_transition(Variant::Pooled).await;
 }
 
-/// What a network does to a pass that has begun, and the time after which it should have ended.
+/// Each network fault begins during a pass and leads to the expected exit code.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_lost_during_a_pass_is_reported() {
     let mut weathers = vec![
@@ -167,7 +167,7 @@ async fn a_database_lost_during_a_pass_is_reported() {
     }
 }
 
-/// Connections are what costs most in a pass that finds nothing to do.
+/// Connections are the main cost of a pass with nothing to do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pass_with_nothing_to_do_opens_one_connection() {
     let mut scene = Scene::new(Variant::A, DECIDED, 0).await;
@@ -176,7 +176,7 @@ async fn pass_with_nothing_to_do_opens_one_connection() {
     assert_eq!(proxy.connections(), 1);
 }
 
-/// A server that takes connections and says nothing, from the start.
+/// The server accepts connections but never answers, from the start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_never_answers_is_reported_as_unavailable() {
     let mut scene = Scene::new(Variant::A, DECIDED, 10).await;
@@ -266,7 +266,7 @@ async fn a_short_statement_timeout_affects_only_locked_rows() {
     scene.check().await;
 }
 
-/// PostgreSQL says so by its error code, which a trigger raises here in its place.
+/// A trigger raises PostgreSQL's error code for a full disk.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_of_the_server_is_reported() {
     let scene = Scene::new(Variant::A, DECIDED, 10).await;
@@ -328,7 +328,7 @@ async fn a_full_disk_leaves_an_sqlite_file_intact() {
     scene.check().await;
 }
 
-/// A note that is written again after a lost reply counts an absence once, and the next pass counts the next one.
+/// A note that is repeated after a lost reply counts an absence once, and the next pass counts the next one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_absence_whose_reply_is_lost_is_counted_once() {
     for variant in [Variant::A, Variant::Pooled, Variant::E32] {

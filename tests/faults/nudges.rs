@@ -85,7 +85,7 @@ async fn crash_during_a_nudge_causes_no_second_nudge_on_sqlite() {
     dies_at_each_point(Variant::E32).await;
 }
 
-/// Replies of the database get lost, and processes die, at random.
+/// Database replies are lost and processes crash at random.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_voice_is_nudged_twice_under_random_faults() {
     let mut rng = rng();

@@ -44,8 +44,8 @@ async fn backlog(variant: Variant, voices: usize) -> App {
     app
 }
 
-/// A daemon that can look up 40 voices a second, and has 3,000 that are always due. One new voice, two, one in a
-/// hundred: all are looked up within one poll, and so are those of the next round, and after a restart.
+/// The daemon can look up 40 voices a second, and 3,000 are always due. One, two or thirty new voices are all looked up
+/// within one poll, also in the next round and after a restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn new_voices_are_looked_up_before_thousands_of_overdue_ones() {
     const LATENCY: Duration = Duration::from_millis(100);
@@ -114,8 +114,8 @@ async fn pending(app: &App) -> i64 {
     app.number(&sql).await
 }
 
-/// A bus that takes its time, and an outbox that takes a minute with it: voices are looked up meanwhile, the loop
-/// is alive, and in the end every event is out.
+/// The bus is slow and the outbox takes a minute to publish: meanwhile voices are looked up and the loop is alive, and
+/// in the end every event is published.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_outbox_delays_no_lookup() {
     const EVENTS: u32 = 12_000;
@@ -159,7 +159,7 @@ async fn large_outbox_delays_no_lookup() {
     }
 }
 
-/// One limit for all passes of a run: it is over before all voices were asked about, however many passes that takes.
+/// The limit applies to all passes of a run together: it ends before all voices were looked up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn max_runtime_limits_the_whole_run() {
     const LATENCY: Duration = Duration::from_millis(200);
@@ -183,8 +183,7 @@ async fn max_runtime_limits_the_whole_run() {
     }
 }
 
-/// A database that says nothing any more, in the middle of a run: its limit holds, and so does a signal's, and the
-/// run says what it did.
+/// If the database hangs during a run, the run still ends by its time limit or by a signal, and prints its report.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hung_database_does_not_outlast_the_time_limit_or_a_signal() {
     // Half of what an operation may take by itself.
@@ -225,7 +224,7 @@ async fn hung_database_does_not_outlast_the_time_limit_or_a_signal() {
     }
 }
 
-/// Statements that wait for a lock when their operation is given up do not stay behind on the server.
+/// Statements that wait for a lock when their operation times out do not remain on the server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn abandoned_statements_are_cancelled_on_the_server() {
     for variant in [Variant::A, Variant::Pooled] {

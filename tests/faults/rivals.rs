@@ -58,7 +58,7 @@ async fn twenty_processes_look_up_one_voice_once() {
     each_voice_is_asked_about_by_one_process(Variant::D, 20, 1).await;
 }
 
-/// As one that is suspended does. Others wait for it while it claims, and its locks end by themselves.
+/// The process is stalled as if suspended. Others wait while it claims, and its locks end by themselves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_stops_in_a_transaction_blocks_others_only_briefly() {
     for variant in [Variant::A, Variant::Pooled] {

@@ -83,7 +83,7 @@ async fn rows_refused_by_the_database_do_not_block_the_others() {
     }
 }
 
-/// Then it is no row's fault: nobody is blamed, and somebody is told.
+/// In this case no row is at fault: none is set aside, and the error is reported.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_row_is_set_aside_if_the_database_refuses_all() {
     for (variant, how) in [
@@ -200,8 +200,7 @@ async fn rows_that_cannot_be_retried_do_not_block_the_others() {
     }
 }
 
-/// Rows that the database refuses and events that the bus refuses, beside a daemon, which goes on with all others, those
-/// that come later included.
+/// The database refuses some rows and the bus some events: the daemon finishes all others, including those added later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn daemon_continues_despite_refused_rows_and_events() {
     const VOICES: usize = 200;

@@ -516,8 +516,8 @@ async fn mass_absence_guard_covers_voices_that_arrive_in_small_groups() {
     }
 }
 
-/// Many voices that are missing hold up no others: the daemon fails none of them, says so, and goes on, while its key
-/// finds voices. A key that finds none ends it.
+/// Many missing voices do not block others: the daemon fails none of them, reports it, and continues while its key
+/// finds voices. If its key finds none, the daemon ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_continues_during_a_mass_absence() {
     for (variant, missing) in [(Variant::A, 12), (Variant::E32, 12), (Variant::A, 150)] {
@@ -550,7 +550,7 @@ async fn a_daemon_continues_during_a_mass_absence() {
     }
 }
 
-/// What `sync-once` refused, no other kind of pass does, until there is evidence.
+/// After `sync-once` has detected a mass absence, no kind of pass fails missing voices until voices are found.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mass_absence_holds_for_every_kind_of_pass_until_voices_are_found() {
     for variant in [Variant::A, Variant::E32] {

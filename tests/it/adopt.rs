@@ -143,7 +143,7 @@ async fn adopt_dry_run_prints_sql_that_can_be_run_by_hand() {
     assert_eq!(again.report()["migrations"], json!([]));
 }
 
-/// A statement that waits for a table keeps all others waiting behind it: it must give up in between.
+/// A statement that waits for a table lock blocks all later statements, so it must give up and retry.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn adopt_waits_for_a_locked_table_without_blocking_others() {
     let app = app(Variant::B, "").await;
@@ -229,7 +229,7 @@ async fn values_without_a_column_are_kept_in_an_own_table() {
     }
 }
 
-/// What was kept while the columns were missing is what they hold once they are there.
+/// Values that were kept while the columns were missing are copied into the columns once they exist.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn adopt_copies_values_kept_before_into_the_new_columns() {
     for variant in ALL {
@@ -268,7 +268,7 @@ async fn adopt_copies_values_kept_before_into_the_new_columns() {
     }
 }
 
-/// Nothing is removed because it cannot be seen: it may only be hidden.
+/// A row that is not visible may only be hidden, so its kept values are not removed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kept_values_survive_while_their_rows_are_hidden() {
     let (app, bus) = (
@@ -350,7 +350,7 @@ async fn concurrent_adoptions_succeed() {
     }
 }
 
-/// One of two that make the index loses its connection, and leaves half an index behind.
+/// One of two processes that create the index loses its connection and leaves an invalid index.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn adoption_continues_after_another_was_interrupted() {
     let app = app(Variant::B, ", status varchar(20) DEFAULT 'processing'").await;

@@ -61,7 +61,7 @@ async fn daemon_finishes_new_voices_and_stops_on_a_signal() {
     }
 }
 
-/// A voice that may be finished at any moment is asked about as often as the budget allows, whoever asks.
+/// Voices that may be finished at any moment are looked up as often as the budget allows, by all daemons together.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_daemons_share_the_request_budget() {
     const REQUESTS: u64 = 8;
@@ -94,7 +94,7 @@ async fn two_daemons_share_the_request_budget() {
     }
 }
 
-/// What a pass writes down is what the pure schedule says; the daemon asks no earlier.
+/// A pass stores the schedule that the pure function computes, and the daemon looks up no voice before it is due.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn voices_are_looked_up_when_they_are_due() {
     for variant in BOTH {
@@ -320,7 +320,7 @@ async fn errors_that_need_an_operator_stop_the_daemon() {
     }
 }
 
-/// The application's migrations do not stop for the daemon.
+/// The application may migrate its table while the daemon runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn daemon_adapts_to_a_changed_table() {
     let (app, provider) = (migrated(Variant::A).await, simulator().await);
@@ -436,7 +436,7 @@ async fn daemon_page_shows_the_status_or_why_it_is_unavailable() {
     );
 }
 
-/// Every metric is there from the beginning: an alert on what never happened must find a zero.
+/// Every metric exists from the start, so that alerts on events that have not happened find a zero.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_start_at_zero_and_count() {
     let (app, bus, provider) = (

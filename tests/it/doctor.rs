@@ -177,7 +177,7 @@ async fn shows_the_source_of_each_value_but_no_secret() {
     assert!(ended.stdout.contains(base.trim_end_matches('/')));
 }
 
-/// Each way in which a pass would fail, by what is done to a healthy site.
+/// Each case breaks a healthy site in a way that makes a pass fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn doctor_exits_with_the_code_of_a_pass() {
     type Wrong = fn(VoiceSync) -> VoiceSync;
@@ -240,7 +240,7 @@ async fn doctor_exits_with_the_code_of_a_pass() {
     }
 }
 
-/// Tables that look as they should, and that no pass could write to.
+/// Tables with the right columns to which no pass could write.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn detects_a_table_that_cannot_be_updated() {
     const POSTGRES: [(&str, &str); 6] = [
@@ -296,7 +296,7 @@ async fn detects_a_table_that_cannot_be_updated() {
     }
 }
 
-/// Types and names with which a word would not go where it should.
+/// Column types that cannot hold a status, and one column with two meanings.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rejects_columns_that_cannot_hold_the_written_values() {
     for sql_type in ["smallint", "boolean", "text[]"] {
@@ -328,7 +328,8 @@ async fn rejects_columns_that_cannot_hold_the_written_values() {
     }
 }
 
-/// What the role may not read is named with the rest, and what is found before an error is shown.
+/// Columns that the role may not read are listed with the other privileges, and earlier findings are shown before the
+/// error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_each_missing_privilege() {
     let site = Site::new(Variant::A).await;
@@ -390,7 +391,7 @@ async fn slow_count_is_a_warning_and_not_an_error() {
     site.sync_once().run().await.expect_code(0);
 }
 
-/// A user who may do everything may write to it all the same: so without what makes root special.
+/// Root could write to the file in spite of its mode, so root's capabilities are dropped.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn detects_an_sqlite_file_that_is_not_writable() {
@@ -468,7 +469,7 @@ async fn suggests_adoption_for_a_table_without_status_columns() {
     }
 }
 
-/// From a role that may only log in to one that may do all that is needed, by its own advice.
+/// Starts with a role that may only log in, and applies the suggested grants until doctor and a pass succeed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn suggested_grants_are_sufficient() {
     for (table, schema) in [("voices", "public"), ("\"Other One\".voices", "Other One")] {
@@ -625,7 +626,7 @@ async fn suggests_a_working_index_statement_for_a_large_table() {
     }
 }
 
-/// Indexes that look as if they led to the voices in processing.
+/// Indexes that look as if they covered the voices in processing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ignores_indexes_that_do_not_cover_voices_in_processing() {
     for variant in [Variant::B, Variant::D, Variant::E36] {
@@ -917,8 +918,8 @@ async fn warns_of_missing_optional_columns() {
     }
 }
 
-/// An application whose naive times are the present of another zone: `doctor` notices it by the default, by rows of
-/// the future, or by when rows were first seen, and is content with the zone's name.
+/// If the application's naive times are local times of another zone, `doctor` detects it by the column default, by rows
+/// in the future, or by when rows were first seen, and accepts the zone's name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn detects_naive_times_of_another_time_zone() {
     for (zone, hours) in [("America/Los_Angeles", -8), ("Asia/Tokyo", 9)] {

@@ -8,7 +8,7 @@ use crate::support::bus::Bus;
 use crate::support::fates::simulator;
 use crate::support::from_scripts;
 
-/// Each statement of a pass is a transaction, and so is the preparation of each that is new to a session.
+/// Each statement of a pass is one transaction, and so is each preparation of a statement that is new to a connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn batch_of_100_voices_takes_one_request_and_at_most_6_statements() {
     const BATCHES: i64 = 30;

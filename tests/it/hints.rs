@@ -61,7 +61,7 @@ async fn metric(daemon: &mut Daemon, name: &str) -> u64 {
     value.trim().parse().expect("a number")
 }
 
-/// What the hint says of the voice is ignored: the provider is asked.
+/// The content of the hint is ignored: only the provider's answer counts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hint_triggers_an_immediate_lookup() {
     const LIES: &str = r#""status":"failed","preview_url":"https://evil.example/x.mp3""#;
@@ -223,7 +223,7 @@ async fn hint_endpoints_do_not_exist_without_a_secret() {
     daemon.stop().await;
 }
 
-/// As orchestrators and systemd hand secrets over.
+/// Orchestrators and systemd pass secrets as files.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn webhook_secret_can_be_read_from_a_file() {
     let (app, provider) = (App::new(Variant::E32).await, simulator().await);
@@ -262,7 +262,7 @@ async fn webhook_secret_can_be_read_from_a_file() {
     }
 }
 
-/// What was hinted at while the database was away is looked up when it is back.
+/// A voice that was hinted at while the database failed is looked up once it works again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hint_survives_a_database_error() {
     let (app, provider) = (migrated(Variant::A).await, simulator().await);
@@ -287,7 +287,7 @@ async fn hint_survives_a_database_error() {
     daemon.stop().await;
 }
 
-/// What waits for a database that hangs is bounded, and whoever sends more is told to come back.
+/// The number of hints that wait for a hung database is bounded; further ones are answered with 429.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_hint_inbox_answers_429() {
     let (app, provider) = (migrated(Variant::E32).await, simulator().await);

@@ -42,7 +42,7 @@ async fn inspect(app: &App, provider: &Simulator, id: &str) -> Value {
     serde_json::from_str::<Value>(&ended.stdout).expect("JSON")[0].clone()
 }
 
-/// Whoever asked for it gets it, and each voice once, whatever becomes of it.
+/// Voices are nudged only if the option is set, and each at most once, whatever the outcome.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_silent_voice_is_nudged_once_and_completes() {
     for variant in BOTH {
@@ -111,7 +111,7 @@ async fn each_silent_voice_is_nudged_once_and_completes() {
     }
 }
 
-/// What the provider says of its own limits stops nudging, and nothing else.
+/// If the provider refuses speech because of its own limits, only nudging stops.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_speech_stops_nudging_but_not_the_pass() {
     for (status, code) in [
@@ -231,7 +231,6 @@ async fn on_timeout_voices_that_speak_complete_and_others_fail() {
     }
 }
 
-/// Speech that hangs holds up no lookup.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hung_nudge_does_not_block_lookups_of_the_daemon() {
     for variant in BOTH {
@@ -290,7 +289,7 @@ async fn two_daemons_nudge_each_voice_once() {
     }
 }
 
-/// A wrong model must not use up the only nudges of all voices; and what is wrong with one voice stops no others.
+/// A wrong model must not use up the only nudge of every voice, and one bad voice must not stop the others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rejected_request_stops_nudging_unless_other_voices_speak() {
     for variant in BOTH {
@@ -340,7 +339,7 @@ async fn rejected_request_stops_nudging_unless_other_voices_speak() {
     }
 }
 
-/// A provider that is away uses up no voice's only nudge.
+/// An unavailable provider must not use up a voice's only nudge.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unsent_nudge_is_retried_later() {
     let app = App::new(Variant::A).await;
@@ -378,7 +377,7 @@ async fn permit(store: &Store, claim: &NudgeClaim) -> NudgePermit {
     store.claim_nudge(claim, 3).await.expect("is asked")
 }
 
-/// One at a time, at most so many in a day, and never the same voice twice.
+/// One nudge at a time, at most the daily limit, and never the same voice twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_processes_share_the_daily_nudge_limit() {
     for variant in [Variant::A, Variant::B, Variant::E32] {

@@ -126,7 +126,7 @@ async fn unreadable_answers_count_as_unavailable() {
     }
 }
 
-/// What a proxy says is forgotten when it is gone.
+/// Nothing is concluded from a proxy's error for later passes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_error_does_not_affect_later_passes() {
     for status in [401, 403, 404, 405, 407] {

@@ -111,7 +111,7 @@ async fn row_ids_may_be_numbers() {
     }
 }
 
-/// A walk over them cannot go by the numbers that SQLite gives to rows.
+/// A walk over such a table cannot use SQLite's row ids.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_table_may_have_no_rowid() {
     let columns = "id text PRIMARY KEY NOT NULL, user_id text, elevenlabs_voice_id text,
@@ -137,7 +137,7 @@ async fn sqlite_table_may_have_no_rowid() {
     }
 }
 
-/// Of a type whose texts voice-sync does not know.
+/// Types whose text form voice-sync does not know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_ids_may_be_of_other_types() {
     for key in ["numeric", "public_key"] {
@@ -306,7 +306,7 @@ async fn table_without_user_ids_has_events_without_user_ids() {
     assert!(payloads.iter().all(|payload| payload["user_id"].is_null()));
 }
 
-/// Rows that share a voice are each moved; those that name none are set aside.
+/// All rows that share a provider id are updated; rows without one are set aside.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn provider_ids_may_be_shared_null_or_empty() {
     for variant in [Variant::B, Variant::E36] {
@@ -340,8 +340,8 @@ async fn provider_ids_may_be_shared_null_or_empty() {
     }
 }
 
-/// Rows that were looked up are found again when they are due, at the ends of each type of key, and beside what is
-/// known of the rows of another table.
+/// Rows that were looked up become due again, at both ends of the range of each id type, and next to notes about rows
+/// of another table.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn voices_with_any_type_of_row_id_become_due_again() {
     const OLDEST: &str = "00000000-0000-0000-0000-000000000000";

@@ -138,7 +138,7 @@ async fn every_processing_voice_is_claimed_once_page_by_page(variant: Variant) {
     assert_eq!(all, 25);
 }
 
-/// The application may delete a row while a pass stands on it: the pass goes on behind it.
+/// The application may delete the row at which a pass stopped: the pass continues after it.
 async fn walk_continues_after_a_deleted_row(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["r1", "r2", "r3", "r4"]).await;
@@ -416,7 +416,7 @@ async fn refused_transition_records_no_event(variant: Variant) {
     assert_eq!(applied.moved.len(), 1);
 }
 
-/// A pass may come by a voice twice, where a row that it stood on is deleted.
+/// A pass may see a voice twice if the row at which it stopped is deleted.
 async fn duplicate_transition_is_applied_once(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["twice", "never"]).await;
@@ -727,8 +727,7 @@ async fn events_refused_by_the_bus_come_last(variant: Variant) {
     assert_eq!(same, leased.events[1], "it is the same event, to the byte");
 }
 
-/// What a daemon makes a pass for: events that can be published now, and voices that are due, those first that were
-/// never asked about.
+/// A daemon starts a pass for events that can be published now and for voices that are due, new voices first.
 async fn agenda_contains_only_what_can_be_done_now(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a", "b", "c"]).await;
@@ -813,7 +812,7 @@ async fn agenda_contains_only_what_can_be_done_now(variant: Variant) {
     assert_eq!(store.unscheduled(10, None).await.expect("reads").len(), 3);
 }
 
-/// What one process spends, all others wait for; whoever spends at once waits for both.
+/// All processes wait for what one of them spent; if two spend at the same time, all wait for both.
 async fn all_processes_share_the_request_budget(variant: Variant) {
     let app = App::new(variant).await;
     let store = app.store().await;
@@ -877,8 +876,8 @@ async fn all_processes_share_the_request_budget(variant: Variant) {
     is_about(budget_in(ACCOUNT).await, 40, 100);
 }
 
-/// A hint is honoured at once, and the next one of the same voice five seconds later, however many there are: what came
-/// while the voice was being looked up may be newer than the answer.
+/// A hint takes effect at once, and the next one for the same voice after five seconds, however many there are: a hint
+/// that arrives during a lookup may be newer than its answer.
 async fn hint_makes_a_voice_due_at_most_once_in_five_seconds(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["known", "new", "odd", "other"])
@@ -1025,7 +1024,7 @@ async fn hint_makes_a_voice_due_at_most_once_in_five_seconds(variant: Variant) {
     );
 }
 
-/// However many seldom ones are overdue, an agenda has voices that are looked up often, and both kinds of others.
+/// However many rarely looked up voices are overdue, the agenda also contains those that are looked up often.
 async fn overdue_backlog_does_not_hide_young_voices(variant: Variant) {
     let app = App::new(variant).await;
     let ids: Vec<String> = (0..10).map(|n| format!("old-{n}")).collect();
@@ -1104,7 +1103,7 @@ async fn completion_times_are_summed_by_kind(variant: Variant) {
     assert_eq!(times, expected);
 }
 
-/// A daemon that knows of a moment without new voices looks only at rows that were written since.
+/// A daemon that knows a moment without new voices reads only rows that were written since.
 async fn new_voices_are_found_among_recently_written_rows(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["before"]).await;
@@ -1507,7 +1506,7 @@ async fn age_counts_from_creation_first_sight_or_new_clone(variant: Variant) {
     }
 }
 
-/// The metric of the oldest age, and the alert on it, are of the same voices as `voice-sync status`.
+/// The metric of the oldest age, and the alert on it, cover the same voices as `voice-sync status`.
 async fn metric_status_and_claim_agree_on_the_age_of_the_oldest_voice(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a", "b"]).await;
@@ -1605,7 +1604,7 @@ async fn another_process_publishes_leased_events_after_a_crash(variant: Variant)
     assert_eq!(store.pending_events(None).await.expect("counts").all, 0);
 }
 
-/// A batch of which not all events got out is not marked, whatever the caller says of those that it knows.
+/// A batch is not marked while some of its events are unpublished, even if the caller knows only of published ones.
 async fn a_batch_is_marked_once_all_its_events_are_published(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["a", "b", "c"]).await;
@@ -1630,7 +1629,7 @@ async fn a_batch_is_marked_once_all_its_events_are_published(variant: Variant) {
     );
 }
 
-/// Twenty processes that claim at once share the voices: each is leased once.
+/// Twenty processes that claim at the same time share the voices: each voice is leased once.
 async fn claims_of_many_processes_never_overlap(variant: Variant) {
     let app = App::new(variant).await;
     let ids: Vec<String> = (0..50).map(|n| format!("v{n}")).collect();
@@ -1664,7 +1663,7 @@ async fn claims_of_many_processes_never_overlap(variant: Variant) {
     }
 }
 
-/// A pass may come by a row twice: by its own id and by the provider's. It has seen it once, and the last answer counts.
+/// A pass may see a row twice: by its row id and by its provider id. It counts once, with the last answer.
 async fn repeated_notes_of_one_voice_count_once(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["twice", "other"]).await;
@@ -1688,7 +1687,7 @@ async fn repeated_notes_of_one_voice_count_once(variant: Variant) {
     assert_eq!(times, [("other".to_owned(), 1), ("twice".to_owned(), 1)]);
 }
 
-/// A pass that had no reply to its commit finds the row failed, and takes it for the application's doing.
+/// A pass that lost the reply to its commit finds the row failed, and assumes that the application did it.
 async fn superseded_answer_keeps_the_failure_reason(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["failed", "waits"]).await;
@@ -1711,7 +1710,7 @@ async fn superseded_answer_keeps_the_failure_reason(variant: Variant) {
     }
 }
 
-/// An older version leases voices in its own way, and may still be at work.
+/// An older version, which may still be running, leases voices in a different way.
 async fn voice_leased_by_an_older_version_is_not_claimed(variant: Variant) {
     let app = App::new(variant).await;
     app.insert_processing(&["older", "free"]).await;
@@ -1756,7 +1755,7 @@ async fn voice_leased_by_an_older_version_is_not_claimed(variant: Variant) {
     assert_eq!(app.number(&lease_until).await, 0);
 }
 
-/// Events that an older version, which may still be at work, records without a batch.
+/// An older version, which may still be running, records events without a batch.
 async fn events_of_an_older_version_are_published_after_its_lease_ends(variant: Variant) {
     let app = App::new(variant).await;
     let store = app.store().await;
@@ -1821,7 +1820,7 @@ async fn events_of_an_older_version_are_published_after_its_lease_ends(variant: 
     );
 }
 
-/// Whoever removes events by hand leaves batches that claim to have more.
+/// If events are deleted by hand, their batch still has the old number of events.
 async fn batch_with_deleted_events_is_published_once(variant: Variant) {
     for left in [3, 2, 1, 0] {
         let app = App::new(variant).await;
@@ -1854,7 +1853,7 @@ async fn batch_with_deleted_events_is_published_once(variant: Variant) {
     }
 }
 
-/// Resending and purging go through the outbox in portions, and leave what a process may be publishing.
+/// Resend and purge process the outbox in portions, and skip events that are being published.
 async fn resend_and_purge_work_in_portions(variant: Variant) {
     const EVENTS: usize = 1201;
     let app = App::new(variant).await;
@@ -2073,7 +2072,7 @@ async fn peek_writes_nothing(variant: Variant) {
     assert_eq!((page.voices.len(), page.leased_elsewhere), (0, 1));
 }
 
-/// SQLite stores what it is given, and a column of numbers holds an id of digits as a number.
+/// SQLite stores an id of digits as a number if the column has a numeric type.
 #[tokio::test]
 async fn provider_ids_may_be_stored_as_numbers_on_sqlite() {
     let ddl = "CREATE TABLE voices (id text PRIMARY KEY NOT NULL, user_id text,
@@ -2093,7 +2092,7 @@ async fn provider_ids_may_be_stored_as_numbers_on_sqlite() {
     assert_eq!((applied.moved.len(), applied.events.len()), (1, 1));
 }
 
-/// SQLite reads no more than a page for one where an index has the rows in the order of the walk.
+/// SQLite reads only one page of rows if an index has them in the order of the walk.
 #[tokio::test]
 async fn index_determines_the_order_of_a_walk_on_sqlite() {
     for (index, first) in [("(status)", "c"), ("(id) WHERE status = 'processing'", "a")] {
@@ -2111,7 +2110,7 @@ async fn index_determines_the_order_of_a_walk_on_sqlite() {
     }
 }
 
-/// `character` without a length is a single one: keys and values must not be cut to it.
+/// `character` without a length is `character(1)`: casts must not truncate keys and values to it.
 #[tokio::test]
 async fn fixed_length_keys_and_statuses_are_not_truncated() {
     let ddl = "

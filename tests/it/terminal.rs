@@ -101,7 +101,7 @@ async fn colours_are_disabled_by_no_color_and_dumb_terminals() {
     assert!(!dumb.run().await.stdout.contains(BOLD));
 }
 
-/// Nothing is put back, published again or removed in bulk unless somebody said so.
+/// Without confirmation, nothing is put back, resent or purged in bulk.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bulk_commands_require_yes_without_a_terminal() {
     let site = site().await;
@@ -245,7 +245,7 @@ async fn log_lines_have_no_timestamp_in_the_journal() {
     }
 }
 
-/// A line a pass, a line a transition, and a line for each kind of trouble, however many voices it met.
+/// One line per pass, one per transition, and one per kind of problem, however many voices have it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn log_has_one_line_per_kind_of_event() {
     let site = Site::new(Variant::E36).await;
@@ -284,7 +284,7 @@ async fn log_has_one_line_per_kind_of_event() {
     }
 }
 
-/// Ids of the application's own rows, with line ends and terminal codes, in every place of a log.
+/// Ids from the application's rows with line breaks and terminal codes, in every place of a log line.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ids_cannot_forge_log_lines() {
     const FORGED: &str = "x\n2026-01-01T00:00:00Z ERROR forged\r\u{1b}[2J\u{1b}]0;title\u{7}\u{9b}31m\u{202e}\u{2028}y";

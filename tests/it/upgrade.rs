@@ -111,8 +111,7 @@ async fn contents(app: &App, table: &str, columns: &[(String, String, bool)]) ->
         .await
 }
 
-/// Each migration only adds: a program of the version before, which is still running, neither misses
-/// what it reads nor fails at what it writes.
+/// Each migration only adds: the previous version, which is still running, can read and write as before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn migrations_keep_existing_data_and_only_add() {
     for variant in BOTH {
@@ -187,7 +186,7 @@ async fn newer_version_migrates_only_if_allowed_and_keeps_the_state() {
     }
 }
 
-/// An older program that is publishing an event while the tables are migrated is the only one to do so.
+/// If an older version is publishing an event during the migration, no other process publishes it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pending_events_are_published_once_from_any_schema_version() {
     for (variant, batched, is_published) in [
@@ -240,7 +239,7 @@ async fn pending_events_are_published_once_from_any_schema_version() {
     }
 }
 
-/// `scripts/test-upgrade` builds the older program and runs this.
+/// `scripts/test-upgrade` builds the older version and runs this test.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs an older voice-sync: run scripts/test-upgrade REVISION"]
 async fn migration_does_not_disturb_a_running_older_version() {

@@ -167,7 +167,7 @@ mod tests {
     }
 
     proptest! {
-        /// It never opens while fewer than half of the tries fail and no five in a row do.
+        /// The breaker never opens while fewer than half of the requests fail and no five fail in a row.
         #[test]
         fn breaker_stays_closed_while_most_requests_are_answered(pattern in prop::collection::vec(any::<bool>(), 0..200)) {
             let (mut breaker, mut now) = (Breaker::default(), Instant::now());

@@ -340,7 +340,7 @@ fn store_keeps_its_promises_under_random_interleavings() {
     keeps_its_promises(Program::Sound, budget(50_000, 1_000_000));
 }
 
-/// What the broken programs differ from: they are found for their mistake, and not for being
+/// Shows that the broken programs, which derive from this one, are detected for their mistakes and not for being
 /// written by hand.
 #[test]
 fn sound_program_written_by_hand_keeps_the_promises() {

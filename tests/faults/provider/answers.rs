@@ -203,7 +203,7 @@ async fn list_of_unrelated_voices_does_not_exhaust_memory() {
     assert!(peak <= MOST_KIB, "{peak} KiB");
 }
 
-/// Error bodies of 8 MiB, plain and as a bomb, four at once: they are not kept, and mean what they would without.
+/// Four error bodies of 8 MiB at once, plain and as a gzip bomb: they are not kept, and the status counts as usual.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_error_bodies_do_not_exhaust_memory() {
     const LARGE: usize = 8 << 20;

@@ -276,7 +276,7 @@ async fn all_kinds_of_bad_voices_at_once_do_not_block_the_others() {
     .await;
 }
 
-/// Where nothing at all is answered about a voice, it is no voice's fault.
+/// If no lookup of any voice is answered, no voice is isolated for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failure_of_all_voices_counts_as_an_outage() {
     let voices = budget(300, 3000) as usize;
@@ -303,7 +303,7 @@ async fn failure_of_all_voices_counts_as_an_outage() {
     }
 }
 
-/// Each killed pass leaves enough behind for the next one to go on from there.
+/// Each killed pass stores enough for the next one to continue from there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_passes_make_progress_in_isolating_bad_voices() {
     let voices = 400;
@@ -329,7 +329,7 @@ async fn killed_passes_make_progress_in_isolating_bad_voices() {
     scene.check().await;
 }
 
-/// The same for passes that stop by themselves.
+/// The same for passes that end by their time limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn timed_out_passes_make_progress_in_isolating_bad_voices() {
     let (scene, bad) = scene(Variant::A, 200, 20, |_| Fault::Hangs).await;
@@ -413,7 +413,7 @@ async fn unanswerable_voices_are_reported_and_can_be_retried() {
     assert_eq!(retried.count("completed"), 1, "{}", retried.stdout);
 }
 
-/// A `--limit` that is always used up leaves some of it to voices that were isolated: they may work again.
+/// If `--limit` is always used up, part of it is reserved for isolated voices, which may work again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limit_leaves_room_for_isolated_voices() {
     for (variant, bad, limit) in [

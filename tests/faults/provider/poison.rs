@@ -52,7 +52,7 @@ async fn bad_voice_does_not_block_the_others() {
     }
 }
 
-/// The breaker is open because of it when the others come.
+/// The breaker is open because of the bad voice when the others are added.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn breaker_opened_by_a_lone_bad_voice_does_not_block_later_voices() {
     for answer in [Answer::error(500, "internal", "oops"), Answer::empty(503)] {
@@ -60,7 +60,7 @@ async fn breaker_opened_by_a_lone_bad_voice_does_not_block_later_voices() {
     }
 }
 
-/// It sees an outage, where the other one gets answer after answer.
+/// The pass over one voice sees only failures, while the larger one gets answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failing_pass_over_one_voice_does_not_stop_a_larger_pass() {
     let scene = Scene::new(Variant::E32, DECIDED, 1500).await;
