@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_preview_serializes_as_expected() {
+    fn each_kind_of_preview_serialises_as_expected() {
         assert_eq!(json(Preview::None), "null");
         assert_eq!(
             json(Preview::Plain("anna")),

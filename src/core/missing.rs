@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn confirms_absence_only_after_fail_after_if_no_other_was_found_since() {
+    fn absence_takes_fail_after_if_no_other_voice_was_found_since() {
         assert!(!confirmed(100, 23 * 60 * MINUTE, Others::FoundBefore));
         assert!(confirmed(100, DAY, Others::FoundBefore));
         let absence = Absence {

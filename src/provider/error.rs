@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn provider_messages_are_sanitized_and_shortened() {
+    fn provider_messages_are_sanitised_and_shortened() {
         assert_eq!(printable("a\nb\u{1b}[31m"), "a b [31m");
         assert_eq!(printable(&"x".repeat(1000)).len(), 200);
     }
