@@ -5,7 +5,8 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::config::{self, ConfigFile, Setting};
+use super::config::{self, Setting};
+use super::config_file::ConfigFile;
 use super::ping::Ping;
 use super::{Events, Options, Output, OwnTables, at, in_time, own_tables, print, secrets};
 use crate::core::exit::{Exit, Failed};

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod config;
+mod config_file;
 mod daemon;
 mod doctor;
 mod fail;
@@ -29,7 +30,7 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Id, Parser, Subcommand};
 use tracing::warn;
 
-use self::config::ConfigFile;
+use self::config_file::ConfigFile;
 use self::open::{
     COMMAND_TIMEOUT, OwnTables, at, in_time, open, own_tables, status_doubts, warn_of_statuses,
 };

@@ -7,7 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, CommandFactory};
 
 use super::Cli;
-use super::config::ConfigFile;
+use super::config_file::{ConfigFile, map_options};
 use super::secrets;
 
 const PREFIX: &str = "VOICE_SYNC_";
@@ -25,21 +25,14 @@ fn all_arguments(command: &Command) -> Vec<&Arg> {
 
 /// Makes blank variables count as unset, as an `EnvironmentFile` or Compose sets them for lack of a value.
 pub(super) fn without_blank(command: Command) -> Command {
-    let names: Vec<_> = command
-        .get_subcommands()
-        .map(|sub| sub.get_name().to_owned())
-        .collect();
     let is_blank = |option: &Arg| {
         let value = option.get_env().and_then(env::var_os);
         let is_blank = value.is_some_and(|value| value.to_string_lossy().trim().is_empty());
         is_blank && option.get_long() != Some(MAY_BE_BLANK)
     };
-    let command = command.mut_args(|option| match is_blank(&option) {
+    map_options(command, &|option| match is_blank(&option) {
         true => option.env(Resettable::Reset),
         false => option,
-    });
-    names.iter().fold(command, |command, name| {
-        command.mut_subcommand(name, without_blank)
     })
 }
 

@@ -179,7 +179,7 @@ fn made(file: &str, source: &str) -> Vec<(Exit, String)> {
                     .map(|(_, exit)| exit)
             });
             let exit = nearest.unwrap_or_else(|| match file {
-                "src/cli/config.rs" | "src/cli/ping.rs" | "src/cli/options.rs" => Exit::Usage,
+                "src/cli/config_file.rs" | "src/cli/ping.rs" | "src/cli/options.rs" => Exit::Usage,
                 "src/cli/secrets.rs" | "src/cli/open.rs" => Exit::Config,
                 "src/cli/output.rs" => Exit::Io,
                 file => panic!("{file}: with which exit code does {text:?} end a command?"),
