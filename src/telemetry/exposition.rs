@@ -17,7 +17,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use tempfile::NamedTempFile;
 
-use super::prometheus_text;
+use super::prometheus_text::{self, GaugeValue};
 use crate::core::exit::Exit;
 use crate::core::provider_state::Pressure;
 use crate::core::report::{Counts, Report};
@@ -408,9 +408,11 @@ impl Metrics {
             &text([&self.registry], Format::Prometheus),
             &earlier,
             |name| match name {
-                "voice_sync_last_exit_code" => false,
-                "voice_sync_last_success_timestamp_seconds" => !has_succeeded,
-                name => !is_current && !name.starts_with("voice_sync_build_info"),
+                "voice_sync_last_exit_code" => GaugeValue::New,
+                "voice_sync_last_success_timestamp_seconds" if has_succeeded => GaugeValue::New,
+                "voice_sync_last_success_timestamp_seconds" => GaugeValue::Earlier,
+                name if is_current || name.starts_with("voice_sync_build_info") => GaugeValue::New,
+                _ => GaugeValue::EarlierOrNone,
             },
         );
         let mut file = NamedTempFile::new_in(directory)?;

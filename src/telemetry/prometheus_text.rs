@@ -36,9 +36,19 @@ pub(super) fn from_openmetrics(text: &str) -> String {
     out
 }
 
-/// Adds the values of an earlier text: the counters and histograms of a file continue from the last run. Gauges for
-/// which `is_kept` returns true keep their earlier value.
-pub(super) fn continued(text: &str, earlier: &str, is_kept: impl Fn(&str) -> bool) -> String {
+/// What a text says of a gauge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GaugeValue {
+    /// The new value.
+    New,
+    /// The earlier value, or else the new one.
+    Earlier,
+    /// The earlier value, or else nothing: the new one is unknown.
+    EarlierOrNone,
+}
+
+/// Adds the values of an earlier text: the counters and histograms of a file continue from the last run.
+pub(super) fn continued(text: &str, earlier: &str, gauge: impl Fn(&str) -> GaugeValue) -> String {
     let earlier: HashMap<_, f64> = earlier.lines().filter_map(sample).collect();
     let mut out = String::with_capacity(text.len());
     let mut adds = false;
@@ -46,13 +56,20 @@ pub(super) fn continued(text: &str, earlier: &str, is_kept: impl Fn(&str) -> boo
         if let Some(described) = line.strip_prefix("# TYPE ") {
             adds = described.ends_with(" counter") || described.ends_with(" histogram");
         }
-        let before = sample(line).and_then(|(name, now)| Some((name, now, *earlier.get(name)?)));
-        match before {
-            Some((name, now, before)) if adds => {
-                out.push_str(&format!("{name} {}\n", now + before))
-            }
-            Some((name, _, before)) if is_kept(name) => out.push_str(&format!("{name} {before}\n")),
-            Some(_) | None => {
+        let value = match sample(line) {
+            None => None,
+            Some((name, now)) => match (earlier.get(name), adds, gauge(name)) {
+                (Some(before), true, _) => Some(format!("{name} {}\n", now + before)),
+                (Some(before), false, GaugeValue::Earlier | GaugeValue::EarlierOrNone) => {
+                    Some(format!("{name} {before}\n"))
+                }
+                (None, false, GaugeValue::EarlierOrNone) => Some(String::new()),
+                (Some(_), false, GaugeValue::New) | (None, _, _) => None,
+            },
+        };
+        match value {
+            Some(value) => out.push_str(&value),
+            None => {
                 out.push_str(line);
                 out.push('\n');
             }
@@ -121,11 +138,16 @@ odd 1
                  # TYPE kept gauge\nkept {age}\n"
             )
         };
-        let text = continued(&file(2, 0.5, 7.0), &file(3, 1.25, 9.0), |name| {
-            name == "kept"
-        });
+        let gauge = |name: &str| match name {
+            "kept" => GaugeValue::EarlierOrNone,
+            _ => GaugeValue::New,
+        };
+        let text = continued(&file(2, 0.5, 7.0), &file(3, 1.25, 9.0), gauge);
         let expected = file(5, 1.75, 7.0).replace("kept 7", "kept 9");
         assert_eq!(text, expected);
+        // Before the first value is known, there is none.
+        let expected = file(2, 0.5, 7.0).replace("kept 7\n", "");
+        assert_eq!(continued(&file(2, 0.5, 7.0), "", gauge), expected);
     }
 
     #[test]
@@ -139,7 +161,11 @@ odd 1
             "a_total +Inf\nc_total 5\n",
             "\u{0}",
         ] {
-            assert_eq!(continued(text, earlier, |_| true), text, "{earlier:?}");
+            assert_eq!(
+                continued(text, earlier, |_| GaugeValue::Earlier),
+                text,
+                "{earlier:?}"
+            );
         }
     }
 }

@@ -572,6 +572,17 @@ async fn metrics_file_accumulates_over_runs_and_is_written_on_every_exit() {
         };
         app.insert_processing(&["sim-ready-1", "sim-nopreview-1"])
             .await;
+        // A first run that cannot read the database does not know how many voices there are.
+        let away = "postgresql://user@127.0.0.1:1/nothing";
+        run(away, &[]).await.expect_code(69);
+        let first = std::fs::read_to_string(&path).expect("is written");
+        assert!(
+            !first.contains("\nvoice_sync_processing_voices "),
+            "{first}"
+        );
+        assert!(first.contains("\nvoice_sync_last_exit_code 69"), "{first}");
+        std::fs::remove_file(&path).expect("is there");
+
         run(&app.url, &[]).await.expect_code(0);
         app.insert_processing(&["sim-ready-2"]).await;
         run(&app.url, &[]).await.expect_code(0);
@@ -589,7 +600,7 @@ async fn metrics_file_accumulates_over_runs_and_is_written_on_every_exit() {
 
         // What the last file says of the voices stays where this run cannot know.
         let failures = [
-            (69, "postgresql://user@127.0.0.1:1/nothing", &[][..]),
+            (69, away, &[][..]),
             (78, app.url.as_str(), &["--table", "nowhere"][..]),
             (2, app.url.as_str(), &["--voice", "nobody"][..]),
             (2, app.url.as_str(), &["--columns", "odd"][..]),

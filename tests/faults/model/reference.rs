@@ -30,7 +30,7 @@ impl Promise {
             Self::HappensOnce => "a transition happens once",
             Self::ApplicationWins => "what the application wrote stays",
             Self::AsReported => "a row moves to what the provider says of its clone",
-            Self::EventIsCommitted => "an event exists exactly if its transition committed",
+            Self::EventIsCommitted => "an event exists if and only if its transition committed",
             Self::SameBytes => "an event is the same whenever it is published",
             Self::NothingIsLost => "what is left undone is done in the end",
             Self::LeasesHold => "a claimed voice is one instance's alone",
