@@ -135,7 +135,8 @@ impl Config {
                 let width = settings.iter().map(|setting| setting.name.len()).max().unwrap_or(0);
                 let lines = settings.iter().map(|setting| {
                     let name = &setting.name;
-                    let value = setting.value.as_ref().or(setting.default.as_ref());
+                    let default = setting.default.as_ref().filter(|_| setting.is_default());
+                    let value = setting.value.as_ref().or(default);
                     let value = value.map_or("-", String::as_str);
                     format!("{name:<width$}  {value}  ({})", setting.source)
                 });

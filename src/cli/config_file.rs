@@ -92,7 +92,7 @@ impl ConfigFile {
     pub(super) fn apply(&self, mut command: Command) -> anyhow::Result<Command> {
         let place = self.path.display();
         for key in secrets::take_files(&self.values) {
-            if secrets::MAY_HOLD_PASSWORDS.contains(&key.as_str()) {
+            if secrets::may_hold_password(key) {
                 bail!(
                     "{key} in {place} may hold a password: write it into a file of its own, and name that with {key}-file"
                 );

@@ -1,10 +1,11 @@
 //! `voice-sync daemon`.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use axum::Router;
 use clap::Args;
 use futures_util::future::join3;
@@ -115,12 +116,15 @@ impl HintSecrets {
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Failed> {
-    let listener = TcpListener::bind(address).await;
-    let listener = listener
-        .with_context(|| format!("cannot listen on {address} (--listen)"))
-        .map_err(|error| {
-            Failed::config(error).with_hint("use a free port and an address of this host")
-        })?;
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        // Another process, such as the daemon before this one, may soon be gone.
+        let exit = match error.kind() == io::ErrorKind::AddrInUse {
+            true => Exit::Io,
+            false => Exit::Config,
+        };
+        let message = anyhow!(error).context(format!("cannot listen on {address} (--listen)"));
+        Failed::new(exit, message).with_hint("use a free port and an address of this host")
+    })?;
     info!(address = %listener.local_addr().unwrap_or(address), "listening");
     Ok(listener)
 }

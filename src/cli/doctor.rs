@@ -8,7 +8,9 @@ use uuid::Uuid;
 use super::config::{self, Setting};
 use super::config_file::ConfigFile;
 use super::ping::Ping;
-use super::{Events, Options, Output, OwnTables, at, in_time, own_tables, print, secrets};
+use super::{
+    Events, LOOKUP_TIMEOUT, Options, Output, OwnTables, at, in_time, own_tables, print, secrets,
+};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{number_of, span};
 use crate::core::missing::MASS_ABSENCE_ADVICE;
@@ -114,7 +116,7 @@ pub(super) async fn run(
     } else if let Some(provider) = &provider {
         let stop = CancellationToken::new();
         let deadline = RequestDeadline {
-            until: tokio::time::Instant::now() + super::COMMAND_TIMEOUT,
+            until: tokio::time::Instant::now() + LOOKUP_TIMEOUT,
             stop: &stop,
         };
         let checking =
@@ -251,7 +253,10 @@ async fn outbox(store: &Store) -> Result<Check, StoreError> {
         0 => Check::fine(CHECK, "no events wait to be published"),
         events => Check::doubtful(
             CHECK,
-            format!("{events} events wait to be published"),
+            format!(
+                "{} to be published",
+                number_of(events, "event waits", "events wait")
+            ),
             "the next pass with a Redis URL publishes them",
         ),
     })

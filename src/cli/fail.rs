@@ -2,9 +2,9 @@
 
 use clap::Args;
 use serde_json::json;
-use tracing::info;
+use tracing::{debug, info};
 
-use super::{Options, Output, UNKNOWN_ID, at, in_time, open, print};
+use super::{LOGGED, Options, Output, UNKNOWN_ID, at, in_time, open, print};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, number_of, printable};
 use crate::core::transition::{Target, Transition};
@@ -150,7 +150,13 @@ impl Fail {
             }
             if !self.dry_run {
                 let run_id = run.run_id;
-                info!(%run_id, voice.row = %row, voice.provider_id = %provider_id, reason = self.reason, "voice is failed by hand");
+                const SAYS: &str = "voice is failed by hand";
+                match outcome.failed.len() < LOGGED {
+                    true => {
+                        info!(%run_id, voice.row = %row, voice.provider_id = %provider_id, reason = self.reason, "{SAYS}");
+                    }
+                    false => debug!(%run_id, voice.row = %row, "{SAYS}"),
+                }
             }
             outcome.failed.push(name);
         }
@@ -171,7 +177,7 @@ impl Fail {
             Output::Text => {
                 let would = if self.dry_run { "would be " } else { "" };
                 let number = number_of(failed.len() as u64, "voice", "voices");
-                let mut lines = vec![format!("{number} {would}failed: {}", self.reason)];
+                let mut lines = vec![format!("{number} {would}marked as failed: {}", self.reason)];
                 let left = left.iter();
                 lines
                     .extend(left.map(|(row, why)| format!("  {} not failed: {why}", in_line(row))));

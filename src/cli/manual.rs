@@ -28,7 +28,11 @@ impl Completions {
     pub(super) fn run(&self) -> Result<Exit, Failed> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), NAME, &mut script);
-        print(String::from_utf8_lossy(&script).trim_end())?;
+        let script = String::from_utf8_lossy(&script);
+        // clap_complete 4.6.11 writes the name of a program with a hyphen in two different ways, so that no label
+        // matches after a subcommand.
+        let script = script.replace("voice__subcmd__sync", "voice__sync");
+        print(script.trim_end())?;
         Ok(Exit::Success)
     }
 }

@@ -32,7 +32,7 @@ use tracing::warn;
 
 use self::config_file::ConfigFile;
 use self::open::{
-    COMMAND_TIMEOUT, OwnTables, at, in_time, open, own_tables, status_doubts, warn_of_statuses,
+    LOOKUP_TIMEOUT, OwnTables, at, in_time, open, own_tables, status_doubts, warn_of_statuses,
 };
 use self::options::{Budget, Events, Nudge, Options, Output, interval};
 use self::output::{confirm, print, show, unwritten, width};
@@ -197,6 +197,9 @@ fn warn_without_events(report: &Report) -> bool {
     }
     voices > 0
 }
+
+/// The maximum number of changed voices that a command logs one by one, as a pass does.
+const LOGGED: usize = 20;
 
 /// The hint of an error about an id.
 const FIND_IDS: &str = "`voice-sync list` lists the ids of voices";

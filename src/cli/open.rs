@@ -16,6 +16,9 @@ use crate::store::{
 /// Longer than the longest statement at the start: a migration that waits for another one.
 pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The time limit of a command for the provider's answers, for a person who waits.
+pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// Adds the database's address to a database error.
 pub(super) fn at(url: &DatabaseUrl) -> impl Fn(StoreError) -> Failed + '_ {
     move |error| {

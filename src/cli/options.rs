@@ -25,7 +25,7 @@ use crate::sync::Nudger;
 use crate::telemetry::logs::{self, Format, LogOptions};
 use crate::telemetry::metrics::NudgeMetrics;
 
-const UNUSABLE_REDIS: &str = "the Redis URL (--redis-url or REDIS_URL) cannot be used";
+const UNUSABLE_REDIS: &str = "the Redis URL (--redis-url, REDIS_URL, or REDIS_HOST with REDIS_PORT and REDIS_DB) cannot be used";
 
 const DATABASE: &str = "Database";
 const PROVIDER: &str = "Provider";
@@ -155,7 +155,7 @@ pub(super) struct Options {
         help_heading = OUTPUT)]
     pub(super) log_format: LogFormat,
 
-    /// Log warnings and errors only, and print no report as text.
+    /// Log warnings and errors only. `sync-once` then prints no report as text.
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = OUTPUT)]
     pub(super) quiet: bool,
 

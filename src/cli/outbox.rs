@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use anyhow::anyhow;
 use chrono::Utc;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tracing::info;
 
 use super::outbox_record::Record;
-use super::{Options, Output, at, confirm, in_time, open, print, width};
+use super::{FIND_IDS, Options, Output, at, confirm, in_time, open, print, width};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{ago, in_line, moment, number_of};
 use crate::status::table;
@@ -149,8 +150,18 @@ async fn list(options: &Options, filter: EventFilter, limit: u32) -> Result<Exit
     let (url, names) = (options.database_url()?, options.names()?);
     let opening = open(&url, &names, options.auto_migrate, Access::ReadOnly);
     let store = in_time(&url, opening).await?;
-    let filter = with_rows(&store, filter).await.map_err(at(&url))?;
+    let (ids, filter) = (filter.names.clone(), with_rows(&store, filter).await);
+    let filter = filter.map_err(at(&url))?;
     let events = store.events(&filter, limit).await.map_err(at(&url))?;
+    // The ids of rows were added to the names.
+    if events.is_empty()
+        && !ids.is_empty()
+        && filter.names == ids
+        && is_unknown(&store, &ids).await.map_err(at(&url))?
+    {
+        let message = anyhow!("no event, row or provider id is {}", ids.join(", "));
+        return Err(Failed::usage(message).with_hint(FIND_IDS));
+    }
     let shown = match options.output {
         Output::Json => serde_json::to_string(&events).expect("events always serialise"),
         Output::Text if events.is_empty() => "no events match".to_owned(),
@@ -158,6 +169,16 @@ async fn list(options: &Options, filter: EventFilter, limit: u32) -> Result<Exit
     };
     print(&shown)?;
     Ok(Exit::Success)
+}
+
+/// Whether there is neither a row nor an event with any of these ids.
+async fn is_unknown(store: &Store, ids: &[String]) -> Result<bool, StoreError> {
+    let filter = EventFilter {
+        names: ids.to_vec(),
+        ..EventFilter::default()
+    };
+    let voices = store.named(ids, 1).await?;
+    Ok(voices.is_empty() && store.count_events(&filter).await? == 0)
 }
 
 fn text(events: &[EventRecord], width: u16) -> String {
@@ -228,9 +249,9 @@ async fn change(
     let number = number_of(events, "event", "events");
     let done = match change {
         _ if events == 0 => "no events match".to_owned(),
-        Change::Resend => format!("{number}: the next pass publishes them again"),
+        Change::Resend => format!("{number} to be published again by the next pass"),
         Change::Purge if filter.published == Some(false) => {
-            format!("{number} removed before they were published")
+            format!("{number} removed, and never published")
         }
         Change::Purge => format!("{number} removed"),
     };

@@ -72,7 +72,7 @@ impl Record {
     pub(super) async fn run(self, options: &Options) -> Result<Exit, Failed> {
         if options.publisher()?.is_none() {
             return Err(Failed::usage(anyhow!(
-                "there is no event bus to publish to: set REDIS_URL or REDIS_HOST"
+                "there is no event bus to publish to: set REDIS_URL or REDIS_HOST, without --events none"
             )));
         }
         let (url, names) = (options.database_url()?, options.names()?);
@@ -114,7 +114,7 @@ impl Record {
             }
             (Output::Text, true) => with_left(format!("{number} would be recorded"), &left),
             (Output::Text, false) => {
-                with_left(format!("{number} recorded: the next pass publishes them"), &left)
+                with_left(format!("{number} recorded, to be published by the next pass"), &left)
             }
         })?;
         Ok(match left.is_empty() {

@@ -7,10 +7,10 @@ use chrono::{DateTime, Utc};
 use clap::{ArgGroup, Args};
 use serde_json::json;
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::{Options, Output, UNKNOWN_ID, at, confirm, in_time, open, print};
+use super::{LOGGED, Options, Output, UNKNOWN_ID, at, confirm, in_time, open, print};
 use crate::core::bisect::split;
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, number_of};
@@ -153,7 +153,7 @@ impl Retry {
                 "voice that is set aside",
                 "voices that are set aside",
             );
-            question.push(format!("look up {voices} again"));
+            question.push(format!("let the next pass look up {voices}"));
         }
         let question = question.join(" and ");
         confirm(&format!("This will {question}. Continue?"))
@@ -221,7 +221,14 @@ impl Retry {
                     ));
                 }
                 if !self.all_failed && (self.set_aside || !released.is_empty()) {
-                    did.push(format!("{} {would}no longer set aside", number(released)));
+                    did.push(format!(
+                        "{} {}",
+                        number(released),
+                        match self.dry_run {
+                            true => "would no longer be set aside",
+                            false => "no longer set aside",
+                        }
+                    ));
                 }
                 let mut lines = vec![did.join(", ")];
                 if self.dry_run {
@@ -284,7 +291,11 @@ async fn treat(
         {
             true => {
                 if let Some(CommandRun { run_id, .. }) = does {
-                    info!(%run_id, voice.row = %voice.row, "voice is put back to processing");
+                    const SAYS: &str = "voice is put back to processing";
+                    match outcome.put_back.len() < LOGGED {
+                        true => info!(%run_id, voice.row = %voice.row, "{SAYS}"),
+                        false => debug!(%run_id, voice.row = %voice.row, "{SAYS}"),
+                    }
                 }
                 outcome.put_back.push(voice.voice_id);
             }

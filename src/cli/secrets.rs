@@ -22,18 +22,18 @@ pub(crate) struct Source {
     credential: Option<&'static str>,
 }
 
-/// Options whose values may contain a password. A configuration file contains paths of files for them instead.
-pub(crate) const MAY_HOLD_PASSWORDS: [&str; 3] = ["database-url", "redis-url", "ping-url"];
+/// Whether a value may contain a password. A configuration file contains the path of a file for it instead.
+pub(crate) fn may_hold_password(key: &str) -> bool {
+    SOURCES.iter().any(|source| source.name() == key)
+}
+
 /// The paths in the configuration file, by key. They are read once, at the start.
 static FILES: OnceLock<BTreeMap<String, String>> = OnceLock::new();
 
 /// Takes the paths of secrets from the values of a configuration file. Returns the other keys.
 pub(crate) fn take_files(values: &BTreeMap<String, Vec<String>>) -> Vec<&String> {
-    let (secrets, others): (Vec<_>, Vec<_>) = values.iter().partition(|(key, _)| {
-        SOURCES
-            .iter()
-            .any(|source| source.key == *key && *key != API_KEY.key)
-    });
+    let is_secret = |key: &String| SOURCES.iter().any(|source| source.key == key);
+    let (secrets, others): (Vec<_>, Vec<_>) = values.iter().partition(|(key, _)| is_secret(key));
     let files = secrets
         .into_iter()
         .map(|(key, texts)| (key.clone(), texts.concat()));

@@ -30,7 +30,7 @@ Examples:
   voice-sync status --output json | jq .backlog
   voice-sync status --check --max-age 6h --max-backlog 10000")]
 pub(super) struct StatusCommand {
-    /// Say in one line whether anything needs attention, and exit with 75 if so. With =nagios, exit as a Nagios plugin does:
+    /// Print a line that says whether anything needs attention, and one for each problem. Exit with 75 if anything does. With =nagios, exit as a Nagios plugin does:
     /// 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
     #[arg(long, value_enum, value_name = "CODES", num_args = 0..=1, require_equals = true, default_missing_value = "sysexits")]
     check: Option<CheckCodes>,

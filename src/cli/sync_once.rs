@@ -95,7 +95,8 @@ impl SyncOnce {
         let (output, is_quiet) = (options.output, options.quiet);
         let ping = secrets::ping_url(self.ping_url.take()).map_err(Failed::config)?;
         let ping = ping.as_ref().map(Ping::new).transpose();
-        let ping = ping.map_err(Failed::usage)?;
+        // A dry run says nothing about the runs that are watched.
+        let ping = ping.map_err(Failed::usage)?.filter(|_| !self.dry_run);
         let started = async {
             if let Some(ping) = &ping {
                 ping.start().await;

@@ -258,7 +258,7 @@ pub struct Report {
     #[serde(serialize_with = "code")]
     pub exit_code: Exit,
     /// Why the pass ended early, for people.
-    #[serde(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// What prevented voices or events from being processed.
     #[serde(skip)]

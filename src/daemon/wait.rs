@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tracing::warn;
 
 use super::{DutyCycles, Health, MIN_PAUSE, Tick, again_in, pause_after, tick};
 use crate::core::exit::Exit;
@@ -36,6 +37,7 @@ pub async fn until_nothing_waits(
                 true => StopReason::Stopped,
                 false => StopReason::TimeOver,
             };
+            warn!("{stop_reason}");
             return report.stopped(&stop_reason);
         }
         let scope = Scope {

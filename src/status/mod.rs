@@ -291,7 +291,7 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         (_, _) if !survey.has_own_tables => add(
             Severity::Critical,
             "voice-sync's own tables are missing: no pass has run on this database".to_owned(),
-            "run `voice-sync migrate`, then `voice-sync sync-once`",
+            "run `voice-sync sync-once`; on PostgreSQL, run `voice-sync migrate` first",
         ),
         (_, _) if processing == 0 => {}
         (None, _) => add(
@@ -331,7 +331,12 @@ fn attention(survey: &Survey, limits: &Limits) -> Vec<Attention> {
         add(
             Severity::Warning,
             format!("{days} has been in processing for {}", span(old)),
-            "`voice-sync list --older-than 2d` lists such voices, and `voice-sync inspect ID` shows what one waits for",
+            &format!(
+                "`voice-sync list --older-than {}` lists such voices, and `voice-sync inspect ID` shows what one waits for",
+                humantime::format_duration(*age)
+                    .to_string()
+                    .replace(' ', "")
+            ),
         );
     }
     let aside = survey.backlog.of(BacklogKind::SetAside);

@@ -222,11 +222,14 @@ pub(super) fn did(entry: &LedgerEntry) -> String {
                 ("put_back", "put back to processing"),
                 ("released", "no longer set aside"),
                 ("failed", "failed"),
-                ("resent", "events to be published again"),
-                ("recorded", "events recorded"),
-                ("purged", "events removed"),
+                ("resent", "to be published again"),
+                ("recorded", "recorded"),
+                ("purged", "removed"),
             ]);
-            format!("{}: {did}", in_line(command))
+            match did.is_empty() {
+                true => format!("{}: nothing was due", in_line(command)),
+                false => format!("{}: {did}", in_line(command)),
+            }
         }
     }
 }

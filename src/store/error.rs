@@ -132,8 +132,14 @@ fn by_sqlite_code(error: &dyn DatabaseError) -> StoreError {
     let message = said(error, &code);
     match code.parse::<u32>().map(|extended| extended & 0xff) {
         Ok(5 | 6) => StoreError::Contended(message),
+        Ok(8) => StoreError::Config(format!(
+            "{message}: this user may not write to the file or to its directory"
+        )),
+        Ok(14) => StoreError::Unreachable(format!(
+            "{message}: check that this user may read the file and its directory"
+        )),
         // No memory, a file that another process opened or changed at this moment, too many open files.
-        Ok(7 | 9 | 14 | 15) => StoreError::Unreachable(message),
+        Ok(7 | 9 | 15) => StoreError::Unreachable(message),
         Ok(10 | 11 | 13) => StoreError::Io(message),
         Ok(18..=20) => StoreError::Refused(message),
         Ok(1) if error.message().starts_with("no such table") => StoreError::NoSuchTable(message),

@@ -125,10 +125,15 @@ impl Pass<'_> {
 
     fn bus_fails(&self, progress: &Progress, reason: String) {
         progress.bus_is_down.store(true, Ordering::Relaxed);
+        let mut tally = progress.tally();
+        // The first reason is the cause. Afterwards, the bus is only backed off from.
+        if tally.bus_error.is_some() {
+            return;
+        }
         if !self.scope.continuous {
             error!(%reason, "events cannot be published; they stay in the outbox, and the next pass tries again");
         }
-        progress.tally().bus_error = Some(reason);
+        tally.bus_error = Some(reason);
     }
 
     async fn bus_turn(

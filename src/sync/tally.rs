@@ -9,6 +9,7 @@ use tracing::{debug, info, warn};
 use super::batch::Batch;
 use super::segments::Place;
 use crate::core::exit::Exit;
+use crate::core::format::number_of;
 use crate::core::lookup::{Lookup, Unavailable, UnavailableKind};
 use crate::core::missing::MassAbsenceGuard;
 use crate::core::quantiles::Quantiles;
@@ -75,7 +76,7 @@ impl Tally {
         for value in voice.unknown_values() {
             unknown += 1;
             if self.unknown_values.insert(value.to_string()) {
-                info!(%value, "unknown value in an answer of the provider; the voice stays in processing where it matters");
+                info!(%value, "unknown value in an answer of the provider; a voice whose verdict depends on it stays in processing");
             }
         }
         if asked_list {
@@ -267,7 +268,10 @@ impl Tally {
             .iter()
             .map(|(kind, (voices, example))| Obstacle {
                 part: Part::Provider,
-                says: format!("{voices} voices not checked ({kind}), such as {example}"),
+                says: format!(
+                    "{} not checked ({kind}), such as {example}",
+                    number_of(*voices, "voice", "voices")
+                ),
             });
         let bus = self.bus_error.iter().map(|says| Obstacle {
             part: Part::EventBus,

@@ -10,9 +10,11 @@ use tokio::net::TcpListener;
 use crate::budget;
 use crate::proxy::{Proxy, Weather};
 use crate::scene::{DECIDED, MIXED, Scene};
-use crate::support::app::{Variant, row_id};
-use crate::support::binary::Ended;
+use crate::support::app::{App, Variant, row_id};
+use crate::support::binary::{Ended, VoiceSync};
 use crate::support::bus::Bus;
+use crate::support::daemon::{Daemon, daemon};
+use crate::support::fates::simulator;
 use crate::support::server::OwnServers;
 
 /// Instances that run again and again, as by cron, while new voices come in, and time that passes
@@ -180,4 +182,21 @@ async fn events_are_published_after_redis_has_finished_loading() {
     );
     scene.recover().await;
     scene.check().await;
+}
+
+/// The first line about a bus that is away says why, and not that it failed before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn daemon_reports_why_the_bus_is_unavailable() {
+    let (app, provider) = (App::new(Variant::A).await, simulator().await);
+    let migrated = VoiceSync::new(&["migrate"]).env("DATABASE_URL", &app.url);
+    migrated.run().await.expect_code(0);
+    app.insert_processing(&["sim-ready-1", "sim-ready-2"]).await;
+    let command = daemon(&app.url, &provider.url()).env("REDIS_URL", "redis://127.0.0.1:1");
+    let mut daemon = Daemon::start(command);
+    daemon.wait_until(&app, "completed", 2).await;
+    daemon.wait_until_said("the event bus is unavailable").await;
+    let said = daemon.said("the event bus is unavailable");
+    let reason = said[0]["reason"].as_str().expect("a reason");
+    assert!(reason.contains("refused"), "{reason}");
+    daemon.stop().await;
 }

@@ -10,10 +10,12 @@ use axum::http::{Method, StatusCode, Uri};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use voice_sync_simulator::Options;
 
 use crate::support::app::Variant;
 use crate::support::binary::VoiceSync;
 use crate::support::daemon::Daemon;
+use crate::support::fates::simulator_with;
 use crate::support::site::Site;
 
 /// An HTTP server that answers everything alike, and keeps what was asked for.
@@ -407,6 +409,79 @@ async fn nagios_check_uses_nagios_exit_codes() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn variables_take_precedence_over_secrets_of_a_configuration_file() {
+    let site = Site::new(Variant::E36).await;
+    site.app.insert_processing(&["sim-ready-1"]).await;
+    let strict = simulator_with(Options {
+        key: Some("right".into()),
+        ..Options::default()
+    })
+    .await;
+    let directory = TempDir::new().expect("a directory");
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    fs::write(path("wrong"), "wrong").expect("writes");
+    fs::write(path("right"), "right").expect("writes");
+    let file = format!("api-key-file = {:?}\n", path("wrong"));
+    fs::write(path("config.toml"), file).expect("writes");
+    let pass = || {
+        let pass = site.sync_once().env("ELEVENLABS_BASE_URL", strict.url());
+        let pass = pass.without("ELEVENLABS_API_KEY");
+        pass.args(&["--dry-run", "--config", &path("config.toml")])
+    };
+    pass().run().await.expect_code(77);
+    let by_variable = pass().env("ELEVENLABS_API_KEY", "right");
+    by_variable.run().await.expect_code(0);
+    let by_file = pass().env("ELEVENLABS_API_KEY_FILE", path("right"));
+    by_file.run().await.expect_code(0);
+    let by_option = pass().args(&["--api-key-file", &path("right")]);
+    by_option.run().await.expect_code(0);
+    // A secret itself may not be in the file.
+    fs::write(path("config.toml"), "api-key = \"wrong\"\n").expect("writes");
+    let refused = pass().run().await;
+    refused.expect_code(2);
+    assert!(
+        refused.stderr.contains("api-key-file"),
+        "{}",
+        refused.stderr
+    );
+}
+
+/// As bash calls it when somebody presses the tab key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bash_completes_options_of_subcommands() {
+    let script = VoiceSync::new(&["completions", "bash"]).run().await;
+    script.expect_code(0);
+    let directory = TempDir::new().expect("a directory");
+    let path = directory.path().join("voice-sync.bash");
+    fs::write(&path, &script.stdout).expect("writes");
+    for (words, expected) in [
+        ("sync-", "sync-once"),
+        ("sync-once --max", "--max-runtime"),
+        ("outbox ", "resend"),
+        ("outbox purge --pe", "--pending"),
+        ("list --status ", "completed"),
+    ] {
+        let program = "source \"$1\"; line=\"voice-sync $2\"; read -ra COMP_WORDS <<<\"$line\"
+            [[ $line != *' ' ]] || COMP_WORDS+=('')
+            COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+            _voice__sync voice-sync \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD-1]}\"
+            echo \"${COMPREPLY[@]}\"";
+        let completed = std::process::Command::new("bash")
+            .args(["--norc", "-c", program, "bash"])
+            .arg(&path)
+            .arg(words)
+            .output()
+            .expect("bash runs");
+        let reply = String::from_utf8_lossy(&completed.stdout);
+        let errors = String::from_utf8_lossy(&completed.stderr);
+        assert!(
+            reply.split_whitespace().any(|word| word == expected),
+            "{words:?}: {reply} {errors}"
+        );
+    }
+}
+
 /// An `EnvironmentFile` with `NAME=`, and Compose with `${NAME:-}`, set blank variables.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn blank_variables_count_as_unset() {
@@ -442,7 +517,8 @@ async fn error_hints_match_the_error() {
     for (words, code, hint) in [
         (&["inspect", "nobody"][..], 2, "`voice-sync list`"),
         (&["sync-once", "--voice", "nobody"], 2, "`voice-sync list`"),
-        (&["daemon", "--listen", &address], 78, "use a free port"),
+        (&["daemon", "--listen", &address], 74, "use a free port"),
+        (&["outbox", "list", "nobody"], 2, "`voice-sync list`"),
         (&["fail", "sim-ready-1"], 2, "`voice-sync help COMMAND`"),
         (&["sync-onc"], 2, "sync-once"),
         (&["runs", "--limit=0"], 2, "`voice-sync help COMMAND`"),
@@ -486,6 +562,10 @@ async fn ping_url_is_called_at_the_start_and_at_the_end() {
     let run = |command: VoiceSync, url: &str| command.env("VOICE_SYNC_PING_URL", url).run();
     run(site.sync_once(), &url).await.expect_code(0);
     assert_eq!(switch.take(), ["POST /ping/9d2c", "POST /ping/9d2c/start"]);
+    run(site.sync_once().args(&["--dry-run"]), &url)
+        .await
+        .expect_code(0);
+    assert_eq!(switch.take(), [""; 0], "a dry run is not a run");
     let away = site
         .sync_once()
         .env("DATABASE_URL", "postgresql://user@127.0.0.1:1/no");

@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{COMMAND_TIMEOUT, FIND_IDS, Options, Output, at, in_time, open, print};
+use super::{FIND_IDS, LOOKUP_TIMEOUT, Options, Output, at, in_time, open, print};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, span};
 use crate::core::judge::{Grounds, Judgement, judge};
@@ -194,7 +194,7 @@ async fn ask(
 async fn look_up(provider: &Provider, id: ProviderVoiceId) -> Answer {
     let stop = CancellationToken::new();
     let deadline = RequestDeadline {
-        until: tokio::time::Instant::now() + COMMAND_TIMEOUT,
+        until: tokio::time::Instant::now() + LOOKUP_TIMEOUT,
         stop: &stop,
     };
     let mut lookups = provider
