@@ -157,6 +157,9 @@ fn remark(voice: &VoiceRecord) -> String {
         RowState::Processing if notes.missing_count > 0 => {
             format!("not found, {}", times(notes.missing_count))
         }
+        RowState::Processing if notes.strikes > 0 => {
+            format!("refused, {}: {problem}", times(notes.strikes))
+        }
         RowState::Processing => notes.stage.clone().unwrap_or_default().replace('_', " "),
         RowState::Completed | RowState::Other => String::new(),
     }

@@ -139,6 +139,7 @@ fn made(file: &str, source: &str) -> Vec<(Exit, String)> {
     let source = source.split("#[cfg(test)]").next().expect("a part");
     let mut found = Vec::new();
     for marker in [
+        ".context(format!(",
         "anyhow!(",
         "bail!(",
         ".context(",
@@ -180,7 +181,7 @@ fn made(file: &str, source: &str) -> Vec<(Exit, String)> {
             });
             let exit = nearest.unwrap_or_else(|| match file {
                 "src/cli/config_file.rs" | "src/cli/ping.rs" | "src/cli/options.rs" => Exit::Usage,
-                "src/cli/secrets.rs" | "src/cli/open.rs" => Exit::Config,
+                "src/cli/secrets.rs" | "src/cli/open.rs" | "src/cli/daemon.rs" => Exit::Config,
                 "src/cli/output.rs" => Exit::Io,
                 file => panic!("{file}: with which exit code does {text:?} end a command?"),
             });
