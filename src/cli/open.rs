@@ -130,7 +130,7 @@ pub(super) async fn status_doubts(
     store: &Store,
     statuses: &StatusValues,
 ) -> Result<Vec<StatusDoubt>, StoreError> {
-    const SAMPLE: u32 = 5_000;
+    const SAMPLE: u32 = 500;
     Ok(statuses.doubts(&store.statuses(Some(SAMPLE)).await?))
 }
 
