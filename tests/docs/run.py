@@ -94,7 +94,7 @@ ELSEWHERE = [
     (r"sudo (useradd --system --user-group|userdel) voice-sync-demo", "systemd/sqlite.conf", "User=app\n"),
     (r"sudo -u voice-sync-demo sqlite3 /srv/voice-sync-demo/app\.db .*", "systemd/sqlite.conf", "ReadWritePaths=/srv/app/data\n"),
     (r"sudo sed -i 's\|=app\$\|=voice-sync-demo\|; s\|=/srv/app/data\$\|=/srv/voice-sync-demo\|' .*/sqlite\.conf", "systemd/sqlite.conf", "User=app\nReadWritePaths=/srv/app/data\n"),
-    (r"sudo journalctl -u voice-sync\.service -n 20 -o cat", "systemd/voice-sync.service", "ExecStart=voice-sync sync-once"),
+    (r"sudo journalctl -u voice-sync\.service -n 50 -o cat", "systemd/voice-sync.service", "ExecStart=voice-sync sync-once"),
     (r"sudo rm (-r )?(/etc/(voice-sync|systemd/system/voice-sync\S*)|/srv/voice-sync-demo|/var/lib/voice-sync| )+", "systemd/voice-syncd.service", "/etc/voice-sync"),
     (r"sudo sh -c 'umask 077; echo any >/etc/voice-sync/elevenlabs-api-key'", "systemd/voice-sync.service", "/etc/voice-sync/elevenlabs-api-key"),
     (r"sudo sh -c 'umask 077; echo sqlite:////srv/voice-sync-demo/app\.db >/etc/voice-sync/database-url'", "systemd/voice-sync.service", "/etc/voice-sync/database-url"),
