@@ -77,6 +77,13 @@ fn read(mut command: Command, name: &str) -> Option<(ArgMatches, Vec<clap::Error
         let ContextValue::String(option) = error.get(ContextKind::InvalidArg)? else {
             return None;
         };
+        // An option of every command stays in place.
+        let is_known = |known: &clap::Error| {
+            known.get(ContextKind::InvalidArg) == error.get(ContextKind::InvalidArg)
+        };
+        if wrong.iter().any(is_known) {
+            return None;
+        }
         let long = option.split(' ').next()?.strip_prefix("--")?.to_owned();
         command = command.mut_subcommand(name, |sub| {
             sub.mut_args(|option| match option.get_long() == Some(&long) {

@@ -134,9 +134,12 @@ pub(super) async fn status_doubts(
     Ok(statuses.doubts(&store.statuses(Some(SAMPLE)).await?))
 }
 
-/// Warns of such values. An error is not fatal: a pass does not need this.
+/// Warns of such values. An error or a slow database is not fatal: a pass does not need this.
 pub(super) async fn warn_of_statuses(store: &Store, statuses: &StatusValues) {
-    for doubt in status_doubts(store, statuses).await.unwrap_or_default() {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let doubts = timeout(PATIENCE, status_doubts(store, statuses)).await;
+    let doubts = doubts.map(Result::unwrap_or_default).unwrap_or_default();
+    for doubt in doubts.iter().filter(|doubt| doubt.is_noteworthy()) {
         warn!(
             event = "status_values_doubtful",
             status = doubt.found,

@@ -274,34 +274,81 @@ async fn left(
     filter: &EventFilter,
     change: Change,
 ) -> Result<Vec<(String, &'static str)>, StoreError> {
+    const AT_ONCE: usize = 100;
     let mut left = Vec::new();
-    for name in &filter.names {
-        let one = |published| EventFilter {
-            names: vec![name.clone()],
-            published,
-            ..filter.clone()
+    for names in filter.names.chunks(AT_ONCE) {
+        let voices = store.named(names, u32::MAX).await?;
+        let rows = voices.iter().map(|voice| voice.voice_id.clone());
+        let all = EventFilter {
+            names: names.iter().cloned().chain(rows).collect(),
+            ..EventFilter::default()
         };
-        let count = async |published| {
-            let filter = with_rows(store, one(published)).await?;
-            store.count_events(&filter).await
-        };
-        if count(filter.published).await? > 0 {
-            continue;
-        }
-        let why = match (change, filter.published) {
-            _ if count(None).await? == 0 => {
-                match store.named(std::slice::from_ref(name), 1).await?.is_empty() {
-                    true => "no event, row or provider id is this",
-                    false => "no event is kept for it; `voice-sync outbox record` records one",
-                }
+        let events = store.events(&all, u32::MAX).await?;
+        for name in names {
+            let named: Vec<_> = voices.iter().filter(|voice| voice.is_named(name)).collect();
+            let is_of_it = |event: &&EventRecord| {
+                is_same_id(&event.event_id.to_string(), name)
+                    || is_same_id(&event.voice_id, name)
+                    || named.iter().any(|voice| voice.voice_id == event.voice_id)
+            };
+            let events: Vec<_> = events.iter().filter(is_of_it).collect();
+            if let Some(why) = why_left(&events, !named.is_empty(), filter, change) {
+                left.push((name.clone(), why));
             }
-            (Change::Resend, _) => "its event is not published yet: the next pass publishes it",
-            (Change::Purge, Some(false)) => "its event is published already, or it is newer",
-            (Change::Purge, _) => "its event is not published yet, or it is newer",
-        };
-        left.push((name.clone(), why));
+        }
     }
     Ok(left)
+}
+
+/// Whether two texts are one UUID, with or without dashes and in any case, or the same text.
+fn is_same_id(one: &str, other: &str) -> bool {
+    let plain = |text: &str| text.replace('-', "").to_ascii_lowercase();
+    one == other || plain(one) == plain(other)
+}
+
+/// Why none of the events of an id can be changed; `None` if one can.
+fn why_left(
+    events: &[&EventRecord],
+    has_row: bool,
+    filter: &EventFilter,
+    change: Change,
+) -> Option<&'static str> {
+    let now = Utc::now();
+    let is_published = |event: &&&EventRecord| event.published_at.is_some();
+    let is_right = |event: &&&EventRecord| Some(is_published(event)) == filter.published;
+    let is_in_time = |event: &&&EventRecord| {
+        let age = (now - event.occurred_at).to_std().unwrap_or_default();
+        filter.since.is_none_or(|since| age <= since) && age >= filter.older_than
+    };
+    let is_free = |event: &&&EventRecord| {
+        is_published(event) || event.leased_until.is_none_or(|until| until <= now)
+    };
+    let right: Vec<_> = events
+        .iter()
+        .copied()
+        .filter(|event| is_right(&event))
+        .collect();
+    Some(match right.is_empty() {
+        true if events.is_empty() && !has_row => "no event, row or provider id is this",
+        true if events.is_empty() => {
+            "no event is kept for it; `voice-sync outbox record` records one"
+        }
+        true => match (change, filter.published) {
+            (Change::Resend, _) => "its event is not published yet: the next pass publishes it",
+            (Change::Purge, Some(false)) => "its event is published already",
+            (Change::Purge, Some(true) | None) => "its event is not published yet",
+        },
+        false => {
+            let in_time: Vec<_> = right.iter().filter(|event| is_in_time(event)).collect();
+            match in_time.iter().any(is_free) {
+                true => return None,
+                false if in_time.is_empty() => {
+                    "the age of its event is not the one that was asked for"
+                }
+                false => "its event is being published at this moment",
+            }
+        }
+    })
 }
 
 pub(super) fn left_as_json(left: &[(String, &'static str)]) -> Vec<Value> {

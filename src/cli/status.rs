@@ -271,9 +271,12 @@ impl Viewer {
             )
             .await;
         let mut survey = survey.map_err(at(&self.url))?;
-        survey.status_doubts = status_doubts(&store, &self.names.statuses)
-            .await
-            .map_err(at(&self.url))?;
+        let doubts = status_doubts(&store, &self.names.statuses).await;
+        survey.status_doubts = doubts.unwrap_or_default();
+        let waiting = survey.backlog.all();
+        survey
+            .status_doubts
+            .retain(|doubt| doubt.needs_attention(waiting));
         let mut status = Status::new(survey, &self.limits);
         status.survey.runs.retain(LedgerEntry::did_something);
         status.survey.runs.truncate(RUNS);

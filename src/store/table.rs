@@ -196,43 +196,41 @@ impl StatusValues {
         })
     }
 
-    /// Configured values that are probably wrong, judged by the statuses in the table and their numbers of rows.
+    /// Configured values that may be wrong, judged by the statuses of some or all rows and their numbers of rows.
     pub fn doubts(&self, statuses: &[(String, u64)]) -> Vec<StatusDoubt> {
-        let is_processing = |(status, _): &&(String, u64)| *status == self.processing;
-        let waiting = statuses
+        let rows_with = |value: &str| {
+            let counted = statuses.iter().find(|(status, _)| status == value);
+            counted.map_or(0, |(_, rows)| *rows)
+        };
+        let keys = [
+            ("processing", &self.processing),
+            ("completed", &self.completed),
+            ("failed", &self.failed),
+        ];
+        let others = statuses
             .iter()
-            .find(is_processing)
-            .map_or(0, |(_, rows)| *rows);
-        let mut doubts = Vec::new();
-        for (status, rows) in statuses {
-            if self.all().contains(&status.as_str()) {
-                continue;
-            }
-            let doubted = [
-                ("processing", &self.processing),
-                ("completed", &self.completed),
-                ("failed", &self.failed),
-            ]
-            .into_iter()
-            .find(|(name, configured)| {
-                let is_similar = match *name {
-                    "processing" => resembles(status, name) || resembles(status, configured),
-                    _ => is_same_word(status, name) || is_same_word(status, configured),
-                };
-                // Rows with a final value say nothing: voice-sync itself may have written it.
-                let is_in_use = *name == "processing" && waiting > 0;
-                is_similar && (!is_in_use || is_same_word(status, configured))
-            });
-            if let Some((name, configured)) = doubted {
-                doubts.push(StatusDoubt {
+            .filter(|(status, _)| !self.all().contains(&status.as_str()));
+        let doubted = others.filter_map(|(status, rows)| {
+            keys.iter().find_map(|(name, configured)| {
+                Some(StatusDoubt {
                     name,
-                    configured: configured.clone(),
+                    configured: (*configured).clone(),
+                    rows_with_configured: rows_with(configured),
                     found: status.clone(),
                     rows: *rows,
-                });
-            }
-        }
-        doubts
+                    likeness: likeness(name, configured, status)?,
+                })
+            })
+        });
+        // If rows have the configured value, another name for the same is no reason to doubt it. voice-sync itself writes
+        // the two final values.
+        doubted
+            .filter(|doubt| match doubt.likeness {
+                Likeness::Case => true,
+                Likeness::Key => doubt.name != "processing" || doubt.rows_with_configured == 0,
+                Likeness::Prefix => doubt.rows_with_configured == 0,
+            })
+            .collect()
     }
 
     /// All three values.
@@ -264,10 +262,62 @@ pub struct StatusDoubt {
     /// The key in `--status-values`.
     pub name: &'static str,
     pub configured: String,
+    /// How many rows have it, of those that were read.
+    rows_with_configured: u64,
     /// The status in the table.
     pub found: String,
-    /// How many rows have it, of those that were read.
+    /// How many rows have that, of those that were read.
     pub rows: u64,
+    likeness: Likeness,
+}
+
+/// How a status is like a configured value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Likeness {
+    /// Only upper and lower case differ.
+    Case,
+    /// It is the key of that value in `--status-values`.
+    Key,
+    /// One is the start of the other, as with the name of an enum member and its value. Only voices in processing.
+    Prefix,
+}
+
+fn likeness(key: &str, configured: &str, status: &str) -> Option<Likeness> {
+    let starts = |one: &str, other: &str| {
+        const LEAST: usize = 4;
+        let (one, other) = (one.to_lowercase(), other.to_lowercase());
+        one.len().min(other.len()) >= LEAST && (one.starts_with(&other) || other.starts_with(&one))
+    };
+    if status.to_lowercase() == configured.to_lowercase() {
+        Some(Likeness::Case)
+    } else if status.to_lowercase() == key {
+        Some(Likeness::Key)
+    } else if key == "processing" && (starts(status, key) || starts(status, configured)) {
+        Some(Likeness::Prefix)
+    } else {
+        None
+    }
+}
+
+impl StatusDoubt {
+    /// Whether a pass logs it: the application may well have a status with a similar name.
+    pub fn is_noteworthy(&self) -> bool {
+        self.likeness != Likeness::Prefix
+    }
+
+    /// Whether the setup is so likely to be wrong that a monitoring system reports it. `waiting` voices are in
+    /// processing.
+    pub fn needs_attention(&self, waiting: u64) -> bool {
+        let is_in_use = match self.name {
+            "processing" => waiting > 0,
+            _ => self.rows_with_configured > 0,
+        };
+        match self.likeness {
+            Likeness::Case => true,
+            Likeness::Key => !is_in_use,
+            Likeness::Prefix => false,
+        }
+    }
 }
 
 impl fmt::Display for StatusDoubt {
@@ -275,8 +325,10 @@ impl fmt::Display for StatusDoubt {
         let Self {
             name,
             configured,
+            rows_with_configured: _,
             found,
             rows,
+            likeness: _,
         } = self;
         let rows = number_of(*rows, "row has", "rows have");
         write!(
@@ -284,17 +336,6 @@ impl fmt::Display for StatusDoubt {
             "{rows} the status {found:?}, which voice-sync ignores: --status-values says {name}={configured}"
         )
     }
-}
-
-/// Whether one value is the start of the other, as with the name of an enum member and its value.
-fn resembles(one: &str, other: &str) -> bool {
-    const LEAST: usize = 4;
-    let (one, other) = (one.to_lowercase(), other.to_lowercase());
-    one.len().min(other.len()) >= LEAST && (one.starts_with(&other) || other.starts_with(&one))
-}
-
-fn is_same_word(one: &str, other: &str) -> bool {
-    one.to_lowercase() == other.to_lowercase()
 }
 
 /// Reads `key=value,…`. A key that is not given has itself as its value.

@@ -93,7 +93,11 @@ impl Pass<'_> {
                 BusPermit::BackingOff(pause) => {
                     let pause_ms = pause.as_millis();
                     let says = format!("it failed recently; the next try is in {pause_ms} ms");
-                    self.bus_fails(progress, says);
+                    // A failure of this pass says more.
+                    if progress.tally().bus_error.is_none() {
+                        self.bus_fails(progress, says);
+                    }
+                    progress.bus_is_down.store(true, Ordering::Relaxed);
                     return Ok(Publication::default());
                 }
             },
@@ -125,15 +129,10 @@ impl Pass<'_> {
 
     fn bus_fails(&self, progress: &Progress, reason: String) {
         progress.bus_is_down.store(true, Ordering::Relaxed);
-        let mut tally = progress.tally();
-        // The first reason is the cause. Afterwards, the bus is only backed off from.
-        if tally.bus_error.is_some() {
-            return;
-        }
         if !self.scope.continuous {
             error!(%reason, "events cannot be published; they stay in the outbox, and the next pass tries again");
         }
-        tally.bus_error = Some(reason);
+        progress.tally().bus_error = Some(reason);
     }
 
     async fn bus_turn(

@@ -833,7 +833,7 @@ async fn reports_event_bus_problems() {
     assert!(
         says(&site, "outbox", "warning")
             .await
-            .starts_with("1 events")
+            .starts_with("1 event waits")
     );
 }
 
