@@ -191,6 +191,7 @@ fn warn_without_events(report: &Report) -> bool {
     let voices = report.counts.finished();
     if voices > 0 {
         warn!(
+            event = "events_not_recorded",
             voices,
             "no event was recorded for these voices, as there is no event bus: set REDIS_URL or REDIS_HOST, or --events none to go without"
         );

@@ -92,7 +92,7 @@ impl Health {
         }
         state.obstacles.insert(part, (since, says.to_owned()));
         drop(state);
-        warn!(%part, reason = says, "the {part} is unavailable; voice-sync keeps trying");
+        warn!(event = "unavailable", %part, reason = says, "the {part} is unavailable; voice-sync keeps trying");
     }
 
     /// Records that a failure is over, and logs it once.
@@ -101,7 +101,7 @@ impl Health {
             return;
         };
         let lasted_s = since.elapsed().as_secs();
-        info!(%part, lasted_s, "the {part} works again");
+        info!(event = "available", %part, lasted_s, "the {part} works again");
     }
 
     pub(super) fn passed(&self, report: &Report) {

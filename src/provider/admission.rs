@@ -212,6 +212,7 @@ impl Traffic {
 
     fn open(&self, state: &mut State, pause: Duration) {
         warn!(
+            event = "circuit_open",
             pause_s = pause.as_secs(),
             "provider unavailable; circuit breaker open for {} s; voices stay in processing",
             pause.as_secs()
@@ -322,7 +323,10 @@ impl Traffic {
         match outcome {
             Outcome::Answered | Outcome::TooMany | Outcome::Busy => {
                 if state.breaker.answered(now.into_std()) {
-                    info!("the provider answers again; circuit breaker closed");
+                    info!(
+                        event = "circuit_closed",
+                        "the provider answers again; circuit breaker closed"
+                    );
                     state.open_until = None;
                     state.breaker_changed = true;
                     self.changed.notify_one();

@@ -248,6 +248,7 @@ impl Pass<'_> {
         {
             match exit_code {
                 Exit::Temporary => warn!(
+                    event = "pass_stopped",
                     exit_code = exit_code.code(),
                     "the pass stopped: {stop_reason}"
                 ),
@@ -259,6 +260,7 @@ impl Pass<'_> {
                 | Exit::Key
                 | Exit::Config => {
                     error!(
+                        event = "pass_stopped",
                         exit_code = exit_code.code(),
                         "the pass stopped: {stop_reason}"
                     );

@@ -130,7 +130,7 @@ impl Pass<'_> {
     fn bus_fails(&self, progress: &Progress, reason: String) {
         progress.bus_is_down.store(true, Ordering::Relaxed);
         if !self.scope.continuous {
-            error!(%reason, "events cannot be published; they stay in the outbox, and the next pass tries again");
+            error!(event = "events_not_published", %reason, "events cannot be published; they stay in the outbox, and the next pass tries again");
         }
         progress.tally().bus_error = Some(reason);
     }

@@ -285,7 +285,7 @@ impl Tally {
     pub(super) fn log_set_aside(&self) {
         for (kind, (voices, example, reason)) in &self.set_aside {
             warn!(
-                kind, voices, %example, reason,
+                event = "voices_set_aside", kind, voices, %example, reason,
                 "voices set aside; after three times they are skipped for a day; `voice-sync inspect` shows the reason"
             );
         }
@@ -301,7 +301,7 @@ impl Tally {
             );
         }
         for (kind, (voices, example)) in &self.errors {
-            warn!(%kind, voices, %example, "voices not checked; they stay in processing and will be retried");
+            warn!(event = "voices_not_checked", %kind, voices, %example, "voices not checked; they stay in processing and will be retried");
         }
         if self.counts.unanswerable > 0 {
             let voices = self.counts.unanswerable;
@@ -316,7 +316,7 @@ impl Tally {
     pub(super) fn log_unanswerable(&self) {
         for (kind, (voices, example)) in &self.unanswerable {
             warn!(
-                %kind, voices, %example,
+                event = "voices_unanswerable", %kind, voices, %example,
                 "voices cannot be looked up, while the provider answers other requests; they stay in processing and are looked up one by one"
             );
         }

@@ -62,6 +62,8 @@ async fn waits_for_an_unavailable_database_at_start_and_later() {
     daemon.wait_until(&app, "completed", 2).await;
     let [began, ended] = turns(&daemon, "database");
     assert_eq!((began.len(), ended.len()), (3, 3), "{}", daemon.log());
+    assert!(began.iter().all(|line| line["event"] == "unavailable"));
+    assert!(ended.iter().all(|line| line["event"] == "available"));
     assert!(ended.iter().all(|line| line["lasted_s"].is_u64()));
     daemon.stop().await;
 }

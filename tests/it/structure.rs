@@ -1,6 +1,6 @@
 //! What `docs/explanation/architecture.md` says of the structure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -59,4 +59,34 @@ fn only_sync_cli_and_doctor_import_both_store_and_provider() {
             "store sees provider"
         );
     }
+}
+
+/// The names of events in the log, in the code and in the documentation.
+#[test]
+fn every_event_of_the_log_is_documented() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut named = BTreeSet::new();
+    for path in files(&root.join("src")) {
+        let source = fs::read_to_string(&path).expect("a source");
+        let events = source.split("event = \"").skip(1);
+        named.extend(events.filter_map(|rest| rest.split('"').next().map(ToOwned::to_owned)));
+        // The two of transitions are chosen by the verdict.
+        let chosen = ["voice_completed", "voice_failed"].into_iter();
+        let chosen = chosen.filter(|name| source.contains(&format!("(\"{name}\"")));
+        named.extend(chosen.map(ToOwned::to_owned));
+    }
+    let page = fs::read_to_string(root.join("docs/reference/configuration.md")).expect("a page");
+    let (_, table) = page
+        .split_once("| event | meaning | fields |")
+        .expect("a table");
+    let rows = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    let first = rows.filter_map(|row| row.split('|').nth(1));
+    let documented: BTreeSet<_> = first
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .map(ToOwned::to_owned)
+        .collect();
+    assert_eq!(named, documented);
 }
