@@ -4,7 +4,8 @@ use clap::Args;
 use serde_json::json;
 use tracing::{debug, info};
 
-use super::{LOGGED, Options, Output, UNKNOWN_ID, at, in_time, open, print};
+use super::left::{self, Left};
+use super::{LOGGED, Options, Output, at, in_time, open, print};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, number_of, printable};
 use crate::core::transition::{Target, Transition};
@@ -48,7 +49,7 @@ fn reason(text: &str) -> Result<String, String> {
 #[derive(Default)]
 struct Outcome {
     failed: Vec<String>,
-    left: Vec<(String, &'static str)>,
+    left: Vec<Left>,
 }
 
 /// The transition of a voice, or the reason why it cannot be made.
@@ -115,11 +116,7 @@ impl Fail {
         outcome: &mut Outcome,
     ) -> Result<(), Failed> {
         let voices = store.named(ids, u32::MAX).await.map_err(at(url))?;
-        let is_unknown = |id: &&String| !voices.iter().any(|voice| voice.is_named(id));
-        let unknown = ids.iter().filter(is_unknown);
-        outcome
-            .left
-            .extend(unknown.map(|id| (id.clone(), UNKNOWN_ID)));
+        outcome.left.extend(left::unknown(ids, &voices));
         let mut transitions = Vec::new();
         for voice in voices {
             match transition(&voice, &self.reason) {
@@ -166,14 +163,9 @@ impl Fail {
     fn text(&self, outcome: &Outcome, run: &CommandRun, output: Output) -> String {
         let Outcome { failed, left } = outcome;
         match output {
-            Output::Json => {
-                let left = left
-                    .iter()
-                    .map(|(row, why)| json!({"id": row, "reason": why}));
-                json!({"run_id": run.run_id, "dry_run": self.dry_run, "failed": failed,
-                       "left": left.collect::<Vec<_>>()})
-                .to_string()
-            }
+            Output::Json => json!({"run_id": run.run_id, "dry_run": self.dry_run, "failed": failed,
+                       "left": left::as_json(left)})
+            .to_string(),
             Output::Text => {
                 let would = if self.dry_run { "would be " } else { "" };
                 let number = number_of(failed.len() as u64, "voice", "voices");

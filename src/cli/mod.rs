@@ -7,6 +7,7 @@ mod doctor;
 mod fail;
 mod failure;
 mod inspect;
+mod left;
 mod list;
 mod manual;
 mod migrate;
@@ -204,7 +205,6 @@ const LOGGED: usize = 20;
 
 /// The hint of an error about an id.
 const FIND_IDS: &str = "`voice-sync list` lists the ids of voices";
-const UNKNOWN_ID: &str = "no row has this as its id or provider id";
 
 /// The error of a command that must end before its work in progress is done.
 const UNFINISHED: &str = "stopped with lookups under way, as time is over; their leases expire, and the next run continues";

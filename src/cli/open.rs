@@ -136,8 +136,8 @@ pub(super) async fn status_doubts(
 
 /// Warns of such values. An error or a slow database is not fatal: a pass does not need this.
 pub(super) async fn warn_of_statuses(store: &Store, statuses: &StatusValues) {
-    const PATIENCE: Duration = Duration::from_secs(5);
-    let doubts = timeout(PATIENCE, status_doubts(store, statuses)).await;
+    const TIME_LIMIT: Duration = Duration::from_secs(5);
+    let doubts = timeout(TIME_LIMIT, status_doubts(store, statuses)).await;
     let doubts = doubts.map(Result::unwrap_or_default).unwrap_or_default();
     for doubt in doubts.iter().filter(|doubt| doubt.is_noteworthy()) {
         warn!(

@@ -5,15 +5,18 @@ use std::time::Duration;
 use anyhow::anyhow;
 use chrono::Utc;
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::json;
 use tracing::info;
 
+use super::left::{self, Left};
 use super::outbox_record::Record;
 use super::{FIND_IDS, Options, Output, at, confirm, in_time, open, print, width};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{ago, in_line, moment, number_of};
 use crate::status::table;
-use crate::store::{Access, CommandRun, EventFilter, EventRecord, PURGE, Store, StoreError};
+use crate::store::{
+    Access, CommandRun, EventFilter, EventRecord, PURGE, Store, StoreError, is_same_id,
+};
 
 /// List the events of transitions, publish them again, or remove them.
 #[derive(Debug, Args)]
@@ -223,7 +226,7 @@ async fn change(
     let (url, names) = (options.database_url()?, options.names()?);
     let opening = open(&url, &names, options.auto_migrate, Access::ReadWrite);
     let store = in_time(&url, opening).await?;
-    let left = left(&store, &filter, change).await.map_err(at(&url))?;
+    let left = ids_left(&store, &filter, change).await.map_err(at(&url))?;
     let filter = with_rows(&store, filter).await.map_err(at(&url))?;
     // Publishing events again needs no confirmation if the user named them.
     let is_named = matches!(change, Change::Resend) && !filter.names.is_empty();
@@ -257,9 +260,9 @@ async fn change(
     };
     print(&match options.output {
         Output::Json => {
-            json!({"run_id": run_id, count: events, "left": left_as_json(&left)}).to_string()
+            json!({"run_id": run_id, count: events, "left": left::as_json(&left)}).to_string()
         }
-        Output::Text => with_left(done, &left),
+        Output::Text => left::with_left(done, &left),
     })?;
     Ok(match left.is_empty() {
         true => Exit::Success,
@@ -269,11 +272,11 @@ async fn change(
 }
 
 /// The named ids without an event that can be changed, each with the reason.
-async fn left(
+async fn ids_left(
     store: &Store,
     filter: &EventFilter,
     change: Change,
-) -> Result<Vec<(String, &'static str)>, StoreError> {
+) -> Result<Vec<Left>, StoreError> {
     const AT_ONCE: usize = 100;
     let mut left = Vec::new();
     for names in filter.names.chunks(AT_ONCE) {
@@ -298,12 +301,6 @@ async fn left(
         }
     }
     Ok(left)
-}
-
-/// Whether two texts are one UUID, with or without dashes and in any case, or the same text.
-fn is_same_id(one: &str, other: &str) -> bool {
-    let plain = |text: &str| text.replace('-', "").to_ascii_lowercase();
-    one == other || plain(one) == plain(other)
 }
 
 /// Why none of the events of an id can be changed; `None` if one can.
@@ -349,20 +346,6 @@ fn why_left(
             }
         }
     })
-}
-
-pub(super) fn left_as_json(left: &[(String, &'static str)]) -> Vec<Value> {
-    let left = left.iter();
-    left.map(|(id, why)| json!({"id": id, "reason": why}))
-        .collect()
-}
-
-/// The result of a command, and a line for each id that was left as it is.
-pub(super) fn with_left(done: String, left: &[(String, &'static str)]) -> String {
-    let left = left
-        .iter()
-        .map(|(id, why)| format!("\n  {} is unchanged: {why}", in_line(id)));
-    done + &left.collect::<String>()
 }
 
 fn question(change: Change, filter: &EventFilter, events: u64) -> String {

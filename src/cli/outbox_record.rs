@@ -7,8 +7,8 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use serde_json::json;
 
-use super::outbox::{left_as_json, with_left};
-use super::{Options, Output, UNKNOWN_ID, at, confirm, in_time, open, print};
+use super::left::{self, Left};
+use super::{Options, Output, at, confirm, in_time, open, print};
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::number_of;
 use crate::core::transition::{Target, Transition};
@@ -109,12 +109,12 @@ impl Record {
         let number = number_of(events, "event", "events");
         print(&match (options.output, self.dry_run) {
             (Output::Json, dry_run) => {
-                json!({"run_id": run.run_id, "dry_run": dry_run, "recorded": events, "left": left_as_json(&left)})
+                json!({"run_id": run.run_id, "dry_run": dry_run, "recorded": events, "left": left::as_json(&left)})
                     .to_string()
             }
-            (Output::Text, true) => with_left(format!("{number} would be recorded"), &left),
+            (Output::Text, true) => left::with_left(format!("{number} would be recorded"), &left),
             (Output::Text, false) => {
-                with_left(format!("{number} recorded, to be published by the next pass"), &left)
+                left::with_left(format!("{number} recorded, to be published by the next pass"), &left)
             }
         })?;
         Ok(match left.is_empty() {
@@ -128,14 +128,12 @@ impl Record {
         &self,
         store: &Store,
         url: &DatabaseUrl,
-        left: &mut Vec<(String, &'static str)>,
+        left: &mut Vec<Left>,
     ) -> Result<Vec<Transition>, Failed> {
         let mut transitions = Vec::new();
         for ids in self.ids.chunks(PAGE as usize) {
             let voices = store.named(ids, u32::MAX).await.map_err(at(url))?;
-            let is_unknown = |id: &&String| !voices.iter().any(|voice| voice.is_named(id));
-            let unknown = ids.iter().filter(is_unknown);
-            left.extend(unknown.map(|id| (id.clone(), UNKNOWN_ID)));
+            left.extend(left::unknown(ids, &voices));
             for voice in voices {
                 match transition(&voice) {
                     Ok(transition) => transitions.push(transition),

@@ -10,7 +10,8 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::{LOGGED, Options, Output, UNKNOWN_ID, at, confirm, in_time, open, print};
+use super::left::{self, Left};
+use super::{LOGGED, Options, Output, at, confirm, in_time, open, print};
 use crate::core::bisect::split;
 use crate::core::exit::{Exit, Failed};
 use crate::core::format::{in_line, number_of};
@@ -87,7 +88,7 @@ struct Outcome {
     released: Vec<String>,
     /// The row and the earlier problem of each of these voices.
     problems: Vec<(String, String)>,
-    left: Vec<(String, &'static str)>,
+    left: Vec<Left>,
     /// The number of failed voices by their earlier reason.
     reasons: BTreeMap<String, u64>,
 }
@@ -169,11 +170,7 @@ impl Retry {
     ) -> Result<(), Failed> {
         for ids in self.ids.chunks(IDS) {
             let voices = store.named(ids, u32::MAX).await.map_err(at(url))?;
-            let is_unknown = |id: &&String| !voices.iter().any(|voice| voice.is_named(id));
-            let unknown = ids.iter().filter(is_unknown);
-            outcome
-                .left
-                .extend(unknown.map(|id| (id.clone(), UNKNOWN_ID)));
+            outcome.left.extend(left::unknown(ids, &voices));
             treat(store, url, does, voices, outcome).await?;
         }
         let filter = match (self.all_failed, self.set_aside) {
@@ -204,11 +201,8 @@ impl Retry {
         let would = if self.dry_run { "would be " } else { "" };
         match output {
             Output::Json => {
-                let left = left
-                    .iter()
-                    .map(|(voice, why)| json!({"id": voice, "reason": why}));
                 json!({"run_id": run_id, "dry_run": self.dry_run, "put_back": put_back, "released": released,
-                       "left": left.collect::<Vec<_>>()})
+                       "left": left::as_json(left)})
                 .to_string()
             }
             Output::Text => {

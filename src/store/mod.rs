@@ -67,7 +67,7 @@ use outage::Outage;
 pub use outage::Suspicion;
 pub use survey::{
     Account, EventFilter, EventRecord, FailingBus, LedgerEntry, Notes, NudgeRecord, Nudging,
-    RowState, Survey, VoiceFilter, VoiceRecord, Wanted,
+    RowState, Survey, VoiceFilter, VoiceRecord, Wanted, is_same_id,
 };
 pub use values::{
     Access, Agenda, Applied, Asked, BusPermit, CommandRun, Hinted, Isolated, LeaseId, LeasedEvents,

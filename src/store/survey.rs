@@ -228,12 +228,16 @@ impl VoiceRecord {
 
     /// Whether a text from a user is its row id or provider id.
     pub fn is_named(&self, name: &str) -> bool {
-        let uuid = Uuid::try_parse(name);
-        let same_uuid = || uuid.is_ok() && uuid == Uuid::try_parse(&self.voice_id);
-        [self.voice_id.as_str(), self.row.as_str()].contains(&name)
+        is_same_id(&self.voice_id, name)
+            || self.row.as_str() == name
             || self.provider_id.as_deref() == Some(name)
-            || same_uuid()
     }
+}
+
+/// Whether two texts are the same, or one UUID in two forms.
+pub fn is_same_id(one: &str, other: &str) -> bool {
+    let uuid = Uuid::try_parse(one);
+    one == other || uuid.is_ok() && uuid == Uuid::try_parse(other)
 }
 
 /// The meaning of a status.
